@@ -1,0 +1,1 @@
+"""The client side. Imports only agent.wire and agent.errors."""

@@ -1,0 +1,1 @@
+"""The one long-lived process: it decides, forks, kills and answers, and never blocks."""
