@@ -92,3 +92,11 @@ def failed(error: OSError, doing: str) -> Fault:
     """Return the fault FAILED for what the operating system refused while `doing` (verb and path)."""
     name = errno.errorcode.get(error.errno or 0, "errno 0")
     return Fault(Code.FAILED, f"{doing}: {error.strerror} ({name})")
+
+
+def from_number(code: int, text: str) -> Fault:
+    """Return the fault of that number; a number that is none is a defect of who sent it, INTERNAL."""
+    try:
+        return Fault(Code(code), text)
+    except ValueError:
+        return Fault(Code.INTERNAL, text)

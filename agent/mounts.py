@@ -1,9 +1,99 @@
-"""mountinfo and sysfs text to the plan of a freeze. Pure: opens no mount point, asks no device."""
+"""mountinfo and sysfs text to the plan of a freeze. Pure: opens no mount point, asks no device.
+
+What may not go wrong here is the order: a file system that is frozen while another one that lies on it is not yet
+deadlocks the machine. So "lies on" is followed through everything that can carry writes down (loop devices, dm, md,
+partitions, btrfs members, xfs logs, overlays), also through file systems that are not frozen themselves.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple, TypeVar
+
+from .errors import Code, Fault
+from .states import Reason
+
+NETWORK_TYPES = frozenset(
+    [
+        "9p",
+        "acfs",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "coda",
+        "davfs",
+        "gfarm",
+        "glusterfs",
+        "gpfs",
+        "lustre",
+        "ncp",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "orangefs",
+        "panfs",
+        "prl_fs",
+        "pvfs2",
+        "smb2",
+        "smb3",
+        "smbfs",
+        "virtiofs",
+        "vboxsf",
+        "vmhgfs",
+    ]
+)
+
+DELETED = " (deleted)"  # what the kernel appends to the path of a file that has no name any more
+
+
+class MountInfo(NamedTuple):
+    """One line of mountinfo; the texts are unescaped, only `super_options` is as the kernel wrote it."""
+
+    mount_id: int
+    parent_id: int
+    device: str
+    root: str
+    mountpoint: str
+    fstype: str
+    source: str
+    super_options: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDevice:
+    """One block device as sysfs tells.
+
+    `name` is its name in /sys/class/block and `number` its major:minor. `mapper` is its name below /dev/mapper, `disk`
+    the disk that it is a partition of, `backing_file` the text of loop/backing_file, `slaves` the devices that dm or md
+    made it of, `pool` the members, itself among them, of the mounted btrfs that it belongs to.
+    """
+
+    name: str
+    number: str
+    mapper: str = ""
+    disk: str = ""
+    backing_file: str = ""
+    slaves: tuple[str, ...] = ()
+    pool: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What to freeze: the globs of the daemon and those of the request.
+
+    An empty include is "all". A file system is planned if both includes match one of its mount points and no exclude
+    does. `literal` is the list of the QEMU protocol: mount points, no globs, and the unknown ones are ignored.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    request_include: tuple[str, ...] = ()
+    request_exclude: tuple[str, ...] = ()
+    literal: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +136,331 @@ class Plan:
 
     def dump(self) -> dict[str, Any]:
         """Return the plan as dicts and lists, for the report pipe, the journal and va.fsplan."""
-        return {"mounts": [asdict(m) for m in self.mounts], "left_out": [asdict(m) for m in self.left_out]}
+        return {"mounts": [_dump(m) for m in self.mounts], "left_out": [_dump(m) for m in self.left_out]}
 
     @classmethod
     def load(cls, data: dict[str, Any]) -> Plan:
-        """Return the plan that `dump` gave; raise ValueError if the shape is another."""
-        raise NotImplementedError
+        """Return the plan that `dump` gave; raise ValueError that says what is wrong if it is none."""
+        if not isinstance(data, dict) or data.keys() != {"mounts", "left_out"}:
+            raise ValueError("a plan is a dict of mounts and left_out")
+        if not all(isinstance(records, list) for records in data.values()):
+            raise ValueError("mounts and left_out are lists")
+        plan = cls(
+            tuple(_load(Mount, record, f"mounts[{i}]") for i, record in enumerate(data["mounts"])),
+            tuple(_load(LeftOut, record, f"left_out[{i}]") for i, record in enumerate(data["left_out"])),
+        )
+        _check(plan)
+        return plan
+
+
+def parse_mountinfo(text: str) -> list[MountInfo]:
+    """Return the mounts of a mountinfo text (decoded as UTF-8 with surrogateescape).
+
+    Raises ValueError, which names the line, if one is malformed.
+    """
+    mounts = []
+    # No splitlines: of what Python takes for the end of a line, the kernel escapes only the newline.
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
+        try:
+            mount, _, file_system = line.partition(" - ")
+            mount_id, parent_id, device, root, mountpoint, _ = mount.split(" ", 5)
+            fstype, source, options = file_system.split(" ", 2)
+            major, minor = device.split(":")
+            if not (major + minor + mount_id + parent_id).isdecimal() or not mountpoint.startswith("/"):
+                raise ValueError
+            if "\\" in line:
+                root, mountpoint, fstype, source = map(_unescape, (root, mountpoint, fstype, source))
+            device = f"{int(major)}:{int(minor)}"
+            mounts.append(MountInfo(int(mount_id), int(parent_id), device, root, mountpoint, fstype, source, options))
+        except ValueError:
+            raise ValueError(f"mountinfo line {number} is malformed: {line[:200]!r}") from None
+    return mounts
+
+
+def parse_filesystems(text: str) -> frozenset[str]:
+    """Return the types in a text of /proc/filesystems that are not nodev."""
+    return frozenset(line.strip() for line in text.split("\n") if line.strip() and not line.startswith("nodev"))
+
+
+def named_below(mount: MountInfo) -> list[str]:
+    """Return the devices, files and folders that a file system itself says it lies on, besides its device number."""
+    paths = []
+    if mount.device.startswith("0:"):  # btrfs, overlay, ecryptfs, fuse: an anonymous number names no device
+        paths.append(mount.source)
+        if mount.source.startswith("/dev/") and ":" in mount.source:  # so bcachefs joins its devices
+            paths += mount.source.split(":")
+    if "dev=" in mount.super_options or "upperdir=" in mount.super_options:
+        for option in mount.super_options.split(","):
+            key, _, value = option.partition("=")
+            if key in ("logdev", "rtdev", "upperdir"):
+                paths.append(_unescape(value))
+    return [path for path in paths if path.startswith("/")]
+
+
+def build_plan(
+    mountinfo: Sequence[MountInfo], block_types: frozenset[str], devices: Iterable[BlockDevice], rules: Rules
+) -> Plan:
+    """Return what to freeze in which order, and what is left out and why.
+
+    Raises Fault: PARAMS if a glob is malformed or one of the request's include matches nothing that is planned,
+    FREEZE_FAILED if file systems that are planned lie on each other in a circle.
+    """
+    found = _superblocks(mountinfo)
+    reasons = _reasons(found, block_types, rules)
+    edges, disks = _lies_on(mountinfo, found, devices)
+    planned = {i for i, reason in enumerate(reasons) if reason is None}
+    hosts = {i: _reachable(edges, i) & planned - {i} for i in planned}
+    for i in planned:
+        if circle := [j for j in hosts[i] if i in hosts[j]]:
+            names = ", ".join(found[j].points[0] for j in sorted([i, *circle]))
+            raise Fault(
+                Code.FREEZE_FAILED,
+                f"no order of freezing: {names} lie on each other in a circle; exclude one of them; nothing was frozen",
+            )
+
+    level = dict.fromkeys(planned, 0)
+    # What lies on another one has that one and all its hosts: so from the most hosts to the fewest is inside out.
+    for i in sorted(planned, key=lambda i: -len(hosts[i])):
+        for host in hosts[i]:
+            level[host] = max(level[host], level[i] + 1)
+    order = sorted(planned, key=lambda i: (level[i], -i))
+    place = {i: index for index, i in enumerate(order)}
+
+    def mount(i: int) -> Mount:
+        info, (mountpoint, *aliases) = found[i]
+        below = tuple(sorted(place[host] for host in hosts[i]))
+        return Mount(mountpoint, tuple(aliases), info.device, info.fstype, info.source, level[i], below, disks[i])
+
+    left_out = [
+        LeftOut(points[0], points[1:], info.device, info.fstype, reason.value)
+        for (info, points), reason in zip(found, reasons, strict=True)
+        if reason is not None
+    ]
+    return Plan(tuple(map(mount, order)), tuple(left_out))
+
+
+class _Superblock(NamedTuple):
+    """A file system: its primary mount and all its mount points, that of the primary first."""
+
+    info: MountInfo
+    points: tuple[str, ...]
+
+
+def _superblocks(mountinfo: Sequence[MountInfo]) -> list[_Superblock]:
+    """Return the file systems in the order of their first mounts."""
+    mounts: dict[str, list[MountInfo]] = {}
+    for mount in mountinfo:
+        mounts.setdefault(mount.device, []).append(mount)
+    leads_to = _path_walk(mountinfo)
+    found = []
+    for same in mounts.values():
+        # A path that leads elsewhere is of no use; a mount of the whole file system is known to be a folder.
+        primary = min(same, key=lambda m: (leads_to(m.mountpoint) != m.mount_id, m.root != "/"))
+        points = dict.fromkeys((primary.mountpoint, *(m.mountpoint for m in same)))
+        found.append(_Superblock(primary, tuple(points)))
+    return found
+
+
+def _path_walk(mountinfo: Sequence[MountInfo]) -> Callable[[str], int]:
+    """Return the function that gives the id of the mount to which a mount point's path leads.
+
+    It walks as the kernel does, from the root through what is mounted on what. The order in mountinfo does not tell
+    what covers what: the root is often mounted after /proc and /dev, which were moved there.
+    """
+    outside = -1
+    ids = {m.mount_id for m in mountinfo}
+    on = {}
+    for m in mountinfo:
+        inside = m.parent_id in ids and m.parent_id != m.mount_id  # the very first root is its own parent
+        on[m.parent_id if inside else outside, m.mountpoint] = m.mount_id
+
+    def leads_to(path: str) -> int:
+        here, seen = outside, {outside}
+        for step in reversed([path, *_parents(path)]):
+            while (top := on.get((here, step))) is not None and top not in seen:
+                here = top
+                seen.add(top)
+        return here
+
+    return leads_to
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path != "/":
+        path = path.rpartition("/")[0] or "/"
+        yield path
+
+
+def _reasons(found: Sequence[_Superblock], block_types: frozenset[str], rules: Rules) -> list[Reason | None]:
+    """Return why each file system is left out, None for those that are planned.
+
+    What a file system is comes before what was asked for, and an exclude before an include: the reason given is the
+    first that applies in the order of `states.Reason`.
+    """
+    include, exclude = _globs(rules.include), _globs(rules.exclude + rules.request_exclude)
+    wanted = _globs(rules.request_include)
+    literal = None if rules.literal is None else frozenset(rules.literal)
+
+    def reason(superblock: _Superblock) -> Reason | None:
+        info, points = superblock
+        if info.fstype in NETWORK_TYPES or re.match(r"fuse(\.|blk|$)", info.fstype):
+            return Reason.NETWORK
+        if info.fstype not in block_types or info.fstype == "autofs":
+            return Reason.PSEUDO
+        if "ro" in info.super_options.split(","):
+            return Reason.READ_ONLY
+        if _any(exclude, points):
+            return Reason.EXCLUDED
+        if any(globs and not _any(globs, points) for globs in (include, wanted)):
+            return Reason.NOT_INCLUDED
+        if literal is not None and literal.isdisjoint(points):
+            return Reason.NOT_INCLUDED
+        return None
+
+    reasons = [reason(superblock) for superblock in found]
+    for glob, matches in wanted.items():
+        matched = [(s.points[0], r) for s, r in zip(found, reasons, strict=True) if any(map(matches, s.points))]
+        left_out = [f"{mountpoint} ({r.value})" for mountpoint, r in matched if r is not None]
+        if len(left_out) == len(matched):
+            why = f"matches only what is left out: {', '.join(left_out[:5])}" if left_out else "matches no file system"
+            raise Fault(Code.PARAMS, f"include glob {glob!r} {why}; nothing was frozen")
+    return reasons
+
+
+_Globs = Mapping[str, Callable[[str], Any]]
+
+
+def _globs(globs: Iterable[str]) -> _Globs:
+    # Compiled here, since fnmatch forgets its patterns after 256.
+    try:
+        return {glob: re.compile(fnmatch.translate(glob)).match for glob in globs}
+    except re.error as error:
+        raise Fault(Code.PARAMS, f"malformed glob {error.pattern!r}: {error}; nothing was frozen") from None
+
+
+def _any(globs: _Globs, points: Iterable[str]) -> bool:
+    return any(matches(point) for point in points for matches in globs.values())
+
+
+def _lies_on(
+    mountinfo: Sequence[MountInfo], found: Sequence[_Superblock], devices: Iterable[BlockDevice]
+) -> tuple[list[set[int]], list[tuple[str, ...]]]:
+    """Return for each file system those (by index) that it lies on directly, and its disks."""
+    devices = list(devices)
+    by_name = {d.name: d for d in devices}
+    by_number = {d.number: d for d in devices}
+    by_path = {"/dev/" + d.name.replace("!", "/"): d for d in devices}
+    by_path |= {"/dev/mapper/" + d.mapper: d for d in devices if d.mapper}
+    claimed = {name for s in found if s.info.source in by_path for name in by_path[s.info.source].pool}
+    unclaimed = [d for d in devices if d.pool and d.name not in claimed]
+    index = {s.info.device: i for i, s in enumerate(found)}
+    at: dict[str, list[int]] = {}
+    for mount in mountinfo:
+        at.setdefault(mount.mountpoint, []).append(index[mount.device])
+
+    def device(path: str) -> BlockDevice | None:
+        return by_path.get(path) or by_path.get(path.removesuffix(DELETED))
+
+    def holder(path: str, guest: int) -> int | None:
+        if path not in at:
+            path = path.removesuffix(DELETED)
+        for folder in (path, *_parents(path)):
+            for i in reversed(at.get(folder, ())):
+                if i != guest:  # it may be mounted over the folder that holds its own image
+                    return i
+        return None
+
+    edges, disks = [], []
+    for guest, (info, _) in enumerate(found):
+        named = named_below(info)
+        members = [d for d in (by_number.get(info.device), *map(device, named)) if d]
+        if info.fstype == "btrfs" and not members:
+            # Its source is a name that sysfs does not know (/dev/root, a link): an edge too many is better than none.
+            members = unclaimed
+        names = dict.fromkeys(name for d in members for name in (d.name, *d.pool))
+        members = [by_name[name] for name in names if name in by_name]
+        disks.append(tuple(dict.fromkeys((d.disk or d.name).replace("!", "/") for d in members)))
+
+        files = [path for path in named if not path.startswith("/dev/")]
+        seen: set[str] = set()
+        pending = [d.name for d in members]
+        while pending:
+            name = pending.pop()
+            if name in seen or name not in by_name:
+                continue
+            seen.add(name)
+            upper = by_name[name]
+            pending += [upper.disk, *upper.slaves]
+            if lower := device(upper.backing_file):
+                pending.append(lower.name)
+            elif upper.backing_file:
+                files.append(upper.backing_file)
+        edges.append({i for path in files if (i := holder(path, guest)) is not None})
+    return edges, disks
+
+
+def _reachable(edges: Sequence[set[int]], start: int) -> set[int]:
+    reached: set[int] = set()
+    pending = [start]
+    while pending:
+        new = edges[pending.pop()] - reached
+        reached |= new
+        pending += new
+    return reached
+
+
+def _unescape(text: str) -> str:
+    """Return the text with its octal escapes (\\040) as the bytes they stand for."""
+    if "\\" not in text:
+        return text
+    raw = re.sub(rb"\\([0-3][0-7]{2})", lambda m: bytes([int(m[1], 8)]), text.encode("utf-8", "surrogateescape"))
+    return raw.decode("utf-8", "surrogateescape")
+
+
+_T = TypeVar("_T", Mount, LeftOut)
+
+_SHAPES: Mapping[str, Callable[[Any], bool]] = {
+    "str": lambda v: isinstance(v, str),
+    "int": lambda v: type(v) is int,
+    "tuple[str, ...]": lambda v: isinstance(v, list | tuple) and all(isinstance(e, str) for e in v),
+    "tuple[int, ...]": lambda v: isinstance(v, list | tuple) and all(type(e) is int for e in v),
+}
+
+
+def _dump(record: Mount | LeftOut) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(record).items()}
+
+
+def _load(kind: type[_T], data: object, where: str) -> _T:
+    shapes = {f.name: str(f.type) for f in fields(kind)}
+    if not isinstance(data, dict) or data.keys() != shapes.keys():
+        raise ValueError(f"{where} is not a dict of {', '.join(shapes)}")
+    for name, value in data.items():
+        if not _SHAPES[shapes[name]](value):
+            raise ValueError(f"{where}.{name} is {value!r:.100}, expected {shapes[name]}")
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+    return kind(**values)
+
+
+def _check(plan: Plan) -> None:
+    """Raise ValueError if the records of a plan contradict each other or name what is no path, device or reason."""
+    records: list[Mount | LeftOut] = [*plan.mounts, *plan.left_out]
+    for record in records:
+        for point in (record.mountpoint, *record.aliases):
+            if not point.startswith("/") or "\0" in point:
+                raise ValueError(f"mount point {point!r:.100} is no absolute path")
+        if not re.fullmatch(r"[0-9]+:[0-9]+", record.device):
+            raise ValueError(f"{record.mountpoint}: device {record.device!r:.100} is not major:minor")
+    if len({record.device for record in records}) < len(records):
+        raise ValueError("two file systems have the same device")
+    for left_out in plan.left_out:
+        if left_out.reason not in [reason.value for reason in Reason]:
+            raise ValueError(f"{left_out.mountpoint}: unknown reason {left_out.reason!r:.100}")
+    level = 0
+    for mount in plan.mounts:
+        if not level <= mount.level <= level + 1 or (mount is plan.mounts[0] and mount.level):
+            raise ValueError(f"{mount.mountpoint}: level {mount.level} after level {level}")
+        level = mount.level
+        for host in mount.hosts:
+            if not 0 <= host < len(plan.mounts) or plan.mounts[host].level <= level:
+                raise ValueError(f"{mount.mountpoint}: host {host} is not a file system of a higher level")

@@ -87,10 +87,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Thawing:
-    """The freeze worker begins to thaw what it froze; `reason` is empty if it was told to."""
+    """The freeze worker begins to thaw what it froze, at that CLOCK_MONOTONIC second; no `reason` if it was told to."""
 
-    shape: ClassVar[Shape] = (str,)
+    shape: ClassVar[Shape] = (str, _NUMBER)
     reason: str
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def encode(message: Report | Control) -> list[bytes]:
     Text travels as UTF-8 with lone surrogates kept, so that a path is the bytes that the kernel gave.
     Raises ValueError if the message is longer than MESSAGE_MAX or has a value that msgpack cannot carry.
     """
-    fields = [getattr(message, name) for name in message.__dataclass_fields__]
+    fields = [getattr(message, name) for name in message.__match_args__]
     packed: bytes = msgpack.packb([type(message).__name__, *fields], unicode_errors="surrogateescape")
     if len(packed) <= PIPE_BUF:
         return [packed]

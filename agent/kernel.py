@@ -1,0 +1,57 @@
+"""The only place that issues FIFREEZE, FITHAW, syncfs, mlockall and prctl.
+
+Each may block in D state for as long as a disk is stuck, so the supervisor calls none of them but mlockall, at start.
+fcntl.ioctl and ctypes release the interpreter lock: the threads of one worker freeze in parallel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+
+# linux/fs.h: _IOWR('X', 119, int) and _IOWR('X', 120, int)
+_FIFREEZE = 0xC0045877
+_FITHAW = 0xC0045878
+# linux/prctl.h, sys/mman.h
+_PR_SET_PDEATHSIG = 1
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def freeze(fd: int) -> None:
+    """Freeze the file system that `fd` is open on.
+
+    Raises OSError: EBUSY if it is frozen already, EOPNOTSUPP if its type cannot freeze, EIO if the disk refused.
+    """
+    fcntl.ioctl(fd, _FIFREEZE, 0)
+
+
+def thaw(fd: int) -> None:
+    """Thaw the file system that `fd` is open on; raises OSError, EINVAL if it is not frozen."""
+    fcntl.ioctl(fd, _FITHAW, 0)
+
+
+def syncfs(fd: int) -> None:
+    """Write what is dirty on the file system that `fd` is open on (syncfs(2)); raises OSError."""
+    _check(_libc.syncfs(fd))
+
+
+def die_with_parent(signal: int) -> None:
+    """Have the kernel send `signal` to this process when the thread that forked it ends (PR_SET_PDEATHSIG)."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0))
+
+
+def lock_memory() -> None:
+    """Keep this process in memory as its pages are touched, so that it never waits for a swap file or a frozen disk.
+
+    Raises OSError: EPERM or ENOMEM where RLIMIT_MEMLOCK forbids it.
+    """
+    _check(_libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT))
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

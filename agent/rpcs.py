@@ -1,0 +1,261 @@
+"""The table of RPCs: one row tells all about one. Rows never change; `refusal` is the one predicate of admission."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import Code, Fault
+from .handlers import files, freezing, machine, self_description
+from .params import Kind, Param
+from .states import FreezeState
+
+
+class Runs(enum.Enum):
+    """Where the handler runs."""
+
+    INLINE = "inline"
+    WORKER = "worker"
+
+
+class Disk(enum.Enum):
+    """What the RPC does to file systems; while not thawed only NONE and READ are admitted."""
+
+    NONE = "none"
+    READ = "read"
+    WRITE = "write"
+    FREEZES = "freezes"
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc:
+    """One RPC.
+
+    `handler` is called as handler(agent, call, args) inline, or as handler(worker, args) in a worker. `limit` is how
+    long the worker may run, in seconds; None: the phases of the freeze transaction have their own. `compensation`
+    names the row that undoes what a dead or killed worker may have left. A row that `thaws_first` is admitted in any
+    state and starts once the file systems are thawed, or cannot be. A row that is not `public` is the agent's own.
+    """
+
+    name: str
+    handler: Callable[..., Any]
+    runs: Runs
+    disk: Disk
+    doc: str
+    returns: str
+    params: tuple[Param, ...] = ()
+    limit: float | None = None
+    compensation: str | None = None
+    essential: bool = False
+    thaws_first: bool = False
+    public: bool = True
+
+
+_I, _W = Runs.INLINE, Runs.WORKER
+
+
+def _struct(*fields: Param) -> tuple[Param, ...]:
+    return (Param("options", Kind.STRUCT, "optional members:", required=False, fields=fields),)
+
+
+_SELECT = (
+    Param("include", Kind.GLOBS, "freeze only file systems with a mount point that matches", required=False),
+    Param("exclude", Kind.GLOBS, "leave out file systems with a mount point that matches", required=False),
+    Param("strict", Kind.BOOLEAN, "a file system that cannot be frozen is an error", required=False),
+)
+_WAIT = Param("wait", Kind.SECONDS, "how long the call waits; then fault IN_PROGRESS, the job goes on", required=False)
+_FREEZE = (
+    *_SELECT,
+    _WAIT,
+    Param("sync_limit", Kind.SECONDS, "limit of the sync phase", required=False),
+    Param("freeze_limit", Kind.SECONDS, "limit of the freeze phase", required=False),
+    Param("hold_limit", Kind.SECONDS, "limit of the hold", required=False),
+)
+
+_ROWS = (
+    Rpc(
+        "va.ping",
+        self_description.dummy,
+        _I,
+        Disk.NONE,
+        "Answer, to show that the agent lives.",
+        'the string "dummy"',
+        essential=True,
+    ),
+    Rpc(
+        "va.hello",
+        self_description.dummy,
+        _I,
+        Disk.NONE,
+        "Greet the agent (2011 protocol).",
+        'the string "dummy"',
+    ),
+    Rpc(
+        "va.capabilities",
+        self_description.capabilities,
+        _I,
+        Disk.NONE,
+        "Tell version and methods.",
+        "struct {version, methods: array of names}",
+        essential=True,
+    ),
+    Rpc(
+        "va.getfile",
+        files.getfile,
+        _W,
+        Disk.READ,
+        "Read a file of at most 16 MiB.",
+        "base64, the contents",
+        params=(Param("path", Kind.STRING, "absolute path"),),
+        limit=30,
+    ),
+    Rpc(
+        "va.getdmesg",
+        machine.getdmesg,
+        _W,
+        Disk.NONE,
+        "Read the kernel's log.",
+        "string, the last 16 KiB",
+        limit=10,
+    ),
+    Rpc(
+        "va.shutdown",
+        machine.shutdown,
+        _W,
+        Disk.WRITE,
+        "Shut the guest down; thaws first.",
+        'the string "dummy"',
+        params=(Param("mode", Kind.STRING, "what to do", choices=("halt", "powerdown", "reboot")),),
+        limit=30,
+        thaws_first=True,
+    ),
+    Rpc(
+        "va.fsfreeze",
+        freezing.fsfreeze,
+        _W,
+        Disk.FREEZES,
+        "Sync and freeze the file systems, and hold them until va.fsthaw or the hold limit.",
+        "number of file systems frozen",
+        params=_struct(*_FREEZE),
+        compensation="thaw",
+    ),
+    Rpc(
+        "va.fsthaw",
+        freezing.fsthaw,
+        _I,
+        Disk.NONE,
+        "Thaw, cancel a freeze in progress, or try again in state ERROR; tells once if the freeze was broken.",
+        "number of file systems thawed",
+        params=_struct(_WAIT),
+        essential=True,
+    ),
+    Rpc(
+        "va.fsstatus",
+        freezing.fsstatus,
+        _I,
+        Disk.NONE,
+        "Tell the freeze state; with a struct the whole status record, with `since` once it is newer than that.",
+        "the state's number; with a struct the status record",
+        params=_struct(
+            Param("since", Kind.INTEGER, "answer as soon as `seq` is another than this", required=False),
+            Param("wait", Kind.SECONDS, "at the latest after this many seconds (default 30)", required=False),
+        ),
+        essential=True,
+    ),
+    Rpc(
+        "va.fshold",
+        freezing.fshold,
+        _I,
+        Disk.NONE,
+        "Extend the hold to that many seconds from now, bounded by hold-limit-max.",
+        "seconds left",
+        params=(Param("seconds", Kind.SECONDS, "from now"),),
+    ),
+    Rpc(
+        "va.fsplan",
+        freezing.fsplan,
+        _W,
+        Disk.READ,
+        "Tell what va.fsfreeze would do, freezing nothing.",
+        "struct {mounts: array, left_out: array with reasons}",
+        params=_struct(*_FREEZE),
+        limit=5,
+    ),
+    Rpc(
+        "system.listMethods",
+        self_description.list_methods,
+        _I,
+        Disk.NONE,
+        "List the methods.",
+        "array of names",
+    ),
+    Rpc(
+        "system.methodHelp",
+        self_description.method_help,
+        _I,
+        Disk.NONE,
+        "Describe a method.",
+        "string",
+        params=(Param("method", Kind.STRING, "name"),),
+    ),
+    Rpc(
+        "thaw",
+        freezing.thaw,
+        _W,
+        Disk.NONE,
+        "Thaw what a dead or killed freeze worker may have left frozen.",
+        "number of file systems proved thawed",
+        public=False,
+    ),
+)
+
+
+def table(rows: tuple[Rpc, ...]) -> Mapping[str, Rpc]:
+    """Return the rows by name; raise ValueError if a row could leave something undone.
+
+    Every compensation exists, runs in a worker, writes no disk, and has none of its own; what freezes has one.
+    """
+    by_name = {row.name: row for row in rows}
+    if len(by_name) != len(rows):
+        raise ValueError("an RPC name stands twice")
+    for row in rows:
+        if row.disk is Disk.FREEZES and row.compensation is None:
+            raise ValueError(f"{row.name} freezes and has no compensation")
+        if row.runs is Runs.INLINE and (row.disk in (Disk.WRITE, Disk.FREEZES) or row.compensation or row.limit):
+            raise ValueError(f"{row.name} runs inline and does what only a worker may")
+        if row.compensation is None:
+            continue
+        undo = by_name.get(row.compensation)
+        if undo is None:
+            raise ValueError(f"{row.name}: compensation {row.compensation} does not exist")
+        if undo.runs is not Runs.WORKER or undo.disk in (Disk.WRITE, Disk.FREEZES) or undo.compensation:
+            raise ValueError(f"{row.name}: compensation {undo.name} is inline, writes a disk or needs one itself")
+    return by_name
+
+
+RPCS = table(_ROWS)
+
+
+def public(name: str) -> Rpc:
+    """Return the row that a host may call by this name; raise Fault METHOD."""
+    row = RPCS.get(name)
+    if row is None or not row.public:
+        raise Fault(Code.METHOD, f"no method {name[:80]!r}; call system.listMethods")
+    return row
+
+
+def refusal(row: Rpc, state: FreezeState, *, blocked: bool, audit_full: bool, stopping: bool) -> Fault | None:
+    """Return why a request for `row` is not admitted in the present state, or None if it is."""
+    if blocked:
+        return Fault(Code.BLOCKED, f"{row.name} is blocked by the agent's configuration")
+    if audit_full and not row.essential:
+        return Fault(Code.AUDIT_FULL, f"{row.name} is refused: the ring of audit records is full until the thaw")
+    if stopping and row.runs is Runs.WORKER:
+        return Fault(Code.WRONG_STATE, f"{row.name} is refused: the agent is stopping")
+    if state is FreezeState.THAWED or row.thaws_first or row.disk in (Disk.NONE, Disk.READ):
+        return None
+    if row.disk is Disk.FREEZES:
+        return Fault(Code.WRONG_STATE, f"{row.name} needs state THAWED, the state is {state.name}")
+    return Fault(Code.REFUSED_WHILE_FROZEN, f"{row.name} writes to a disk, the state is {state.name}: thaw first")

@@ -1,0 +1,460 @@
+"""HTTP/1.1 with XML-RPC, the server's side of one message: bytes to Request, value or Fault to bytes.
+
+HTTP is h11's, one connection object a message, so that a newer request is read while an older one is unanswered. XML
+is pyexpat's; a document with a DTD is refused where the DTD begins, and without one there is no entity to declare, to
+expand or to fetch. Neither xmlrpc.client nor defusedxml.xmlrpc is imported: they bring in http.client, ssl and pydoc,
+which is 7 and 9 MiB of a daemon that may have 20; and their reader takes almost any element for a parameter.
+
+What is a whole POST gets HTTP 200, with the result or a fault, and the connection goes on. Any other status means that
+the bytes are no such message; every status but 405 ends the connection.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from xml.parsers import expat
+
+import h11
+
+from ..errors import Code, Fault
+from .messages import Limits, Refused, Request
+
+TAG_HEADER = "X-Virtagent-Client-Tag"
+TAG_MAX = 256
+METHOD_NAME_MAX = 256
+DISCARD_MAX = 64 << 20
+"""A body over the limit but not over this is read and thrown away, so that the connection can go on."""
+
+_REASON = {
+    200: "OK",
+    400: "Bad Request",
+    405: "Method Not Allowed",
+    413: "Content Too Large",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+}
+_CONTENT_TYPES = ("", "text/xml", "application/xml")
+
+
+class Message:
+    """One HTTP request and its response (`stream.Message` says what is asked of it)."""
+
+    def __init__(self, token: int, limits: Limits, write: Callable[[bytes], None]) -> None:
+        self.tag: str | None = None
+        self.last = False
+        self._token = token
+        self._limits = limits
+        self._write = write
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.header - 1)
+        self._body = bytearray()
+        self._body_size = 0
+        self._status = 200
+        self._refusal: Fault | None = None
+
+    def read(self, source: bytearray) -> Request | Refused | None:
+        """Take the message's bytes off the front of `source`; None means that all was taken and more is needed."""
+        try:
+            while source:
+                if self._feed(source):
+                    return self._whole()
+        except h11.RemoteProtocolError as error:
+            self._status = error.error_status_hint
+            return self.break_off(self._protocol_fault(error))
+        return None
+
+    def break_off(self, fault: Fault) -> Refused:
+        """Answer the half message with `fault`; it is the last."""
+        self.last = True
+        if self._status == 200:
+            self._status = 400
+        return self._refuse(fault)
+
+    def reply(self, value: Any) -> None:
+        """Send `value`, or fault INTERNAL if XML-RPC has no form for it."""
+        try:
+            body = marshal_reply(value)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            body = marshal_fault(Fault(Code.INTERNAL, f"the reply cannot be sent as XML-RPC: {error}"))
+        self._send(body)
+
+    def fault(self, fault: Fault) -> None:
+        """Send `fault`."""
+        self._send(marshal_fault(fault))
+
+    def _feed(self, source: bytearray) -> bool:
+        """Hand h11 the next few bytes of `source`; return whether the message is whole."""
+        # Never more at once than the limit leaves, or what is over it would be refused or not as the bytes were cut.
+        piece = bytes(source[: self._limits.header - len(self._http.trailing_data[0])])
+        self._http.receive_data(piece)
+        while (event := self._http.next_event()) is not h11.NEED_DATA:
+            match event:
+                case h11.Request():
+                    self._head(event)
+                case h11.Data():
+                    self._take(event.data)
+                case h11.EndOfMessage():
+                    del source[: len(piece) - len(self._http.trailing_data[0])]
+                    return True
+                case _:
+                    raise AssertionError(event)
+        del source[: len(piece)]
+        return False
+
+    def _head(self, head: h11.Request) -> None:
+        headers = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
+        self.tag = headers.get(TAG_HEADER.lower()) or None
+        content_type = headers.get("content-type", "")
+        encoding = headers.get("content-encoding", "identity")
+        if head.method != b"POST":
+            self._status = 405
+            self._refusal = Fault(Code.REQUEST, f"HTTP {head.method.decode('ascii')}: XML-RPC is POST")
+        elif len(self.tag or "") > TAG_MAX:
+            self._refusal = Fault(Code.REQUEST, f"{TAG_HEADER} is longer than {TAG_MAX} bytes")
+        elif content_type.partition(";")[0].strip().lower() not in _CONTENT_TYPES:
+            self._refusal = Fault(Code.REQUEST, f"Content-Type {_excerpt(content_type)}: XML-RPC is text/xml")
+        elif encoding.lower() != "identity":
+            self._refusal = Fault(Code.REQUEST, f"Content-Encoding {_excerpt(encoding)}: the body must be plain")
+        if "transfer-encoding" not in headers:
+            self._check_size(int(headers.get("content-length", 0)))
+        if self._http.client_is_waiting_for_100_continue:
+            self._write(self._http.send(h11.InformationalResponse(status_code=100, reason="Continue", headers=[])))
+
+    def _take(self, data: bytes) -> None:
+        self._body_size += len(data)
+        self._check_size(self._body_size)
+        if self._refusal is None:
+            self._body += data
+
+    def _check_size(self, size: int) -> None:
+        if size > DISCARD_MAX:
+            raise h11.RemoteProtocolError("body too long", error_status_hint=413)
+        if size > self._limits.body and self._refusal is None:
+            self._refusal = Fault(Code.REQUEST, f"the body is over the limit of {self._limits.body} bytes")
+            self._body = bytearray()
+
+    def _whole(self) -> Request | Refused:
+        self.last = self._http.their_state is h11.MUST_CLOSE
+        body, self._body = self._body, bytearray()
+        try:
+            if self._refusal is not None:
+                raise self._refusal
+            method, params = unmarshal_call(body, self._limits.nesting)
+        except Fault as fault:
+            return self._refuse(fault)
+        return Request(self._token, method, params, self.tag)
+
+    def _protocol_fault(self, error: h11.RemoteProtocolError) -> Fault:
+        match error.error_status_hint:
+            case 413:
+                return Fault(Code.REQUEST, f"the body is far over the limit of {self._limits.body} bytes")
+            case 431:
+                return Fault(Code.REQUEST, f"the header is over the limit of {self._limits.header} bytes")
+            case _:
+                # What h11 quotes of the bytes depends on how they were cut, and may be long.
+                return Fault(Code.PARSE, f"this is not HTTP: {str(error).partition(': bytearray(')[0]}")
+
+    def _refuse(self, fault: Fault) -> Refused:
+        self.fault(fault)
+        return Refused(fault.code, fault.text)
+
+    def _send(self, body: list[bytes]) -> None:
+        headers = [
+            ("Server", "virtagent"),
+            ("Content-Type", "text/xml"),
+            ("Content-Length", str(sum(map(len, body)))),
+        ]
+        if self.tag is not None:
+            headers.append((TAG_HEADER, self.tag))
+        if self._status == 405:
+            headers.append(("Allow", "POST"))
+        if self.last:
+            headers.append(("Connection", "close"))
+        response = h11.Response(
+            status_code=self._status,
+            reason=_REASON[self._status],
+            headers=[(name.encode("ascii"), value.encode("latin-1")) for name, value in headers],
+        )
+        self._write(b"".join([self._http.send(response), *body]))
+
+
+def marshal_reply(value: Any) -> list[bytes]:
+    """Return the pieces of the methodResponse with `value`.
+
+    Raises TypeError, ValueError, OverflowError or RecursionError if XML-RPC has no form for it.
+    """
+    out = [b"<?xml version='1.0' encoding='UTF-8'?>\n<methodResponse><params><param>"]
+    _marshal(value, out.append)
+    out.append(b"</param></params></methodResponse>\n")
+    return out
+
+
+def marshal_fault(fault: Fault) -> list[bytes]:
+    """Return the pieces of the methodResponse with `fault`."""
+    out = [b"<?xml version='1.0' encoding='UTF-8'?>\n<methodResponse><fault>"]
+    _marshal({"faultCode": int(fault.code), "faultString": fault.text}, out.append)
+    out.append(b"</fault></methodResponse>\n")
+    return out
+
+
+def _marshal(value: Any, write: Callable[[bytes], None]) -> None:
+    match value:
+        case str():
+            write(b"<value><string>%b</string></value>" % _xml_text(value))
+        case bool():
+            write(b"<value><boolean>%d</boolean></value>" % value)
+        case int() if -(1 << 31) <= value < 1 << 31:
+            write(b"<value><int>%d</int></value>" % value)
+        case int() | float():
+            # <i8> is an extension that not every client knows; a double carries sizes exactly up to 2**53.
+            number = float(value)
+            if not math.isfinite(number):
+                raise ValueError(f"{number} is not a number that XML-RPC has")
+            write(b"<value><double>%a</double></value>" % number)
+        case bytes() | bytearray():
+            write(b"<value><base64>")
+            write(binascii.b2a_base64(value, newline=False))
+            write(b"</base64></value>")
+        case list() | tuple():
+            write(b"<value><array><data>")
+            for item in value:
+                _marshal(item, write)
+            write(b"</data></array></value>")
+        case dict():
+            write(b"<value><struct>")
+            for name, item in value.items():
+                if not isinstance(name, str):
+                    raise TypeError(f"a struct's member is named {name!r}")
+                write(b"<member><name>%b</name>" % _xml_text(name))
+                _marshal(item, write)
+                write(b"</member>")
+            write(b"</struct></value>")
+        case _:
+            raise TypeError(f"{type(value).__name__} has no form in XML-RPC")
+
+
+# What XML 1.0 (2.2) has no character for, and the carriage return, which a reader would turn into a line feed.
+_UNSENDABLE = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def _xml_text(text: str) -> bytes:
+    r"""Return `text` for XML: what may not stand there becomes visible, as \x1b; a byte of an undecodable path too."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _UNSENDABLE.sub(_visible, text).encode()
+
+
+def _visible(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code == 0x0D:
+        return "&#13;"
+    if 0xDC80 <= code <= 0xDCFF:  # PEP 383: surrogateescape put a byte here
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def unmarshal_call(body: bytes | bytearray, nesting: int) -> tuple[str, list[Any]]:
+    """Return method name and parameters of the methodCall `body`, at most `nesting` arrays and structs deep.
+
+    Raises Fault: PARSE if it is not well-formed XML or has a DTD, REQUEST if it is no methodCall or over a limit,
+    PARAMS for what stands inside <params>.
+    """
+    call = _Call(nesting)
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.XmlDeclHandler = _check_encoding
+    parser.StartDoctypeDeclHandler = _refuse_dtd
+    parser.StartElementHandler = call.start
+    parser.EndElementHandler = call.end
+    parser.CharacterDataHandler = call.text
+    try:
+        # All at once: expat before 2.6 reads a long token anew for every piece of it (CVE-2023-52425).
+        parser.Parse(body, True)
+    except (expat.ExpatError, ValueError) as error:
+        raise Fault(Code.PARSE, f"the body is not well-formed XML: {error}") from None
+    return call.result()
+
+
+def _check_encoding(version: str, encoding: str | None, standalone: int) -> None:
+    # For any other encoding pyexpat would ask Python's codecs, which import a module from a disk that may be stuck.
+    if encoding is not None and encoding.upper() not in _ENCODINGS:
+        raise Fault(Code.PARSE, f"encoding {_excerpt(encoding)}: this agent reads {', '.join(_ENCODINGS)}")
+
+
+def _refuse_dtd(name: str, system_id: str | None, public_id: str | None, internal: bool) -> None:
+    raise Fault(Code.PARSE, "a document type declaration is refused, and so are entities")
+
+
+_ENCODINGS = ("UTF-8", "UTF-16", "UTF-16BE", "UTF-16LE", "ISO-8859-1", "US-ASCII")
+_METHOD_NAME = re.compile(r"[A-Za-z0-9_.:/]+")
+_INT = re.compile(r"[+-]?[0-9]{1,20}")
+_DOUBLE_MAX = 1100
+"""Characters; the longest exact decimal form of a double is shorter."""
+
+
+def _method_name(text: str) -> str:
+    if len(text) > METHOD_NAME_MAX or not _METHOD_NAME.fullmatch(text):
+        raise ValueError(f"is not 1 to {METHOD_NAME_MAX} of A-Z a-z 0-9 _ . : /")
+    return text
+
+
+def _int(text: str) -> int:
+    if not _INT.fullmatch(text := text.strip()) or not -(1 << 63) <= int(text) < 1 << 63:
+        raise ValueError("is not an integer of 64 bits")
+    return int(text)
+
+
+def _double(text: str) -> float:
+    try:
+        if len(text) <= _DOUBLE_MAX and "_" not in text:
+            return float(text)
+    except ValueError:
+        pass
+    raise ValueError("is not a number")
+
+
+def _boolean(text: str) -> bool:
+    if (text := text.strip()) not in ("0", "1"):
+        raise ValueError("is not 0 or 1")
+    return text == "1"
+
+
+def _base64(text: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        raise ValueError("is not base64") from None
+
+
+def _nil(text: str) -> None:
+    if text.strip():
+        raise ValueError("is not empty")
+
+
+def _date(text: str) -> None:
+    raise ValueError("is a date, and no method takes one")
+
+
+def _first(items: list[Any]) -> Any:
+    return items[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Element:
+    """What may stand in an element, and what becomes of it.
+
+    `children` are the names allowed at each place, the first for any place if it `repeats`; at least `least` must be
+    there. `value` makes the element's value of the list of its children's values, or, for lack of any, `of_text` of
+    its text; without `of_text`, text is refused.
+    """
+
+    children: tuple[tuple[str, ...], ...] = ()
+    least: int = 0
+    repeats: bool = False
+    value: Callable[[list[Any]], Any] = list
+    of_text: Callable[[str], Any] | None = None
+
+
+_TYPES: dict[str, _Element] = {
+    **dict.fromkeys(("i4", "int", "i8", "i1", "i2", "biginteger"), _Element(of_text=_int)),
+    **dict.fromkeys(("double", "float"), _Element(of_text=_double)),
+    "boolean": _Element(of_text=_boolean),
+    "string": _Element(of_text=str),
+    "base64": _Element(of_text=_base64),
+    "dateTime.iso8601": _Element(of_text=_date),
+    "nil": _Element(of_text=_nil),
+    "array": _Element((("data",),), least=1, value=_first),
+    "struct": _Element((("member",),), repeats=True, value=dict),
+}
+_ELEMENTS: dict[str, _Element] = {
+    **_TYPES,
+    "": _Element((("methodCall",),), value=_first),
+    "methodCall": _Element((("methodName",), ("params",)), least=1),
+    "methodName": _Element(of_text=_method_name),
+    "params": _Element((("param",),), repeats=True),
+    "param": _Element((("value",),), least=1, value=_first),
+    "value": _Element((tuple(_TYPES),), value=_first, of_text=str),
+    "data": _Element((("value",),), repeats=True),
+    "member": _Element((("name",), ("value",)), least=2),
+    "name": _Element(of_text=str),
+}
+
+
+@dataclass(slots=True)
+class _Open:
+    """An element whose end has not come: its name, its row, the values of its children so far, its text so far."""
+
+    name: str
+    row: _Element
+    items: list[Any] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+
+
+class _Call:
+    """Elements to method name and parameters: the stack of the open ones, the document itself at its bottom."""
+
+    def __init__(self, nesting: int) -> None:
+        self._open = [_Open("", _ELEMENTS[""])]
+        self._nesting = nesting
+        self._nested = 0
+
+    def start(self, name: str, attributes: dict[str, str]) -> None:
+        """Open an element; its namespace prefix, as in <ex:nil/>, is ignored."""
+        name = name.rpartition(":")[2]
+        parent = self._open[-1]
+        place = 0 if parent.row.repeats else len(parent.items)
+        if place >= len(parent.row.children) or name not in parent.row.children[place]:
+            raise self._fault(f"<{_cut(name)}> is not expected {self._where(parent)}")
+        if name in ("array", "struct"):
+            self._nested += 1
+            if self._nested > self._nesting:
+                raise Fault(Code.REQUEST, f"arrays and structs nest deeper than the limit of {self._nesting}")
+        self._open.append(_Open(name, _ELEMENTS[name]))
+
+    def text(self, text: str) -> None:
+        """Add to the text of the open element."""
+        self._open[-1].text.append(text)
+
+    def end(self, name: str) -> None:
+        """Close the open element and hand its value to its parent."""
+        element = self._open.pop()
+        row, text = element.row, "".join(element.text)
+        if row.of_text is not None and not element.items:
+            try:
+                value = row.of_text(text)
+            except ValueError as error:
+                raise self._fault(f"<{element.name}> {_excerpt(text)} {error}") from None
+        elif text.strip():
+            raise self._fault(f"text {_excerpt(text)} is not expected {self._where(element)}")
+        elif len(element.items) < row.least:
+            raise self._fault(f"<{row.children[len(element.items)][0]}> is missing {self._where(element)}")
+        else:
+            value = row.value(element.items)
+        if element.name in ("array", "struct"):
+            self._nested -= 1
+        self._open[-1].items.append(value)
+
+    def result(self) -> tuple[str, list[Any]]:
+        """Return method name and parameters once the document has ended."""
+        method, *params = self._open[0].items[0]
+        return method, params[0] if params else []
+
+    def _fault(self, sentence: str) -> Fault:
+        inside_params = any(element.name == "params" for element in self._open)
+        return Fault(Code.PARAMS if inside_params else Code.REQUEST, sentence)
+
+    @staticmethod
+    def _where(element: _Open) -> str:
+        return f"in <{element.name}>" if element.name else "as the document: an XML-RPC request is a <methodCall>"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _excerpt(text: str) -> str:
+    return repr(_cut(text.strip()))

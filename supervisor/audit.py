@@ -1,0 +1,69 @@
+"""The audit records: one for each RPC, kept in a bounded ring while anything may be frozen. Pure."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+
+from ..agent.errors import Fault
+from .calls import Call
+
+PARAMS_MAX = 256
+
+
+class Audit:
+    """The ring of records that wait for the thaw; `dropped` counts what an essential RPC could not leave any more."""
+
+    def __init__(self, ring: int) -> None:
+        self._ring = ring
+        self._waiting: deque[str] = deque()
+        self.dropped = 0
+        self._dropped_told = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many records wait."""
+        return len(self._waiting)
+
+    @property
+    def full(self) -> bool:
+        """Whether only essential RPCs are to be admitted."""
+        return len(self._waiting) >= self._ring
+
+    def add(self, line: str) -> None:
+        """Keep a record until `take`."""
+        if self.full:
+            self.dropped += 1
+        else:
+            self._waiting.append(line)
+
+    def take(self) -> list[str]:
+        """Return the records that waited, in order, and a line that says how many were dropped since the last time."""
+        lines = list(self._waiting)
+        self._waiting.clear()
+        if self.dropped > self._dropped_told:
+            lines.append(
+                f"audit: {self.dropped - self._dropped_told} records dropped: the ring of {self._ring} was full"
+            )
+            self._dropped_told = self.dropped
+        return lines
+
+
+def line(call: Call, outcome: str, fault: Fault | None, worker: int | None, now: float) -> str:
+    """Return the record of one RPC as one line of name=value fields."""
+    request = call.request
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(request.wall)) + f".{int(request.wall % 1 * 1000):03}Z"
+    params = ", ".join(map(repr, request.params)) if isinstance(request.params, list) else repr(request.params)
+    fields = {
+        "time": moment,
+        "channel": request.peer.channel,
+        "peer": request.peer.who,
+        "method": json.dumps(request.method[:80]),
+        "params": json.dumps(params[:PARAMS_MAX]),
+        "outcome": outcome,
+        "fault": int(fault.code) if fault else 0,
+        "ms": f"{(now - call.at) * 1000:.1f}",
+        "worker": worker if worker is not None else "-",
+    }
+    return "audit: " + " ".join(f"{name}={value}" for name, value in fields.items())

@@ -1,0 +1,143 @@
+"""The forked workers as the loop sees them: pipes, pidfds, and what is read from them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from ..agent import report, worker
+from .process import Ended, Processes
+
+READ = 64 << 10
+PIPE_SIZE = 1 << 20  # a report pipe that is not read for a while must not stop a freeze worker (fcntl(2), F_SETPIPE_SZ)
+
+
+@dataclass(slots=True)
+class Child:
+    """One worker: its pid, the descriptors of the supervisor's side, -1 when closed."""
+
+    id: int
+    pid: int
+    pidfd: int
+    report_fd: int
+    control_fd: int
+    decoder: report.Decoder = field(default_factory=lambda: report.Decoder(report.REPORTS))
+    rubbish: bool = False
+
+    def read(self) -> tuple[list[report.Report], str, bool]:
+        """Read once; return the messages, what was wrong with the bytes (empty: nothing), and whether it is the end.
+
+        After rubbish whatever else comes is thrown away: nothing in it can be trusted.
+        """
+        try:
+            data = os.read(self.report_fd, READ)
+        except BlockingIOError:
+            return [], "", False
+        if not data or self.rubbish:
+            return [], "", not data
+        try:
+            return self.decoder.feed(data), "", False
+        except report.Rubbish as error:
+            self.rubbish = True
+            return [], str(error), False
+
+    def tell(self, message: report.Control) -> None:
+        """Write to the control pipe; nothing if the worker is gone, its exit says so."""
+        try:
+            for frame in report.encode(message):
+                os.write(self.control_fd, frame)
+        except BrokenPipeError:
+            return
+
+    def close_report(self) -> None:
+        """Close the report pipe at its end."""
+        os.close(self.report_fd)
+        self.report_fd = -1
+
+    def close(self) -> None:
+        """Close what is left after the reaping."""
+        _close(fd for fd in (self.pidfd, self.control_fd, self.report_fd) if fd >= 0)
+
+
+class Children:
+    """All children that are not reaped."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._by_id: dict[int, Child] = {}
+
+    def __getitem__(self, number: int) -> Child:
+        return self._by_id[number]
+
+    def __iter__(self) -> Iterator[Child]:
+        return iter(list(self._by_id.values()))
+
+    def fork(self, job: worker.Job) -> Child:
+        """Fork a worker for `job` and return it; in the child this never returns.
+
+        Raises OSError if a pipe, the fork or the pidfd was refused; nothing is left over then.
+        """
+        fds: list[int] = []
+        supervisor = os.getpid()
+        try:
+            report_r, report_w = os.pipe2(os.O_CLOEXEC)
+            fds += [report_r, report_w]
+            control_r, control_w = os.pipe2(os.O_CLOEXEC)
+            fds += [control_r, control_w]
+            os.set_blocking(report_r, False)
+            os.set_blocking(control_w, False)
+            _widen(report_w)
+        except OSError:
+            _close(fds)
+            raise
+        # A signal that comes to the child before it has its own handling would be taken for the supervisor's.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = self._processes.fork()
+            if pid == 0:
+                worker.run(job, report_w, control_r, supervisor)
+        except OSError:
+            _close(fds)
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(report_w)
+        os.close(control_r)
+        try:
+            pidfd = self._processes.open_pidfd(pid)
+        except OSError:
+            # Without a pidfd it cannot be supervised. It waits for nothing but its pipes, so it dies at once.
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(report_r)
+            os.close(control_w)
+            raise
+        child = Child(job.worker, pid, pidfd, report_r, control_w)
+        self._by_id[child.id] = child
+        return child
+
+    def kill(self, number: int) -> None:
+        """SIGKILL the child."""
+        self._processes.kill(self._by_id[number].pidfd)
+
+    def reap(self, child: Child) -> Ended | None:
+        """Reap the child if it has ended, and forget it; its report pipe stays to be drained."""
+        ended = self._processes.reap(child.pidfd)
+        if ended is not None:
+            del self._by_id[child.id]
+        return ended
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _widen(fd: int) -> None:
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+    except PermissionError:
+        return  # over the user's pipe quota: the default size does, only less slack

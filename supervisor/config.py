@@ -1,0 +1,252 @@
+"""The daemon's options: one table for the command line, the configuration file and docs/operations.md."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn
+
+from ..agent.params import seconds
+from ..agent.rpcs import RPCS
+
+CONFIG_FILE = "/etc/virtagent/virtagentd.conf"
+STATE_DIR = "/run/virtagent"
+LEVELS = ("err", "warning", "notice", "info", "debug")
+SCHEMES = ("unix",)
+
+
+class BadConfig(Exception):
+    """An option or value is wrong; one sentence that names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the daemon was told. Seconds are seconds, 0 is no limit; bytes are bytes."""
+
+    channel: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    strict: bool = False
+    plan_limit: float = 5
+    sync_limit: float = 600
+    freeze_limit: float = 30
+    hold_limit: float = 60
+    hold_limit_max: float = 600
+    thaw_limit: float = 10
+    exit_grace: float = 1
+    kill_grace: float = 1
+    state_dir: str = STATE_DIR
+    allow_rpcs: tuple[str, ...] = ()
+    block_rpcs: tuple[str, ...] = ()
+    log_level: str = "info"
+    max_workers: int = 8
+    max_clients: int = 16
+    max_header: int = 4096
+    max_body: int = 2 << 20
+    max_nesting: int = 64
+    message_age: float = 30
+    audit_ring: int = 4096
+    shutdown_command: tuple[str, ...] = ("/sbin/shutdown",)
+
+    def allows(self, rpc: str) -> bool:
+        """Return whether the configuration lets a host call this RPC."""
+        return rpc not in self.block_rpcs and (not self.allow_rpcs or rpc in self.allow_rpcs)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: how its text becomes a value (raising ValueError), and what the help says."""
+
+    convert: Callable[[str, str], Any]
+    metavar: str
+    help: str
+    repeats: bool = False
+
+
+def _text(name: str, text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError(f"{name} is empty or has a NUL")
+    return text
+
+
+def _limit(name: str, text: str) -> float:
+    try:
+        return seconds(name, float(text))
+    except ValueError:
+        raise ValueError(f"{name} is {text!r:.60}, expected seconds, 0 for none") from None
+
+
+def _over_zero(name: str, text: str) -> float:
+    value = _limit(name, text)
+    if not value:
+        raise ValueError(f"{name} is {text!r:.60}, expected seconds over 0")
+    return value
+
+
+def _count(name: str, text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= 1 << 30:
+        raise ValueError(f"{name} is {text!r:.60}, expected a whole number over 0")
+    return int(text)
+
+
+def _level(name: str, text: str) -> str:
+    if text not in LEVELS:
+        raise ValueError(f"{name} is {text!r:.60}, expected one of {', '.join(LEVELS)}")
+    return text
+
+
+def _channel(name: str, text: str) -> str:
+    scheme, colon, path = text.partition(":")
+    if scheme not in SCHEMES or not colon or not path.startswith("/"):
+        raise ValueError(f"{name} is {text!r:.200}, expected unix:PATH with an absolute path")
+    if len(path.encode(errors="surrogateescape")) > 107:
+        raise ValueError(f"{name}: the path is over the 107 bytes that a unix socket's address holds")
+    return text
+
+
+def _absolute(name: str, text: str) -> str:
+    if not text.startswith("/") or "\0" in text:
+        raise ValueError(f"{name} is {text!r:.200}, expected an absolute path")
+    return text
+
+
+def _rpcs(name: str, text: str) -> tuple[str, ...]:
+    names = tuple(filter(None, (item.strip() for item in text.split(","))))
+    for rpc in names:
+        if rpc not in RPCS or not RPCS[rpc].public:
+            raise ValueError(f"{name}: there is no RPC {rpc!r:.80}")
+    return names
+
+
+def _command(name: str, text: str) -> tuple[str, ...]:
+    words = tuple(shlex.split(text))
+    if not words:
+        raise ValueError(f"{name} is empty, expected a program and its arguments")
+    return words
+
+
+OPTIONS: Mapping[str, Option] = {
+    "channel": Option(
+        _channel, "SPEC", "listen here: unix:PATH (default unix:STATE-DIR/virtagentd.sock)", repeats=True
+    ),
+    "include": Option(_text, "GLOB", "freeze only file systems with a mount point that matches", repeats=True),
+    "exclude": Option(_text, "GLOB", "never freeze file systems with a mount point that matches", repeats=True),
+    "plan-limit": Option(_over_zero, "S", "limit of the plan phase"),
+    "sync-limit": Option(_limit, "S", "limit of the sync phase, and the most that a request may ask for"),
+    "freeze-limit": Option(_limit, "S", "limit of the freeze phase, and the most that a request may ask for"),
+    "hold-limit": Option(_limit, "S", "how long a freeze is held unless the request says otherwise"),
+    "hold-limit-max": Option(_limit, "S", "the longest hold that a request may ask for"),
+    "thaw-limit": Option(_over_zero, "S", "limit of one attempt to thaw"),
+    "exit-grace": Option(_over_zero, "S", "how long a worker may live after its report"),
+    "kill-grace": Option(_over_zero, "S", "how long after SIGKILL a worker is called stuck"),
+    "state-dir": Option(_absolute, "DIR", "journal and default socket; must be on tmpfs"),
+    "allow-rpcs": Option(_rpcs, "A,B", "admit only these RPCs"),
+    "block-rpcs": Option(_rpcs, "A,B", "refuse these RPCs"),
+    "log-level": Option(_level, "L", f"one of {', '.join(LEVELS)}"),
+    "max-workers": Option(_count, "N", "workers at once"),
+    "max-clients": Option(_count, "N", "clients a listener"),
+    "max-header": Option(_count, "BYTES", "longest request header"),
+    "max-body": Option(_count, "BYTES", "longest request body"),
+    "max-nesting": Option(_count, "N", "deepest nesting in a request"),
+    "message-age": Option(_over_zero, "S", "how old half a message may grow"),
+    "audit-ring": Option(_count, "N", "audit records kept while frozen"),
+    "shutdown-command": Option(_command, "COMMAND", "program that va.shutdown runs with -H, -P or -r and now"),
+}
+_FLAGS = {"strict": "a file system that cannot be frozen is an error"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadConfig(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of virtagentd's command line; its errors are BadConfig."""
+    made = _Parser(
+        prog="virtagentd", description="Guest agent that freezes and thaws file systems.", allow_abbrev=False
+    )
+    for name, option in OPTIONS.items():
+        shown = getattr(Config(), name.replace("-", "_"))
+        default = (
+            ""
+            if option.repeats or shown in ((), "")
+            else f" (default {shown if isinstance(shown, str | int | float) else ' '.join(shown)})"
+        )
+        made.add_argument(f"--{name}", metavar=option.metavar, action="append", help=option.help + default)
+    for name, text in _FLAGS.items():
+        made.add_argument(f"--{name}", action="store_true", help=text)
+    made.add_argument("--config", metavar="FILE", help=f"options, one a line (default {CONFIG_FILE}, if it is there)")
+    made.add_argument("--plan", action="store_true", help="print what a freeze would do, then exit")
+    made.add_argument("--version", action="store_true", help="print the version, then exit")
+    return made
+
+
+def read_file(text: str, path: str) -> dict[str, list[str]]:
+    """Return the options of a configuration file: `name value` or `name = value` a line, # begins a comment line.
+
+    Raises BadConfig that names file and line.
+    """
+    found: dict[str, list[str]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
+            continue
+        name = stripped.split("=", 1)[0].split(None, 1)[0].strip()
+        value = stripped[len(name) :].strip().removeprefix("=").strip()
+        name = name.removeprefix("--")
+        if name in _FLAGS and value in ("", "yes", "true", "no", "false"):
+            found[name] = [value]
+        elif name in OPTIONS and value:
+            found.setdefault(name, []).append(value)
+        elif name in OPTIONS or name in _FLAGS:
+            raise BadConfig(f"{path} line {number}: {name} has {'no value' if not value else f'value {value!r:.60}'}")
+        else:
+            raise BadConfig(f"{path} line {number}: there is no option {name!r:.60}")
+    return found
+
+
+def build(given: Mapping[str, Sequence[str]], from_file: Mapping[str, Sequence[str]]) -> Config:
+    """Return the configuration; what is `given` on the command line wins over the file. Raises BadConfig."""
+    values: dict[str, Any] = {}
+    for name, option in OPTIONS.items():
+        texts = given.get(name) or from_file.get(name)
+        if not texts:
+            continue
+        try:
+            converted = [option.convert(name, text) for text in texts]
+        except ValueError as error:
+            raise BadConfig(str(error)) from None
+        values[name.replace("-", "_")] = tuple(converted) if option.repeats else converted[-1]
+    for name in _FLAGS:
+        texts = given.get(name) or from_file.get(name)
+        values[name] = texts is not None and texts[-1] not in ("no", "false")
+    config = Config(**values)
+    if config.hold_limit_max and not 0 < config.hold_limit <= config.hold_limit_max:
+        most = f"at most hold-limit-max, {config.hold_limit_max:g}"
+        raise BadConfig(f"hold-limit is {config.hold_limit:g}, expected over 0 and {most}")
+    if not config.channel:
+        values["channel"] = (f"unix:{config.state_dir}/virtagentd.sock",)
+    return Config(**values)
+
+
+def load(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
+    """Return the configuration of the command line and the file that it names; raise BadConfig."""
+    namespace = parser().parse_args(arguments)
+    given = {name: value for name, value in ((n, getattr(namespace, n.replace("-", "_"))) for n in OPTIONS) if value}
+    given |= {name: [""] for name in _FLAGS if getattr(namespace, name)}
+    path = namespace.config or CONFIG_FILE
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            from_file = read_file(file.read(), path)
+    except FileNotFoundError as error:
+        if namespace.config:
+            raise BadConfig(f"config {path}: {error.strerror}") from None
+        from_file = {}
+    except OSError as error:
+        raise BadConfig(f"config {path}: {error.strerror}") from None
+    return build(given, from_file), namespace
+
+
+assert {f.name for f in fields(Config)} == {name.replace("-", "_") for name in (*OPTIONS, *_FLAGS)}

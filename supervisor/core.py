@@ -1,0 +1,341 @@
+"""The supervisor's decisions: handle(event, now) -> effects. Owns all state; no I/O, no clock.
+
+A request is admitted by the one predicate of the RPC table, checked against its parameters, and answered inline or
+given to a worker. What a worker's report, death or overrun means for a freeze is decided in freezing.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..agent import freeze, report
+from ..agent.errors import Code, Fault, from_number
+from ..agent.mounts import Rules
+from ..agent.offer import LATER, Call, Later
+from ..agent.params import check
+from ..agent.rpcs import RPCS, Disk, Rpc, Runs, public, refusal
+from ..agent.states import FreezeState, WorkerEvent, WorkerState
+from . import audit, calls, titles
+from .config import Config
+from .deadlines import Deadlines
+from .events import (
+    Disconnected,
+    Effect,
+    Event,
+    Exited,
+    GivenUp,
+    Journaled,
+    JournalFailed,
+    JournalFound,
+    Log,
+    Quit,
+    Reported,
+    ReportEnded,
+    Requested,
+    RubbishReported,
+    SetTitle,
+    Spawned,
+    SpawnFailed,
+    Stopped,
+    Woken,
+)
+from .freezing import Freezing
+from .status import Record, record
+from .workers import Worker, Workers
+
+WAIT_DEFAULT = 30.0
+
+
+class Core:
+    """The state of the supervisor, and what it offers to the inline handlers (`agent.offer.Agent`)."""
+
+    def __init__(self, config: Config, version: str, now: float) -> None:
+        self._config = config
+        self.version = version
+        self._start = self._now = now
+        self._out: list[Effect] = []
+        self._deadlines = Deadlines()
+        self._workers = Workers(self._out, self._deadlines, config.exit_grace, config.kill_grace)
+        self._audit = audit.Audit(config.audit_ring)
+        self._calls = calls.Calls(self._out, self._deadlines, self._record)
+        self._freezing = Freezing(
+            self._out, self._deadlines, self._workers, self._calls, config.thaw_limit, config.hold_limit_max
+        )
+        self._freezing.on_over = self._over
+        self._polls: dict[int, int] = {}
+        self._after_thaw: list[tuple[calls.Call, Rpc, dict[str, Any]]] = []
+        self._stopping = ""
+        self._title: tuple[str, float | None] = ("", None)
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take one event at `now` (seconds of the loop's clock) and return what is to be done, in order.
+
+        Deadlines that have passed come first: an answer must not be given on a hold that is over.
+        """
+        self._now = now
+        while (key := self._deadlines.take_due(now)) is not None:
+            self._due(key)
+        self._take(event)
+        self._tell_polls()
+        if self._freezing.state is FreezeState.THAWED:
+            self._out.extend(Log("info", text) for text in self._audit.take())
+        title = titles.supervisor(self._freezing, self._workers)
+        if title != self._title:
+            self._title = title
+            self._out.append(SetTitle(*title))
+        effects = list(self._out)
+        self._out.clear()
+        return effects
+
+    def nearest(self) -> float | None:
+        """Return the second at which `handle(Woken())` is due, or None."""
+        return self._deadlines.nearest()
+
+    @property
+    def thawed(self) -> bool:
+        """Whether nothing may be frozen."""
+        return self._freezing.state is FreezeState.THAWED
+
+    def _take(self, event: Event) -> None:
+        now = self._now
+        match event:
+            case Requested():
+                self._requested(event)
+            case GivenUp(connection, token):
+                self._calls.abandon(connection, token, now)
+            case Disconnected(connection):
+                self._calls.abandon(connection, None, now)
+            case Reported(number, message):
+                self._reported(self._worker(number), message)
+            case RubbishReported(number, why):
+                self._rubbish(self._worker(number), why)
+            case Exited(number, signal, code):
+                worker = self._worker(number)
+                self._exited(worker, self._workers.death(worker, signal, code, now))
+            case Spawned(number, pid):
+                self._worker(number).pid = pid
+            case SpawnFailed(number, error):
+                worker = self._worker(number)
+                self._exited(worker, f"{worker.name} could not be forked: {error.strerror}")
+            case Journaled(number):
+                self._freezing.journaled(number, None, now)
+            case JournalFailed(number, error):
+                self._freezing.journaled(number, error, now)
+            case JournalFound(number, plan, untold):
+                self._freezing.recover(number, plan, untold, self._freeze_options("start", None), now)
+            case Stopped(signal):
+                self._stopping = f"the agent was stopped by {signal}"
+                self._out.append(Log("notice", self._stopping))
+                self._freezing.stop(self._stopping, now)
+                self._over(now)
+            case ReportEnded(number):
+                self._workers.change(self._worker(number), WorkerEvent.REPORT_END, now)
+            case Woken():
+                pass  # the deadlines were taken before
+
+    # -- requests
+
+    def _requested(self, request: Requested) -> None:
+        call = self._calls.open(request, self._now)
+        try:
+            row = public(request.method)
+            refused = refusal(
+                row,
+                self._freezing.state,
+                blocked=not self._config.allows(row.name),
+                audit_full=self._audit.full,
+                stopping=bool(self._stopping),
+            )
+            if refused is not None:
+                raise refused
+            self._run(call, row, check(row.name, row.params, request.params))
+        except Fault as fault:
+            self._calls.answer(call.id, fault, self._now)
+
+    def _run(self, call: calls.Call, row: Rpc, args: dict[str, Any]) -> None:
+        if row.runs is Runs.INLINE:
+            value = row.handler(self, call, args)
+            if value is not LATER:
+                self._calls.answer(call.id, value, self._now)
+        elif row.thaws_first and not self.thawed:
+            self._after_thaw.append((call, row, args))
+            self._freezing.stop(f"{row.name} was called", self._now)
+        else:
+            self._fork(call, row, args)
+        options = args.get("options")
+        if options and row.name != "va.fsstatus" and options["wait"] is not None:
+            self._calls.limit_wait(call, options["wait"], self._now)
+
+    def _fork(self, call: calls.Call, row: Rpc, args: dict[str, Any]) -> None:
+        if sum(worker.call is not None for worker in self._workers) >= self._config.max_workers:
+            raise Fault(Code.BUSY, f"{row.name}: {self._config.max_workers} workers run already; call again later")
+        if "options" in args:
+            args = {"options": self._freeze_options(row.name, args["options"])}
+        if row.disk is Disk.FREEZES:
+            self._freezing.begin(call.id, args["options"], self._config.plan_limit, self._now)
+            return
+        if row.thaws_first:
+            args = args | {"command": self._config.shutdown_command}
+        self._workers.spawn(row, args, call.id, row.limit or 0, self._now)
+
+    def _freeze_options(self, method: str, given: dict[str, Any] | None) -> freeze.Options:
+        given = given or {}
+        config = self._config
+
+        def limit(name: str, default: float, most: float) -> float:
+            value = given.get(name)
+            if value is None:
+                return default
+            if most and not 0 < value <= most:
+                raise Fault(Code.PARAMS, f"{method}: {name} is {value:g}, expected over 0 and at most {most:g} seconds")
+            return float(value)
+
+        return freeze.Options(
+            rules=Rules(config.include, config.exclude, given.get("include") or (), given.get("exclude") or ()),
+            strict=config.strict if given.get("strict") is None else given["strict"],
+            sync_limit=limit("sync_limit", config.sync_limit, config.sync_limit),
+            freeze_limit=limit("freeze_limit", config.freeze_limit, config.freeze_limit),
+            hold_limit=limit("hold_limit", config.hold_limit, config.hold_limit_max),
+        )
+
+    # -- what is offered to the inline handlers
+
+    def methods(self) -> list[str]:
+        """Return the names of the methods that a host may call here."""
+        return [row.name for row in RPCS.values() if row.public and self._config.allows(row.name)]
+
+    def help(self, method: str) -> str:
+        """Return the help text of a method; raise Fault PARAMS if there is none of that name."""
+        if method not in self.methods():
+            raise Fault(Code.PARAMS, f"system.methodHelp: no method {method[:80]!r}")
+        row = RPCS[method]
+        takes = "".join(f"\n{p.name} ({p.kind.value}): {p.doc}" for p in row.params)
+        members = "".join(f"\n  {f.name} ({f.kind.value}): {f.doc}" for p in row.params for f in p.fields)
+        return f"{row.doc}{takes}{members}\nReturns: {row.returns}."
+
+    def thaw(self, call: Call) -> int | Later:
+        """Thaw, cancel, retry or join."""
+        return self._freezing.thaw(call.id, self._now)
+
+    def hold(self, call: Call, seconds: float) -> Later:
+        """Extend the hold; raise Fault WRONG_STATE if nothing is held."""
+        return self._freezing.hold(call.id, seconds, self._now)
+
+    def state_number(self) -> int:
+        """Return the number of the freeze state."""
+        return int(self._freezing.state)
+
+    def status(self, call: Call, since: int | None, wait: float | None) -> Any:
+        """Return the status record once its seq is another than `since`, at the latest after `wait` seconds."""
+        if since is None or since != self._seq():
+            return self._status()
+        self._polls[call.id] = since
+        self._deadlines.arm(("poll", call.id), self._now + (WAIT_DEFAULT if wait is None else wait))
+        return LATER
+
+    # -- workers
+
+    def _worker(self, number: int) -> Worker:
+        worker = self._workers.get(number)
+        assert worker is not None, f"an event for worker {number}, which is reaped"
+        return worker
+
+    def _reported(self, worker: Worker, message: report.Report) -> None:
+        wrong = self._workers.receive(worker, message, self._now)
+        if not wrong and self._freezing.owns(worker):
+            wrong = self._freezing.receive(worker, message, self._now)
+        elif not wrong:
+            match message:
+                case report.Done(value):
+                    self._calls.answer(worker.call, value, self._now)
+                case report.Failed(code, text):
+                    self._calls.answer(worker.call, from_number(code, text), self._now)
+                case report.Started():
+                    pass
+                case _:
+                    wrong = f"{type(message).__name__} from {worker.row.name}"
+        if wrong:
+            self._rubbish(worker, wrong)
+
+    def _rubbish(self, worker: Worker, why: str) -> None:
+        worker.rubbish = True
+        self._kill(worker, WorkerEvent.RUBBISH, f": it reported rubbish ({why})", Code.WORKER_DIED)
+
+    def _kill(self, worker: Worker, event: WorkerEvent, why: str, code: Code) -> None:
+        self._workers.kill(worker, event, why, self._now)
+        if self._freezing.owns(worker):
+            self._freezing.killed(worker, self._now)
+        else:
+            ran = self._now - worker.born
+            self._calls.answer(worker.call, Fault(code, f"{worker.name} was killed after {ran:.1f} s{why}"), self._now)
+
+    def _exited(self, worker: Worker, death: str) -> None:
+        unreported = worker.state in (WorkerState.KILLED, WorkerState.STUCK) or worker.outcome is None
+        if unreported:
+            self._out.append(Log("warning", death))
+        owned = self._freezing.owns(worker)
+        self._workers.change(worker, WorkerEvent.EXIT, self._now)
+        if owned:
+            self._freezing.exited(worker, unreported, death, self._now)
+        else:
+            self._calls.answer(worker.call, Fault(Code.WORKER_DIED, death), self._now)
+
+    def _worker_due(self, worker: Worker) -> None:
+        if worker.state is WorkerState.KILLED:
+            self._workers.change(worker, WorkerEvent.GRACE, self._now)
+            self._freezing.stuck(worker, self._now)
+        elif worker.state is WorkerState.REPORTED:
+            self._kill(worker, WorkerEvent.GRACE, ": it did not end after its report", Code.WORKER_DIED)
+        elif self._freezing.owns(worker):
+            self._freezing.limit_passed(worker, self._now)
+        else:
+            self._kill(worker, WorkerEvent.LIMIT, f": its limit of {worker.limit:g} s passed", Code.OVERRUN)
+
+    # -- the rest
+
+    def _due(self, key: object) -> None:
+        match key:
+            case ("worker", int(number)):
+                self._worker_due(self._worker(number))
+            case ("call", int(number)):
+                self._calls.wait_passed(number, self._now)
+            case ("poll", int(number)):
+                self._polls.pop(number, None)
+                self._calls.answer(number, self._status(), self._now)
+            case _:
+                assert self._freezing.due(key, self._now), f"unknown deadline {key!r}"
+
+    def _tell_polls(self) -> None:
+        seq = self._seq()
+        for number in [n for n, since in self._polls.items() if since != seq or not self._calls.waits(n)]:
+            del self._polls[number]
+            self._deadlines.cancel(("poll", number))
+            if self._calls.waits(number):
+                self._calls.answer(number, self._status(), self._now)
+
+    def _seq(self) -> int:
+        return 1 + self._freezing.changes + self._workers.changes
+
+    def _status(self) -> Record:
+        counts = (self._audit.waiting, self._audit.dropped)
+        times = (self._start, self._now)
+        return record(self._freezing, self._workers, self._deadlines, self._seq(), self.version, counts, times)
+
+    def _record(self, call: calls.Call, outcome: str, fault: Fault | None, now: float) -> None:
+        worker = next((w.id for w in self._workers if w.call == call.id), None)
+        self._audit.add(audit.line(call, outcome, fault, worker, now))
+
+    def _over(self, now: float) -> None:
+        """The freeze is thawed, or cannot be for now: do what waited for that."""
+        waited, self._after_thaw = self._after_thaw, []
+        for call, row, args in waited:
+            try:
+                self._fork(call, row, args)
+            except Fault as fault:
+                self._calls.answer(call.id, fault, now)
+        if self._stopping and self.thawed:
+            self._calls.answer_all(Fault(Code.WRONG_STATE, self._stopping), now)
+            for worker in self._workers:
+                if worker.alive:
+                    self._workers.kill(worker, WorkerEvent.CANCELLED, f": {self._stopping}", now)
+            self._out.append(Quit(0))

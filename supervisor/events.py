@@ -1,0 +1,219 @@
+"""What happens to the supervisor (events) and what it does about it (effects): the vocabulary of core and loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..agent import report
+from ..agent.errors import Fault
+from ..agent.mounts import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of a connection: the channel as configured, and pid/uid or CID as text."""
+
+    channel: str
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A well-formed request came; `wall` is the time of day (seconds since the epoch) for the audit record."""
+
+    connection: int
+    token: int
+    method: str
+    params: list[Any] | dict[str, Any]
+    peer: Peer
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """The host no longer waits for this request's reply."""
+
+    connection: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection is closed; none of its replies will be read."""
+
+    connection: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The worker was forked."""
+
+    worker: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """The worker could not be forked."""
+
+    worker: int
+    error: OSError
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """The worker sent a message."""
+
+    worker: int
+    message: report.Report
+
+
+@dataclass(frozen=True, slots=True)
+class RubbishReported:
+    """The worker sent what is no message."""
+
+    worker: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportEnded:
+    """The worker's report pipe is at its end: it is dying, but a death is only what its pidfd says."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The worker was reaped: killed by `signal`, or ended with `code` (signal 0)."""
+
+    worker: int
+    signal: int
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Journaled:
+    """The journal holds the plan of this freeze."""
+
+    freeze: int
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFailed:
+    """The journal could not be written."""
+
+    freeze: int
+    error: OSError
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFound:
+    """A supervisor before this one left a journal: what it planned to freeze, and what the host was not told yet."""
+
+    freeze: int
+    plan: Plan
+    untold: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The daemon was told to stop by this signal."""
+
+    signal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """A deadline has come."""
+
+
+Event = (
+    Requested
+    | GivenUp
+    | Disconnected
+    | Spawned
+    | SpawnFailed
+    | Reported
+    | RubbishReported
+    | ReportEnded
+    | Exited
+    | Journaled
+    | JournalFailed
+    | JournalFound
+    | Stopped
+    | Woken
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Fork a worker; draws Spawned or SpawnFailed."""
+
+    worker: int
+    rpc: str
+    args: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """SIGKILL the worker through its pidfd."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Write to the worker's control pipe."""
+
+    worker: int
+    message: report.Control
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Reply to a request with a value, a status record, or a fault."""
+
+    connection: int
+    token: int
+    value: Any | Fault
+
+
+@dataclass(frozen=True, slots=True)
+class SetTitle:
+    """Show this in ps; `until` is a second of the loop's clock that is shown as time of day."""
+
+    text: str
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Write a line to the log; `level` as in syslog(3): err, warning, notice, info, debug."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteJournal:
+    """Write the journal; draws Journaled or JournalFailed."""
+
+    freeze: int
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveJournal:
+    """Nothing is frozen and nobody is to be told: the journal goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quit:
+    """Flush, close and end with this exit code."""
+
+    code: int
+
+
+Effect = Spawn | Kill | Tell | Answer | SetTitle | Log | WriteJournal | RemoveJournal | Quit

@@ -1,0 +1,99 @@
+"""The journal on tmpfs: what may be frozen, and what the next fsthaw is to be told, should the supervisor die.
+
+Written before anything is frozen and replaced as a whole (rename(2)), so it is never half written. JSON, so that an
+operator can read it; lone surrogates in paths survive as escapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from typing import Any
+
+from ..agent import sysfs
+from ..agent.mounts import Plan
+from .events import JournalFound
+
+VERSION = 1
+IN_MEMORY = ("tmpfs", "ramfs")
+
+
+class BadStateDir(Exception):
+    """The state directory cannot be used; one sentence."""
+
+
+class Journal:
+    """The journal of one state directory, which this process has for its own."""
+
+    def __init__(self, directory: str) -> None:
+        """Make the directory if need be and lock it; raises BadStateDir if it is in use or not on tmpfs."""
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            device = os.stat(directory).st_dev
+        except OSError as error:
+            raise BadStateDir(f"state-dir {directory}: {error.strerror}") from None
+        number = f"{os.major(device)}:{os.minor(device)}"
+        kinds = {info.fstype for info in sysfs.read_mountinfo() if info.device == number}
+        if not kinds.intersection(IN_MEMORY):
+            raise BadStateDir(
+                f"state-dir {directory} is on {', '.join(sorted(kinds)) or 'an unknown file system'}, not on tmpfs: "
+                "writing there could block on a frozen file system"
+            )
+        self._path = os.path.join(directory, "journal")
+        self._lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise BadStateDir(f"state-dir {directory} is in use by another virtagentd") from None
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Replace the journal; raises OSError."""
+        whole = {"version": VERSION, "boot": boot_id(), **record}
+        fresh = self._path + ".new"
+        with open(fresh, "w", encoding="ascii") as file:
+            json.dump(whole, file)
+        os.rename(fresh, self._path)
+
+    def remove(self) -> None:
+        """Remove the journal; nothing if there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+    def read(self) -> JournalFound | None:
+        """Return what a supervisor before this one left, None if nothing; raises ValueError if it cannot be read."""
+        try:
+            with open(self._path, encoding="ascii") as file:
+                record = json.load(file)
+        except FileNotFoundError:
+            return None
+        match record:
+            case {
+                "version": int(version),
+                "boot": str(boot),
+                "freeze": int(freeze),
+                "plan": dict(plan),
+                "untold": str(told),
+            }:
+                if version != VERSION:
+                    raise ValueError(f"journal of version {version}, this is {VERSION}")
+                if boot != boot_id():
+                    # Nothing stays frozen over a boot.
+                    return JournalFound(freeze, Plan((), ()), told)
+                return JournalFound(freeze, Plan.load(plan), told)
+        raise ValueError("not a journal")
+
+    def set_aside(self) -> str:
+        """Rename a journal that cannot be read, for a person to look at; return its new path."""
+        aside = f"{self._path}.bad-{time.time_ns()}"
+        os.rename(self._path, aside)
+        return aside
+
+
+def boot_id() -> str:
+    """Return the kernel's id of this boot (random(4))."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()

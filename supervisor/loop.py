@@ -1,0 +1,297 @@
+"""The only blocking call: waits for descriptors and the nearest deadline, makes events of what came, applies effects.
+
+What workers say and how they end is taken before what hosts ask, so that no answer is older than the facts.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import setproctitle
+
+from ..agent import worker
+from ..agent.errors import Fault
+from ..agent.wire.messages import Abandoned, Limits, Refused, Request
+from . import channel, events
+from .children import Child, Children
+from .config import Config
+from .core import Core
+from .journal import Journal
+from .log import Log
+from .process import Processes
+from .status import Record
+
+Ready = Callable[[], None]
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Loop:
+    """The supervisor's hands and ears; `run` ends with the exit code."""
+
+    def __init__(
+        self,
+        config: Config,
+        core: Core,
+        journal: Journal,
+        log: Log,
+        processes: Processes,
+        clock: Callable[[], float],
+        listeners: Iterable[channel.Listener],
+    ) -> None:
+        self._config = config
+        self._core = core
+        self._journal = journal
+        self._log = log
+        self._processes = processes
+        self._clock = clock
+        self._children = Children(processes)
+        self._listeners = list(listeners)
+        self._talks: dict[int, channel.Conversation] = {}
+        self._last_talk = 0
+        self._select = selectors.EpollSelector()
+        self._log_waits = False
+        self._exit: int | None = None
+        self._effects: dict[type, Callable[[Any], events.Event | None]] = {
+            events.Spawn: self._spawn,
+            events.Kill: lambda effect: self._children.kill(effect.worker),
+            events.Tell: lambda effect: self._children[effect.worker].tell(effect.message),
+            events.Answer: self._answer,
+            events.SetTitle: self._set_title,
+            events.Log: lambda effect: self._log.add(effect.level, effect.text),
+            events.WriteJournal: self._write_journal,
+            events.RemoveJournal: lambda effect: self._journal.remove(),
+            events.Quit: self._quit,
+        }
+        self._wakeup_r, wakeup_w = socket.socketpair()
+        self._wakeup_w = wakeup_w
+        for end in (self._wakeup_r, wakeup_w):
+            end.setblocking(False)
+        for number in _SIGNALS:
+            signal.signal(number, lambda *_: None)  # the wake-up descriptor tells
+        signal.set_wakeup_fd(wakeup_w.fileno())
+        self._select.register(self._wakeup_r, selectors.EVENT_READ, (0, self._signalled))
+        for listener in self._listeners:
+            self._listen(listener)
+
+    def feed(self, event: events.Event) -> None:
+        """Have the core take an event, and apply what it decides, in order."""
+        queue: deque[events.Event] = deque([event])
+        while queue:
+            for effect in self._core.handle(queue.popleft(), self._clock()):
+                drawn = self._effects[type(effect)](effect)
+                if drawn is not None:
+                    queue.append(drawn)
+        self._write_log()
+
+    def run(self) -> int:
+        """Serve until told to stop; return the exit code."""
+        while self._exit is None:
+            ready = self._select.select(self._patience())
+            for key, _ in sorted(ready, key=lambda item: item[0].data[0]):
+                # What stands before it in this turn may have closed it.
+                if self._select.get_map().get(key.fd) is key:
+                    key.data[1]()
+            now = self._clock()
+            nearest = self._core.nearest()
+            if nearest is not None and nearest <= now:
+                self.feed(events.Woken())
+            self._expire(now)
+        self._close()
+        return self._exit
+
+    def _patience(self) -> float | None:
+        """Return how long to wait, in whole milliseconds rounded up, so that a deadline is past when it ends."""
+        moments = [t.deadline() for t in self._talks.values()] + [x.paused_until for x in self._listeners]
+        nearest = min((m for m in (self._core.nearest(), *moments) if m is not None), default=None)
+        if nearest is None:
+            return None
+        return max(0.0, math.ceil((nearest - self._clock()) * 1000) / 1000)
+
+    # -- signals, log
+
+    def _signalled(self) -> None:
+        for number in self._wakeup_r.recv(4096):
+            if number in _SIGNALS:
+                self.feed(events.Stopped(signal.Signals(number).name))
+
+    def _write_log(self) -> None:
+        waits = self._log.waits_while_frozen and not self._core.thawed
+        more = not waits and self._log.write()
+        if more and not self._log_waits:
+            self._select.register(self._log.fd, selectors.EVENT_WRITE, (2, self._write_log))
+        elif self._log_waits and not more:
+            self._select.unregister(self._log.fd)
+        self._log_waits = more
+
+    # -- effects
+
+    def _spawn(self, spawn: events.Spawn) -> events.Event:
+        try:
+            child = self._children.fork(worker.Job(spawn.worker, spawn.rpc, spawn.args))
+        except OSError as error:
+            return events.SpawnFailed(spawn.worker, error)
+        self._select.register(child.report_fd, selectors.EVENT_READ, (0, lambda: self._report(child)))
+        self._select.register(child.pidfd, selectors.EVENT_READ, (1, lambda: self._reap(child)))
+        return events.Spawned(spawn.worker, child.pid)
+
+    def _answer(self, answer: events.Answer) -> None:
+        talk = self._talks.get(answer.connection)
+        if talk is None:
+            return
+        value = answer.value
+        if isinstance(value, Fault):
+            talk.stream.fault(answer.token, value)
+        else:
+            if isinstance(value, Record):
+                value = value.dump(self._processes.state, time.time())
+            talk.stream.reply(answer.token, value)
+        self._settle(talk)
+
+    def _set_title(self, title: events.SetTitle) -> None:
+        text = title.text
+        if title.until is not None:
+            text += time.strftime(" %H:%M:%S", time.localtime(time.time() + title.until - self._clock()))
+        setproctitle.setproctitle(f"{worker.TITLE}supervisor [{text}]")
+
+    def _write_journal(self, write: events.WriteJournal) -> events.Event:
+        try:
+            self._journal.write(write.record)
+        except OSError as error:
+            self._log.add("err", f"journal: {error}")
+            return events.JournalFailed(write.freeze, error)
+        return events.Journaled(write.freeze)
+
+    def _quit(self, effect: events.Quit) -> None:
+        self._exit = effect.code
+
+    # -- workers
+
+    def _report(self, child: Child) -> bool:
+        """Take what the worker said; return whether there may be more."""
+        messages, wrong, end = child.read()
+        for message in messages:
+            self.feed(events.Reported(child.id, message))
+        if wrong:
+            self.feed(events.RubbishReported(child.id, wrong))
+        if end:
+            self._select.unregister(child.report_fd)
+            child.close_report()
+            self.feed(events.ReportEnded(child.id))
+        return bool(messages) and not end
+
+    def _reap(self, child: Child) -> None:
+        ended = self._children.reap(child)
+        if ended is None:
+            return
+        # What it wrote before it died is true, and comes first.
+        while child.report_fd >= 0 and self._report(child):
+            pass
+        if child.report_fd >= 0:
+            self._select.unregister(child.report_fd)
+        self._select.unregister(child.pidfd)
+        child.close()
+        self.feed(events.Exited(child.id, ended.signal, ended.code))
+        self._resume(self._clock(), at_once=True)
+
+    # -- hosts
+
+    def _listen(self, listener: channel.Listener) -> None:
+        listener.paused_until = None
+        self._select.register(listener.sock, selectors.EVENT_READ, (3, lambda: self._accept(listener)))
+
+    def _pause(self, listener: channel.Listener) -> None:
+        listener.paused_until = self._clock() + channel.PAUSE
+        self._select.unregister(listener.sock)
+
+    def _resume(self, now: float, *, at_once: bool) -> None:
+        for listener in self._listeners:
+            if listener.paused_until is not None and (at_once or listener.paused_until <= now):
+                self._listen(listener)
+
+    def _accept(self, listener: channel.Listener) -> None:
+        mates = sum(talk.peer.channel == listener.spec for talk in self._talks.values())
+        if mates >= self._config.max_clients + channel.REFUSED_MAX:
+            self._pause(listener)
+            return
+        try:
+            accepted = listener.accept()
+        except OSError as error:
+            self._log.add("warning", f"{listener.spec}: accept: {error.strerror}")
+            self._pause(listener)
+            return
+        if accepted is None:
+            return
+        sock, peer = accepted
+        config = self._config
+        limits = Limits(config.max_header, config.max_body, config.max_nesting)
+        self._last_talk += 1
+        refused = mates >= config.max_clients
+        talk = channel.Conversation(self._last_talk, sock, peer, limits, config.message_age, refused=refused)
+        self._talks[talk.id] = talk
+        self._select.register(sock, selectors.EVENT_READ, (4, lambda: self._talk(talk)))
+
+    def _talk(self, talk: channel.Conversation) -> None:
+        now = self._clock()
+        talk.write(now)
+        if talk.reading:
+            talk.read(now)
+        self._listen_to(talk)
+
+    def _listen_to(self, talk: channel.Conversation) -> None:
+        while not talk.gone and (event := talk.next_event(self._clock())) is not None:
+            match event:
+                case Request(token, method, params):
+                    self.feed(events.Requested(talk.id, token, method, params, talk.peer, time.time()))
+                case Abandoned(token):
+                    self.feed(events.GivenUp(talk.id, token))
+                case Refused(code, text):
+                    self._log.add("notice", f"{talk.peer.channel} {talk.peer.who}: refused {code}: {text}")
+        self._settle(talk)
+        self._write_log()
+
+    def _settle(self, talk: channel.Conversation) -> None:
+        """Write what waits, then close the conversation or wait for what it needs next."""
+        if talk.id not in self._talks:
+            return
+        talk.write(self._clock())
+        if talk.over:
+            self._hang_up(talk)
+            return
+        wanted = selectors.EVENT_READ * talk.reading | selectors.EVENT_WRITE * talk.writing
+        key = self._select.get_key(talk.port)
+        if key.events != wanted:
+            self._select.modify(talk.port, wanted, key.data)
+
+    def _hang_up(self, talk: channel.Conversation) -> None:
+        del self._talks[talk.id]
+        self._select.unregister(talk.port)
+        talk.port.close()
+        self.feed(events.Disconnected(talk.id))
+        self._resume(self._clock(), at_once=True)
+
+    def _expire(self, now: float) -> None:
+        self._resume(now, at_once=False)
+        for talk in list(self._talks.values()):
+            deadline = talk.deadline()
+            if deadline is not None and deadline <= now:
+                talk.expire(now)
+                self._settle(talk)
+
+    def _close(self) -> None:
+        for talk in list(self._talks.values()):
+            talk.write(self._clock())
+            talk.port.close()
+        for listener in self._listeners:
+            listener.close()
+        signal.set_wakeup_fd(-1)
+        self._select.close()
+        self._log.write()
+        os.close(self._log.fd)

@@ -1,0 +1,32 @@
+"""What ps shows of the supervisor: a fixed part, then in brackets what is happening now. Pure.
+
+The supervisor does not wake to count seconds down, so it names the time of day at which the hold ends; the keeper,
+which has nothing else to do, counts.
+"""
+
+from __future__ import annotations
+
+from ..agent.states import FreezeState, MountState
+from .freezing import Freezing
+from .workers import Workers
+
+
+def supervisor(freezing: Freezing, workers: Workers) -> tuple[str, float | None]:
+    """Return the title's text and the second (of the loop's clock) whose time of day completes it."""
+    freeze = freezing.freeze
+    marks = freeze.marks if freeze else []
+    state = freezing.state
+    if state is FreezeState.THAWED:
+        return "thawed", None
+    if state is FreezeState.ERROR:
+        return f"error: {freezing.error}", None
+    count = f"{sum(m.state is MountState.FROZEN for m in marks)}/{len(marks)}"
+    if state is FreezeState.FROZEN and freeze is not None:
+        return (f"frozen {count}, thaws at", freeze.until) if freeze.until else (f"frozen {count}", None)
+    if state is FreezeState.INPROGRESS and freeze is not None:
+        worker = workers.get(freeze.worker)
+        phase = worker.phase.value if worker else ""
+        return f"{phase} {freeze.doing() or count}", None
+    thawed = sum(m.state is MountState.THAWED for m in marks)
+    doing = freeze.doing() if freeze else ""
+    return f"thawing {thawed}/{len(marks)}{': ' + doing if doing else ''}", None

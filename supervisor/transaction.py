@@ -1,0 +1,138 @@
+"""The record of one freeze: the plan, what was done to each file system, and which of them may be frozen. Pure.
+
+What may be frozen (`suspects`): a file system enters when its worker reports that it is about to issue FIFREEZE, and
+leaves when FIFREEZE was refused, or a FITHAW proved it thawed. A worker that is killed may be inside FIFREEZE, which
+takes effect later, just before it dies: so when it is reaped all that it touched is suspect again, and only a thaw
+worker that was forked after that (its number is over `floor`) proves anything.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..agent import report
+from ..agent.errors import Fault
+from ..agent.freeze import Options
+from ..agent.mounts import Mount, Plan
+from ..agent.states import MountState, Outcome, Phase
+
+_MEANWHILE = (MountState.SYNCING, MountState.FREEZING, MountState.THAWING)
+_NAMED = 3
+
+
+@dataclass(slots=True)
+class Mark:
+    """One planned file system and what has been done to it; `seconds` is how long the last step took."""
+
+    mount: Mount
+    state: MountState = MountState.PENDING
+    errno: int = 0
+    error: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """How the last freeze ended (status record, `last`); `at` is on the loop's clock."""
+
+    freeze_id: int
+    outcome: str
+    held_continuously: bool
+    held_seconds: float
+    stall_seconds: float
+    error: str
+    at: float
+
+
+@dataclass(slots=True)
+class Freeze:
+    """One freeze, from its admission to THAWED. Times are seconds of the loop's clock; mounts are plan indices.
+
+    `trying` maps a mount to the thaw worker that has an attempt in flight. `caller` waits for va.fsfreeze's answer;
+    `told` says that it learned how the freeze ended.
+    """
+
+    id: int
+    worker: int
+    options: Options
+    caller: int | None = None
+    plan: Plan = field(default_factory=lambda: Plan((), ()))
+    marks: list[Mark] = field(default_factory=list)
+    touched: set[int] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
+    suspects: set[int] = field(default_factory=set)
+    floor: int = 0
+    trying: dict[int, int] = field(default_factory=dict)
+    thawers: set[int] = field(default_factory=set)
+    thaw_callers: list[int] = field(default_factory=list)
+    hold_callers: list[int] = field(default_factory=list)
+    progress: report.Progress = field(default_factory=lambda: report.Progress(Phase.PLAN.value))
+    standstill_since: float = 0.0
+    frozen_at: float = 0.0
+    until: float = 0.0
+    thaw_asked_at: float = 0.0
+    over_at: float = 0.0
+    outcome: Outcome = Outcome.THAWED
+    fault: Fault | None = None
+    told: bool = False
+
+    @property
+    def froze(self) -> set[int]:
+        """The mounts that were, or may have been, frozen."""
+        return self.touched - self.refused
+
+    def take(self, plan: Plan) -> None:
+        """Take the plan that the worker reported or the journal kept."""
+        self.plan = plan
+        self.marks = [Mark(mount) for mount in plan.mounts]
+
+    def note(self, worker: int, step: report.Step, state: MountState, now: float) -> bool:
+        """Take a step of the freeze worker or a thaw worker; return whether it shows that someone else had thawed."""
+        mark = self.marks[step.mount]
+        before, mark.state = mark.state, state
+        mark.errno, mark.error, mark.seconds = step.errno, step.error, float(step.seconds)
+        freezer = worker == self.worker
+        if freezer and state is MountState.FREEZING:
+            self.standstill_since = self.standstill_since or now
+            self.touched.add(step.mount)
+            self.refused.discard(step.mount)
+            self.suspects.add(step.mount)
+        elif freezer and before is MountState.FREEZING and state is not MountState.FROZEN:
+            self.refused.add(step.mount)
+            self.suspects.discard(step.mount)
+        if not freezer and state is not MountState.THAWING:
+            self.trying.pop(step.mount, None)
+        if state is not MountState.THAWED:
+            return False
+        if freezer or worker > self.floor:
+            self.suspects.discard(step.mount)
+        # A thaw worker's EINVAL says so only if the keeper had not begun to thaw: else it was the keeper.
+        return step.errno == errno.EINVAL and (freezer or before is MountState.FROZEN)
+
+    def possible(self, rubbish: bool) -> set[int]:
+        """Return what a dead freeze worker may have frozen; if it spoke rubbish, anything that was planned."""
+        return set(range(len(self.marks))) if rubbish else self.froze
+
+    def doing(self) -> str:
+        """Return what is being done now, and where."""
+        now = [f"{m.state.value} {m.mount.mountpoint}" for m in self.marks if m.state in _MEANWHILE]
+        return ", ".join(now[:_NAMED]) + (f" and {len(now) - _NAMED} more" if len(now) > _NAMED else "")
+
+    def summary(self, fault: Fault | None, now: float) -> Last:
+        """Return how the freeze ended."""
+        return Last(
+            freeze_id=self.id,
+            outcome=self.outcome.value,
+            held_continuously=self.outcome is Outcome.THAWED,
+            held_seconds=max(0.0, self.over_at - self.frozen_at) if self.frozen_at else 0.0,
+            stall_seconds=now - self.standstill_since if self.standstill_since else 0.0,
+            error=fault.text if fault else "",
+            at=now,
+        )
+
+
+def journal(freeze: int, plan: Plan, untold: str) -> dict[str, Any]:
+    """Return what the journal keeps: what may be frozen, and what the next fsthaw is to be told if the agent dies."""
+    return {"freeze": freeze, "plan": plan.dump(), "untold": untold}

@@ -1,0 +1,57 @@
+"""What all tests share. The harness for real file systems is imported only when a test asks for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from harness.namespace import Area
+
+TESTS = str(Path(__file__).parent)
+if TESTS not in sys.path:
+    sys.path.insert(0, TESTS)
+
+
+@pytest.fixture(scope="session")
+def area() -> Iterator[Area]:
+    """Put the test process into its own mount namespace with a tmpfs for images and state folders (needs root)."""
+    from harness import Unmet, namespace
+    from harness.fixtures import unmet
+
+    try:
+        made = namespace.enter()
+    except Unmet as reason:
+        unmet(reason)
+    yield made
+    made.leave()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Skip a test that found that this machine lacks something; in CI that is a failure."""
+    try:
+        return (yield)
+    except Exception as reason:
+        harness = sys.modules.get("harness")
+        if harness is None or not isinstance(reason, harness.Unmet):
+            raise
+        from harness.fixtures import unmet
+
+        unmet(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the daemons' logs below a failure."""
+    report = yield
+    rig = getattr(item, "funcargs", {}).get("rig")
+    if report.failed and rig is not None:
+        report.sections.extend(rig.logs())
+    return report

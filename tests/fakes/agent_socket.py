@@ -1,0 +1,152 @@
+"""An agent of the test's making on a unix socket: sound answers through the standard library's codec, or raw bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from xmlrpc import client as xmlrpc
+
+Answer = Callable[[str, list[Any]], Any]
+Script = Callable[[socket.socket], None]
+
+
+class FakeAgent:
+    """Listens at `path` until the context ends. Each connection is one thread that runs `script`.
+
+    `answer` returns the value for a method and its parameters, or raises xmlrpc.Fault. Every request is noted in
+    `asked` as (method, params) before it is answered.
+    """
+
+    def __init__(self, path: Path, answer: Answer | None = None, script: Script | None = None) -> None:
+        self.url = f"unix:{path}"
+        self.asked: queue.Queue[tuple[str, list[Any]]] = queue.Queue()
+        self.connections = 0
+        self._answer = answer
+        self._script = script or self._serve
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+
+    def __enter__(self) -> FakeAgent:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        for sock in self._open:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads[1:]:
+            thread.join()
+        for sock in (*self._open, self._listener):
+            sock.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock = self._listener.accept()[0]
+                self.connections += 1
+                self._open.append(sock)
+                self._threads.append(threading.Thread(target=self._converse, args=(sock,)))
+                self._threads[-1].start()
+
+    def _converse(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            self._script(sock)
+            sock.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self, sock: socket.socket) -> None:
+        while (request := read_request(sock)) is not None:
+            tag, body = request
+            params, method = xmlrpc.loads(body, use_builtin_types=True)
+            assert method is not None
+            self.asked.put((method, list(params)))
+            assert self._answer is not None
+            try:
+                reply = xmlrpc.dumps((self._answer(method, list(params)),), methodresponse=True)
+            except xmlrpc.Fault as fault:
+                reply = xmlrpc.dumps(fault, methodresponse=True)
+            sock.sendall(http(reply.encode(), tag))
+
+
+def read_request(sock: socket.socket) -> tuple[str, bytes] | None:
+    """Return the client tag and the body of one HTTP request; None at the end of the stream."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        if not (more := sock.recv(65536)):
+            return None
+        data += more
+    head, _, body = data.partition(b"\r\n\r\n")
+    headers = dict(line.decode().lower().split(": ", 1) for line in head.split(b"\r\n")[1:])
+    while len(body) < int(headers["content-length"]):
+        body += sock.recv(65536)
+    return headers["x-virtagent-client-tag"], body
+
+
+def http(body: bytes, tag: str | None = None, head: str = "HTTP/1.1 200 OK") -> bytes:
+    """Return the HTTP response with `body`."""
+    lines = [head, "Content-Type: text/xml", f"Content-Length: {len(body)}"]
+    if tag is not None:
+        lines.append(f"X-Virtagent-Client-Tag: {tag}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def reply_bytes(value: Any, tag: str | None = None) -> bytes:
+    """Return the HTTP response that returns `value`."""
+    return http(xmlrpc.dumps((value,), methodresponse=True).encode(), tag)
+
+
+MOUNT = {
+    "mountpoint": "/srv/db",
+    "aliases": ["/mnt/db"],
+    "device": "7:0",
+    "fstype": "ext4",
+    "level": 0,
+    "state": "frozen",
+    "errno": 0,
+    "error": "",
+    "seconds": 0.031,
+    "reason": "",
+}
+WORKER = {"id": 17, "pid": 4711, "rpc": "va.fsfreeze", "phase": "hold", "seconds": 19.0, "process_state": "sleeping"}
+LAST = {
+    "freeze_id": 16,
+    "outcome": "expired",
+    "held_continuously": False,
+    "held_seconds": 60.0,
+    "stall_seconds": 0.04,
+    "error": "the hold limit passed",
+    "at": 86400.0,
+}
+
+
+def status_record(**changed: Any) -> dict[str, Any]:
+    """Return the status record of a freeze that is held, with members changed."""
+    record = {
+        "state": "FROZEN",
+        "code": 2,
+        "seq": 40,
+        "freeze_id": 17,
+        "phase": "hold",
+        "since": 19.0,
+        "limit_left": -1,
+        "hold_left": 41.0,
+        "mounts": [MOUNT],
+        "progress": {"dirty_bytes": -1, "flushed_bytes": -1, "bytes_per_second": -1.0, "eta": -1.0},
+        "workers": [WORKER],
+        "last": {},
+        "audit": {"waiting": 3, "dropped": 0},
+        "version": "0.1.0",
+        "uptime": 7500.0,
+        "error": "",
+    }
+    return record | changed

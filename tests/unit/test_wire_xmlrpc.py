@@ -1,0 +1,591 @@
+"""HTTP with XML-RPC: what is read, what is refused with which code, what is sent. Checked with python's client."""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import datetime
+import math
+import os
+import subprocess
+import sys
+import tracemalloc
+import xmlrpc.client
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from virtagent.agent.errors import Code, Fault
+from virtagent.agent.wire import xmlrpc as codec
+from virtagent.agent.wire.messages import Incoming, Limits, Refused, Request
+from virtagent.agent.wire.stream import Stream
+
+HEAD = "POST /RPC2 HTTP/1.1\r\nHost: guest\r\n"
+TEXT_XML = "Content-Type: text/xml\r\n"
+
+
+def post(body: bytes, head: str = HEAD + TEXT_XML) -> bytes:
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1") + body
+
+
+def chunked(body: bytes, size: int) -> bytes:
+    chunks = [body[i : i + size] for i in range(0, len(body), size)] + [b""]
+    head = f"{HEAD}{TEXT_XML}Transfer-Encoding: chunked\r\n\r\n".encode()
+    return head + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+
+
+def call(params: str) -> bytes:
+    """A methodCall around the text that stands in <params>."""
+    return f"<methodCall><methodName>m</methodName><params>{params}</params></methodCall>".encode()
+
+
+def value(inner: str) -> bytes:
+    return call(f"<param><value>{inner}</value></param>")
+
+
+PING = post(xmlrpc.client.dumps((), "va.ping").encode())
+
+
+def receive(stream: Stream, data: bytes) -> list[Incoming]:
+    stream.receive_data(data)
+    return list(iter(stream.next_event, None))
+
+
+def written(stream: Stream) -> bytes:
+    out = b""
+    while piece := bytes(stream.pending()):
+        out += piece
+        stream.wrote(len(piece))
+    return out
+
+
+def refused(stream: Stream, data: bytes) -> tuple[int, str, int, str]:
+    """What `data` draws: the HTTP status, the header, and code and text of the fault, which the event must match."""
+    [event] = receive(stream, data)
+    assert isinstance(event, Refused)
+    head, _, body = written(stream).partition(b"\r\n\r\n")
+    with pytest.raises(xmlrpc.client.Fault) as raised:
+        xmlrpc.client.loads(body)
+    assert (raised.value.faultCode, raised.value.faultString) == (event.code, event.text)
+    assert len(event.text) < 300
+    assert f"\r\nContent-Length: {len(body)}".encode() in head
+    return int(head.split()[1]), head.decode("latin-1"), event.code, event.text
+
+
+def still_serves(stream: Stream) -> bool:
+    """Whether a good request on the same stream still gets its reply."""
+    if not (events := receive(stream, PING)):
+        assert stream.closing
+        return False
+    request = events[-1]
+    assert isinstance(request, Request)
+    assert not stream.closing
+    stream.reply(request.token, "dummy")
+    [[answer], _] = xmlrpc.client.loads(written(stream).partition(b"\r\n\r\n")[2])
+    return bool(answer == "dummy")
+
+
+def params(body: bytes) -> Any:
+    [request] = receive(Stream(), post(body))
+    assert isinstance(request, Request), request
+    return request.params
+
+
+def sent(result: Any) -> Any:
+    """What python's own client makes of the reply with `result`."""
+    [[back], _] = xmlrpc.client.loads(b"".join(codec.marshal_reply(result)), use_builtin_types=True)
+    return back
+
+
+# Values, both ways, against python's own codec.
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_characters="\ufffe\uffff"))
+INT32 = st.integers(-(1 << 31), (1 << 31) - 1)
+DOUBLE = st.floats(allow_nan=False, allow_infinity=False)
+VALUE = st.recursive(
+    st.booleans() | INT32 | DOUBLE | TEXT | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.lists(VALUE, max_size=4))
+def test_what_pythons_client_sends_is_read(arguments: list[Any]) -> None:
+    assert params(xmlrpc.client.dumps(tuple(arguments), "m").encode()) == arguments
+
+
+@given(VALUE)
+def test_what_is_sent_pythons_client_reads(result: Any) -> None:
+    assert sent(result) == result
+
+
+@given(st.integers(-(1 << 63), (1 << 64) - 1).filter(lambda n: not -(1 << 31) <= n < 1 << 31))
+def test_a_wide_integer_goes_as_a_double(number: int) -> None:
+    back = sent(number)
+    assert isinstance(back, float)
+    assert back == float(number)
+
+
+def test_tuples_bytearrays_and_enums_go_as_what_they_are() -> None:
+    assert sent((1, Code.BUSY, bytearray(b"x"), True, [])) == [1, 4, b"x", True, []]
+    assert isinstance(sent(True), bool)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a<b>&\"'c]]>", "a<b>&\"'c]]>"),
+        ("two\r\nlines\t\n", "two\r\nlines\t\n"),
+        ("\x1b[31mred\x00", r"\x1b[31mred\x00"),
+        (os.fsdecode(b"/srv/\xe9t\xe9"), r"/srv/\xe9t\xe9"),
+        ("\ud800 \ufffe\uffff", r"\ud800 \ufffe\uffff"),
+        ("\x7f\x85\u2028\U0001f9ca", "\x7f\x85\u2028\U0001f9ca"),
+    ],
+)
+def test_text_that_xml_cannot_carry_becomes_visible(text: str, shown: str) -> None:
+    assert sent(text) == shown
+    assert sent({text: [text]}) == {shown: [shown]}
+    with pytest.raises(xmlrpc.client.Fault) as raised:
+        xmlrpc.client.loads(b"".join(codec.marshal_fault(Fault(Code.FAILED, text))))
+    assert raised.value.faultString == shown
+
+
+@given(st.text(st.characters()))
+def test_any_text_makes_a_well_formed_reply(text: str) -> None:
+    assert isinstance(sent(text), str)
+
+
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [None, [None], {"a": None}, {1: "a"}, math.nan, math.inf, [-math.inf], 10**400, object(), {1, 2}, ENDLESS],
+    ids=lambda result: type(result).__name__,
+)
+def test_what_has_no_form_becomes_fault_internal(result: Any) -> None:
+    stream = Stream()
+    receive(stream, PING)
+    stream.reply(0, result)
+    with pytest.raises(xmlrpc.client.Fault, match="cannot be sent") as raised:
+        xmlrpc.client.loads(written(stream).partition(b"\r\n\r\n")[2])
+    assert raised.value.faultCode == Code.INTERNAL
+    assert still_serves(stream)
+
+
+@pytest.mark.parametrize(
+    ("inner", "read"),
+    [
+        ("", ""),
+        (" kept ", " kept "),
+        ("<string/>", ""),
+        ("\n <string> kept </string>\n", " kept "),
+        ("&lt;&#65;<![CDATA[<b>]]>&amp;", "<A<b>&"),
+        ("<!-- no --><i4>-7</i4>", -7),
+        ("<int> +12 </int>", 12),
+        ("<i8>9223372036854775807</i8>", (1 << 63) - 1),
+        ("<ex:i8 xmlns:ex='http://ws.apache.org/xmlrpc/namespaces/extensions'>5</ex:i8>", 5),
+        ("<ex:nil/>", None),
+        ("<nil/>", None),
+        ("<nil></nil>", None),
+        ("<boolean>1</boolean>", True),
+        ("<double>-1.5e3</double>", -1500.0),
+        ("<double>inf</double>", math.inf),
+        ("<base64>\n aGVs\r\nbG8= \n</base64>", b"hello"),
+        ("<base64/>", b""),
+        ("<array><data/></array>", []),
+        ("<struct/>", {}),
+        ("<struct><member><name/><value><int>1</int></value></member></struct>", {"": 1}),
+    ],
+)
+def test_values_in(inner: str, read: Any) -> None:
+    [got] = params(value(inner))
+    assert got == read
+    assert type(got) is type(read)
+
+
+def test_not_a_number_is_passed_on() -> None:
+    [got] = params(value("<double>nan</double>"))
+    assert math.isnan(got)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<methodCall><methodName>m</methodName></methodCall>",
+        b"<methodCall>\n<methodName>m</methodName>\n<params/>\n</methodCall>\n",
+        b'<?xml version="1.0"?><methodCall a="b"><methodName>m</methodName><params>\n</params></methodCall>',
+    ],
+)
+def test_no_parameters(body: bytes) -> None:
+    assert params(body) == []
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared"),
+    [("utf-8", "utf-8"), ("latin-1", "ISO-8859-1"), ("utf-16", "UTF-16"), ("utf-16", ""), ("utf-8-sig", "")],
+)
+def test_encodings_that_the_document_declares(encoding: str, declared: str) -> None:
+    declaration = f"<?xml version='1.0' encoding='{declared}'?>" if declared else ""
+    assert params((declaration + value("é").decode()).encode(encoding)) == ["é"]
+
+
+# What is refused, with which code; a good request on the same connection still works.
+
+BOMB = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 10))
+DEEP = 100_000
+NESTED = "<value><array><data>"
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "says"),
+    [
+        (b"", Code.PARSE, "no element found"),
+        (b"not xml", Code.PARSE, "syntax error"),
+        (b"<methodCall>", Code.PARSE, "no element found"),
+        (b"<methodCall></methodcall>", Code.PARSE, "mismatched tag"),
+        (value("") + b"x", Code.PARSE, "junk after document element"),
+        (value("&nbsp;"), Code.PARSE, "undefined entity"),
+        (value("\x00"), Code.PARSE, "not well-formed"),
+        (value("&#xd800;"), Code.PARSE, "invalid character"),
+        (value("é").decode().encode("latin-1"), Code.PARSE, "not well-formed"),
+        (b"<?xml version='1.0' encoding='koi8-r'?>" + value(""), Code.PARSE, "'koi8-r'"),
+        (b"<?xml version='1.0' encoding='rot13'?>" + value(""), Code.PARSE, "'rot13'"),
+        (b"<!DOCTYPE methodCall>" + value(""), Code.PARSE, "document type"),
+        (f'<!DOCTYPE m [<!ENTITY l0 "l">{BOMB}]>'.encode() + value("&l9;"), Code.PARSE, "document type"),
+        (f'<!DOCTYPE m [<!ENTITY a "{"a" * 50000}">]>'.encode() + value("&a;" * 50000), Code.PARSE, "document type"),
+        (b'<!DOCTYPE m [<!ENTITY x SYSTEM "file:///etc/shadow">]>' + value("&x;"), Code.PARSE, "document type"),
+        (b'<!DOCTYPE m SYSTEM "http://host/x.dtd">' + value(""), Code.PARSE, "document type"),
+        (b'<!DOCTYPE m [<!ENTITY % x SYSTEM "file:///x"> %x;]>' + value(""), Code.PARSE, "document type"),
+        (b"<html/>", Code.REQUEST, "<html> is not expected as the document"),
+        (xmlrpc.client.dumps((1,), methodresponse=True).encode(), Code.REQUEST, "<methodResponse>"),
+        (b"<methodCall/>", Code.REQUEST, "<methodName> is missing"),
+        (b"<methodCall><params/></methodCall>", Code.REQUEST, "<params> is not expected in <methodCall>"),
+        (call("")[:-13] + b"<params/></methodCall>", Code.REQUEST, "<params> is not expected"),
+        (call("").replace(b">m<", b"><"), Code.REQUEST, "<methodName> ''"),
+        (call("").replace(b">m<", b"> m<"), Code.REQUEST, "A-Z"),
+        (call("").replace(b">m<", b">m\n<"), Code.REQUEST, "A-Z"),
+        (call("").replace(b">m<", b">rm -rf<"), Code.REQUEST, "'rm -rf'"),
+        (call("").replace(b">m<", ">m\u00e9<".encode()), Code.REQUEST, "A-Z"),
+        (call("").replace(b">m<", b">" + b"m" * 257 + b"<"), Code.REQUEST, "256"),
+        (call("").replace(b">m<", b"><b/>m<"), Code.REQUEST, "<b> is not expected in <methodName>"),
+        (call("").replace(b"<params>", b"loose<params>"), Code.REQUEST, "text 'loose'"),
+        (call("<value/>"), Code.PARAMS, "<value> is not expected in <params>"),
+        (call("<param/>"), Code.PARAMS, "<value> is missing in <param>"),
+        (call("<param><value/><value/></param>"), Code.PARAMS, "<value> is not expected in <param>"),
+        (value("<int>five</int>"), Code.PARAMS, "<int> 'five' is not an integer"),
+        (value("<int/>"), Code.PARAMS, "not an integer"),
+        (value("<int>1_0</int>"), Code.PARAMS, "not an integer"),
+        (value("<i4>\u0663</i4>"), Code.PARAMS, "not an integer"),
+        (value("<i8>9223372036854775808</i8>"), Code.PARAMS, "64 bits"),
+        (value("<int>" + "9" * 1_000_000 + "</int>"), Code.PARAMS, "..."),
+        (value("<double>1,5</double>"), Code.PARAMS, "'1,5' is not a number"),
+        (value("<double>1_0</double>"), Code.PARAMS, "not a number"),
+        (value("<double>" + "9" * 1_000_000 + "</double>"), Code.PARAMS, "not a number"),
+        (value("<boolean>true</boolean>"), Code.PARAMS, "not 0 or 1"),
+        (value("<base64>a</base64>"), Code.PARAMS, "not base64"),
+        (value("<base64>a$b=</base64>"), Code.PARAMS, "not base64"),
+        (value("<base64>\u00e9\u00e9\u00e9\u00e9</base64>"), Code.PARAMS, "not base64"),
+        (value("<nil>x</nil>"), Code.PARAMS, "is not empty"),
+        (value("<dateTime.iso8601>20111001T12:00:00</dateTime.iso8601>"), Code.PARAMS, "no method takes one"),
+        (value("<decimal>1</decimal>"), Code.PARAMS, "<decimal> is not expected in <value>"),
+        (value("<int>1</int><int>2</int>"), Code.PARAMS, "<int> is not expected"),
+        (value("1<int>2</int>"), Code.PARAMS, "text '1'"),
+        (value("<int>1</int>2"), Code.PARAMS, "text '2'"),
+        (value("<string>a<b>c</b></string>"), Code.PARAMS, "<b> is not expected in <string>"),
+        (value("<array/>"), Code.PARAMS, "<data> is missing in <array>"),
+        (value("<array><data/><data/></array>"), Code.PARAMS, "<data> is not expected"),
+        (value("<array><data><int>1</int></data></array>"), Code.PARAMS, "<int> is not expected in <data>"),
+        (value("<struct><member/></struct>"), Code.PARAMS, "<name> is missing in <member>"),
+        (value("<struct><member><name>a</name></member></struct>"), Code.PARAMS, "<value> is missing in <member>"),
+        (
+            value("<struct><member><value/><name/></member></struct>"),
+            Code.PARAMS,
+            "<value> is not expected in <member>",
+        ),
+        (value("<" + "x" * 1000 + "/>"), Code.PARAMS, "..."),
+        (b"<array>" * DEEP, Code.REQUEST, "<array> is not expected"),
+        (call("<param>" + NESTED * DEEP), Code.REQUEST, "deeper than the limit of 64"),
+        (call("<param>" + NESTED * 65 + "</data></array></value>" * 65 + "</param>"), Code.REQUEST, "limit of 64"),
+    ],
+    ids=lambda argument: str(argument)[:40],
+)
+def test_a_bad_body_draws_a_fault_and_the_connection_goes_on(body: bytes, code: Code, says: str) -> None:
+    stream = Stream()
+    status, head, got, text = refused(stream, post(body))
+    assert (status, got) == (200, code)
+    assert says in text
+    assert "close" not in head
+    assert still_serves(stream)
+
+
+def test_nesting_up_to_the_limit_is_read() -> None:
+    [got] = params(call("<param>" + NESTED * 64 + "</data></array></value>" * 64 + "</param>"))
+    for _ in range(63):
+        [got] = got
+    assert got == []
+
+
+def test_many_arrays_side_by_side_are_not_deep() -> None:
+    assert params(value("<array><data>" + "<value><array><data/></array></value>" * 100 + "</data></array>")) == [
+        [[]] * 100
+    ]
+
+
+def test_an_exotic_encoding_is_refused_without_a_look_at_the_codecs_on_disk() -> None:
+    asked: list[str] = []
+    search: Callable[[str], None] = asked.append
+    codecs.register(search)
+    try:
+        refused(Stream(), post(b"<?xml version='1.0' encoding='x-on-disk'?>" + value("")))
+    finally:
+        codecs.unregister(search)
+    assert asked == []
+
+
+# HTTP
+
+PING_BODY = xmlrpc.client.dumps((), "va.ping").encode()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        HEAD,
+        HEAD + TEXT_XML,
+        HEAD + "Content-Type: Text/XML; charset=utf-8\r\n",
+        HEAD + "Content-Type: application/xml\r\n",
+        HEAD + "Content-Encoding: identity\r\n",
+        HEAD + "Connection: keep-alive\r\n",
+        HEAD + "Upgrade: h2c\r\n",
+        "POST * HTTP/1.1\nHost: guest\n",
+    ],
+)
+def test_good_headers(head: str) -> None:
+    stream = Stream()
+    assert receive(stream, post(PING_BODY, head)) == [Request(0, "va.ping", [])]
+    stream.reply(0, "dummy")
+    assert written(stream).startswith(
+        b"HTTP/1.1 200 OK\r\nServer: virtagent\r\nContent-Type: text/xml\r\nContent-Length: "
+    )
+    assert still_serves(stream)
+
+
+def test_pythons_client_gets_its_answer() -> None:
+    stream = Stream()
+
+    class Transport(xmlrpc.client.Transport):
+        def request(self, host: Any, handler: Any, request_body: Any, verbose: bool = False) -> Any:
+            [request] = receive(stream, post(request_body))
+            assert isinstance(request, Request)
+            stream.reply(request.token, [request.method, request.params])
+            parser, unmarshaller = self.getparser()
+            parser.feed(written(stream).partition(b"\r\n\r\n")[2])
+            parser.close()
+            return unmarshaller.close()
+
+    proxy = xmlrpc.client.ServerProxy("http://guest/", Transport(), use_builtin_types=True)
+    assert proxy.va.fsfreeze({"include": ["/srv/*"], "wait": 1.5}) == [
+        "va.fsfreeze",
+        [{"include": ["/srv/*"], "wait": 1.5}],
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+def test_a_chunked_body(size: int) -> None:
+    stream = Stream()
+    assert receive(stream, chunked(PING_BODY, size) + PING)[::2] == [
+        Request(0, "va.ping", []),
+        Request(1, "va.ping", []),
+    ]
+
+
+@pytest.mark.parametrize(
+    "head", [HEAD + "Connection: close\r\n", "POST / HTTP/1.0\r\n", HEAD + "Connection: Close, a\r\n"]
+)
+def test_a_host_that_asks_to_close_gets_its_answer_first(head: str) -> None:
+    stream = Stream()
+    assert receive(stream, post(PING_BODY, head) + PING) == [Request(0, "va.ping", [])]
+    assert not stream.closing
+    stream.reply(0, "dummy")
+    assert b"\r\nConnection: close\r\n" in written(stream)
+    assert stream.closing
+
+
+def test_a_host_that_asks_to_close_and_sends_rubbish_gets_the_fault() -> None:
+    stream = Stream()
+    status, head, code, _ = refused(stream, post(b"<", HEAD + "Connection: close\r\n"))
+    assert (status, code) == (200, Code.PARSE)
+    assert "\r\nConnection: close" in head
+    assert stream.closing
+
+
+def test_a_host_that_waits_for_100_continue_gets_it_before_the_body() -> None:
+    stream = Stream()
+    request = post(PING_BODY, HEAD + "Expect: 100-continue\r\n")
+    assert receive(stream, request[: -len(PING_BODY)]) == []
+    assert written(stream).startswith(b"HTTP/1.1 100 Continue\r\n")
+    assert receive(stream, PING_BODY) == [Request(0, "va.ping", [])]
+    stream.reply(0, "dummy")
+    assert written(stream).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert still_serves(stream)
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "says"),
+    [
+        ("PUT / HTTP/1.1\r\nHost: a\r\n", 405, "HTTP PUT"),
+        (HEAD + "Content-Type: application/json\r\n", 200, "application/json"),
+        (HEAD + "Content-Type: " + "x" * 500 + "\r\n", 200, "Content-Type"),
+        (HEAD + "Content-Encoding: gzip\r\n", 200, "gzip"),
+        (HEAD + "X-Virtagent-Client-Tag: " + "x" * 257 + "\r\n", 200, "256"),
+    ],
+)
+def test_a_whole_message_with_a_bad_header_is_refused_and_the_connection_goes_on(
+    head: str, status: int, says: str
+) -> None:
+    stream = Stream()
+    got, answer, code, text = refused(stream, post(PING_BODY, head))
+    assert (got, code) == (status, Code.REQUEST)
+    assert says in text
+    assert ("\r\nAllow: POST" in answer) == (status == 405)
+    assert still_serves(stream)
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code", "says"),
+    [
+        (b"Pfui\r\n\r\n", 400, Code.PARSE, "illegal request line"),
+        (b"POST / HTTP/1.1\r\n\r\n", 400, Code.PARSE, "Host"),
+        (b"POST / HTTP/1.1\r\nHost\r\n\r\n", 400, Code.PARSE, "illegal header line"),
+        (post(b"", HEAD + "Content-Length: 7\r\n"), 400, Code.PARSE, "Content-Length"),
+        ((HEAD + "Content-Length: -1\r\n\r\n").encode(), 400, Code.PARSE, "Content-Length"),
+        ((HEAD + "Content-Length: " + "9" * 100 + "\r\n\r\n").encode(), 400, Code.PARSE, "Content-Length"),
+        ((HEAD + "Transfer-Encoding: gzip\r\n\r\n").encode(), 501, Code.PARSE, "chunked"),
+        ((HEAD + "Transfer-Encoding: chunked\r\n\r\nzz\r\n").encode(), 400, Code.PARSE, "illegal chunk header"),
+        ((HEAD + "Transfer-Encoding: chunked\r\n\r\n1\r\naXX").encode(), 400, Code.PARSE, "malformed chunk footer"),
+        ((HEAD + "Transfer-Encoding: chunked\r\n\r\n1;" + "x" * 5000).encode(), 431, Code.REQUEST, "4096"),
+        ((HEAD + "Transfer-Encoding: chunked\r\n\r\n0\r\n" + "a: b\r\n" * 999).encode(), 431, Code.REQUEST, "4096"),
+        ((HEAD + "a: b\r\n" * 1000).encode(), 431, Code.REQUEST, "4096"),
+        ((HEAD + "a: " + "b" * 5000).encode(), 431, Code.REQUEST, "4096"),
+        (b"P" * 5000, 431, Code.REQUEST, "4096"),
+        ((HEAD + f"Content-Length: {(64 << 20) + 1}\r\n\r\n").encode(), 413, Code.REQUEST, "far over the limit"),
+    ],
+    ids=lambda argument: str(argument)[:40],
+)
+def test_what_is_not_http_or_over_a_limit_ends_the_stream(data: bytes, status: int, code: Code, says: str) -> None:
+    stream = Stream()
+    got, head, fault, text = refused(stream, data)
+    assert (got, fault) == (status, code)
+    assert says in text
+    assert "\r\nConnection: close" in head
+    assert stream.closing
+    assert not stream.mid_message
+    assert not still_serves(stream)
+
+
+@pytest.mark.parametrize(("over", "good"), [(0, True), (1, False)])
+@pytest.mark.parametrize("at_once", [1, 100, 10_000])
+def test_the_header_limit_is_exact_however_the_bytes_are_cut(over: int, good: bool, at_once: int) -> None:
+    bare = len(post(b"", HEAD + "a: \r\n"))
+    data = post(b"", HEAD + "a: " + "x" * (4096 - bare + over) + "\r\n")
+    stream = Stream()
+    events = [e for i in range(0, len(data), at_once) for e in receive(stream, data[i : i + at_once])]
+    assert len(data) == 4096 + over
+    assert len(events) == 1
+    assert written(stream).startswith(b"HTTP/1.1 200 " if good else b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("wrap", [post, lambda body: chunked(body, 1 << 16)], ids=["declared", "chunked"])
+def test_a_body_over_the_limit_is_thrown_away_and_the_connection_goes_on(wrap: Callable[[bytes], bytes]) -> None:
+    stream = Stream()
+    status, head, code, text = refused(stream, wrap(bytes(3 << 20)))
+    assert (status, code) == (200, Code.REQUEST)
+    assert "2097152" in text
+    assert "close" not in head
+    assert still_serves(stream)
+
+
+@pytest.mark.parametrize("wrap", [post, lambda body: chunked(body, 1 << 16)], ids=["declared", "chunked"])
+def test_a_body_of_exactly_the_limit_is_read(wrap: Callable[[bytes], bytes]) -> None:
+    body = PING_BODY + b"\n" * ((2 << 20) - len(PING_BODY))
+    assert receive(Stream(), wrap(body)) == [Request(0, "va.ping", [])]
+    [event] = receive(Stream(), wrap(body + b"\n"))
+    assert isinstance(event, Refused)
+
+
+@pytest.mark.parametrize("wrap", [post, lambda body: chunked(body, 1 << 12)], ids=["declared", "chunked"])
+def test_a_body_that_is_thrown_away_takes_no_memory(wrap: Callable[[bytes], bytes]) -> None:
+    stream = Stream(Limits(body=1 << 16))
+    data = wrap(bytes(1 << 20))
+    events = []
+    tracemalloc.start()
+    try:
+        for i in range(0, len(data), 1 << 13):
+            events += receive(stream, data[i : i + (1 << 13)])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(events) == 1
+    assert peak < 4 << 16
+
+
+def test_an_endless_chunked_body_ends_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "DISCARD_MAX", 100_000)
+    stream = Stream(Limits(body=10_000))
+    status, head, code, _ = refused(stream, chunked(bytes(100_001), 10_000))
+    assert (status, code) == (413, Code.REQUEST)
+    assert "\r\nConnection: close" in head
+    assert not still_serves(stream)
+
+
+def test_endless_headers_take_no_memory() -> None:
+    stream = Stream()
+    [event] = receive(stream, HEAD.encode() + b"a: b\r\n" * 100_000)
+    assert isinstance(event, Refused)
+    for _ in range(100):
+        assert receive(stream, b"a: b\r\n" * 1000) == []
+    assert len(stream._input) == 0
+
+
+@pytest.mark.parametrize("tag", ["a", "x" * 256, "\xe9\x01 b"])
+def test_a_tag_is_echoed_byte_for_byte(tag: str) -> None:
+    stream = Stream()
+    [request] = receive(stream, post(PING_BODY, HEAD + f"x-virtagent-client-tag: {tag}\r\n"))
+    assert request == Request(0, "va.ping", [], tag)
+    stream.reply(0, "dummy")
+    assert f"\r\nX-Virtagent-Client-Tag: {tag}\r\n".encode("latin-1") in written(stream)
+
+
+def test_an_empty_tag_is_none() -> None:
+    assert receive(Stream(), post(PING_BODY, HEAD + "X-Virtagent-Client-Tag:\r\n")) == [Request(0, "va.ping", [])]
+
+
+def test_a_refused_request_keeps_its_tag() -> None:
+    _, head, _, _ = refused(Stream(), post(b"<", HEAD + "X-Virtagent-Client-Tag: t7\r\n"))
+    assert "\r\nX-Virtagent-Client-Tag: t7" in head
+
+
+def test_a_long_binary_reply() -> None:
+    content = bytes(range(256)) * 4096
+    stream = Stream()
+    receive(stream, PING)
+    stream.reply(0, {"content": content})
+    body = written(stream).partition(b"\r\n\r\n")[2]
+    assert base64.b64encode(content) in body
+    assert xmlrpc.client.loads(body, use_builtin_types=True)[0] == ({"content": content},)
+
+
+def test_a_date_is_not_sent() -> None:
+    with pytest.raises(TypeError, match="datetime has no form"):
+        codec.marshal_reply(datetime.datetime(2011, 10, 1))
+
+
+def test_the_codec_brings_in_no_heavy_module() -> None:
+    heavy = "{'ssl', 'http.client', 'xmlrpc.client', 'xmlrpc.server', 'email', 'pydoc', 'asyncio', 'decimal'}"
+    code = f"import sys, virtagent.agent.wire.stream; print(sorted({heavy} & sys.modules.keys()))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
