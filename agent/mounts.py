@@ -166,11 +166,10 @@ def parse_mountinfo(text: str) -> list[MountInfo]:
             mount_id, parent_id, device, root, mountpoint, _ = mount.split(" ", 5)
             fstype, source, options = file_system.split(" ", 2)
             major, minor = device.split(":")
-            if not (major + minor + mount_id + parent_id).isdecimal() or not mountpoint.startswith("/"):
+            if not all(map(str.isdecimal, (mount_id, parent_id, major, minor))) or not mountpoint.startswith("/"):
                 raise ValueError
             if "\\" in line:
                 root, mountpoint, fstype, source = map(_unescape, (root, mountpoint, fstype, source))
-            device = f"{int(major)}:{int(minor)}"
             mounts.append(MountInfo(int(mount_id), int(parent_id), device, root, mountpoint, fstype, source, options))
         except ValueError:
             raise ValueError(f"mountinfo line {number} is malformed: {line[:200]!r}") from None

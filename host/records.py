@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -146,10 +146,13 @@ def load(kind: type[R], data: Any, what: str) -> R:
     return _record(kind, data, what)
 
 
-def dump(record: Any) -> dict[str, Any]:
+def dump(value: Any) -> Any:
     """Return a record as the agent sends it: dicts, lists and plain values, all members present, {} for no `last`."""
-    data: dict[str, Any] = asdict(record)
-    return {name: {} if value is None else value for name, value in data.items()}
+    if is_dataclass(value):
+        return {field.name: dump(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple):
+        return [dump(item) for item in value]
+    return {} if value is None else value
 
 
 @cache

@@ -51,7 +51,10 @@ def connect(endpoint: Endpoint, seconds: float) -> socket.socket:
     except PermissionError as error:
         why, advice = str(error.strerror), "run this as the user who owns the socket"
     except OSError as error:
-        why, advice = str(error.strerror), "see that virtagentd runs and that --agent or $VIRTAGENT_AGENT names its socket"
+        why, advice = (
+            str(error.strerror),
+            "see that virtagentd runs and that --agent or $VIRTAGENT_AGENT names its socket",
+        )
     raise Unreachable(f"no connection to {endpoint.url} ({why}); {advice}")
 
 

@@ -40,7 +40,9 @@ from .events import (
     Woken,
 )
 from .freezing import Freezing
+from .state import State
 from .status import Record, record
+from .thawing import RETRY, Thawing
 from .workers import Worker, Workers
 
 WAIT_DEFAULT = 30.0
@@ -58,10 +60,11 @@ class Core:
         self._workers = Workers(self._out, self._deadlines, config.exit_grace, config.kill_grace)
         self._audit = audit.Audit(config.audit_ring)
         self._calls = calls.Calls(self._out, self._deadlines, self._record)
-        self._freezing = Freezing(
-            self._out, self._deadlines, self._workers, self._calls, config.thaw_limit, config.hold_limit_max
-        )
-        self._freezing.on_over = self._over
+        self._state = State(self._out)
+        self._thawing = Thawing(self._out, self._deadlines, self._workers, self._calls, self._state, config.thaw_limit)
+        self._thawing.on_over = self._over
+        limits = (config.thaw_limit, config.hold_limit_max)
+        self._freezing = Freezing(self._out, self._workers, self._calls, self._state, self._thawing, limits)
         self._polls: dict[int, int] = {}
         self._after_thaw: list[tuple[calls.Call, Rpc, dict[str, Any]]] = []
         self._stopping = ""
@@ -77,9 +80,9 @@ class Core:
             self._due(key)
         self._take(event)
         self._tell_polls()
-        if self._freezing.state is FreezeState.THAWED:
+        if self._state.now is FreezeState.THAWED:
             self._out.extend(Log("info", text) for text in self._audit.take())
-        title = titles.supervisor(self._freezing, self._workers)
+        title = titles.supervisor(self._state, self._thawing.freeze, self._workers)
         if title != self._title:
             self._title = title
             self._out.append(SetTitle(*title))
@@ -94,7 +97,7 @@ class Core:
     @property
     def thawed(self) -> bool:
         """Whether nothing may be frozen."""
-        return self._freezing.state is FreezeState.THAWED
+        return self._state.now is FreezeState.THAWED
 
     def _take(self, event: Event) -> None:
         now = self._now
@@ -141,7 +144,7 @@ class Core:
             row = public(request.method)
             refused = refusal(
                 row,
-                self._freezing.state,
+                self._state.now,
                 blocked=not self._config.allows(row.name),
                 audit_full=self._audit.full,
                 stopping=bool(self._stopping),
@@ -223,7 +226,7 @@ class Core:
 
     def state_number(self) -> int:
         """Return the number of the freeze state."""
-        return int(self._freezing.state)
+        return int(self._state.now)
 
     def status(self, call: Call, since: int | None, wait: float | None) -> Any:
         """Return the status record once its seq is another than `since`, at the latest after `wait` seconds."""
@@ -283,7 +286,7 @@ class Core:
     def _worker_due(self, worker: Worker) -> None:
         if worker.state is WorkerState.KILLED:
             self._workers.change(worker, WorkerEvent.GRACE, self._now)
-            self._freezing.stuck(worker, self._now)
+            self._thawing.advance(self._now)
         elif worker.state is WorkerState.REPORTED:
             self._kill(worker, WorkerEvent.GRACE, ": it did not end after its report", Code.WORKER_DIED)
         elif self._freezing.owns(worker):
@@ -303,7 +306,8 @@ class Core:
                 self._polls.pop(number, None)
                 self._calls.answer(number, self._status(), self._now)
             case _:
-                assert self._freezing.due(key, self._now), f"unknown deadline {key!r}"
+                assert key == RETRY, f"unknown deadline {key!r}"
+                self._thawing.advance(self._now)
 
     def _tell_polls(self) -> None:
         seq = self._seq()
@@ -314,12 +318,14 @@ class Core:
                 self._calls.answer(number, self._status(), self._now)
 
     def _seq(self) -> int:
-        return 1 + self._freezing.changes + self._workers.changes
+        return 1 + self._state.changes + self._workers.changes
 
     def _status(self) -> Record:
         counts = (self._audit.waiting, self._audit.dropped)
         times = (self._start, self._now)
-        return record(self._freezing, self._workers, self._deadlines, self._seq(), self.version, counts, times)
+        return record(
+            self._state, self._thawing, self._workers, self._deadlines, self._seq(), self.version, counts, times
+        )
 
     def _record(self, call: calls.Call, outcome: str, fault: Fault | None, now: float) -> None:
         worker = next((w.id for w in self._workers if w.call == call.id), None)

@@ -62,11 +62,16 @@ class System:
         return Ended(0, info.si_status) if info.si_code == os.CLD_EXITED else Ended(info.si_status, 0)
 
     def state(self, pid: int) -> str:
-        """Return the process state; psutil reads only /proc/PID/stat for it, which a stuck process does not block."""
+        """Return the process state, "disk-sleep" (D) if any of its threads is; "gone" if there is no such process.
+
+        A killed process whose first thread has ended and another is stuck is a zombie to ps. psutil reads only
+        /proc/TID/stat for it, which a stuck process does not block.
+        """
         try:
-            return str(psutil.Process(pid).status())
-        except psutil.NoSuchProcess:
+            states = [str(psutil.Process(int(tid)).status()) for tid in os.listdir(f"/proc/{pid}/task")]
+        except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             return "gone"
+        return psutil.STATUS_DISK_SLEEP if psutil.STATUS_DISK_SLEEP in states else states[0]
 
 
 def monotonic() -> float:

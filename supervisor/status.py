@@ -9,7 +9,8 @@ from typing import Any
 from ..agent import report
 from ..agent.states import FreezeState, MountState
 from .deadlines import Deadlines
-from .freezing import Freezing
+from .state import State
+from .thawing import Thawing
 from .transaction import Freeze, Last
 from .workers import Workers
 
@@ -76,7 +77,9 @@ class Record:
             "bytes_per_second": progress.bytes_per_second,
             "eta": progress.eta,
         }
-        record["workers"] = [asdict(w) | {"process_state": process_state(w.pid)} for w in self.workers]
+        record["workers"] = [
+            asdict(w) | {"process_state": process_state(w.pid) if w.pid else "starting"} for w in self.workers
+        ]
         record["last"] = asdict(self.last) | {"at": wall - self.ago} if self.last else {}
         record["audit"] = {"waiting": self.waiting, "dropped": self.dropped}
         return record | {"version": self.version, "uptime": self.uptime}
@@ -108,7 +111,8 @@ def _mounts(freeze: Freeze | None) -> tuple[MountRecord, ...]:
 
 
 def record(
-    freezing: Freezing,
+    at: State,
+    thawing: Thawing,
     workers: Workers,
     deadlines: Deadlines,
     seq: int,
@@ -118,8 +122,8 @@ def record(
 ) -> Record:
     """Return the record of this moment; `audit` is (waiting, dropped), `times` (start, now) on the loop's clock."""
     start, now = times
-    freeze = freezing.freeze
-    state = freezing.state
+    freeze = thawing.freeze
+    state = at.now
     over = state is FreezeState.THAWED
     freezer = workers.get(freeze.worker) if freeze and not over else None
     thawers = [w for w in workers if freeze and w.id in freeze.thawers]
@@ -136,17 +140,17 @@ def record(
         state=state.name,
         code=int(state),
         seq=seq,
-        freeze_id=freezing.last_id,
+        freeze_id=freeze.id if freeze else 0,
         phase=phase,
-        since=now - (owner.phase_since if owner else freezing.since),
+        since=now - (owner.phase_since if owner else at.since),
         limit_left=deadlines.left(owner.key, now) if owner and owner.limit else -1.0,
         hold_left=max(0.0, freeze.until - now) if freeze and held else -1.0,
-        error=freezing.error,
+        error=at.error,
         mounts=_mounts(freeze),
         progress=freeze.progress if freeze and phase in ("sync", "freeze") else None,
         workers=tuple(WorkerRecord(w.id, w.pid, w.row.name, w.phase.value, now - w.born) for w in workers),
-        last=freezing.last,
-        ago=now - freezing.last.at if freezing.last else 0.0,
+        last=thawing.last,
+        ago=now - thawing.last.at if thawing.last else 0.0,
         waiting=audit[0],
         dropped=audit[1],
         version=version,

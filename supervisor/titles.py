@@ -7,23 +7,22 @@ which has nothing else to do, counts.
 from __future__ import annotations
 
 from ..agent.states import FreezeState, MountState
-from .freezing import Freezing
+from .state import State
+from .transaction import Freeze
 from .workers import Workers
 
 
-def supervisor(freezing: Freezing, workers: Workers) -> tuple[str, float | None]:
+def supervisor(state: State, freeze: Freeze | None, workers: Workers) -> tuple[str, float | None]:
     """Return the title's text and the second (of the loop's clock) whose time of day completes it."""
-    freeze = freezing.freeze
     marks = freeze.marks if freeze else []
-    state = freezing.state
-    if state is FreezeState.THAWED:
+    if state.now is FreezeState.THAWED:
         return "thawed", None
-    if state is FreezeState.ERROR:
-        return f"error: {freezing.error}", None
+    if state.now is FreezeState.ERROR:
+        return f"error: {state.error}", None
     count = f"{sum(m.state is MountState.FROZEN for m in marks)}/{len(marks)}"
-    if state is FreezeState.FROZEN and freeze is not None:
+    if state.now is FreezeState.FROZEN and freeze is not None:
         return (f"frozen {count}, thaws at", freeze.until) if freeze.until else (f"frozen {count}", None)
-    if state is FreezeState.INPROGRESS and freeze is not None:
+    if state.now is FreezeState.INPROGRESS and freeze is not None:
         worker = workers.get(freeze.worker)
         phase = worker.phase.value if worker else ""
         return f"{phase} {freeze.doing() or count}", None

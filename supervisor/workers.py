@@ -110,7 +110,7 @@ class Workers:
             self.arm(worker, self._kill_grace, now)
         elif state is WorkerState.STUCK:
             self._deadlines.cancel(worker.key)
-            self._out.append(Log("err", f"{worker.name} is stuck in the kernel {at(worker)}{worker.why_killed}"))
+            self._out.append(Log("err", f"{worker.name} is stuck in the kernel{at(worker)}{worker.why_killed}"))
         elif state is WorkerState.REAPED:
             self._deadlines.cancel(worker.key)
             del self._live[worker.id]

@@ -136,7 +136,6 @@ class Message:
             raise h11.RemoteProtocolError("body too long", error_status_hint=413)
         if size > self._limits.body and self._refusal is None:
             self._refusal = Fault(Code.REQUEST, f"the body is over the limit of {self._limits.body} bytes")
-            self._body = bytearray()
 
     def _whole(self) -> Request | Refused:
         self.last = self._http.their_state is h11.MUST_CLOSE
@@ -274,7 +273,7 @@ def unmarshal_call(body: bytes | bytearray, nesting: int) -> tuple[str, list[Any
     try:
         # All at once: expat before 2.6 reads a long token anew for every piece of it (CVE-2023-52425).
         parser.Parse(body, True)
-    except (expat.ExpatError, ValueError) as error:
+    except (expat.ExpatError, ValueError) as error:  # ValueError is pyexpat's, where expat's text is no text to it
         raise Fault(Code.PARSE, f"the body is not well-formed XML: {error}") from None
     return call.result()
 

@@ -1,16 +1,25 @@
-"""An agent of the test's making on a unix socket: sound answers through the standard library's codec, or raw bytes."""
+"""An agent of the test's making on a unix socket: sound answers through the standard library's codec, or raw bytes.
+
+And virtagentctl run against one, in this process or in its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import queue
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from xmlrpc import client as xmlrpc
+
+from virtagent.host import cli
 
 Answer = Callable[[str, list[Any]], Any]
 Script = Callable[[socket.socket], None]
@@ -103,6 +112,35 @@ def http(body: bytes, tag: str | None = None, head: str = "HTTP/1.1 200 OK") -> 
 def reply_bytes(value: Any, tag: str | None = None) -> bytes:
     """Return the HTTP response that returns `value`."""
     return http(xmlrpc.dumps((value,), methodresponse=True).encode(), tag)
+
+
+def run_virtagentctl(
+    path: Path, *argv: str, answer: Answer | None = None, script: Script | None = None
+) -> tuple[int, str, str]:
+    """Run one command in this process against an agent at `path`; return exit code, output and errors."""
+    path.unlink(missing_ok=True)
+    out, err = io.StringIO(), io.StringIO()
+    with FakeAgent(path, answer, script) as fake, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code: Any = cli.main(["--agent", fake.url, *argv])
+        except SystemExit as ended:
+            code = ended.code
+    return code, out.getvalue(), err.getvalue()
+
+
+@contextlib.contextmanager
+def virtagentctl(path: Path, answer: Answer, *argv: str, **options: Any) -> Iterator[Any]:
+    """Start one command in a process of its own, for what only a process can meet: signals and the ends of pipes."""
+    path.unlink(missing_ok=True)
+    program = [sys.executable, "-c", "import sys; from virtagent.host.cli import main; sys.exit(main())"]
+    with FakeAgent(path, answer) as fake:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        options["env"] = os.environ | {"VIRTAGENT_AGENT": fake.url} | options.get("env", {})
+        with subprocess.Popen([*program, *argv], **options) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
 
 MOUNT = {

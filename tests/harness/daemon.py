@@ -78,11 +78,12 @@ class Daemon:
         options: Sequence[str] = (),
         *,
         module: str = "virtagent.supervisor.main",
+        program: str = "",
         env: Mapping[str, str] | None = None,
         state_dir: Path | None = None,
         wait_ready: bool = True,
     ) -> None:
-        """Start it with `options` besides channel, state folder and includes.
+        """Start the module, or `program`, with `options` besides channel, state folder and includes.
 
         A daemon started with the `state_dir` of one before it finds that one's journal.
         """
@@ -99,7 +100,8 @@ class Daemon:
         self._log = self.folder / "stderr"
         self._proxies: list[xmlrpc.client.ServerProxy] = []
         self._sockets: list[socket.socket] = []
-        self.command = [sys.executable, "-m", module, "--channel", f"unix:{self.socket}"]
+        self.command = [program] if program else [sys.executable, "-m", module]
+        self.command += ["--channel", f"unix:{self.socket}"]
         self.command += ["--state-dir", str(self.state_dir), *(x for g in globs for x in ("--include", g)), *options]
         notify = self.folder / "notify.sock"
         path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH", "")]))

@@ -59,10 +59,13 @@ def unshare_mounts() -> None:
 
 def change_root(root: str) -> None:
     """Make the mount point `root` the root and let the old one go."""
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir(root)
     _checked(_libc.pivot_root(b".", b"."), root)  # the old root now lies on top of the new one
+    os.fchdir(old)
     mount("", ".", flags=MS_REC | MS_PRIVATE)  # else the area is unmounted in every namespace that shares it
     umount(".", MNT_DETACH)
+    os.close(old)
     os.chdir("/")
 
 

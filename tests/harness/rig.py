@@ -75,12 +75,22 @@ class Rig:
         options: Sequence[str] = (),
         *,
         module: str = "virtagent.supervisor.main",
+        program: str = "",
         env: Mapping[str, str] | None = None,
         state_dir: Path | None = None,
         wait_ready: bool = True,
     ) -> Daemon:
         """Start virtagentd and wait until it is ready."""
-        made = Daemon(self.area, include, options, module=module, env=env, state_dir=state_dir, wait_ready=wait_ready)
+        made = Daemon(
+            self.area,
+            include,
+            options,
+            module=module,
+            program=program,
+            env=env,
+            state_dir=state_dir,
+            wait_ready=wait_ready,
+        )
         self.daemons.append(made)
         return made
 

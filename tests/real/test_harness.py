@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 from harness import HarnessError, linux
 from harness.daemon import Daemon, check_includes
 from harness.filesystems import KINDS
-from harness.processes import act, until, wait_gone
+from harness.processes import until, wait_gone
 from harness.rig import Rig
 
 
@@ -140,14 +141,14 @@ def test_a_daemon_sees_no_disk_of_the_machine_and_every_later_file_system_of_the
     early = rig.fs("ext4")
     daemon = rig.daemon([rig.everywhere], module="harness.pretender")
     late = rig.fs("xfs")
-    seen = (daemon.folder / "seen").read_text
-    os.kill(daemon.pid, 10)  # SIGUSR1: look again
-    until(lambda: str(late) in seen(), 5, "a second look")
-    own = {str(early), str(late)}
-    assert {line.split()[0] for line in seen().splitlines() if line.split()[1] not in linux.nodev_types()} == own
+    seen = daemon.folder / "seen"
+    os.kill(daemon.pid, signal.SIGUSR1)
+    until(seen.exists, 5, "what the daemon sees")
+    # Read off mountinfo, never tried out: if the shield were broken, trying would stop this machine.
+    disks = {m for m, t in map(str.split, seen.read_text().splitlines()) if t not in linux.nodev_types()}
+    assert disks == {str(early), str(late)}
     late.unmount()
     assert str(late) not in [m.mountpoint for m in linux.mounts()]
-    assert act("freeze", f"/proc/{daemon.pid}/root") == "EOPNOTSUPP"
     assert daemon.stop() == 0
 
 

@@ -134,11 +134,10 @@ def test_after_a_time_out_the_late_answer_is_not_taken_for_the_next(serving: Ser
             assert gave_up.wait(10)
         return method
 
-    with serving(answer, timeout=0.1) as (fake, agent):
+    with serving(answer, timeout=0.1) as (_, agent):
         with pytest.raises(TimedOut, match=r"va\.slow .* within 0\.1 s"):
             agent.call("va.slow")
         gave_up.set()
-        assert Agent(fake.url).call("va.quick") == "va.quick"
         assert agent.call("va.quick") == "va.quick"
 
 
@@ -236,7 +235,7 @@ def test_a_socket_whose_queue_is_full(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["", "unix:", "tcp:1.2.3.4", "/run/a.sock", "unix:a\0b", "unix:/" + "x" * 107])
 def test_a_bad_url(url: str) -> None:
-    with pytest.raises(ValueError, match="URL|unix:PATH|shorter"):
+    with pytest.raises(ValueError, match=r"URL|unix:PATH|shorter"):
         Agent(url)
 
 

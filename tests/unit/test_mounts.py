@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import json
 import string
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtagent.agent.errors import Code, Fault
 from virtagent.agent.mounts import (
@@ -27,14 +28,15 @@ from virtagent.agent.mounts import (
 
 BLOCK_TYPES = frozenset({"ext4", "xfs", "btrfs", "vfat", "fuseblk", "bcachefs", "squashfs"})
 ROOT = MountInfo(1, 0, "8:1", "/", "/", "ext4", "/dev/sda1", "rw")
+IDS = itertools.count(10_000)
 SDA = BlockDevice("sda", "8:0")
 SDA1 = BlockDevice("sda1", "8:1", disk="sda")
 
 
 def mount(device: str, point: str, fstype: str = "ext4", **fields: Any) -> MountInfo:
-    number = fields.pop("mount_id", None) or abs(hash((device, point))) + 2
     defaults: dict[str, Any] = {"parent_id": 1, "root": "/", "source": "none", "super_options": "rw"}
-    return MountInfo(mount_id=number, device=device, mountpoint=point, fstype=fstype, **{**defaults, **fields})
+    defaults["mount_id"] = next(IDS)
+    return MountInfo(device=device, mountpoint=point, fstype=fstype, **{**defaults, **fields})
 
 
 def loop(number: int, backing_file: str, **fields: Any) -> BlockDevice:
@@ -88,8 +90,8 @@ def test_other_line_ends_are_part_of_a_path() -> None:
 
 
 def test_octal_escapes_of_bytes_that_are_no_utf8() -> None:
-    (found,) = parse_mountinfo("1 0 8:1 / /a\\040\\377\\303\\244\udcfe\\134040\\9 rw - ext4 x rw\n")
-    assert found.mountpoint.encode("utf-8", "surrogateescape") == b"/a \xff\xc3\xa4\xfe\\040\\9"
+    (found,) = parse_mountinfo("1 0 8:1 / /a\\040\\377\\303\\244\udcfe\\134040\\9\\04 rw - ext4 x rw\n")
+    assert found.mountpoint.encode("utf-8", "surrogateescape") == b"/a \xff\xc3\xa4\xfe\\040\\9\\04"
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,7 @@ def test_octal_escapes_of_bytes_that_are_no_utf8() -> None:
         "x 35 98:0 / /mnt rw - ext3 /dev/root rw",
         "36 -5 98:0 / /mnt rw - ext3 /dev/root rw",
         "36 35 98 / /mnt rw - ext3 /dev/root rw",
+        "36 35 98: / /mnt rw - ext3 /dev/root rw",
         "36 35 98:x / /mnt rw - ext3 /dev/root rw",
         "36 35 98:0 / mnt rw - ext3 /dev/root rw",
     ],
@@ -120,6 +123,7 @@ def kernel_escape(text: str) -> str:
 BYTES = st.binary(max_size=30).map(lambda raw: raw.decode("utf-8", "surrogateescape"))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(BYTES, BYTES, BYTES)))
 def test_what_the_kernel_escapes_comes_back(texts: list[tuple[str, str, str]]) -> None:
     lines = [
@@ -133,6 +137,7 @@ GOOD = "36 35 98:0 / /a\\040b rw master:1 - ext3 /dev/root rw,errors=continue\n"
 SCRAPS = st.sampled_from([*GOOD, GOOD, "\\", " - ", "/", "\0", "\udc80", "\ud800", "9" * 5000, "\n"])
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(), st.lists(SCRAPS).map("".join)))
 def test_arbitrary_text_is_parsed_or_refused(text: str) -> None:
     try:
@@ -141,6 +146,7 @@ def test_arbitrary_text_is_parsed_or_refused(text: str) -> None:
         assert str(error).startswith("mountinfo line ")  # noqa: PT017
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3 * len(GOOD)))
 def test_a_text_that_is_cut_is_parsed_or_refused(end: int) -> None:
     try:
@@ -275,6 +281,7 @@ def test_a_daemon_include_that_matches_nothing_is_no_error() -> None:
     assert plan(SRV, include=("/typo",)).mounts == ()
 
 
+@settings(deadline=None)
 @given(st.text(string.ascii_lowercase + "/*?[]!-^\\&~|.+()", max_size=12))
 def test_globs_are_those_of_fnmatchcase(glob: str) -> None:
     found = set(levels(plan(SRV, include=(glob,))))
@@ -324,15 +331,20 @@ def test_the_root_mounted_after_what_was_moved_into_it_covers_nothing() -> None:
     assert the(found, "8:2") == ("/usr", ("/bind",))
 
 
+def test_a_root_that_is_its_own_parent() -> None:
+    root = mount("8:1", "/", mount_id=1, parent_id=1)
+    mounts = [root, mount("8:2", "/srv/a"), mount("8:3", "/srv", mount_id=11), mount("8:2", "/bind", root="/sub")]
+    assert the(build_plan(mounts, BLOCK_TYPES, [], Rules()), "8:2") == ("/bind", ("/srv/a",))
+
+
 def test_the_same_mount_point_twice_is_named_once() -> None:
     mounts = [mount("8:2", "/srv", mount_id=10), mount("8:2", "/srv", mount_id=11, parent_id=10)]
     assert the(plan(mounts), "8:2") == ("/srv", ())
 
 
-def test_parents_in_a_circle_do_not_hang() -> None:
-    mounts = [mount("8:2", "/", mount_id=5, parent_id=6), mount("8:3", "/", mount_id=6, parent_id=5)]
-    assert len(build_plan([mounts[0], mounts[1]._replace(parent_id=6)], BLOCK_TYPES, [], Rules()).mounts) == 2
-    assert len(build_plan(mounts, BLOCK_TYPES, [], Rules()).mounts) == 2
+def test_an_id_that_was_used_again_while_mountinfo_was_read_does_not_hang() -> None:
+    mounts = [mount("8:2", "/", mount_id=i, parent_id=j) for i, j in ((5, 0), (6, 5), (5, 6))]
+    assert len(build_plan(mounts, BLOCK_TYPES, [], Rules()).mounts) == 1
 
 
 # What lies on what
@@ -446,6 +458,12 @@ def test_btrfs_on_a_mapped_device() -> None:
     assert disks(found, "/db") == ("dm-0",)
 
 
+def test_a_name_with_a_slash() -> None:
+    devices = [BlockDevice("cciss!c0d0", "104:0", slaves=("loop0",)), loop(0, "/srv/0.img")]
+    found = plan([*HOSTS, mount("0:40", "/db", "btrfs", source="/dev/cciss/c0d0")], devices)
+    assert lies_on(found)["/db"] == {"/srv"}
+
+
 def test_btrfs_of_unknown_source_lies_on_all_members_that_no_other_claims() -> None:
     devices = [*BTRFS, loop(2, "/opt/2.img", pool=("loop2",))]
     mounts = [*HOSTS, mount("8:4", "/opt"), mount("0:41", "/two", "btrfs", source="/dev/loop2")]
@@ -521,6 +539,12 @@ def test_hosts_are_all_file_systems_below_and_levels_the_longest_path() -> None:
     assert lies_on(found) == {"/c": {"/b", "/a", "/"}, "/b": {"/a", "/"}, "/a": {"/"}, "/": set()}
 
 
+def test_the_deepest_of_several_guests_gives_the_level() -> None:
+    guests = [mount(f"7:{i}", f"/g{i}") for i in range(5)]
+    devices = [loop(i, "/g2/img" if i == 4 else f"/{i}.img") for i in range(5)]
+    assert levels(plan(guests, devices)) == {"/g4": 0, "/g2": 1, "/": 2, "/g0": 0, "/g1": 0, "/g3": 0}
+
+
 def test_inside_a_level_in_reverse_mount_order() -> None:
     mounts = [mount("8:5", "/x"), mount("7:0", "/in"), mount("8:3", "/y"), mount("8:4", "/z"), mount("8:5", "/x2")]
     found = plan(mounts, [loop(0, "/y/0.img")])
@@ -593,6 +617,7 @@ def systems(draw: st.DrawFn) -> tuple[list[MountInfo], list[BlockDevice], Rules]
     return draw(st.permutations(mounts)), devices, Rules(exclude=tuple(f"/m{i}" for i in excluded))
 
 
+@settings(deadline=None)
 @given(systems())
 def test_every_host_has_a_higher_level_and_every_level_a_reason(system: Any) -> None:
     mounts, devices, rules = system
@@ -665,7 +690,7 @@ def test_load_refuses_what_is_no_plan(data: Any) -> None:
         ("mounts", "device", "8:2\n"),
         ("mounts", "fstype", None),
         ("mounts", "level", "0"),
-        ("mounts", "level", True),
+        ("mounts", "level", False),
         ("mounts", "level", -1),
         ("mounts", "level", 2),
         ("mounts", "hosts", [0]),
@@ -687,6 +712,15 @@ def test_load_refuses_a_field_that_is_wrong(where: str, field: str, value: Any) 
         Plan.load(data)
 
 
+@pytest.mark.parametrize("order", [(1, 1, 1), (0, 0, 2), (0, 1, 0), (-1, 0, 1)])
+def test_load_refuses_levels_that_are_no_order(order: tuple[int, ...]) -> None:
+    data = plan(SRV[:2]).dump()
+    for record, level in zip(data["mounts"], order, strict=True):
+        record["level"] = level
+    with pytest.raises(ValueError, match="level"):
+        Plan.load(data)
+
+
 @pytest.mark.parametrize("where", ["mounts", "left_out"])
 def test_load_refuses_a_missing_field_and_a_record_that_is_none(where: str) -> None:
     data = a_plan().dump()
@@ -705,6 +739,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_load_of_a_mangled_plan_is_a_plan_or_a_value_error(data: st.DataObject) -> None:
     mangled = a_plan().dump()

@@ -118,10 +118,11 @@ def test_devices_may_vanish(add: Add, tmp_path: Path) -> None:
 
 
 def test_any_other_error_ends_the_plan_and_names_the_file(add: Add, tmp_path: Path) -> None:
-    add("loop0", "7:0")
+    add("loop0", "7:0", **{"loop/backing_file": ""})
     backing_file = tmp_path / "devices/virtual/block/loop0/loop/backing_file"
-    backing_file.mkdir(parents=True)
-    with pytest.raises(IsADirectoryError) as caught:
+    backing_file.unlink()
+    backing_file.symlink_to("/proc/self/mem")  # opens, but its first page does not read
+    with pytest.raises(OSError, match="Input/output error") as caught:
         read(tmp_path, mount("7:0"))
     assert caught.value.filename == str(backing_file)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from virtagent.agent.errors import Code, Fault
 from virtagent.agent.wire import xmlrpc as codec
@@ -122,6 +122,8 @@ def test_what_is_sent_pythons_client_reads(result: Any) -> None:
 
 
 @given(st.integers(-(1 << 63), (1 << 64) - 1).filter(lambda n: not -(1 << 31) <= n < 1 << 31))
+@example(1 << 31)
+@example(-(1 << 31) - 1)
 def test_a_wide_integer_goes_as_a_double(number: int) -> None:
     back = sent(number)
     assert isinstance(back, float)
@@ -238,6 +240,7 @@ def test_encodings_that_the_document_declares(encoding: str, declared: str) -> N
 BOMB = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 10))
 DEEP = 100_000
 NESTED = "<value><array><data>"
+NESTED_STRUCT = "<value><struct><member><name>a</name>"
 
 
 @pytest.mark.parametrize(
@@ -281,13 +284,13 @@ NESTED = "<value><array><data>"
         (value("<int>1_0</int>"), Code.PARAMS, "not an integer"),
         (value("<i4>\u0663</i4>"), Code.PARAMS, "not an integer"),
         (value("<i8>9223372036854775808</i8>"), Code.PARAMS, "64 bits"),
-        (value("<int>" + "9" * 1_000_000 + "</int>"), Code.PARAMS, "..."),
+        (value("<int>" + "9" * 1_000_000 + "</int>"), Code.PARAMS, "999...' is not an integer of 64 bits"),
         (value("<double>1,5</double>"), Code.PARAMS, "'1,5' is not a number"),
         (value("<double>1_0</double>"), Code.PARAMS, "not a number"),
         (value("<double>" + "9" * 1_000_000 + "</double>"), Code.PARAMS, "not a number"),
         (value("<boolean>true</boolean>"), Code.PARAMS, "not 0 or 1"),
         (value("<base64>a</base64>"), Code.PARAMS, "not base64"),
-        (value("<base64>a$b=</base64>"), Code.PARAMS, "not base64"),
+        (value("<base64>aGVs$bG8=</base64>"), Code.PARAMS, "not base64"),
         (value("<base64>\u00e9\u00e9\u00e9\u00e9</base64>"), Code.PARAMS, "not base64"),
         (value("<nil>x</nil>"), Code.PARAMS, "is not empty"),
         (value("<dateTime.iso8601>20111001T12:00:00</dateTime.iso8601>"), Code.PARAMS, "no method takes one"),
@@ -309,6 +312,7 @@ NESTED = "<value><array><data>"
         (value("<" + "x" * 1000 + "/>"), Code.PARAMS, "..."),
         (b"<array>" * DEEP, Code.REQUEST, "<array> is not expected"),
         (call("<param>" + NESTED * DEEP), Code.REQUEST, "deeper than the limit of 64"),
+        (call("<param>" + NESTED_STRUCT * 1000), Code.REQUEST, "deeper than the limit of 64"),
         (call("<param>" + NESTED * 65 + "</data></array></value>" * 65 + "</param>"), Code.REQUEST, "limit of 64"),
     ],
     ids=lambda argument: str(argument)[:40],
@@ -401,6 +405,11 @@ def test_a_chunked_body(size: int) -> None:
         Request(0, "va.ping", []),
         Request(1, "va.ping", []),
     ]
+
+
+def test_chunks_win_over_a_declared_length() -> None:
+    data = chunked(PING_BODY, 7).replace(b"\r\n\r\n", b"\r\nContent-Length: 99999999999\r\n\r\n", 1)
+    assert receive(Stream(), data) == [Request(0, "va.ping", [])]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+# Shared by the scripts of this folder: source it. Makes .venv with the project in it and installs what Debian lacks.
+# shellcheck shell=bash
+
+tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$tree/.venv
+
+say() { printf '%s\n' "$*" >&2; }
+
+refuse() {
+    say "$(basename "$0"): $*"
+    exit 2
+}
+
+# packages_for PROGRAM:PACKAGE...: print the packages of the programs that are not there.
+packages_for() {
+    local pair
+    for pair in "$@"; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || printf '%s\n' "${pair#*:}"
+    done | sort -u
+}
+
+# install_packages PACKAGE...: install them as root on Debian; else one sentence and exit 2.
+install_packages() {
+    [ $# -gt 0 ] || return 0
+    [ "$(id -u)" -eq 0 ] || refuse "missing Debian packages: $* (as root: apt-get install $*)"
+    command -v apt-get >/dev/null || refuse "missing, and no apt-get to install them: $*"
+    say "installing $* ..."
+    # A source that cannot be reached does not matter if another one has the package.
+    apt-get update -qq >/dev/null || say "apt-get update failed; trying with the lists that are there"
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null ||
+        refuse "apt-get could not install $*"
+}
+
+checksum() { sha256sum | cut -d' ' -f1; }
+
+stamped() { [ "$(cat "$venv/stamp.$1" 2>/dev/null)" = "$2" ]; }
+
+# set_up EXTRA,...: have .venv with the project, its extras included, installed as a user would get it (not editable).
+set_up() {
+    local extras=$1 python wants sources copy
+    [ -n "$(packages_for python3:python3)" ] && install_packages python3 python3-venv
+    python=$(command -v python3)
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        refuse "needs python3 3.10 or newer, $python is $("$python" -c 'import platform; print(platform.python_version())')"
+    exec 9>"$tree/.git/virtagent-setup.lock" 2>/dev/null || exec 9>"${TMPDIR:-/tmp}/virtagent-setup.lock"
+    flock 9 # two scripts at once in one tree
+    wants=$({ echo "$extras" && "$python" -VV && echo "$tree" && cat "$tree/setup.cfg" "$tree/pyproject.toml"; } | checksum)
+    sources=$({ cd "$tree" && find agent supervisor host -type f ! -path '*/__pycache__/*' -print0 |
+        sort -z | xargs -0 sha256sum; } | checksum)
+    if ! stamped wants "$wants" || ! "$venv/bin/python" -c '' 2>/dev/null; then
+        # Debian's python3 has venv only with the package python3-venv.
+        "$python" -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
+        say "making .venv ..."
+        rm -rf "$venv"
+        "$python" -m venv "$venv"
+        "$venv/bin/pip" install -q --disable-pip-version-check 'setuptools>=70.1'
+    elif stamped sources "$sources"; then
+        exec 9>&-
+        return
+    fi
+    # From a copy: setuptools leaves build/ in the tree, and takes from it files that were deleted since.
+    copy=$(mktemp -d)
+    (cd "$tree" && cp -r --parents agent supervisor host setup.cfg pyproject.toml "$copy")
+    (cd "$tree" && cp README.md LICENSE "$copy" 2>/dev/null) || true
+    if stamped wants "$wants"; then
+        install_project --no-deps "$copy"
+    else
+        install_project "$copy[$extras]"
+        echo "$wants" >"$venv/stamp.wants"
+    fi
+    echo "$sources" >"$venv/stamp.sources"
+    rm -rf "$copy"
+    exec 9>&-
+}
+
+install_project() {
+    "$venv/bin/pip" install -q --disable-pip-version-check --root-user-action=ignore \
+        --no-build-isolation --force-reinstall "$@"
+}

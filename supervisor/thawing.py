@@ -1,0 +1,128 @@
+"""The way from THAWINPROGRESS to THAWED: compensate, wait for the reaping, try again, tell who waits. Pure.
+
+`advance` is called after everything that may have changed what is left to do, and does the next thing that can be
+done. At most one attempt is in flight for a file system, so a stuck disk piles up nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..agent.errors import Code, Fault
+from ..agent.mounts import Plan
+from ..agent.rpcs import RPCS
+from ..agent.states import FreezeEvent, FreezeState, Outcome, WorkerState
+from .calls import Calls
+from .deadlines import Deadlines
+from .events import Effect, Log, RemoveJournal, WriteJournal
+from .state import State
+from .transaction import Freeze, Last, journal
+from .workers import Worker, Workers, at
+
+RETRY_FIRST, RETRY_MAX = 0.25, 30.0
+RETRY = "retry"
+"""Key of the deadline at which `advance` is due."""
+
+
+class Thawing:
+    """Undoes a freeze until nothing can be frozen any more. `untold` is what the next fsthaw must be told."""
+
+    def __init__(
+        self, out: list[Effect], deadlines: Deadlines, workers: Workers, calls: Calls, state: State, thaw_limit: float
+    ) -> None:
+        self._out = out
+        self._deadlines = deadlines
+        self._workers = workers
+        self._calls = calls
+        self._state = state
+        self._thaw_limit = thaw_limit
+        self._backoff = RETRY_FIRST
+        self._last_refusal = "a thaw failed"
+        self.freeze: Freeze | None = None
+        self.last: Last | None = None
+        self.untold = ""
+        self.on_over: Callable[[float], None] = lambda now: None
+
+    def try_now(self) -> None:
+        """Forget the back-off: something has changed, or somebody asks."""
+        self._backoff = RETRY_FIRST
+        self._deadlines.cancel(RETRY)
+
+    def try_later(self, why: str, now: float) -> None:
+        """Try again after the back-off, which doubles each time: the last attempt failed, and why."""
+        self._out.append(Log("warning", f"thaw again in {self._backoff:g} s: {why}"))
+        self._deadlines.arm(RETRY, now + self._backoff)
+        self._backoff = min(self._backoff * 2, RETRY_MAX)
+        self._last_refusal = why
+
+    def advance(self, now: float) -> None:
+        """Do what brings the state nearer to THAWED, if there is something to undo."""
+        freeze = self.freeze
+        if freeze is None or self._state.now not in (FreezeState.THAWINPROGRESS, FreezeState.ERROR):
+            return
+        freezer = self._workers.get(freeze.worker)
+        thawers = [w for w in map(self._workers.get, freeze.thawers) if w is not None]
+        undone = freezer is None or freezer.state in (WorkerState.KILLED, WorkerState.STUCK)
+        wanted = freeze.suspects - freeze.trying.keys()
+        may_try = undone and bool(wanted) and self._deadlines.left(RETRY, now) < 0
+        settled = freezer is None and not freeze.suspects and not thawers
+        if self._state.now is FreezeState.ERROR:
+            if not (may_try or settled):
+                return
+            self._state.enter(FreezeEvent.RETRY, "thaw again" if may_try else "nothing is frozen any more", now)
+        if settled:
+            self._settle(freeze, now)
+            return
+        if may_try:
+            thawers.append(self._compensate(freeze, wanted, now))
+        stuck = [w for w in (freezer, *thawers) if w is not None and w.state is WorkerState.STUCK]
+        if stuck:
+            self._give_error(FreezeEvent.STUCK, freeze, "; ".join(f"{w.name} is stuck{at(w)}" for w in stuck), now)
+        elif freezer is None and not thawers:
+            self._give_error(FreezeEvent.THAW_FAILED, freeze, self._last_refusal, now)
+
+    def _compensate(self, freeze: Freeze, wanted: set[int], now: float) -> Worker:
+        mounts = {index: freeze.marks[index].mount for index in sorted(wanted)}
+        worker = self._workers.spawn(RPCS["thaw"], {"mounts": mounts}, None, self._thaw_limit, now)
+        worker.doing = "thawing " + ", ".join(m.mountpoint for m in list(mounts.values())[:3])
+        freeze.thawers.add(worker.id)
+        freeze.trying.update(dict.fromkeys(wanted, worker.id))
+        return worker
+
+    def _give_error(self, event: FreezeEvent, freeze: Freeze, why: str, now: float) -> None:
+        self._state.enter(event, why, now)
+        left = ", ".join(freeze.marks[index].mount.mountpoint for index in sorted(freeze.suspects))
+        still = f"{why}; not yet thawed: {left or 'nothing, but a worker may still freeze'}; trying again"
+        if freeze.fault is not None and self._calls.answer(
+            freeze.caller, Fault(freeze.fault.code, f"{freeze.fault.text}; {still}"), now
+        ):
+            freeze.caller = None
+            freeze.told = True
+        for number in freeze.thaw_callers:
+            self._calls.answer(number, Fault(Code.FAILED, still), now)
+        freeze.thaw_callers.clear()
+        self.on_over(now)
+
+    def _settle(self, freeze: Freeze, now: float) -> None:
+        self.try_now()
+        undone = len(freeze.froze)
+        fault = freeze.fault
+        if fault is not None and fault.code in (Code.OVERRUN, Code.WORKER_DIED, Code.FREEZE_BROKEN) and undone:
+            fault = Fault(fault.code, f"{fault.text}; thawed {undone} of {undone}")
+        self.last = freeze.summary(fault, now)
+        self._state.enter(
+            FreezeEvent.SETTLED, f"freeze {freeze.id} {freeze.outcome.value}, {undone} file systems thawed", now
+        )
+        told = self._calls.answer(freeze.caller, fault or undone, now) or freeze.told
+        broken = None
+        if fault is not None and not told and freeze.outcome is not Outcome.CANCELLED:
+            broken = Fault(Code.FREEZE_BROKEN, fault.text)
+        # Not any(): each of them is answered.
+        told |= sum(self._calls.answer(number, broken or undone, now) for number in freeze.thaw_callers) > 0
+        if fault is None or told:
+            self.untold = ""
+            self._out.append(RemoveJournal())
+        else:
+            self.untold = fault.text
+            self._out.append(WriteJournal(freeze.id, journal(freeze.id, Plan((), ()), self.untold)))
+        self.on_over(now)
