@@ -29,6 +29,7 @@ import setproctitle
 from . import disks, kernel, mounts, report, sysfs
 from .errors import Code, Fault
 from .states import MountState, Phase
+from .text import printable
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -127,7 +128,7 @@ class Hand(threading.Thread):
     def run(self) -> None:
         # Signals are for the main thread.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        setproctitle.setthreadtitle(self.mount.mountpoint[-15:])
+        setproctitle.setthreadtitle(printable(self.mount.mountpoint)[-15:])
         while True:
             verb = self._orders.get()
             begun = time.monotonic()
@@ -412,7 +413,7 @@ class Transaction:
                 self._attend(event)
                 continue
             if time.monotonic() >= until:
-                raise GiveUp(f"the freeze limit of {self._options.freeze_limit:.0f} s passed")
+                raise GiveUp(f"the freeze limit of {self._options.freeze_limit:g} s passed")
             self._worker.reporter.inform(self._gauge.progress(phase, number))
             due = time.monotonic() + PROGRESS_EVERY
 
@@ -448,7 +449,7 @@ class Transaction:
                 case Gone(reason):
                     return reason
             if time.monotonic() >= until:
-                return f"the hold limit of {limit:.0f} s passed"
+                return f"the hold limit of {limit:.3g} s passed"
 
     def _thaw(self, reason: str) -> None:
         self._worker.reporter.post(report.Thawing(reason, time.monotonic()))

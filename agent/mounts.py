@@ -16,37 +16,12 @@ from typing import Any, NamedTuple, TypeVar
 from .errors import Code, Fault
 from .states import Reason
 
-NETWORK_TYPES = frozenset(
-    [
-        "9p",
-        "acfs",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "coda",
-        "davfs",
-        "gfarm",
-        "glusterfs",
-        "gpfs",
-        "lustre",
-        "ncp",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "orangefs",
-        "panfs",
-        "prl_fs",
-        "pvfs2",
-        "smb2",
-        "smb3",
-        "smbfs",
-        "virtiofs",
-        "vboxsf",
-        "vmhgfs",
-    ]
-)
-
+# fmt: off
+NETWORK_TYPES = frozenset({
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4",
+    "orangefs", "prl_fs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs",
+})  # and all of fuse
+# fmt: on
 DELETED = " (deleted)"  # what the kernel appends to the path of a file that has no name any more
 
 

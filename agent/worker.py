@@ -23,6 +23,7 @@ import setproctitle
 from . import kernel, report
 from .errors import Code, Fault
 from .rpcs import RPCS
+from .text import printable
 
 TITLE = "virtagentd: "
 
@@ -100,7 +101,8 @@ class Worker:
 
     def title(self, doing: str) -> None:
         """Show in ps what is happening now."""
-        setproctitle.setproctitle(f"{TITLE}{self._role} {self.id} {self.rpc.removeprefix('va.')} [{doing}]")
+        name = self.rpc.removeprefix("va.")
+        setproctitle.setproctitle(f"{TITLE}{self._role} {self.id} {name} [{printable(doing)}]")
 
     def become_keeper(self) -> None:
         """Be called keeper from the next title on."""

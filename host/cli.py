@@ -41,7 +41,7 @@ class Session:
 
     agent: Agent
     args: argparse.Namespace
-    may_be_frozen: bool = False
+    may_be_frozen: bool
 
     def show(self, lines: Iterable[str], data: Any) -> None:
         """Print the lines, or with --json the data as one document."""
@@ -74,7 +74,7 @@ def _run(args: argparse.Namespace) -> int:
         agent = Agent(args.agent, timeout=args.timeout)
     except ValueError as error:
         return _complain(str(error), USAGE)
-    session = Session(agent, args)
+    session = Session(agent, args, may_be_frozen=args.run in (freeze, thaw, hold))
     try:
         with agent:
             args.run(session)
@@ -121,20 +121,15 @@ def plan(session: Session) -> None:
 
 def freeze(session: Session) -> None:
     args = session.args
-    session.may_be_frozen = True
-    try:
-        frozen = session.agent.freeze(
-            args.include,
-            args.exclude,
-            strict=args.strict,
-            wait=args.wait,
-            sync_limit=args.sync_limit,
-            freeze_limit=args.freeze_limit,
-            hold_limit=args.hold_limit,
-        )
-    except (Fault, Unsendable):
-        session.may_be_frozen = False  # a fault says itself what became of the freeze
-        raise
+    frozen = session.agent.freeze(
+        args.include,
+        args.exclude,
+        strict=args.strict,
+        wait=args.wait,
+        sync_limit=args.sync_limit,
+        freeze_limit=args.freeze_limit,
+        hold_limit=args.hold_limit,
+    )
     done = f"frozen {text.count(frozen)}"
     try:
         now = session.agent.status()

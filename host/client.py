@@ -169,11 +169,7 @@ class Agent:
         reply = None
         while reply is None:
             sock.settimeout(_left(deadline))
-            try:
-                data = sock.recv(_CHUNK)
-            except ConnectionError:
-                data = b""
-            reply = exchange.receive(data)
+            reply = exchange.receive(sock.recv(_CHUNK))
         return reply.value
 
     def _connected(self, deadline: float) -> socket.socket:

@@ -107,8 +107,7 @@ class Exchange:
                     if length > self._reply_max:
                         raise BadReply(f"the reply announces {length} bytes, over {self._reply_max}; {_LOOK}")
                 case h11.Data() as part:
-                    if self._ours:
-                        self._document.feed(bytes(part.data))
+                    self._document.feed(bytes(part.data))
                 case h11.EndOfMessage():
                     return True
                 case h11.InformationalResponse():

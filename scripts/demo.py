@@ -15,7 +15,6 @@ BIN = Path(sys.executable).parent
 sys.path.insert(0, str(TREE / "tests"))
 
 from harness import HarnessError, Unmet, namespace  # noqa: E402
-from harness.daemon import Daemon  # noqa: E402
 from harness.filesystems import MIB  # noqa: E402
 from harness.rig import Rig, closed  # noqa: E402
 
@@ -54,7 +53,7 @@ def dirty_bytes() -> int:
 
 
 def show(rig: Rig) -> None:
-    heading("A guest with four file systems on three kinds of disks, all in memory and gone afterwards")
+    heading("A guest with four file systems of three types, on loop devices in memory that are gone afterwards")
     dirty = dirty_bytes()
     size = dirty + 200 * MIB
     ext4 = rig.fs("ext4", 2 * size + 200 * MIB, name="ext4")
@@ -67,13 +66,15 @@ def show(rig: Rig) -> None:
     tell(f"{also} is the same xfs, bind-mounted")
 
     heading("The agent, in the guest")
-    tell(f"$ virtagentd --channel unix:... --state-dir ... --include {rig.everywhere!r}")
     daemon = rig.daemon([rig.everywhere], program=str(BIN / "virtagentd"))
-    tell(f"{daemon.titles()[daemon.pid]}   (process {daemon.pid})")
-
-    heading("What would be frozen, and in which order? (the rest of the machine is left out: it is not included)")
+    tell(f"$ {shlex.join(['virtagentd', *daemon.command[1:]])}")
     os.environ["VIRTAGENT_AGENT"] = daemon.url
     tell(f"$ export VIRTAGENT_AGENT={daemon.url}")
+    run("virtagentctl", "ping")
+
+    heading(
+        "What would be frozen, and in which order? (It is started where this machine's own disks cannot be reached)"
+    )
     run("virtagentctl", "plan")
 
     heading(f"{dirty // MIB} MiB on each that no disk has yet, an application that writes, and a freeze")
@@ -125,25 +126,20 @@ def show(rig: Rig) -> None:
 
 def freeze_watched() -> None:
     """Freeze, with `virtagentctl watch` showing at the same time what the agent says."""
-    type_in("virtagentctl", "watch")
-    watch = subprocess.Popen(["virtagentctl", "watch"], cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    assert watch.stdout is not None
-    try:
-        print(f"   | {watch.stdout.readline().decode().rstrip()}", flush=True)
+    watching = ["virtagentctl", "watch", "--until", "FROZEN", "--timeout", "60"]
+    type_in(*watching)
+    with subprocess.Popen(watching, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        tell(f"| {watch.stdout.readline().rstrip()}")
         type_in("virtagentctl", "freeze")
-        freeze = subprocess.Popen(["virtagentctl", "freeze"], cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-        for line in watch.stdout:
-            print(f"   | {line.decode().rstrip()}", flush=True)
-            if b"FROZEN" in line.upper().replace(b"UNFROZEN", b""):
-                break
-        answer, _ = freeze.communicate(timeout=60)
-        print(answer.decode(), end="", flush=True)
-        if freeze.returncode:
-            raise HarnessError(f"virtagentctl freeze ended with {freeze.returncode}")
-    finally:
-        watch.terminate()
-        watch.wait()
-        watch.stdout.close()
+        freezing = ["virtagentctl", "freeze"]
+        with subprocess.Popen(freezing, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as freeze:
+            for line in watch.stdout:
+                tell(f"| {line.rstrip()}")
+            answer, _ = freeze.communicate()
+        print(answer, end="", flush=True)
+    if freeze.returncode or watch.returncode:
+        raise HarnessError(f"virtagentctl freeze ended with {freeze.returncode}, watch with {watch.returncode}")
 
 
 def stop(number: int, _frame: FrameType | None) -> None:

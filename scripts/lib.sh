@@ -42,7 +42,7 @@ set_up() {
     python=$(command -v python3)
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         refuse "needs python3 3.10 or newer, $python is $("$python" -c 'import platform; print(platform.python_version())')"
-    exec 9>"$tree/.git/virtagent-setup.lock" 2>/dev/null || exec 9>"${TMPDIR:-/tmp}/virtagent-setup.lock"
+    exec 9<"$tree"
     flock 9 # two scripts at once in one tree
     wants=$({ echo "$extras" && "$python" -VV && echo "$tree" && cat "$tree/setup.cfg" "$tree/pyproject.toml"; } | checksum)
     sources=$({ cd "$tree" && find agent supervisor host -type f ! -path '*/__pycache__/*' -print0 |
@@ -53,9 +53,9 @@ set_up() {
         say "making .venv ..."
         rm -rf "$venv"
         "$python" -m venv "$venv"
-        "$venv/bin/pip" install -q --disable-pip-version-check 'setuptools>=70.1'
+        "$venv/bin/pip" install -qq --disable-pip-version-check 'setuptools>=70.1'
     elif stamped sources "$sources"; then
-        exec 9>&-
+        exec 9<&-
         return
     fi
     # From a copy: setuptools leaves build/ in the tree, and takes from it files that were deleted since.
@@ -65,15 +65,15 @@ set_up() {
     if stamped wants "$wants"; then
         install_project --no-deps "$copy"
     else
-        install_project "$copy[$extras]"
+        install_project "${copy}[$extras]"
         echo "$wants" >"$venv/stamp.wants"
     fi
     echo "$sources" >"$venv/stamp.sources"
     rm -rf "$copy"
-    exec 9>&-
+    exec 9<&-
 }
 
 install_project() {
-    "$venv/bin/pip" install -q --disable-pip-version-check --root-user-action=ignore \
+    "$venv/bin/pip" install -qq --disable-pip-version-check --root-user-action=ignore \
         --no-build-isolation --force-reinstall "$@"
 }

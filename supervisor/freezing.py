@@ -85,7 +85,7 @@ class Freezing:
         freeze.thaw_callers.append(call)
         freeze.thaw_asked_at = freeze.thaw_asked_at or now
         if self._state.now is FreezeState.INPROGRESS:
-            self._cancel(FreezeEvent.THAW_ASKED, "cancelled by va.fsthaw", now)
+            self._cancel(FreezeEvent.THAW_ASKED, "va.fsthaw", now)
         elif self._state.now is FreezeState.FROZEN:
             freeze.over_at = now
             self._state.enter(FreezeEvent.THAW_ASKED, "va.fsthaw", now)
@@ -127,6 +127,7 @@ class Freezing:
         self._thawing.freeze = freeze = Freeze(number, 0, options)
         freeze.take(plan)
         freeze.touched, freeze.suspects = set(range(len(plan.mounts))), set(range(len(plan.mounts)))
+        freeze.reaped = True
         freeze.outcome = Outcome.BROKEN
         freeze.fault = Fault(Code.FREEZE_BROKEN, untold)
         self._state.enter(FreezeEvent.JOURNAL, untold, now)
@@ -183,7 +184,7 @@ class Freezing:
             self._workers.kill(worker, WorkerEvent.LIMIT, f": its limit{limit}", now)
             self.killed(worker, now)
         elif self._state.now is FreezeState.FROZEN:
-            text = self._broken(f"the hold limit of {freeze.until - freeze.frozen_at:.0f} s passed")
+            text = self._broken(f"the hold limit of {worker.limit:.3g} s passed")
             self._end(FreezeEvent.HOLD_PASSED, Outcome.EXPIRED, Fault(Code.FREEZE_BROKEN, text), now)
             self._workers.arm(worker, REACT_GRACE, now)
         else:
@@ -211,6 +212,7 @@ class Freezing:
         if worker.id == freeze.worker:
             if self._state.now in (FreezeState.INPROGRESS, FreezeState.FROZEN):
                 self._died(death, now)
+            freeze.reaped = True
             if unreported:
                 freeze.floor = self._workers.last_id
                 freeze.suspects |= freeze.possible(worker.rubbish)
@@ -219,10 +221,12 @@ class Freezing:
             freeze.thawers.discard(worker.id)
             for mount in [m for m, thawer in freeze.trying.items() if thawer == worker.id]:
                 del freeze.trying[mount]
-            if unreported or isinstance(worker.outcome, report.Failed):
-                self._thawing.try_later(
-                    worker.outcome.text if isinstance(worker.outcome, report.Failed) else death, now
-                )
+            if isinstance(worker.outcome, report.Failed):
+                self._thawing.try_later(worker.outcome.text, now)
+            elif unreported:
+                self._thawing.try_later(death, now)
+            elif freeze.suspects and not freeze.reaped:
+                self._thawing.try_later("the killed worker may still freeze", now)
         self._thawing.advance(now)
 
     # -- the ways a freeze ends
@@ -237,7 +241,7 @@ class Freezing:
         freeze.hold_callers.clear()
 
     def _cancel(self, event: FreezeEvent, why: str, now: float) -> None:
-        self._end(event, Outcome.CANCELLED, Fault(Code.FREEZE_FAILED, f"the freeze was {why}"), now)
+        self._end(event, Outcome.CANCELLED, Fault(Code.FREEZE_FAILED, f"the freeze was cancelled: {why}"), now)
         self._kill_freezer(f": {why}", now)
 
     def _died(self, death: str, now: float) -> None:

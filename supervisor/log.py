@@ -11,6 +11,8 @@ import socket
 import stat
 from collections import deque
 
+from ..agent.text import printable
+
 WAITING_MAX = 16384
 _PREFIX = {"err": "<3>", "warning": "<4>", "notice": "<5>", "info": "<6>", "debug": "<7>"}  # sd-daemon(3)
 _LEVELS = list(_PREFIX)
@@ -36,8 +38,7 @@ class Log:
         if len(self._waiting) >= WAITING_MAX:
             self._dropped += 1
             return
-        safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-        self._waiting.append(self._line(level, safe))
+        self._waiting.append(self._line(level, printable(text)))
 
     def _line(self, level: str, text: str) -> bytes:
         return f"{_PREFIX[level] if self._prefixed else ''}virtagentd: {text}\n".encode(errors="backslashreplace")

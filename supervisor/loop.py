@@ -19,6 +19,7 @@ import setproctitle
 
 from ..agent import worker
 from ..agent.errors import Fault
+from ..agent.text import printable
 from ..agent.wire.messages import Abandoned, Limits, Refused, Request
 from . import channel, events
 from .children import Child, Children
@@ -156,7 +157,7 @@ class Loop:
         self._settle(talk)
 
     def _set_title(self, title: events.SetTitle) -> None:
-        text = title.text
+        text = printable(title.text)
         if title.until is not None:
             text += time.strftime(" %H:%M:%S", time.localtime(time.time() + title.until - self._clock()))
         setproctitle.setproctitle(f"{worker.TITLE}supervisor [{text}]")

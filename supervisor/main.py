@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ..agent import __version__, kernel, sysfs
 from ..agent.errors import Fault
 from ..agent.mounts import Plan, Rules
+from ..agent.text import printable
 from . import journal, process
 from .channel import Listener
 from .config import BadConfig, Config, load
@@ -55,8 +56,7 @@ def describe(plan: Plan) -> str:
         lines.append(f"  level {mount.level}  {mount.mountpoint} ({mount.fstype}, {mount.device}){also}")
     lines.append(f"{len(plan.left_out)} are left out:")
     lines += [f"  {left.reason:<12}  {left.mountpoint} ({left.fstype}, {left.device})" for left in plan.left_out]
-    printable = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines)
-    return "\n".join(printable) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def serve(config: Config, processes: process.Processes) -> int:

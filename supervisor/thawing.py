@@ -19,7 +19,7 @@ from .state import State
 from .transaction import Freeze, Last, journal
 from .workers import Worker, Workers, at
 
-RETRY_FIRST, RETRY_MAX = 0.25, 30.0
+RETRY_FIRST, RETRY_MAX = 0.02, 30.0
 RETRY = "retry"
 """Key of the deadline at which `advance` is due."""
 

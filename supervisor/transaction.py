@@ -2,8 +2,10 @@
 
 What may be frozen (`suspects`): a file system enters when its worker reports that it is about to issue FIFREEZE, and
 leaves when FIFREEZE was refused, or a FITHAW proved it thawed. A worker that is killed may be inside FIFREEZE, which
-takes effect later, just before it dies: so when it is reaped all that it touched is suspect again, and only a thaw
-worker that was forked after that (its number is over `floor`) proves anything.
+takes effect later, just before it dies. So as long as it is not reaped, only a FITHAW that undid a freeze proves
+anything: EINVAL may come from a freeze that still waits for writers (freeze_super drops its lock meanwhile) and is not
+to be stopped. When it is reaped all that it touched is suspect again, and only a thaw worker that was forked after
+that (its number is over `floor`) proves anything.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ class Freeze:
     refused: set[int] = field(default_factory=set)
     suspects: set[int] = field(default_factory=set)
     floor: int = 0
+    reaped: bool = False
     trying: dict[int, int] = field(default_factory=dict)
     thawers: set[int] = field(default_factory=set)
     thaw_callers: list[int] = field(default_factory=list)
@@ -106,8 +109,10 @@ class Freeze:
             self.trying.pop(step.mount, None)
         if state is not MountState.THAWED:
             return False
-        if freezer or worker > self.floor:
+        if freezer or (worker > self.floor and (self.reaped or step.errno == 0)):
             self.suspects.discard(step.mount)
+        else:
+            mark.state, mark.error = MountState.THAWING, "not frozen yet, but its worker may still freeze it"
         # A thaw worker's EINVAL says so only if the keeper had not begun to thaw: else it was the keeper.
         return step.errno == errno.EINVAL and (freezer or before is MountState.FROZEN)
 

@@ -97,6 +97,7 @@ class Rig:
     def writer(self, fs: LoopFs | str | os.PathLike[str]) -> Writer:
         """Start a writer on a file system."""
         made = Writer(str(fs))
+        self.area.guard(made.pid)
         self.writers.append(made)
         return made
 

@@ -40,11 +40,17 @@ class Writer(Child):
 
     def wait_still(self, seconds: float = 0.1, timeout: float = 10) -> Standing:
         """Wait until no write has ended for `seconds`."""
-        return Standing(**self.ask(f"still {seconds}", timeout))
+        return self._standing(f"still {timeout} {seconds}", timeout)
 
     def wait_moving(self, timeout: float = 10) -> Standing:
         """Wait until the next write has ended."""
-        return Standing(**self.ask("moving", timeout))
+        return self._standing(f"moving {timeout}", timeout)
+
+    def _standing(self, question: str, timeout: float) -> Standing:
+        answer = self.ask(question, timeout + 10)
+        if answer is None:
+            raise TimeoutError(f"{self.name}: not within {timeout:g} s: {question.split()[0]}")
+        return Standing(**answer)
 
 
 class _Measure:
@@ -65,11 +71,15 @@ class _Measure:
             if question[0] == "reset":
                 self.longest, self.last = 0.0, time.monotonic()
             elif question[0] == "still":
-                while (left := self.last + float(question[1]) - time.monotonic()) > 0:
+                deadline = time.monotonic() + float(question[1])
+                while (left := self.last + float(question[2]) - time.monotonic()) > 0:
+                    if time.monotonic() > deadline:
+                        return "null"
                     self.changed.wait(left)
             elif question[0] == "moving":
                 count = self.writes
-                self.changed.wait_for(lambda: self.writes > count)
+                if not self.changed.wait_for(lambda: self.writes > count, float(question[1])):
+                    return "null"
             now = time.monotonic() - self.last
             return json.dumps({"writes": self.writes, "longest": max(self.longest, now), "now": now})
 

@@ -116,9 +116,13 @@ def test_the_writer_measures_its_longest_stall(rig: Rig) -> None:
     still = writer.wait_still(0.2)
     assert still.now >= 0.2
     assert writer.report().writes == still.writes
+    with pytest.raises(TimeoutError):
+        writer.wait_moving(0.1)
     fs.thaw()
     assert writer.wait_moving().writes > still.writes
     assert writer.report().longest >= still.now
+    with pytest.raises(TimeoutError):
+        writer.wait_still(5, timeout=0.1)
     writer.reset()
     assert writer.report().longest < still.now
 
@@ -173,8 +177,10 @@ from harness.rig import Rig
 rig = Rig(namespace.enter())
 outer = rig.fs("ext4", size=512 << 20); inner = rig.fs("xfs", outer=outer)
 daemon = rig.daemon([rig.everywhere], module="harness.pretender", env={{"PRETEND": "leave a child"}})
+writer = rig.writer(outer)
+writer.wait_moving()
 inner.freeze(); outer.freeze()
-print(rig.area.holder, rig.area.guardian_pid, daemon.pid, *[c.pid for c in daemon.children()], flush=True)
+print(rig.area.holder, rig.area.guardian_pid, writer.pid, daemon.pid, *[c.pid for c in daemon.children()], flush=True)
 os.kill(os.getpid(), 9)
 """
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40, check=False)

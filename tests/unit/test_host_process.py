@@ -13,14 +13,18 @@ import pytest
 from fakes.agent_socket import FakeAgent, status_record, virtagentctl
 from virtagent.host import cli
 
+NOTE = "interrupted; a freeze may go on in the guest: `virtagentctl thaw` ends it"
+
 
 @pytest.mark.parametrize(
     ("argv", "record", "note"),
     [
-        (("freeze",), None, "interrupted; a freeze may go on in the guest: `virtagentctl thaw` ends it"),
-        (("watch",), status_record(), "interrupted; a freeze may go on in the guest: `virtagentctl thaw` ends it"),
+        (("freeze",), None, NOTE),
+        (("thaw",), None, NOTE),
+        (("hold", "9"), None, NOTE),
+        (("watch",), status_record(), NOTE),
         (("watch",), status_record(state="THAWED", code=0), ""),
-        (("thaw",), None, ""),
+        (("ping",), None, ""),
     ],
 )
 def test_ctrl_c(tmp_path: Path, argv: tuple[str, ...], record: dict[str, Any] | None, note: str) -> None:

@@ -1,0 +1,297 @@
+"""The supervisor's core without a supervisor: a clock, a loop that applies effects to lists, and workers played by hand.
+
+The loop here is the real one in small: effects in order, and what they draw (Spawned, Journaled) is fed after them.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from virtagent.agent import report
+from virtagent.agent.errors import Code, Fault
+from virtagent.agent.mounts import Mount, Plan
+from virtagent.agent.states import FreezeState
+from virtagent.supervisor import events
+from virtagent.supervisor.config import Config
+from virtagent.supervisor.core import Core
+from virtagent.supervisor.status import Record
+
+BEGIN = 1000.0
+PEER = events.Peer("unix:/run/a", "pid:1,uid:0")
+
+
+def plan_of(count: int) -> Plan:
+    """Return a plan of that many file systems, each on its own disk."""
+    return Plan(
+        tuple(Mount(f"/srv/{i}", (), f"7:{i}", "ext4", f"/dev/loop{i}", 0, (), (f"loop{i}",)) for i in range(count)),
+        (),
+    )
+
+
+@dataclass
+class Asked:
+    """A request that was made: what it was answered, if it was."""
+
+    connection: int
+    token: int
+    method: str
+    answers: list[Any] = field(default_factory=list)
+    gone: bool = False
+
+    @property
+    def answered(self) -> bool:
+        """Whether the answer came."""
+        return bool(self.answers)
+
+    @property
+    def value(self) -> Any:
+        """The one answer, which is no fault."""
+        assert len(self.answers) == 1, f"{self.method} has {len(self.answers)} answers"
+        assert not isinstance(self.answers[0], Fault), f"{self.method}: {self.answers[0]}"
+        return self.answers[0]
+
+    @property
+    def fault(self) -> Fault:
+        """The one answer, which is a fault."""
+        assert len(self.answers) == 1, f"{self.method} has {len(self.answers)} answers"
+        assert isinstance(self.answers[0], Fault), f"{self.method} returned {self.answers[0]!r}"
+        return self.answers[0]
+
+    @property
+    def code(self) -> Code:
+        """The code of the fault."""
+        return self.fault.code
+
+
+class Drive:
+    """A core under a hand-held clock. `effects` is all that it ever decided, in order."""
+
+    def __init__(self, **config: Any) -> None:
+        self.now = BEGIN
+        self.core = Core(Config(**config), "1.2", self.now)
+        self.effects: list[events.Effect] = []
+        self.asked: list[Asked] = []
+        self.spawned: dict[int, events.Spawn] = {}
+        self.live: set[int] = set()
+        self.killed: set[int] = set()
+        self.told: list[tuple[int, report.Control]] = []
+        self.journal: dict[str, Any] | None = None
+        self.journal_error: OSError | None = None
+        self.fork_error: OSError | None = None
+        self._seq = 0
+
+    # -- the loop
+
+    def feed(self, event: events.Event) -> list[events.Effect]:
+        """Have the core take an event now; return all that it and what it drew led to."""
+        done: list[events.Effect] = []
+        queue: deque[events.Event] = deque([event])
+        while queue:
+            for effect in self.core.handle(queue.popleft(), self.now):
+                done.append(effect)
+                drawn = self._apply(effect)
+                if drawn is not None:
+                    queue.append(drawn)
+        self.effects += done
+        return done
+
+    def _apply(self, effect: events.Effect) -> events.Event | None:
+        match effect:
+            case events.Spawn(worker):
+                assert worker not in self.spawned, "a worker's number was used twice"
+                self.spawned[worker] = effect
+                if self.fork_error is not None:
+                    return events.SpawnFailed(worker, self.fork_error)
+                self.live.add(worker)
+                return events.Spawned(worker, 5000 + worker)
+            case events.Kill(worker):
+                assert worker in self.spawned
+                self.killed.add(worker)
+            case events.Tell(worker, message):
+                assert worker in self.live, f"told {message}, but worker {worker} is reaped"
+                self.told.append((worker, message))
+            case events.Answer(connection, token, value):
+                call = next(a for a in self.asked if (a.connection, a.token) == (connection, token))
+                assert not call.gone, f"{call.method} was answered to a host that is gone"
+                call.answers.append(value)
+                assert len(call.answers) == 1, f"{call.method} was answered twice: {call.answers}"
+            case events.WriteJournal(freeze, record):
+                if self.journal_error is not None:
+                    return events.JournalFailed(freeze, self.journal_error)
+                self.journal = record
+                return events.Journaled(freeze)
+            case events.RemoveJournal():
+                self.journal = None
+        return None
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, waking the core at each deadline."""
+        end = self.now + seconds
+        for _ in range(10_000):
+            due = self.core.nearest()
+            if due is None or due > end:
+                self.now = end
+                return
+            self.now = max(self.now, due)
+            self.feed(events.Woken())
+        raise AssertionError("the core ticks")
+
+    # -- hosts
+
+    def ask(self, method: str, *params: Any, connection: int | None = None) -> Asked:
+        """Make a request, by default on a connection of its own."""
+        token = len(self.asked)
+        call = Asked(1000 + token if connection is None else connection, token, method)
+        self.asked.append(call)
+        self.feed(events.Requested(call.connection, token, method, list(params), PEER, 1.7e9))
+        return call
+
+    def hang_up(self, call: Asked) -> None:
+        """Have the host of this call disconnect."""
+        for other in self.asked:
+            other.gone |= other.connection == call.connection
+        self.feed(events.Disconnected(call.connection))
+
+    def give_up(self, call: Asked) -> None:
+        """Have the host give up on this call alone."""
+        call.gone = True
+        self.feed(events.GivenUp(call.connection, call.token))
+
+    # -- workers
+
+    def report(self, worker: int, *messages: report.Report) -> None:
+        """Have the worker report."""
+        for message in messages:
+            self.feed(events.Reported(worker, message))
+
+    def exit(self, worker: int, number: int = 0, code: int = 0) -> None:
+        """Have the worker end and be reaped."""
+        self.live.discard(worker)
+        self.feed(events.Exited(worker, number, code))
+
+    def die(self, worker: int) -> None:
+        """Have the worker die of SIGKILL and be reaped."""
+        self.exit(worker, signal.SIGKILL)
+
+    @property
+    def newest(self) -> int:
+        """The worker that was forked last."""
+        return max(self.spawned)
+
+    def workers(self, rpc: str) -> list[int]:
+        """Return the workers of that RPC that are not reaped, oldest first."""
+        return sorted(w for w in self.live if self.spawned[w].rpc == rpc)
+
+    # -- a freeze, played
+
+    def begin(self, count: int = 2, options: dict[str, Any] | None = None) -> tuple[Asked, int]:
+        """Ask for a freeze and play its worker up to the plan; return the call and the worker."""
+        call = self.ask("va.fsfreeze", *([] if options is None else [options]))
+        worker = self.newest
+        assert self.spawned[worker].rpc == "va.fsfreeze"
+        self.report(worker, report.Started(1), report.Progress("plan"), report.Plan(plan_of(count).dump()))
+        return call, worker
+
+    def sync(self, worker: int, count: int = 2) -> None:
+        """Play the sync phase."""
+        self.report(worker, report.Progress("sync", 1))
+        for i in range(count):
+            self.report(worker, report.Step(i, "syncing"), report.Step(i, "synced"))
+
+    def freezes(self, worker: int, *mounts: int) -> None:
+        """Play FIFREEZE up to the moment before the ioctl returns."""
+        self.report(worker, report.Progress("freeze"))
+        for i in mounts:
+            self.report(worker, report.Step(i, "freezing"))
+
+    def frozen(self, worker: int, *mounts: int) -> None:
+        """Play FIFREEZE having returned."""
+        for i in mounts:
+            self.report(worker, report.Step(i, "frozen"))
+
+    def hold(self, count: int = 2, options: dict[str, Any] | None = None) -> tuple[Asked, int]:
+        """Play a freeze up to the hold; return the call, answered, and the keeper."""
+        call, worker = self.begin(count, options)
+        self.sync(worker, count)
+        self.freezes(worker, *range(count))
+        self.frozen(worker, *range(count))
+        limit = self.spawned[worker].args["options"].hold_limit
+        self.report(worker, report.Frozen(count, self.now, self.now + limit if limit else 0))
+        return call, worker
+
+    def thaws(self, worker: int, count: int = 2, reason: str = "") -> None:
+        """Play the keeper thawing all of it, up to its exit."""
+        self.report(worker, report.Thawing(reason, self.now))
+        self.undo(worker, *range(count))
+        self.report(worker, report.Failed(Code.FREEZE_BROKEN, reason) if reason else report.Done(count))
+        self.exit(worker)
+
+    def undo(self, worker: int, *mounts: int, refused: int = 0) -> None:
+        """Play FITHAW of these: the step before, and the one after with that errno."""
+        for i in mounts:
+            self.report(worker, report.Step(i, "thawing"))
+        for i in mounts:
+            good = refused in (0, errno.EINVAL)
+            self.report(worker, report.Step(i, "thawed" if good else "failed", refused, "" if good else "FITHAW: bad"))
+
+    def compensates(self, worker: int | None = None) -> int:
+        """Play a thaw worker (the newest) through all that it was given, to its exit; return it."""
+        worker = self.newest if worker is None else worker
+        assert self.spawned[worker].rpc == "thaw"
+        mounts = self.spawned[worker].args["mounts"]
+        self.report(worker, report.Started(1))
+        self.undo(worker, *mounts)
+        self.report(worker, report.Done(len(mounts)))
+        self.exit(worker)
+        return worker
+
+    def refuses(self, worker: int | None = None) -> int:
+        """Play a thaw worker whose every FITHAW fails with EIO, to its exit; return it."""
+        worker = self.newest if worker is None else worker
+        mounts = self.spawned[worker].args["mounts"]
+        self.report(worker, report.Started(1))
+        self.undo(worker, *mounts, refused=errno.EIO)
+        self.report(worker, report.Failed(Code.FAILED, "/srv/0: FITHAW: Input/output error (EIO)"))
+        self.exit(worker)
+        return worker
+
+    # -- what is the case
+
+    def status(self) -> Record:
+        """Return the status record."""
+        record = self.ask("va.fsstatus", {}).value
+        assert isinstance(record, Record)
+        assert record.seq >= self._seq, "seq went back"
+        self._seq = record.seq
+        return record
+
+    @property
+    def state(self) -> FreezeState:
+        """The freeze state."""
+        return FreezeState(self.ask("va.fsstatus").value)
+
+    def suspected(self, thawer: int) -> set[int]:
+        """Return the mounts that a thaw worker was given."""
+        return set(self.spawned[thawer].args["mounts"])
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        """Return the effects of that kind, in order."""
+        return [effect for effect in self.effects if isinstance(effect, kind)]
+
+    def logged(self, text: str) -> list[str]:
+        """Return the log lines that hold the text."""
+        return [line.text for line in self.of(events.Log) if text in line.text]
+
+    def idle(self) -> bool:
+        """Return whether all is thawed, nothing runs, nothing is due, and everybody who still listens is answered."""
+        waits = [a for a in self.asked if not a.answered and not a.gone]
+        return (
+            self.state is FreezeState.THAWED
+            and not self.live
+            and self.core.nearest() is None
+            and not waits
+        )

@@ -1,0 +1,252 @@
+"""A disk that stalls: the agent answers all the while, thaws whatever can be thawed, and says what is stuck."""
+
+from __future__ import annotations
+
+import threading
+import time
+import xmlrpc.client
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from harness.daemon import Daemon
+from harness.filesystems import KINDS, LoopFs
+from harness.rig import Rig
+from harness.stall import Stall
+from virtagent.agent.errors import Code
+
+KIND = pytest.mark.parametrize("kind", KINDS)
+OVER = ("THAWINPROGRESS", "ERROR")
+
+
+class Asking(threading.Thread):
+    """A host that waits in one call; `answer` is the value or the fault."""
+
+    def __init__(self, daemon: Daemon, method: str, *params: Any) -> None:
+        super().__init__()
+        self._call = getattr(daemon.proxy(timeout=60), method)
+        self._params = params
+        self._answer: Any = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._answer = self._call(*self._params)
+        except xmlrpc.client.Fault as fault:
+            self._answer = fault
+
+    def answer(self) -> Any:
+        self.join(30)
+        assert not self.is_alive(), "no answer within 30 s"
+        return self._answer
+
+
+class Scene:
+    """A stalling file system beside two that are well, and a daemon for the three."""
+
+    def __init__(self, rig: Rig, kind: str, *options: str) -> None:
+        self.stall: Stall = rig.stall(kind)
+        self.well: list[LoopFs] = [rig.fs("ext4"), rig.fs("xfs")]
+        self.every = [self.stall.fs, *self.well]
+        self.stuck = str(self.stall.fs.path)
+        self._flag = rig.area.fresh("stall")
+        order = f"{self.stall.disk.path}|{self.stuck}|{self._flag}"
+        self.daemon = rig.daemon(self.every, options, module="harness.stalling", env={"VIRTAGENT_STALL": order})
+
+    def stall_in_freeze(self) -> None:
+        """Have the disk stall when the next freeze has synced and begins to freeze."""
+        self._flag.touch()
+
+    def mount(self, record: dict[str, Any]) -> dict[str, Any]:
+        (found,) = [m for m in record["mounts"] if m["mountpoint"] == self.stuck]
+        return dict(found)
+
+    def wait_mount(self, state: str) -> dict[str, Any]:
+        return self.daemon.wait_status(
+            lambda r: any(m["mountpoint"] == self.stuck and m["state"] == state for m in r["mounts"])
+        )
+
+    def wait_stuck_in_d(self) -> dict[str, Any]:
+        """Wait until the record shows a worker in D; its state is read when the record is asked for, so ask again."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            record = self.daemon.status()
+            if "disk-sleep" in {w["process_state"] for w in record["workers"]}:
+                return record
+        raise AssertionError("no worker in D")
+
+    def recovers(self) -> dict[str, Any]:
+        """Release the disk; return the record when all is thawed, and show that the next freeze works."""
+        self.stall.release()
+        record = self.daemon.wait_state("THAWED")
+        for fs in self.every:
+            fs.assert_thawed()
+            fs.assert_writable()
+        assert record["workers"] == []
+        return record
+
+    def works(self) -> None:
+        host = self.daemon.proxy()
+        assert host.va.fsfreeze() == 3
+        assert host.va.fsthaw() == 3
+
+
+@pytest.fixture
+def scene(rig: Rig, request: pytest.FixtureRequest) -> Iterator[Scene]:
+    kind, options = request.param
+    made = Scene(rig, kind, *options)
+    yield made
+    made.stall.release()
+
+
+def with_options(*options: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("scene", [(kind, options) for kind in KINDS], indirect=True, ids=KINDS)
+
+
+@with_options("--freeze-limit", "0.5", "--kill-grace", "0.3", "--thaw-limit", "1")
+def test_stalled_freeze_overruns(scene: Scene) -> None:
+    scene.stall_in_freeze()
+    daemon = scene.daemon
+    asking = Asking(daemon, "va.fsfreeze")
+    scene.wait_mount("freezing")
+    assert daemon.proxy().va.ping() == "dummy"
+    assert daemon.proxy().va.fsstatus() == 1
+    record = daemon.wait_status(lambda r: r["state"] in OVER)
+    for fs in scene.well:
+        fs.assert_thawed()
+        fs.assert_writable()
+    fault = asking.answer()
+    assert fault.faultCode == Code.OVERRUN
+    assert f"freeze limit of 0.5 s passed while freezing {scene.stuck}" in fault.faultString
+    record = daemon.wait_state("ERROR")
+    assert scene.stuck in record["error"]
+    assert scene.stuck in daemon.titles()[daemon.pid]
+    assert "disk-sleep" in {w["process_state"] for w in record["workers"]}
+    assert len(record["workers"]) <= 2
+    assert daemon.proxy().va.ping() == "dummy"
+    again = Asking(daemon, "va.fsthaw").answer()
+    assert again.faultCode == Code.FAILED
+    assert scene.stuck in again.faultString
+    assert scene.recovers()["last"]["outcome"] == "overran"
+    assert daemon.proxy().va.fsthaw() == 0
+    scene.works()
+
+
+@with_options("--sync-limit", "0.5", "--kill-grace", "0.3")
+def test_stalled_sync_overruns_with_nothing_frozen(scene: Scene) -> None:
+    scene.stall.stall()
+    asking = Asking(scene.daemon, "va.fsfreeze")
+    record = scene.wait_mount("syncing")
+    assert record["phase"] == "sync"
+    for fs in scene.well:
+        fs.assert_writable()
+        fs.assert_thawed()
+    fault = asking.answer()
+    assert fault.faultCode == Code.OVERRUN
+    assert f"sync limit of 0.5 s passed while syncing {scene.stuck}" in fault.faultString
+    scene.recovers()
+    scene.works()
+
+
+@with_options("--kill-grace", "0.3")
+def test_stalled_freeze_cancelled(scene: Scene) -> None:
+    scene.stall_in_freeze()
+    daemon = scene.daemon
+    asking = Asking(daemon, "va.fsfreeze")
+    scene.wait_mount("freezing")
+    record = scene.wait_stuck_in_d()
+    assert record["state"] == "INPROGRESS"
+    assert any(scene.stuck in title and "freezing" in title for title in daemon.titles().values())
+    thaw = Asking(daemon, "va.fsthaw")
+    daemon.wait_status(lambda r: r["state"] in OVER)
+    for fs in scene.well:
+        fs.assert_thawed()
+    assert thaw.answer().faultCode == Code.FAILED
+    fault = asking.answer()
+    assert fault.faultCode == Code.FREEZE_FAILED
+    assert "cancelled: va.fsthaw" in fault.faultString
+    assert scene.recovers()["last"]["outcome"] == "cancelled"
+    scene.works()
+
+
+@with_options("--thaw-limit", "0.5", "--kill-grace", "0.3")
+def test_stalled_thaw(scene: Scene) -> None:
+    """FITHAW of a file system whose disk stalled after the freeze blocks; the others are thawed, the retry succeeds."""
+    daemon = scene.daemon
+    assert daemon.proxy().va.fsfreeze() == 3
+    scene.stall.stall(dirty=0)
+    thaw = Asking(daemon, "va.fsthaw")
+    daemon.wait_status(lambda r: r["state"] == "THAWED" or scene.mount(r)["state"] == "thawing")
+    for fs in scene.well:
+        fs.assert_thawed()
+    record = daemon.wait_status(lambda r: r["state"] in ("ERROR", "THAWED"))
+    if record["state"] == "ERROR":
+        assert thaw.answer().faultCode == Code.FAILED
+        assert scene.stuck in record["error"]
+    scene.recovers()
+    assert daemon.status()["last"]["outcome"] == "thawed"
+    scene.works()
+
+
+@with_options("--kill-grace", "0.3")
+def test_released_before_any_limit(scene: Scene) -> None:
+    scene.stall_in_freeze()
+    asking = Asking(scene.daemon, "va.fsfreeze")
+    scene.wait_mount("freezing")
+    scene.stall.release()
+    assert asking.answer() == 3
+    assert scene.daemon.proxy().va.fsthaw() == 3
+
+
+@with_options("--kill-grace", "0.3")
+def test_call_that_waits_no_longer(scene: Scene) -> None:
+    """`wait` is the call's, the limit is the job's: the host gets IN_PROGRESS, the freeze goes on and succeeds."""
+    scene.stall_in_freeze()
+    daemon = scene.daemon
+    fault = Asking(daemon, "va.fsfreeze", {"wait": 0.2}).answer()
+    assert fault.faultCode == Code.IN_PROGRESS
+    assert daemon.proxy().va.fsstatus() == 1
+    scene.stall.release()
+    assert daemon.wait_state("FROZEN")["code"] == 2
+    assert daemon.proxy().va.fsthaw() == 3
+
+
+@with_options("--kill-grace", "0.3")
+def test_stopped_while_stalled(scene: Scene) -> None:
+    """SIGTERM ends the daemon only when nothing is frozen any more."""
+    scene.stall_in_freeze()
+    daemon = scene.daemon
+    asking = Asking(daemon, "va.fsfreeze")
+    scene.wait_mount("freezing")
+    daemon.process.terminate()
+    daemon.wait_state("ERROR")
+    assert asking.answer().faultCode == Code.FREEZE_FAILED
+    for fs in scene.well:
+        fs.assert_thawed()
+    assert daemon.is_running()
+    scene.stall.release()
+    assert daemon.process.wait(20) == 0
+    scene.stall.fs.assert_thawed()
+
+
+@with_options("--freeze-limit", "0.5", "--kill-grace", "0.3", "--thaw-limit", "1")
+def test_supervisor_killed_while_stuck(scene: Scene, rig: Rig) -> None:
+    """The worker that is stuck in FIFREEZE thaws what it froze when the disk recovers, though nobody tells it."""
+    scene.stall_in_freeze()
+    scene.daemon.proxy(timeout=60)
+    Asking(scene.daemon, "va.ping").answer()
+    asking = threading.Thread(target=lambda: _ignore(scene.daemon))
+    asking.start()
+    scene.wait_mount("freezing")
+    scene.daemon.kill()
+    asking.join(10)
+    scene.stall.release()
+    scene.daemon.wait_orphans()
+    for fs in scene.every:
+        fs.assert_thawed()
+
+
+def _ignore(daemon: Daemon) -> None:
+    """Ask for a freeze of which the daemon dies."""
+    with pytest.raises((OSError, xmlrpc.client.Error, EOFError)):
+        daemon.proxy(timeout=60).va.fsfreeze()
