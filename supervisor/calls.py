@@ -39,6 +39,10 @@ class Calls:
         self._open[call.id] = call
         return call
 
+    def count(self, connection: int) -> int:
+        """Return how many calls of that connection are open."""
+        return sum(call.request.connection == connection for call in self._open.values())
+
     def waits(self, number: int | None) -> bool:
         """Return whether somebody still waits for that call's answer."""
         return number in self._open

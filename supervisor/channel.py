@@ -125,7 +125,6 @@ class Conversation:
         if self._half_since is not None and self._half_since + self._age <= now:
             self.stream.expire()
             self._half_since = None
-            self.write(now)
         else:
             self.gone = True
 

@@ -46,6 +46,7 @@ from .thawing import RETRY, Thawing
 from .workers import Worker, Workers
 
 WAIT_DEFAULT = 30.0
+CALLS_MAX = 64  # calls under way on one connection: tagged ones need not give way to each other
 
 
 class Core:
@@ -141,6 +142,8 @@ class Core:
     def _requested(self, request: Requested) -> None:
         call = self._calls.open(request, self._now)
         try:
+            if self._calls.count(request.connection) > CALLS_MAX:
+                raise Fault(Code.BUSY, f"{request.method[:80]}: {CALLS_MAX} calls of this connection wait already")
             row = public(request.method)
             refused = refusal(
                 row,

@@ -284,7 +284,7 @@ class Loop:
             deadline = talk.deadline()
             if deadline is not None and deadline <= now:
                 talk.expire(now)
-                self._settle(talk)
+                self._listen_to(talk)
 
     def _close(self) -> None:
         for talk in list(self._talks.values()):

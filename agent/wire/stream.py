@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..errors import Code, Fault
-from . import xmlrpc
+from . import http
 from .messages import Abandoned, Incoming, Limits, Refused, Request
 
 
@@ -53,7 +53,7 @@ class Message(Protocol):
 Begin = Callable[[int, Limits, Callable[[bytes], None]], Message]
 
 PROTOCOLS: dict[bytes, Begin] = {
-    b"P": xmlrpc.Message,
+    b"P": http.Message,
 }
 
 # 0xFF is the sentinel of 2011. An empty line before a request is to be ignored (RFC 9112, 2.2), and a host may end a
@@ -156,7 +156,7 @@ class Stream:
 
     def _begin(self, first: bytes) -> None:
         begin = PROTOCOLS.get(first)
-        self._reading = (begin or xmlrpc.Message)(self._tokens, self._limits, self._write)
+        self._reading = (begin or http.Message)(self._tokens, self._limits, self._write)
         self._tokens += 1
         if begin is None:
             stray = Fault(Code.PARSE, f"no protocol spoken here begins a message with the byte 0x{first.hex()}")

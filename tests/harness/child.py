@@ -12,6 +12,8 @@ import sys
 
 from harness import linux
 
+DIRTY = 4 << 20
+
 
 def act(action: str, path: str) -> str:
     """Do it; return the answer: `ok`, `yes`, `no`, or the name of the errno."""
@@ -26,6 +28,9 @@ def act(action: str, path: str) -> str:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             os.write(fd, b"probe\n")
             os.close(fd)
+        elif action == "dirty":
+            with open(os.path.join(path, "stalled"), "wb", buffering=0) as file:
+                file.write(os.urandom(DIRTY))
         else:
             raise SystemExit(f"unknown action {action!r}")
     except OSError as error:

@@ -145,8 +145,8 @@ class LoopFs:
             answer = probe.answer(timeout)
         except TimeoutError:
             raise HarnessError(f"{self} is neither frozen nor thawed: a freeze or thaw is under way") from None
-        if answer not in ("yes", "no"):
-            raise HarnessError(f"asking whether {self} is frozen: {answer}")
+        if answer not in ("yes", "no"):  # EINVAL: btrfs went read-only with an error, as dmesg shows
+            raise HarnessError(f"asking whether {self} is frozen: {answer}; is it in error (dmesg)?")
         return answer == "yes"
 
     def assert_frozen(self) -> None:

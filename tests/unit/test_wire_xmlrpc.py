@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from virtagent.agent.errors import Code, Fault
+from virtagent.agent.wire import http
 from virtagent.agent.wire import xmlrpc as codec
 from virtagent.agent.wire.messages import Incoming, Limits, Refused, Request
 from virtagent.agent.wire.stream import Stream
@@ -543,7 +544,7 @@ def test_a_body_that_is_thrown_away_takes_no_memory(wrap: Callable[[bytes], byte
 
 
 def test_an_endless_chunked_body_ends_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "DISCARD_MAX", 100_000)
+    monkeypatch.setattr(http, "DISCARD_MAX", 100_000)
     stream = Stream(Limits(body=10_000))
     status, head, code, _ = refused(stream, chunked(bytes(100_001), 10_000))
     assert (status, code) == (413, Code.REQUEST)

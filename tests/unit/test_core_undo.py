@@ -1,0 +1,376 @@
+"""The way back to THAWED: stuck workers, thaws that fail, back-off, and no piling up."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from fakes.drive import Drive
+from virtagent.agent import report
+from virtagent.agent.errors import Code
+from virtagent.agent.states import FreezeState
+from virtagent.supervisor import events
+
+
+@pytest.fixture
+def drive() -> Drive:
+    return Drive()
+
+
+def broken(drive: Drive, count: int = 2) -> int:
+    """Play a freeze whose keeper dies; return the thaw worker."""
+    _, keeper = drive.hold(count)
+    drive.die(keeper)
+    return drive.newest
+
+
+def attempts(drive: Drive) -> int:
+    return sum(spawn.rpc == "thaw" for spawn in drive.spawned.values())
+
+
+# -- stuck
+
+
+def test_a_freeze_worker_that_is_stuck_makes_an_error_that_names_the_mount(drive: Drive) -> None:
+    call, worker = drive.begin(2)
+    drive.sync(worker)
+    drive.freezes(worker, 0, 1)
+    drive.frozen(worker, 0)
+    drive.wait(30)
+    thawer = drive.newest
+    drive.report(thawer, report.Started(1))
+    drive.undo(thawer, 0)
+    drive.report(thawer, report.Step(1, "thawing"))
+    assert drive.state is FreezeState.THAWINPROGRESS
+    drive.wait(1)
+    assert drive.state is FreezeState.ERROR
+    assert "/srv/1" in drive.status().error
+    assert f"worker {worker}" in drive.status().error
+    assert any(f"worker {worker}" in line and "/srv/1" in line for line in drive.logged("stuck"))
+    title = drive.of(events.SetTitle)[-1].text
+    assert "/srv/1" in title
+    assert call.code is Code.OVERRUN, "the host learns at once, not when the disk recovers"
+    assert "/srv/1" in call.fault.text
+
+    drive.wait(100)
+    assert drive.state is FreezeState.ERROR
+    assert attempts(drive) == 1, "the mount of the stuck thaw worker is not tried again"
+    assert thawer in drive.killed
+    assert drive.core.nearest() is None, "nothing to do until the disk recovers, so no ticking"
+
+    # The disk recovers: the freeze takes effect, the queued thaw after it, both die.
+    before = drive.newest
+    drive.die(worker)
+    drive.die(thawer)
+    assert drive.state in (FreezeState.ERROR, FreezeState.THAWINPROGRESS)
+    drive.wait(1)
+    fresh = drive.workers("thaw")
+    assert set().union(*map(drive.suspected, fresh)) == {0, 1}
+    assert min(fresh) > before, "what was forked before the death proves nothing"
+    for again in fresh:
+        drive.compensates(again)
+    assert drive.state is FreezeState.THAWED
+    assert drive.ask("va.fsthaw").value == 0, "the caller was told already"
+    assert drive.idle()
+
+
+def test_the_others_are_thawed_while_one_is_stuck(drive: Drive) -> None:
+    _, worker = drive.begin(3)
+    drive.sync(worker, 3)
+    drive.freezes(worker, 0, 1, 2)
+    drive.frozen(worker, 0, 2)
+    drive.wait(30)
+    assert drive.suspected(drive.newest) == {0, 1, 2}
+    states = [m.state for m in drive.status().mounts]
+    assert states == ["frozen", "freezing", "frozen"]
+
+
+def test_thaw_while_a_worker_is_stuck_says_so_at_once(drive: Drive) -> None:
+    _, worker = drive.begin(1)
+    drive.sync(worker, 1)
+    drive.freezes(worker, 0)
+    drive.wait(31)
+    assert drive.state is FreezeState.ERROR
+    thaw = drive.ask("va.fsthaw")
+    assert thaw.code is Code.FAILED
+    assert "/srv/0" in thaw.fault.text
+    assert "stuck" in thaw.fault.text
+    assert drive.state is FreezeState.ERROR
+    drive.compensates()
+    drive.die(worker)
+    drive.compensates()
+    assert drive.idle()
+
+
+def test_a_stuck_thaw_worker_is_waited_for_and_then_tried_again(drive: Drive) -> None:
+    thawer = broken(drive, 1)
+    drive.report(thawer, report.Started(1), report.Step(0, "thawing"))
+    drive.wait(10)
+    assert thawer in drive.killed
+    drive.wait(1)
+    assert drive.state is FreezeState.ERROR
+    assert "/srv/0" in drive.status().error
+    drive.wait(1000)
+    assert attempts(drive) == 1
+    assert drive.core.nearest() is None
+    drive.die(thawer)
+    drive.wait(1)
+    assert attempts(drive) == 2
+    drive.compensates()
+    assert drive.ask("va.fsthaw").code is Code.FREEZE_BROKEN
+    assert drive.idle()
+
+
+def test_a_mount_is_tried_again_though_another_is_stuck(drive: Drive) -> None:
+    thawer = broken(drive, 2)
+    drive.report(thawer, report.Started(1))
+    drive.undo(thawer, 0, refused=errno.EIO)
+    drive.report(thawer, report.Step(1, "thawing"))
+    drive.wait(11)
+    assert drive.state is FreezeState.ERROR
+    drive.wait(60)
+    others = [drive.suspected(w) for w in drive.spawned if drive.spawned[w].rpc == "thaw" and w != thawer]
+    assert others, "mount 0 is not in flight any more and may be tried"
+    assert all(mounts == {0} for mounts in others), "mount 1 is in flight"
+
+
+# -- refused
+
+
+def test_a_refused_thaw_is_an_error_and_is_tried_again_with_back_off(drive: Drive) -> None:
+    broken(drive, 1)
+    waits = []
+    for _ in range(14):
+        before = drive.now
+        drive.refuses()
+        assert drive.state is FreezeState.ERROR
+        assert "/srv/0" in drive.status().error
+        count = attempts(drive)
+        while attempts(drive) == count:
+            due = drive.core.nearest()
+            assert due is not None
+            drive.wait(due - drive.now)
+        assert attempts(drive) == count + 1
+        assert drive.state is FreezeState.THAWINPROGRESS
+        waits.append(drive.now - before)
+    assert 0 < waits[0] <= 0.25
+    assert waits[-1] == pytest.approx(30)
+    assert waits[1:] == pytest.approx([min(2 * wait, 30) for wait in waits[:-1]])
+    drive.compensates()
+    assert drive.ask("va.fsthaw").code is Code.FREEZE_BROKEN
+    assert drive.idle()
+
+
+def test_the_back_off_begins_anew_with_the_next_freeze(drive: Drive) -> None:
+    firsts = []
+    for _ in range(2):
+        broken(drive, 1)
+        drive.refuses()
+        due = drive.core.nearest()
+        assert due is not None
+        firsts.append(due - drive.now)
+        for _ in range(5):
+            drive.wait(30)
+            drive.refuses()
+        drive.wait(30)
+        drive.compensates()
+        assert drive.ask("va.fsthaw").code is Code.FREEZE_BROKEN
+    assert firsts[0] == pytest.approx(firsts[1])
+
+
+def test_only_what_is_not_proved_thawed_is_tried_again(drive: Drive) -> None:
+    thawer = broken(drive, 3)
+    drive.report(thawer, report.Started(1))
+    drive.undo(thawer, 0, 2)
+    drive.undo(thawer, 1, refused=errno.EIO)
+    drive.report(thawer, report.Failed(Code.FAILED, "/srv/1: FITHAW: EIO"))
+    drive.exit(thawer)
+    drive.wait(1)
+    assert drive.suspected(drive.newest) == {1}
+
+
+def test_thaw_in_error_tries_at_once(drive: Drive) -> None:
+    broken(drive, 1)
+    for _ in range(6):
+        drive.refuses()
+        drive.wait(20)
+    drive.refuses()
+    count = attempts(drive)
+    thaw = drive.ask("va.fsthaw")
+    assert attempts(drive) == count + 1
+    assert drive.state is FreezeState.THAWINPROGRESS
+    drive.compensates()
+    assert thaw.code is Code.FREEZE_BROKEN
+    assert drive.idle()
+
+
+def test_thaw_in_error_that_fails_again_says_which_mount_and_the_break_is_still_told(drive: Drive) -> None:
+    broken(drive, 1)
+    drive.refuses()
+    first = drive.ask("va.fsthaw")
+    drive.refuses()
+    assert first.code is Code.FAILED
+    assert "/srv/0" in first.fault.text
+    second = drive.ask("va.fsthaw")
+    drive.compensates()
+    assert second.code is Code.FREEZE_BROKEN
+    assert drive.ask("va.fsthaw").value == 0
+
+
+def test_many_callers_in_error_pile_up_nothing(drive: Drive) -> None:
+    broken(drive, 1)
+    drive.refuses()
+    calls = [drive.ask("va.fsthaw") for _ in range(20)]
+    assert len(drive.workers("thaw")) == 1
+    drive.compensates()
+    assert all(c.answered for c in calls)
+    assert drive.idle()
+
+
+def test_a_keeper_that_could_not_thaw_is_followed_up(drive: Drive) -> None:
+    _, keeper = drive.hold(2)
+    thaw = drive.ask("va.fsthaw")
+    drive.report(keeper, report.Thawing("", drive.now))
+    drive.undo(keeper, 0)
+    drive.undo(keeper, 1, refused=errno.EIO)
+    drive.report(keeper, report.Failed(Code.FAILED, "/srv/1: FITHAW: EIO"))
+    assert not drive.workers("thaw"), "at most one attempt in flight: the keeper still holds it"
+    drive.exit(keeper)
+    assert drive.suspected(drive.newest) == {1}
+    drive.compensates()
+    assert thaw.value == 2
+    assert drive.idle()
+
+
+def test_fork_fails_for_the_thaw_worker(drive: Drive) -> None:
+    _, keeper = drive.hold(1)
+    drive.fork_error = OSError(errno.ENOMEM, "Cannot allocate memory")
+    drive.die(keeper)
+    assert drive.state is FreezeState.ERROR
+    assert "Cannot allocate memory" in drive.status().error
+    drive.wait(5)
+    assert 2 <= attempts(drive) <= 10
+    drive.fork_error = None
+    drive.wait(30)
+    assert drive.live == {drive.newest}
+    drive.compensates()
+    assert drive.ask("va.fsthaw").code is Code.FREEZE_BROKEN
+    assert drive.idle()
+
+
+def test_a_thaw_worker_dies(drive: Drive) -> None:
+    thawer = broken(drive, 2)
+    drive.report(thawer, report.Started(1))
+    drive.undo(thawer, 0)
+    drive.die(thawer)
+    drive.wait(1)
+    assert drive.suspected(drive.newest) == {1}
+    drive.compensates()
+    assert drive.ask("va.fsthaw").code is Code.FREEZE_BROKEN
+    assert drive.idle()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        report.Progress("thaw"),
+        report.Plan({}),
+        report.Frozen(1, 0, 0),
+        report.Held(1),
+        report.Thawing("", 1),
+        report.Step(9, "thawed"),
+        report.Step(0, "molten"),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_a_thaw_worker_talks_rubbish(drive: Drive, message: report.Report) -> None:
+    thawer = broken(drive, 1)
+    drive.report(thawer, report.Started(1), message)
+    assert drive.killed == {thawer}
+    assert drive.state is not FreezeState.THAWED
+    drive.die(thawer)
+    drive.wait(1)
+    assert drive.newest != thawer
+    drive.compensates()
+    assert drive.state is FreezeState.THAWED
+
+
+def test_a_thaw_worker_that_proves_nothing_is_not_believed(drive: Drive) -> None:
+    thawer = broken(drive, 1)
+    drive.report(thawer, report.Started(1), report.Done(1))
+    drive.exit(thawer)
+    assert drive.state is not FreezeState.THAWED
+
+
+@pytest.mark.xfail(strict=True, reason="thawing: a thaw worker that ends well without proof is forked again at once")
+def test_a_thaw_worker_that_proves_nothing_is_followed_with_back_off(drive: Drive) -> None:
+    thawer = broken(drive, 1)
+    for _ in range(5):
+        thawer = drive.newest
+        if thawer in drive.live:
+            drive.report(thawer, report.Started(1), report.Done(1))
+            drive.exit(thawer)
+    assert attempts(drive) < 5
+
+
+def test_the_thaw_limit_bounds_an_attempt() -> None:
+    drive = Drive(thaw_limit=3)
+    thawer = broken(drive, 1)
+    drive.report(thawer, report.Started(1), report.Step(0, "thawing"))
+    drive.wait(2.9)
+    assert not drive.killed
+    drive.wait(0.1)
+    assert drive.killed == {thawer}
+
+
+@pytest.mark.parametrize("state", ["THAWINPROGRESS", "ERROR"])
+def test_a_freeze_worker_that_was_killed_is_waited_for_even_if_nothing_was_touched(drive: Drive, state: str) -> None:
+    call, worker = drive.begin(2)
+    drive.report(worker, report.Progress("sync", 1), report.Step(0, "syncing"))
+    drive.wait(600)
+    assert drive.killed == {worker}
+    if state == "ERROR":
+        drive.wait(1)
+    assert drive.state is FreezeState[state]
+    assert drive.ask("va.fsfreeze").code is Code.WRONG_STATE
+    drive.die(worker)
+    assert drive.state is FreezeState.THAWED
+    assert call.code is Code.OVERRUN
+    assert drive.idle()
+
+
+def test_the_end_of_a_report_pipe_is_not_an_exit(drive: Drive) -> None:
+    _, keeper = drive.hold(1)
+    drive.feed(events.ReportEnded(keeper))
+    assert drive.state is FreezeState.FROZEN
+    drive.die(keeper)
+    assert drive.state is FreezeState.THAWINPROGRESS
+    drive.feed(events.ReportEnded(drive.newest))
+    drive.exit(drive.newest)
+    assert drive.state is not FreezeState.THAWED, "it died without a word"
+
+
+def test_seq_and_records_follow_each_change(drive: Drive) -> None:
+    seen = [drive.status().seq]
+    _, keeper = drive.begin(1)
+    seen.append(drive.status().seq)
+    drive.sync(keeper, 1)
+    seen.append(drive.status().seq)
+    drive.freezes(keeper, 0)
+    seen.append(drive.status().seq)
+    drive.die(keeper)
+    seen.append(drive.status().seq)
+    drive.compensates()
+    seen.append(drive.status().seq)
+    assert seen == sorted(set(seen)), "every change makes a newer record"
+
+
+def test_events_at_the_very_end_of_all_limits_leave_no_deadline(drive: Drive) -> None:
+    for count in range(3):
+        _, keeper = drive.hold(1)
+        if count == 1:
+            drive.ask("va.fsthaw", {"wait": 500})
+        drive.die(keeper)
+        drive.compensates()
+        drive.ask("va.fsthaw")
+    assert drive.core.nearest() is None
