@@ -67,7 +67,7 @@ MEANING: dict[Code, tuple[str, str]] = {
     ),
     Code.AUDIT_FULL: (
         "the ring that keeps audit records during a freeze is full",
-        "thaw; only ping, sync, info, status and thaw are admitted until then",
+        "thaw; only the essential methods are admitted until then",
     ),
     Code.FAILED: ("the operating system refused", "the text names the path and the errno"),
 }

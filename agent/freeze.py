@@ -434,6 +434,7 @@ class Transaction:
         limit = self._options.hold_limit
         at = time.monotonic()
         until = at + limit if limit else math.inf
+        self._worker.title(f"{count} frozen")  # before the host knows, who may look at once
         self._worker.reporter.post(report.Frozen(count, at, until if limit else 0))
         while True:
             left = until - time.monotonic()

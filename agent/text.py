@@ -5,8 +5,5 @@ from __future__ import annotations
 
 def printable(text: str) -> str:
     """Return `text` with control characters and bytes that are no text escaped."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+    # repr and not the codec unicode_escape, which python imports when it is first used.
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

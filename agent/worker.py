@@ -101,7 +101,7 @@ class Worker:
 
     def title(self, doing: str) -> None:
         """Show in ps what is happening now."""
-        name = self.rpc.removeprefix("va.")
+        name = self.rpc if self._role == "worker" else self.rpc.removeprefix("va.")
         setproctitle.setproctitle(f"{TITLE}{self._role} {self.id} {name} [{printable(doing)}]")
 
     def become_keeper(self) -> None:
@@ -116,11 +116,13 @@ def run(job: Job, report_fd: int, control_fd: int, supervisor: int) -> NoReturn:
         gc.disable()
         _leave_the_supervisor(report_fd, control_fd)
         worker = Worker(job, report_fd, control_fd, supervisor)
-        worker.title("starting")
         row = RPCS[job.rpc]
+        worker.title(f"running, limit {row.limit:g} s" if row.limit else "starting")
         if row.compensation is None and row.public:
             # What freezes or thaws must outlive a dead supervisor to thaw; all else would only be left over.
             kernel.die_with_parent(signal.SIGKILL)
+            if os.getppid() != supervisor:
+                os._exit(1)  # it died before that
         worker.reporter.send(report.Started(os.getpid()))
         outcome: report.Report
         try:

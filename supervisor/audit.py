@@ -8,6 +8,7 @@ from collections import deque
 
 from ..agent.errors import Fault
 from .calls import Call
+from .events import Malformed, Peer
 
 PARAMS_MAX = 256
 
@@ -50,20 +51,28 @@ class Audit:
         return lines
 
 
-def line(call: Call, outcome: str, fault: Fault | None, worker: int | None, now: float) -> str:
+def line(call: Call, outcome: str, fault: Fault | None, now: float) -> str:
     """Return the record of one RPC as one line of name=value fields."""
     request = call.request
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(request.wall)) + f".{int(request.wall % 1 * 1000):03}Z"
     params = ", ".join(map(repr, request.params)) if isinstance(request.params, list) else repr(request.params)
-    fields = {
-        "time": moment,
-        "channel": request.peer.channel,
-        "peer": request.peer.who,
-        "method": json.dumps(request.method[:80]),
-        "params": json.dumps(params[:PARAMS_MAX]),
-        "outcome": outcome,
-        "fault": int(fault.code) if fault else 0,
-        "ms": f"{(now - call.at) * 1000:.1f}",
-        "worker": worker if worker is not None else "-",
-    }
+    return _line(
+        request.wall,
+        request.peer,
+        method=json.dumps(request.method[:80]),
+        params=json.dumps(params[:PARAMS_MAX]),
+        outcome=outcome,
+        fault=int(fault.code) if fault else 0,
+        ms=f"{(now - call.at) * 1000:.1f}",
+        worker=call.worker if call.worker is not None else "-",
+    )
+
+
+def malformed(event: Malformed) -> str:
+    """Return the record of bytes that were no request."""
+    return _line(event.wall, event.peer, outcome="refused", fault=event.code, text=json.dumps(event.text[:PARAMS_MAX]))
+
+
+def _line(wall: float, peer: Peer, **fields: object) -> str:
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(wall)) + f".{int(wall % 1 * 1000):03}Z"
+    fields = {"time": moment, "channel": peer.channel, "peer": peer.who, **fields}
     return "audit: " + " ".join(f"{name}={value}" for name, value in fields.items())

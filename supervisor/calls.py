@@ -11,13 +11,14 @@ from .deadlines import Deadlines
 from .events import Answer, Effect, Requested
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """One request under way; `at` is when it came, on the loop's clock."""
+    """One request under way: when it came, on the loop's clock, and the number of the worker forked for it."""
 
     id: int
     request: Requested
     at: float
+    worker: int | None = None
 
 
 class Calls:

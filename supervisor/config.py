@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -121,7 +122,10 @@ def _rpcs(name: str, text: str) -> tuple[str, ...]:
 
 
 def _command(name: str, text: str) -> tuple[str, ...]:
-    words = tuple(shlex.split(text))
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise ValueError(f"{name} is {text!r:.60}: {error}") from None
     if not words:
         raise ValueError(f"{name} is empty, expected a program and its arguments")
     return words
@@ -193,8 +197,7 @@ def read_file(text: str, path: str) -> dict[str, list[str]]:
         stripped = line.strip()
         if not stripped or stripped.startswith("#"):
             continue
-        name = stripped.split("=", 1)[0].split(None, 1)[0].strip()
-        value = stripped[len(name) :].strip().removeprefix("=").strip()
+        name, _, value = re.sub(r"\s*=\s*|\s+", "\0", stripped, count=1).partition("\0")
         name = name.removeprefix("--")
         if name in _FLAGS and value in ("", "yes", "true", "no", "false"):
             found[name] = [value]

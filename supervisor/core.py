@@ -28,6 +28,7 @@ from .events import (
     JournalFailed,
     JournalFound,
     Log,
+    Malformed,
     Quit,
     Reported,
     ReportEnded,
@@ -82,7 +83,7 @@ class Core:
         self._take(event)
         self._tell_polls()
         if self._state.now is FreezeState.THAWED:
-            self._out.extend(Log("info", text) for text in self._audit.take())
+            self._out.extend(Log("audit", text) for text in self._audit.take())
         title = titles.supervisor(self._state, self._thawing.freeze, self._workers)
         if title != self._title:
             self._title = title
@@ -105,6 +106,8 @@ class Core:
         match event:
             case Requested():
                 self._requested(event)
+            case Malformed():
+                self._audit.add(audit.malformed(event))
             case GivenUp(connection, token):
                 self._calls.abandon(connection, token, now)
             case Disconnected(connection):
@@ -131,7 +134,8 @@ class Core:
                 self._stopping = f"the agent was stopped by {signal}"
                 self._out.append(Log("notice", self._stopping))
                 self._freezing.stop(self._stopping, now)
-                self._over(now)
+                if self.thawed:
+                    self._over(now)
             case ReportEnded(number):
                 self._workers.change(self._worker(number), WorkerEvent.REPORT_END, now)
             case Woken():
@@ -163,7 +167,7 @@ class Core:
             value = row.handler(self, call, args)
             if value is not LATER:
                 self._calls.answer(call.id, value, self._now)
-        elif row.thaws_first and not self.thawed:
+        elif row.thaws_first and self._state.now not in (FreezeState.THAWED, FreezeState.ERROR):
             self._after_thaw.append((call, row, args))
             self._freezing.stop(f"{row.name} was called", self._now)
         else:
@@ -179,10 +183,11 @@ class Core:
             args = {"options": self._freeze_options(row.name, args["options"])}
         if row.disk is Disk.FREEZES:
             self._freezing.begin(call.id, args["options"], self._config.plan_limit, self._now)
+            call.worker = self._workers.last_id
             return
         if row.thaws_first:
             args = args | {"command": self._config.shutdown_command}
-        self._workers.spawn(row, args, call.id, row.limit or 0, self._now)
+        call.worker = self._workers.spawn(row, args, call.id, row.limit or 0, self._now).id
 
     def _freeze_options(self, method: str, given: dict[str, Any] | None) -> freeze.Options:
         given = given or {}
@@ -331,20 +336,25 @@ class Core:
         )
 
     def _record(self, call: calls.Call, outcome: str, fault: Fault | None, now: float) -> None:
-        worker = next((w.id for w in self._workers if w.call == call.id), None)
-        self._audit.add(audit.line(call, outcome, fault, worker, now))
+        self._audit.add(audit.line(call, outcome, fault, now))
 
     def _over(self, now: float) -> None:
         """The freeze is thawed, or cannot be for now: do what waited for that."""
+        if self._stopping:
+            self._quit(now)
+            return
         waited, self._after_thaw = self._after_thaw, []
         for call, row, args in waited:
             try:
                 self._fork(call, row, args)
             except Fault as fault:
                 self._calls.answer(call.id, fault, now)
-        if self._stopping and self.thawed:
-            self._calls.answer_all(Fault(Code.WRONG_STATE, self._stopping), now)
-            for worker in self._workers:
-                if worker.alive:
-                    self._workers.kill(worker, WorkerEvent.CANCELLED, f": {self._stopping}", now)
-            self._out.append(Quit(0))
+
+    def _quit(self, now: float) -> None:
+        if not self.thawed:
+            return  # in ERROR it goes on trying: only a guest that is thawed is left
+        self._calls.answer_all(Fault(Code.WRONG_STATE, self._stopping), now)
+        for worker in self._workers:
+            if worker.alive:
+                self._workers.kill(worker, WorkerEvent.CANCELLED, f": {self._stopping}", now)
+        self._out.append(Quit(0))

@@ -31,6 +31,16 @@ class Requested:
 
 
 @dataclass(frozen=True, slots=True)
+class Malformed:
+    """Bytes that are no request came, and were answered with this fault."""
+
+    code: int
+    text: str
+    peer: Peer
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
 class GivenUp:
     """The host no longer waits for this request's reply."""
 
@@ -131,6 +141,7 @@ class Woken:
 
 Event = (
     Requested
+    | Malformed
     | GivenUp
     | Disconnected
     | Spawned
@@ -190,7 +201,7 @@ class SetTitle:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """Write a line to the log; `level` as in syslog(3): err, warning, notice, info, debug."""
+    """Write a line to the log; `level` as in syslog(3): err, warning, notice, info, debug; or audit, always written."""
 
     level: str
     text: str

@@ -89,6 +89,7 @@ class Freezing:
         elif self._state.now is FreezeState.FROZEN:
             freeze.over_at = now
             self._state.enter(FreezeEvent.THAW_ASKED, "va.fsthaw", now)
+            self._end_holds(Fault(Code.WRONG_STATE, "va.fshold: va.fsthaw was called meanwhile"), now)
             self._tell_keeper_to_thaw(now)
         elif self._state.now is FreezeState.ERROR:
             self._thawing.try_now()
@@ -236,6 +237,10 @@ class Freezing:
         freeze = self._current()
         freeze.outcome, freeze.fault, freeze.over_at = outcome, fault, now
         self._state.enter(event, fault.text, now)
+        self._end_holds(fault, now)
+
+    def _end_holds(self, fault: Fault, now: float) -> None:
+        freeze = self._current()
         for number in freeze.hold_callers:
             self._calls.answer(number, fault, now)
         freeze.hold_callers.clear()
@@ -306,7 +311,7 @@ class Freezing:
             return  # it was killed meanwhile: what it froze is suspect and gets thawed
         limit = freeze.options.hold_limit
         freeze.frozen_at = min(float(frozen.at), now)
-        freeze.until = freeze.frozen_at + limit if limit else 0.0
+        freeze.until = float(frozen.until)
         self._workers.enter_phase(worker, Phase.HOLD, max(freeze.until - now, 1e-3) if limit else 0, now)
         worker.limit = limit
         self._state.enter(FreezeEvent.FROZEN, f"freeze {freeze.id}: {frozen.count} file systems", now)

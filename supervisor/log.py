@@ -14,15 +14,22 @@ from collections import deque
 from ..agent.text import printable
 
 WAITING_MAX = 16384
-_PREFIX = {"err": "<3>", "warning": "<4>", "notice": "<5>", "info": "<6>", "debug": "<7>"}  # sd-daemon(3)
-_LEVELS = list(_PREFIX)
+_PREFIX = {
+    "err": "<3>",
+    "warning": "<4>",
+    "notice": "<5>",
+    "info": "<6>",
+    "debug": "<7>",
+    "audit": "<5>",
+}  # sd-daemon(3)
+_LEVELS = ["err", "warning", "notice", "info", "debug"]
 
 
 class Log:
     """Lines to a descriptor; what it does not take now waits, in order."""
 
     def __init__(self, fd: int, level: str, *, prefixed: bool) -> None:
-        self._chosen = _LEVELS[: _LEVELS.index(level) + 1]
+        self._chosen = {"audit", *_LEVELS[: _LEVELS.index(level) + 1]}
         self._prefixed = prefixed
         mode = os.fstat(fd).st_mode
         self.waits_while_frozen = stat.S_ISREG(mode)

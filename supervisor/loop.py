@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import setproctitle
@@ -45,7 +45,6 @@ class Loop:
         log: Log,
         processes: Processes,
         clock: Callable[[], float],
-        listeners: Iterable[channel.Listener],
     ) -> None:
         self._config = config
         self._core = core
@@ -54,7 +53,7 @@ class Loop:
         self._processes = processes
         self._clock = clock
         self._children = Children(processes)
-        self._listeners = list(listeners)
+        self._listeners: list[channel.Listener] = []
         self._talks: dict[int, channel.Conversation] = {}
         self._last_talk = 0
         self._select = selectors.EpollSelector()
@@ -79,8 +78,11 @@ class Loop:
             signal.signal(number, lambda *_: None)  # the wake-up descriptor tells
         signal.set_wakeup_fd(wakeup_w.fileno())
         self._select.register(self._wakeup_r, selectors.EVENT_READ, (0, self._signalled))
-        for listener in self._listeners:
-            self._listen(listener)
+
+    def listen(self, listener: channel.Listener) -> None:
+        """Accept hosts there."""
+        self._listeners.append(listener)
+        self._listen(listener)
 
     def feed(self, event: events.Event) -> None:
         """Have the core take an event, and apply what it decides, in order."""
@@ -254,7 +256,7 @@ class Loop:
                 case Abandoned(token):
                     self.feed(events.GivenUp(talk.id, token))
                 case Refused(code, text):
-                    self._log.add("notice", f"{talk.peer.channel} {talk.peer.who}: refused {code}: {text}")
+                    self.feed(events.Malformed(code, text, talk.peer, time.time()))
         self._settle(talk)
         self._write_log()
 

@@ -17,7 +17,7 @@ from . import journal, process
 from .channel import Listener
 from .config import BadConfig, Config, load
 from .core import Core
-from .events import JournalFound
+from .events import JournalFound, Woken
 from .log import Log
 from .loop import Loop
 
@@ -68,19 +68,21 @@ def serve(config: Config, processes: process.Processes) -> int:
     try:
         kept = journal.Journal(config.state_dir)
         found = _found(kept, config, log)
-        listeners = [Listener.open(spec) for spec in config.channel]
     except journal.BadStateDir as error:
         return _say(str(error), 1)
-    except OSError as error:
-        return _say(f"{' '.join(config.channel)}: {error.strerror}", 1)
     _stand_firm(log)
     core = Core(config, __version__, process.monotonic())
-    loop = Loop(config, core, kept, log, processes, process.monotonic, listeners)
+    loop = Loop(config, core, kept, log, processes, process.monotonic)
     # What is there now stays: a worker's collector must not touch, and so copy, the pages it shares with us.
     gc.collect()
     gc.freeze()
-    if found is not None:
-        loop.feed(found)
+    loop.feed(found or Woken())
+    try:
+        # After the recovery has begun: a socket's path may lie on what is still frozen.
+        for spec in config.channel:
+            loop.listen(Listener.open(spec))
+    except OSError as error:
+        return _say(f"channel {spec}: {error.strerror}", 1)
     log.add("notice", f"version {__version__} listens at {' '.join(config.channel)}")
     notify("READY=1")
     return loop.run()
