@@ -434,19 +434,20 @@ class Transaction:
         limit = self._options.hold_limit
         at = time.monotonic()
         until = at + limit if limit else math.inf
-        self._worker.title(f"{count} frozen")  # before the host knows, who may look at once
-        self._worker.reporter.post(report.Frozen(count, at, until if limit else 0))
+        tell: report.Report | None = report.Frozen(count, at, until if limit else 0)
         while True:
             left = until - time.monotonic()
             self._worker.title(f"{count} frozen" + (f", {max(0, math.ceil(left))} s left" if limit else ""))
+            if tell is not None:
+                self._worker.reporter.post(tell)  # after the title: the host may look at once
+                tell = None
             # The title counts down a second at a time: what an operator reads in ps must be true.
             next_second = until - max(0, math.ceil(left) - 1) if limit else math.inf
             match self._board.next(next_second):
                 case Told(report.Thaw()):
                     return ""
                 case Told(report.Hold(new)):
-                    until, limit = new, new - at
-                    self._worker.reporter.post(report.Held(new))
+                    until, limit, tell = new, new - at, report.Held(new)
                 case Gone(reason):
                     return reason
             if time.monotonic() >= until:

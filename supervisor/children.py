@@ -27,15 +27,15 @@ class Child:
     decoder: report.Decoder = field(default_factory=lambda: report.Decoder(report.REPORTS))
     rubbish: bool = False
 
-    def read(self) -> tuple[list[report.Report], str, bool]:
+    def read(self) -> tuple[list[report.Report], str, bool] | None:
         """Read once; return the messages, what was wrong with the bytes (empty: nothing), and whether it is the end.
 
-        After rubbish whatever else comes is thrown away: nothing in it can be trusted.
+        None if there is nothing to read now. After rubbish whatever else comes is thrown away: nothing in it can be trusted.
         """
         try:
             data = os.read(self.report_fd, READ)
         except BlockingIOError:
-            return [], "", False
+            return None
         if not data or self.rubbish:
             return [], "", not data
         try:

@@ -179,7 +179,10 @@ class Loop:
 
     def _report(self, child: Child) -> bool:
         """Take what the worker said; return whether there may be more."""
-        messages, wrong, end = child.read()
+        taken = child.read()
+        if taken is None:
+            return False
+        messages, wrong, end = taken
         for message in messages:
             self.feed(events.Reported(child.id, message))
         if wrong:
@@ -188,7 +191,7 @@ class Loop:
             self._select.unregister(child.report_fd)
             child.close_report()
             self.feed(events.ReportEnded(child.id))
-        return bool(messages) and not end
+        return not end
 
     def _reap(self, child: Child) -> None:
         ended = self._children.reap(child)

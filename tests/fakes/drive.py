@@ -152,14 +152,14 @@ class Drive:
 
     def hang_up(self, call: Asked) -> None:
         """Have the host of this call disconnect."""
-        for other in self.asked:
-            other.gone |= other.connection == call.connection
         self.feed(events.Disconnected(call.connection))
+        for other in self.asked:
+            other.gone |= other.connection == call.connection and not other.answered
 
     def give_up(self, call: Asked) -> None:
         """Have the host give up on this call alone."""
-        call.gone = True
         self.feed(events.GivenUp(call.connection, call.token))
+        call.gone = not call.answered  # a wait that had passed by then was answered first
 
     # -- workers
 

@@ -40,7 +40,7 @@ def reply(sock: socket.socket) -> tuple[dict[str, str], Any]:
     headers["status"] = lines[0].split()[1]
     body = b""
     while len(body) < int(headers["content-length"]):
-        body += sock.recv(65536)
+        body += sock.recv(int(headers["content-length"]) - len(body))
     try:
         return headers, xmlrpc.client.loads(body)[0][0]
     except Fault as fault:
