@@ -11,6 +11,7 @@ supervisor always knows the set that may be frozen.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -140,7 +141,7 @@ class Hand(threading.Thread):
         begun = time.monotonic()
         if verb is FREEZE:
             reporter.send(report.Step(self.index, verb.during.value))
-            if self._board.ending:
+            if self._board.ending or reporter.closed:
                 return errno.ECANCELED
         else:
             reporter.post(report.Step(self.index, verb.during.value))
@@ -356,6 +357,8 @@ class Transaction:
         asked) or FAILED (a thaw was refused).
         """
         self._worker.title("planning")
+        with contextlib.suppress(OSError):
+            kernel.lock_memory()  # the supervisor has logged that this is not allowed
         self._worker.reporter.send(report.Progress(Phase.PLAN.value))
         plan = sysfs.read_plan(self._options.rules)
         self._worker.reporter.send(report.Plan(plan.dump()))

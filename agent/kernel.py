@@ -51,6 +51,12 @@ def lock_memory() -> None:
     _check(_libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT))
 
 
+def be_killed_like_others() -> None:
+    """Give up what keeps the supervisor from being killed for its memory (proc(5), oom_score_adj)."""
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("0")
+
+
 def _check(result: int) -> None:
     if result != 0:
         number = ctypes.get_errno()

@@ -209,6 +209,16 @@ _ROWS = (
         "number of file systems proved thawed",
         public=False,
     ),
+    Rpc(
+        "reload",
+        files.read_options,
+        _W,
+        Disk.READ,
+        "Read the configuration file again, which may lie on a slow disk.",
+        "its text",
+        limit=10,
+        public=False,
+    ),
 )
 
 

@@ -35,6 +35,14 @@ checksum() { sha256sum | cut -d' ' -f1; }
 
 stamped() { [ "$(cat "$venv/stamp.$1" 2>/dev/null)" = "$2" ]; }
 
+# has_extras EXTRA,...: whether all of them are installed already.
+has_extras() {
+    local extra
+    for extra in ${1//,/ }; do
+        case ,$(cat "$venv/stamp.extras" 2>/dev/null), in *",$extra,"*) ;; *) return 1 ;; esac
+    done
+}
+
 # set_up EXTRA,...: have .venv with the project, its extras included, installed as a user would get it (not editable).
 set_up() {
     local extras=$1 python wants sources copy
@@ -44,7 +52,7 @@ set_up() {
         refuse "needs python3 3.10 or newer, $python is $("$python" -c 'import platform; print(platform.python_version())')"
     exec 9<"$tree"
     flock 9 # two scripts at once in one tree
-    wants=$({ echo "$extras" && "$python" -VV && echo "$tree" && cat "$tree/setup.cfg" "$tree/pyproject.toml"; } | checksum)
+    wants=$({ "$python" -VV && echo "$tree" && cat "$tree/setup.cfg" "$tree/pyproject.toml"; } | checksum)
     sources=$({ cd "$tree" && find agent supervisor host -type f ! -path '*/__pycache__/*' -print0 |
         sort -z | xargs -0 sha256sum; } | checksum)
     if ! stamped wants "$wants" || ! "$venv/bin/python" -c '' 2>/dev/null; then
@@ -53,27 +61,28 @@ set_up() {
         say "making .venv ..."
         rm -rf "$venv"
         "$python" -m venv "$venv"
-        "$venv/bin/pip" install -qq --disable-pip-version-check 'setuptools>=70.1'
-    elif stamped sources "$sources"; then
+        pip_install 'setuptools>=70.1'
+    fi
+    if stamped sources "$sources" && has_extras "$extras"; then
         exec 9<&-
         return
     fi
     # From a copy: setuptools leaves build/ in the tree, and takes from it files that were deleted since.
-    copy=$(mktemp -d)
+    copy=$venv/source
+    rm -rf "$copy" && mkdir "$copy"
     (cd "$tree" && cp -r --parents agent supervisor host setup.cfg pyproject.toml "$copy")
     (cd "$tree" && cp README.md LICENSE "$copy" 2>/dev/null) || true
-    if stamped wants "$wants"; then
-        install_project --no-deps "$copy"
-    else
-        install_project "${copy}[$extras]"
-        echo "$wants" >"$venv/stamp.wants"
+    if ! has_extras "$extras"; then
+        pip_install --no-build-isolation "${copy}[$extras]"
+        echo "$extras" >"$venv/stamp.extras"
     fi
+    pip_install --no-build-isolation --no-deps --force-reinstall "$copy"
+    echo "$wants" >"$venv/stamp.wants"
     echo "$sources" >"$venv/stamp.sources"
     rm -rf "$copy"
     exec 9<&-
 }
 
-install_project() {
-    "$venv/bin/pip" install -qq --disable-pip-version-check --root-user-action=ignore \
-        --no-build-isolation --force-reinstall "$@"
+pip_install() {
+    "$venv/bin/pip" install -qq --disable-pip-version-check --root-user-action=ignore "$@"
 }

@@ -16,8 +16,8 @@ PARAMS_MAX = 256
 class Audit:
     """The ring of records that wait for the thaw; `dropped` counts what an essential RPC could not leave any more."""
 
-    def __init__(self, ring: int) -> None:
-        self._ring = ring
+    def __init__(self) -> None:
+        self.ring = 0
         self._waiting: deque[str] = deque()
         self.dropped = 0
         self._dropped_told = 0
@@ -30,7 +30,7 @@ class Audit:
     @property
     def full(self) -> bool:
         """Whether only essential RPCs are to be admitted."""
-        return len(self._waiting) >= self._ring
+        return len(self._waiting) >= self.ring
 
     def add(self, line: str) -> None:
         """Keep a record until `take`."""
@@ -45,7 +45,7 @@ class Audit:
         self._waiting.clear()
         if self.dropped > self._dropped_told:
             lines.append(
-                f"audit: {self.dropped - self._dropped_told} records dropped: the ring of {self._ring} was full"
+                f"audit: {self.dropped - self._dropped_told} records dropped: the ring of {self.ring} was full"
             )
             self._dropped_told = self.dropped
         return lines

@@ -26,11 +26,12 @@ class Child:
     control_fd: int
     decoder: report.Decoder = field(default_factory=lambda: report.Decoder(report.REPORTS))
     rubbish: bool = False
+    adopted: bool = False
 
     def read(self) -> tuple[list[report.Report], str, bool] | None:
         """Read once; return the messages, what was wrong with the bytes (empty: nothing), and whether it is the end.
 
-        None if there is nothing to read now. After rubbish whatever else comes is thrown away: nothing in it can be trusted.
+        None if there is nothing to read now. After rubbish whatever else comes is thrown away: it cannot be trusted.
         """
         try:
             data = os.read(self.report_fd, READ)
@@ -119,13 +120,26 @@ class Children:
         self._by_id[child.id] = child
         return child
 
+    def adopt(self, number: int, pid: int) -> Child:
+        """Watch a process that is not a child; raises OSError if there is none."""
+        child = Child(number, pid, self._processes.open_pidfd(pid), -1, -1, adopted=True)
+        self._by_id[number] = child
+        return child
+
+    def forget(self, child: Child) -> None:
+        """Watch an adopted process no more."""
+        del self._by_id[child.id]
+        child.close()
+
     def kill(self, number: int) -> None:
-        """SIGKILL the child."""
-        self._processes.kill(self._by_id[number].pidfd)
+        """SIGKILL the child; nothing if it was to be adopted and was gone."""
+        if number in self._by_id:
+            self._processes.kill(self._by_id[number].pidfd)
 
     def reap(self, child: Child) -> Ended | None:
         """Reap the child if it has ended, and forget it; its report pipe stays to be drained."""
-        ended = self._processes.reap(child.pidfd)
+        # Of another's child only the end is to be seen, not how; it was killed.
+        ended = Ended(signal.SIGKILL, 0) if child.adopted else self._processes.reap(child.pidfd)
         if ended is not None:
             del self._by_id[child.id]
         return ended

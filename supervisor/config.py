@@ -6,7 +6,7 @@ import argparse
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
 from ..agent.params import seconds
@@ -15,6 +15,7 @@ from ..agent.rpcs import RPCS
 CONFIG_FILE = "/etc/virtagent/virtagentd.conf"
 STATE_DIR = "/run/virtagent"
 LEVELS = ("err", "warning", "notice", "info", "debug")
+TARGETS = ("stderr", "syslog", "journal")
 SCHEMES = ("unix",)
 
 
@@ -50,6 +51,9 @@ class Config:
     message_age: float = 30
     audit_ring: int = 4096
     shutdown_command: tuple[str, ...] = ("/sbin/shutdown",)
+    log_target: str = "stderr"
+    file: str = CONFIG_FILE
+    given: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def allows(self, rpc: str) -> bool:
         """Return whether the configuration lets a host call this RPC."""
@@ -95,6 +99,12 @@ def _count(name: str, text: str) -> int:
 def _level(name: str, text: str) -> str:
     if text not in LEVELS:
         raise ValueError(f"{name} is {text!r:.60}, expected one of {', '.join(LEVELS)}")
+    return text
+
+
+def _target(name: str, text: str) -> str:
+    if text not in TARGETS:
+        raise ValueError(f"{name} is {text!r:.60}, expected one of {', '.join(TARGETS)}")
     return text
 
 
@@ -149,6 +159,7 @@ OPTIONS: Mapping[str, Option] = {
     "allow-rpcs": Option(_rpcs, "A,B", "admit only these RPCs"),
     "block-rpcs": Option(_rpcs, "A,B", "refuse these RPCs"),
     "log-level": Option(_level, "L", f"one of {', '.join(LEVELS)}"),
+    "log-target": Option(_target, "T", f"one of {', '.join(TARGETS)}"),
     "max-workers": Option(_count, "N", "workers at once"),
     "max-clients": Option(_count, "N", "clients a listener"),
     "max-header": Option(_count, "BYTES", "longest request header"),
@@ -158,6 +169,8 @@ OPTIONS: Mapping[str, Option] = {
     "audit-ring": Option(_count, "N", "audit records kept while frozen"),
     "shutdown-command": Option(_command, "COMMAND", "program that va.shutdown runs with -H, -P or -r and now"),
 }
+FIXED = ("channel", "state_dir", "log_target")
+"""What changes only with a restart."""
 _FLAGS = {"strict": "a file system that cannot be frozen is an error"}
 
 
@@ -182,6 +195,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in _FLAGS.items():
         made.add_argument(f"--{name}", action="store_true", help=text)
     made.add_argument("--config", metavar="FILE", help=f"options, one a line (default {CONFIG_FILE}, if it is there)")
+    made.add_argument("--recover", action="store_true", help="thaw what the journal names, then exit")
     made.add_argument("--plan", action="store_true", help="print what a freeze would do, then exit")
     made.add_argument("--version", action="store_true", help="print the version, then exit")
     return made
@@ -210,9 +224,11 @@ def read_file(text: str, path: str) -> dict[str, list[str]]:
     return found
 
 
-def build(given: Mapping[str, Sequence[str]], from_file: Mapping[str, Sequence[str]]) -> Config:
+def build(
+    given: Mapping[str, Sequence[str]], from_file: Mapping[str, Sequence[str]], file: str = CONFIG_FILE
+) -> Config:
     """Return the configuration; what is `given` on the command line wins over the file. Raises BadConfig."""
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"file": file, "given": tuple((name, tuple(texts)) for name, texts in given.items())}
     for name, option in OPTIONS.items():
         texts = given.get(name) or from_file.get(name)
         if not texts:
@@ -234,6 +250,13 @@ def build(given: Mapping[str, Sequence[str]], from_file: Mapping[str, Sequence[s
     return Config(**values)
 
 
+def reread(config: Config, text: str) -> tuple[Config, list[str]]:
+    """Return the configuration that the file's new text makes, and the options that change only with a restart."""
+    fresh = build(dict(config.given), read_file(text, config.file), config.file)
+    kept = [name for name in FIXED if getattr(fresh, name) != getattr(config, name)]
+    return replace(fresh, **{name: getattr(config, name) for name in FIXED}), kept
+
+
 def load(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     """Return the configuration of the command line and the file that it names; raise BadConfig."""
     namespace = parser().parse_args(arguments)
@@ -249,7 +272,7 @@ def load(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
         from_file = {}
     except OSError as error:
         raise BadConfig(f"config {path}: {error.strerror}") from None
-    return build(given, from_file), namespace
+    return build(given, from_file, path), namespace
 
 
-assert {f.name for f in fields(Config)} == {name.replace("-", "_") for name in (*OPTIONS, *_FLAGS)}
+assert {f.name for f in fields(Config)} - {"file", "given"} == {name.replace("-", "_") for name in (*OPTIONS, *_FLAGS)}

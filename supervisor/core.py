@@ -16,9 +16,10 @@ from ..agent.params import check
 from ..agent.rpcs import RPCS, Disk, Rpc, Runs, public, refusal
 from ..agent.states import FreezeState, WorkerEvent, WorkerState
 from . import audit, calls, titles
-from .config import Config
+from .config import BadConfig, Config, reread
 from .deadlines import Deadlines
 from .events import (
+    Configured,
     Disconnected,
     Effect,
     Event,
@@ -28,13 +29,17 @@ from .events import (
     JournalFailed,
     JournalFound,
     Log,
+    LogStatus,
     Malformed,
+    Probed,
     Quit,
+    Reload,
     Reported,
     ReportEnded,
     Requested,
     RubbishReported,
     SetTitle,
+    ShowStatus,
     Spawned,
     SpawnFailed,
     Stopped,
@@ -54,23 +59,22 @@ class Core:
     """The state of the supervisor, and what it offers to the inline handlers (`agent.offer.Agent`)."""
 
     def __init__(self, config: Config, version: str, now: float) -> None:
-        self._config = config
         self.version = version
         self._start = self._now = now
         self._out: list[Effect] = []
         self._deadlines = Deadlines()
-        self._workers = Workers(self._out, self._deadlines, config.exit_grace, config.kill_grace)
-        self._audit = audit.Audit(config.audit_ring)
+        self._workers = Workers(self._out, self._deadlines)
+        self._audit = audit.Audit()
         self._calls = calls.Calls(self._out, self._deadlines, self._record)
         self._state = State(self._out)
-        self._thawing = Thawing(self._out, self._deadlines, self._workers, self._calls, self._state, config.thaw_limit)
+        self._thawing = Thawing(self._out, self._deadlines, self._workers, self._calls, self._state)
         self._thawing.on_over = self._over
-        limits = (config.thaw_limit, config.hold_limit_max)
-        self._freezing = Freezing(self._out, self._workers, self._calls, self._state, self._thawing, limits)
+        self._freezing = Freezing(self._out, self._workers, self._calls, self._state, self._thawing)
         self._polls: dict[int, int] = {}
         self._after_thaw: list[tuple[calls.Call, Rpc, dict[str, Any]]] = []
         self._stopping = ""
         self._title: tuple[str, float | None] = ("", None)
+        self._configure(config)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at `now` (seconds of the loop's clock) and return what is to be done, in order.
@@ -128,10 +132,16 @@ class Core:
                 self._freezing.journaled(number, None, now)
             case JournalFailed(number, error):
                 self._freezing.journaled(number, error, now)
-            case JournalFound(number, plan, untold):
-                self._freezing.recover(number, plan, untold, self._freeze_options("start", None), now)
+            case Probed(number, state):
+                self._freezing.probed(self._worker(number), state, now)
+            case JournalFound(number, plan, untold, orphan):
+                self._freezing.recover(number, plan, untold, orphan, self._freeze_options("start", None), now)
+            case Reload():
+                self._reload()
+            case ShowStatus():
+                self._out.append(LogStatus(self._status()))
             case Stopped(signal):
-                self._stopping = f"the agent was stopped by {signal}"
+                self._stopping = f"the agent was stopped: {signal}"
                 self._out.append(Log("notice", self._stopping))
                 self._freezing.stop(self._stopping, now)
                 if self.thawed:
@@ -257,6 +267,10 @@ class Core:
             wrong = self._freezing.receive(worker, message, self._now)
         elif not wrong:
             match message:
+                case report.Done(value) if worker.row.name == "reload":
+                    self._reloaded(value)
+                case report.Failed(_, text) if worker.row.name == "reload":
+                    self._out.append(Log("err", f"the configuration stays as it was: {text}"))
                 case report.Done(value):
                     self._calls.answer(worker.call, value, self._now)
                 case report.Failed(code, text):
@@ -281,7 +295,7 @@ class Core:
             self._calls.answer(worker.call, Fault(code, f"{worker.name} was killed after {ran:.1f} s{why}"), self._now)
 
     def _exited(self, worker: Worker, death: str) -> None:
-        unreported = worker.state in (WorkerState.KILLED, WorkerState.STUCK) or worker.outcome is None
+        unreported = worker.killed or worker.outcome is None
         if unreported:
             self._out.append(Log("warning", death))
         owned = self._freezing.owns(worker)
@@ -301,6 +315,31 @@ class Core:
             self._freezing.limit_passed(worker, self._now)
         else:
             self._kill(worker, WorkerEvent.LIMIT, f": its limit of {worker.limit:g} s passed", Code.OVERRUN)
+
+    # -- configuration
+
+    def _configure(self, config: Config) -> None:
+        self._config = config
+        self._workers.exit_grace, self._workers.kill_grace = config.exit_grace, config.kill_grace
+        self._thawing.limit, self._freezing.hold_max = config.thaw_limit, config.hold_limit_max
+        self._audit.ring = config.audit_ring
+
+    def _reload(self) -> None:
+        if self.thawed:
+            row = RPCS["reload"]
+            self._workers.spawn(row, {"path": self._config.file}, None, row.limit or 0, self._now)
+        else:
+            self._out.append(Log("warning", f"SIGHUP is refused: the state is {self._state.now.name}"))
+
+    def _reloaded(self, text: str) -> None:
+        try:
+            fresh, kept = reread(self._config, text)
+        except BadConfig as error:
+            self._out.append(Log("err", f"the configuration stays as it was: {error}"))
+            return
+        self._configure(fresh)
+        needs = f"; {', '.join(kept)} change only with a restart" if kept else ""
+        self._out += [Configured(fresh), Log("notice", f"the configuration {fresh.file} was read again{needs}")]
 
     # -- the rest
 

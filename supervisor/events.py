@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..agent import report
 from ..agent.errors import Fault
 from ..agent.mounts import Plan
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .status import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,14 @@ class Exited:
 
 
 @dataclass(frozen=True, slots=True)
+class Probed:
+    """The process state of a worker (psutil's names; "disk-sleep" is D)."""
+
+    worker: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
 class Journaled:
     """The journal holds the plan of this freeze."""
 
@@ -120,16 +132,30 @@ class JournalFailed:
 
 @dataclass(frozen=True, slots=True)
 class JournalFound:
-    """A supervisor before this one left a journal: what it planned to freeze, and what the host was not told yet."""
+    """A supervisor before this one left a journal: what it planned to freeze, and what the host was not told yet.
+
+    `orphan` is the freeze worker that it left if that still lives, (0, 0) if not: its pid and start time.
+    """
 
     freeze: int
     plan: Plan
     untold: str
+    orphan: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """The daemon was told to read its configuration again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShowStatus:
+    """The daemon was told to log the status record."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """The daemon was told to stop by this signal."""
+    """The daemon was told to stop, and by what."""
 
     signal: str
 
@@ -150,9 +176,12 @@ Event = (
     | RubbishReported
     | ReportEnded
     | Exited
+    | Probed
     | Journaled
     | JournalFailed
     | JournalFound
+    | Reload
+    | ShowStatus
     | Stopped
     | Woken
 )
@@ -168,8 +197,24 @@ class Spawn:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopt:
+    """Take the freeze worker that a dead supervisor left under this number; draws Exited at once if it is gone."""
+
+    worker: int
+    pid: int
+    started: int
+
+
+@dataclass(frozen=True, slots=True)
 class Kill:
     """SIGKILL the worker through its pidfd."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Look at the worker's process state; draws Probed."""
 
     worker: int
 
@@ -208,10 +253,25 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Configured:
+    """The configuration is another from now on."""
+
+    config: Config
+
+
+@dataclass(frozen=True, slots=True)
+class LogStatus:
+    """Write the status record to the log."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
 class WriteJournal:
-    """Write the journal; draws Journaled or JournalFailed."""
+    """Write the journal, with the start time of the worker `pid`; draws Journaled or JournalFailed."""
 
     freeze: int
+    pid: int
     record: dict[str, Any]
 
 
@@ -227,4 +287,18 @@ class Quit:
     code: int
 
 
-Effect = Spawn | Kill | Tell | Answer | SetTitle | Log | WriteJournal | RemoveJournal | Quit
+Effect = (
+    Spawn
+    | Adopt
+    | Kill
+    | Probe
+    | Tell
+    | Answer
+    | SetTitle
+    | Log
+    | LogStatus
+    | Configured
+    | WriteJournal
+    | RemoveJournal
+    | Quit
+)

@@ -22,13 +22,14 @@ from ..agent.states import (
     WorkerState,
 )
 from .calls import Calls
-from .events import Effect, RemoveJournal, Tell, WriteJournal
+from .events import Effect, Probe, RemoveJournal, Tell, WriteJournal
 from .state import State
 from .thawing import Thawing
 from .transaction import Freeze, journal
 from .workers import Worker, Workers, at
 
 REACT_GRACE = 2.0  # seconds for the keeper to say that it thaws, before it is taken for stopped or dead
+IN_D = "disk-sleep"  # psutil's name of the state
 HOLDS_MAX = 64  # calls of va.fshold under way, so that the control pipe cannot fill
 MOUNT_STATES = frozenset(state.value for state in MountState)
 
@@ -43,16 +44,14 @@ class Freezing:
         calls: Calls,
         state: State,
         thawing: Thawing,
-        limits: tuple[float, float],
     ) -> None:
-        """`limits` are those of the thaw phase and of the longest hold, in seconds."""
         self._out = out
         self._workers = workers
         self._calls = calls
         self._state = state
         self._thawing = thawing
-        self._thaw_limit, self._hold_max = limits
         self._last_id = 0
+        self.hold_max = 0.0
 
     @property
     def freeze(self) -> Freeze | None:
@@ -106,7 +105,7 @@ class Freezing:
             raise Fault(Code.PARAMS, "va.fshold: seconds is 0, expected more; to thaw call va.fsthaw")
         if len(freeze.hold_callers) >= HOLDS_MAX:
             raise Fault(Code.BUSY, f"va.fshold: {HOLDS_MAX} calls wait for the keeper already")
-        bounded = min(seconds, self._hold_max) if self._hold_max else seconds
+        bounded = min(seconds, self.hold_max) if self.hold_max else seconds
         freeze.hold_callers.append(call)
         self._out.append(Tell(freeze.worker, report.Hold(now + bounded)))
         return LATER
@@ -119,16 +118,20 @@ class Freezing:
             self._end(FreezeEvent.STOPPING, Outcome.BROKEN, Fault(Code.FREEZE_BROKEN, self._broken(why)), now)
             self._tell_keeper_to_thaw(now)
 
-    def recover(self, number: int, plan: Plan, untold: str, options: Options, now: float) -> None:
+    def recover(
+        self, number: int, plan: Plan, untold: str, orphan: tuple[int, int], options: Options, now: float
+    ) -> None:
         """Thaw what the journal of a supervisor before this one names, and tell the next fsthaw."""
         self._last_id = number
         if not plan.mounts:
             self._thawing.untold = untold
             return
-        self._thawing.freeze = freeze = Freeze(number, 0, options)
+        row = RPCS["va.fsfreeze"]
+        worker = self._workers.adopt(row, orphan, now).id if orphan[0] else 0
+        self._thawing.freeze = freeze = Freeze(number, worker, options)
         freeze.take(plan)
         freeze.touched, freeze.suspects = set(range(len(plan.mounts))), set(range(len(plan.mounts)))
-        freeze.reaped = True
+        freeze.reaped = not worker
         freeze.outcome = Outcome.BROKEN
         freeze.fault = Fault(Code.FREEZE_BROKEN, untold)
         self._state.enter(FreezeEvent.JOURNAL, untold, now)
@@ -148,7 +151,7 @@ class Freezing:
             case report.Step():
                 return self._step(freeze, worker, message, now)
             case report.Plan():
-                return self._plan(freeze, message)
+                return self._plan(freeze, worker, message)
             case report.Progress():
                 return self._progress(freeze, worker, message, now)
             case report.Frozen():
@@ -179,24 +182,35 @@ class Freezing:
 
     def limit_passed(self, worker: Worker, now: float) -> None:
         """A limit of the freeze worker or of a thaw worker has passed."""
-        freeze = self._current()
-        limit = f" of {worker.limit:g} s passed"
-        if worker.id != freeze.worker:
-            self._workers.kill(worker, WorkerEvent.LIMIT, f": its limit{limit}", now)
-            self.killed(worker, now)
+        limit = f"the {worker.phase.value} limit of {worker.limit:g} s passed"
+        if worker.phase is Phase.THAW:
+            self._out.append(Probe(worker.id))
         elif self._state.now is FreezeState.FROZEN:
             text = self._broken(f"the hold limit of {worker.limit:.3g} s passed")
             self._end(FreezeEvent.HOLD_PASSED, Outcome.EXPIRED, Fault(Code.FREEZE_BROKEN, text), now)
             self._workers.arm(worker, REACT_GRACE, now)
+        elif self._state.now is FreezeState.INPROGRESS:
+            fault = Fault(Code.OVERRUN, f"{limit}{at(worker)}")
+            self._end(FreezeEvent.OVERRAN, Outcome.OVERRAN, fault, now)
+            self._kill(worker, f": {limit}", now)
         else:
-            why = f": the {worker.phase.value} limit{limit}"
-            if self._state.now is FreezeState.INPROGRESS:
-                text = f"the {worker.phase.value} limit{limit}{at(worker)}"
-                self._end(FreezeEvent.OVERRAN, Outcome.OVERRAN, Fault(Code.OVERRUN, text), now)
-            elif worker.phase is Phase.HOLD:
-                why = f": it did not begin to thaw within {REACT_GRACE:g} s"
-            self._workers.kill(worker, WorkerEvent.LIMIT, why, now)
-            self.killed(worker, now)
+            self._kill(worker, f": it did not begin to thaw within {REACT_GRACE:g} s", now)
+
+    def probed(self, worker: Worker, state: str, now: float) -> None:
+        """The thaw limit of `worker` has passed, and this is its process state: if it is in the kernel, let it be."""
+        if state != IN_D or worker.state is WorkerState.SPAWNED:
+            self._kill(worker, f": the thaw limit of {worker.limit:g} s passed", now)
+            return
+        freeze = self._current()
+        for index, mark in enumerate(freeze.marks):
+            if mark.state is MountState.THAWING:
+                freeze.trying.setdefault(index, worker.id)
+        self._workers.change(worker, WorkerEvent.IN_KERNEL, now)
+        self._thawing.advance(now)
+
+    def _kill(self, worker: Worker, why: str, now: float) -> None:
+        self._workers.kill(worker, WorkerEvent.LIMIT, why, now)
+        self.killed(worker, now)
 
     def killed(self, worker: Worker, now: float) -> None:
         """A worker of this freeze got SIGKILL: compensate now."""
@@ -218,10 +232,10 @@ class Freezing:
                 freeze.floor = self._workers.last_id
                 freeze.suspects |= freeze.possible(worker.rubbish)
                 self._thawing.try_now()
-        else:
+        for mount in [m for m, thawer in freeze.trying.items() if thawer == worker.id]:
+            del freeze.trying[mount]
+        if worker.id != freeze.worker:
             freeze.thawers.discard(worker.id)
-            for mount in [m for m, thawer in freeze.trying.items() if thawer == worker.id]:
-                del freeze.trying[mount]
             if isinstance(worker.outcome, report.Failed):
                 self._thawing.try_later(worker.outcome.text, now)
             elif unreported:
@@ -276,7 +290,7 @@ class Freezing:
 
     # -- reports
 
-    def _plan(self, freeze: Freeze, message: report.Plan) -> str:
+    def _plan(self, freeze: Freeze, worker: Worker, message: report.Plan) -> str:
         if freeze.marks:
             return "a second Plan"
         try:
@@ -284,7 +298,7 @@ class Freezing:
         except ValueError as error:
             return f"Plan: {error}"
         untold = self._broken("the agent died")
-        self._out.append(WriteJournal(freeze.id, journal(freeze.id, freeze.plan, untold)))
+        self._out.append(WriteJournal(freeze.id, worker.pid, journal(freeze.id, freeze.plan, untold)))
         return ""
 
     def _step(self, freeze: Freeze, worker: Worker, step: report.Step, now: float) -> str:
@@ -343,7 +357,7 @@ class Freezing:
             self._end(event, Outcome.EXPIRED if expired else Outcome.BROKEN, Fault(Code.FREEZE_BROKEN, text), now)
         elif reason and freeze.outcome is Outcome.THAWED and thawing.at < freeze.thaw_asked_at:
             freeze.outcome, freeze.fault = Outcome.BROKEN, Fault(Code.FREEZE_BROKEN, text)
-        self._workers.enter_phase(worker, Phase.THAW, self._thaw_limit, now)
+        self._workers.enter_phase(worker, Phase.THAW, self._thawing.limit, now)
 
     def _done(self, freeze: Freeze, now: float) -> None:
         if self._state.now is FreezeState.INPROGRESS:

@@ -50,9 +50,9 @@ class Journal:
             os.close(self._lock)
             raise BadStateDir(f"state-dir {directory} is in use by another virtagentd") from None
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Replace the journal; raises OSError."""
-        whole = {"version": VERSION, "boot": boot_id(), **record}
+    def write(self, pid: int, record: dict[str, Any]) -> None:
+        """Replace the journal; `pid` is the freeze worker's, 0 if there is none. Raises OSError."""
+        whole = {"version": VERSION, "boot": boot_id(), "worker": [pid, start_time(pid)], **record}
         fresh = self._path + ".new"
         with open(fresh, "w", encoding="ascii") as file:
             json.dump(whole, file)
@@ -71,19 +71,20 @@ class Journal:
         except FileNotFoundError:
             return None
         match record:
+            case {"version": int(version)} if version != VERSION:
+                raise ValueError(f"journal of version {version}, this is {VERSION}")
             case {
-                "version": int(version),
                 "boot": str(boot),
                 "freeze": int(freeze),
+                "worker": [int(pid), int(started)],
                 "plan": dict(plan),
                 "untold": str(told),
             }:
-                if version != VERSION:
-                    raise ValueError(f"journal of version {version}, this is {VERSION}")
                 if boot != boot_id():
                     # Nothing stays frozen over a boot.
                     return JournalFound(freeze, Plan((), ()), told)
-                return JournalFound(freeze, Plan.load(plan), told)
+                lives = pid > 0 and start_time(pid) == started
+                return JournalFound(freeze, Plan.load(plan), told, (pid, started) if lives else (0, 0))
         raise ValueError("not a journal")
 
     def set_aside(self) -> str:
@@ -91,6 +92,15 @@ class Journal:
         aside = f"{self._path}.bad-{time.time_ns()}"
         os.rename(self._path, aside)
         return aside
+
+
+def start_time(pid: int) -> int:
+    """Return when the process started, in clock ticks since boot (proc(5), stat field 22); 0 if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
+            return int(stat.read().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def boot_id() -> str:

@@ -5,8 +5,8 @@ What workers say and how they end is taken before what hosts ask, so that no ans
 
 from __future__ import annotations
 
+import json
 import math
-import os
 import selectors
 import signal
 import socket
@@ -25,13 +25,19 @@ from . import channel, events
 from .children import Child, Children
 from .config import Config
 from .core import Core
-from .journal import Journal
+from .journal import Journal, start_time
 from .log import Log
+from .notify import Notify
 from .process import Processes
 from .status import Record
 
 Ready = Callable[[], None]
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS: dict[int, Callable[[int], events.Event]] = {
+    signal.SIGTERM: lambda number: events.Stopped(signal.Signals(number).name),
+    signal.SIGINT: lambda number: events.Stopped(signal.Signals(number).name),
+    signal.SIGHUP: lambda _: events.Reload(),
+    signal.SIGUSR1: lambda _: events.ShowStatus(),
+}
 
 
 class Loop:
@@ -45,6 +51,7 @@ class Loop:
         log: Log,
         processes: Processes,
         clock: Callable[[], float],
+        notify: Notify,
     ) -> None:
         self._config = config
         self._core = core
@@ -56,16 +63,22 @@ class Loop:
         self._listeners: list[channel.Listener] = []
         self._talks: dict[int, channel.Conversation] = {}
         self._last_talk = 0
+        self._notify = notify
+        self._feed_watchdog_at = None if notify.interval is None else clock()
         self._select = selectors.EpollSelector()
         self._log_waits = False
         self._exit: int | None = None
         self._effects: dict[type, Callable[[Any], events.Event | None]] = {
             events.Spawn: self._spawn,
+            events.Adopt: self._adopt,
+            events.Probe: self._probe,
             events.Kill: lambda effect: self._children.kill(effect.worker),
             events.Tell: lambda effect: self._children[effect.worker].tell(effect.message),
             events.Answer: self._answer,
             events.SetTitle: self._set_title,
             events.Log: lambda effect: self._log.add(effect.level, effect.text),
+            events.LogStatus: self._log_status,
+            events.Configured: self._configured,
             events.WriteJournal: self._write_journal,
             events.RemoveJournal: lambda effect: self._journal.remove(),
             events.Quit: self._quit,
@@ -107,12 +120,19 @@ class Loop:
             if nearest is not None and nearest <= now:
                 self.feed(events.Woken())
             self._expire(now)
+            self._feed_watchdog(now)
         self._close()
         return self._exit
+
+    def _feed_watchdog(self, now: float) -> None:
+        if self._notify.interval is not None and self._feed_watchdog_at is not None and self._feed_watchdog_at <= now:
+            self._notify.say("WATCHDOG=1")
+            self._feed_watchdog_at = now + self._notify.interval
 
     def _patience(self) -> float | None:
         """Return how long to wait, in whole milliseconds rounded up, so that a deadline is past when it ends."""
         moments = [t.deadline() for t in self._talks.values()] + [x.paused_until for x in self._listeners]
+        moments.append(self._feed_watchdog_at)
         nearest = min((m for m in (self._core.nearest(), *moments) if m is not None), default=None)
         if nearest is None:
             return None
@@ -122,16 +142,18 @@ class Loop:
 
     def _signalled(self) -> None:
         for number in self._wakeup_r.recv(4096):
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._notify.say("STOPPING=1")
             if number in _SIGNALS:
-                self.feed(events.Stopped(signal.Signals(number).name))
+                self.feed(_SIGNALS[number](number))
 
     def _write_log(self) -> None:
-        waits = self._log.waits_while_frozen and not self._core.thawed
+        waits = self._log.sink.waits_while_frozen and not self._core.thawed
         more = not waits and self._log.write()
         if more and not self._log_waits:
-            self._select.register(self._log.fd, selectors.EVENT_WRITE, (2, self._write_log))
+            self._select.register(self._log.sink, selectors.EVENT_WRITE, (2, self._write_log))
         elif self._log_waits and not more:
-            self._select.unregister(self._log.fd)
+            self._select.unregister(self._log.sink)
         self._log_waits = more
 
     # -- effects
@@ -144,6 +166,29 @@ class Loop:
         self._select.register(child.report_fd, selectors.EVENT_READ, (0, lambda: self._report(child)))
         self._select.register(child.pidfd, selectors.EVENT_READ, (1, lambda: self._reap(child)))
         return events.Spawned(spawn.worker, child.pid)
+
+    def _adopt(self, adopt: events.Adopt) -> events.Event | None:
+        try:
+            child = self._children.adopt(adopt.worker, adopt.pid)
+        except OSError:
+            return events.Exited(adopt.worker, signal.SIGKILL, 0)
+        # The pid could have become another's before the descriptor was opened; from now on it cannot.
+        if start_time(adopt.pid) != adopt.started:
+            self._children.forget(child)
+            return events.Exited(adopt.worker, signal.SIGKILL, 0)
+        self._select.register(child.pidfd, selectors.EVENT_READ, (1, lambda: self._reap(child)))
+        return None
+
+    def _probe(self, probe: events.Probe) -> events.Event:
+        return events.Probed(probe.worker, self._processes.state(self._children[probe.worker].pid))
+
+    def _configured(self, effect: events.Configured) -> None:
+        self._config = effect.config
+        self._log.choose(effect.config.log_level)
+
+    def _log_status(self, effect: events.LogStatus) -> None:
+        status = effect.record.dump(self._processes.state, time.time())
+        self._log.add("notice", f"status: {json.dumps(status)}")
 
     def _answer(self, answer: events.Answer) -> None:
         talk = self._talks.get(answer.connection)
@@ -166,7 +211,7 @@ class Loop:
 
     def _write_journal(self, write: events.WriteJournal) -> events.Event:
         try:
-            self._journal.write(write.record)
+            self._journal.write(write.pid, write.record)
         except OSError as error:
             self._log.add("err", f"journal: {error}")
             return events.JournalFailed(write.freeze, error)
@@ -300,4 +345,3 @@ class Loop:
         signal.set_wakeup_fd(-1)
         self._select.close()
         self._log.write()
-        os.close(self._log.fd)

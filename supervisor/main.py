@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import socket
+import stat
 import sys
 import time
 from collections.abc import Sequence
@@ -17,9 +17,11 @@ from . import journal, process
 from .channel import Listener
 from .config import BadConfig, Config, load
 from .core import Core
-from .events import JournalFound, Woken
-from .log import Log
+from .events import JournalFound, Stopped, Woken
+from .log import Log, Sink, Stderr, syslog
+from .log import journal as system_journal
 from .loop import Loop
+from .notify import Notify
 
 OOM_SCORE = -900  # killed last, but not never: a leak of ours must not take the guest down (proc(5), oom_score_adj)
 
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if asked.plan:
         return print_plan(config)
-    return serve(config, process.System())
+    return serve(config, process.System(), recover_only=asked.recover)
 
 
 def print_plan(config: Config) -> int:
@@ -59,10 +61,13 @@ def describe(plan: Plan) -> str:
     return "\n".join(map(printable, lines)) + "\n"
 
 
-def serve(config: Config, processes: process.Processes) -> int:
-    """Take the state directory, open the channels, recover from the journal, and serve; return the exit code."""
+def serve(config: Config, processes: process.Processes, *, recover_only: bool = False) -> int:
+    """Take the state directory, recover from the journal, open the channels, and serve; return the exit code.
+
+    With `recover_only` no channel is opened, and it ends as soon as nothing can be frozen any more.
+    """
     sys.dont_write_bytecode = True
-    log = Log(2, config.log_level, prefixed="JOURNAL_STREAM" in os.environ)
+    log = Log(_sink(config.log_target), config.log_level)
     os.chdir("/")
     time.localtime()  # reads /etc/localtime, once
     try:
@@ -71,12 +76,16 @@ def serve(config: Config, processes: process.Processes) -> int:
     except journal.BadStateDir as error:
         return _say(str(error), 1)
     _stand_firm(log)
+    notify = Notify(os.environ)
     core = Core(config, __version__, process.monotonic())
-    loop = Loop(config, core, kept, log, processes, process.monotonic)
+    loop = Loop(config, core, kept, log, processes, process.monotonic, notify)
     # What is there now stays: a worker's collector must not touch, and so copy, the pages it shares with us.
     gc.collect()
     gc.freeze()
     loop.feed(found or Woken())
+    if recover_only:
+        loop.feed(Stopped("it was to recover only"))
+        return loop.run()
     try:
         # After the recovery has begun: a socket's path may lie on what is still frozen.
         for spec in config.channel:
@@ -84,8 +93,14 @@ def serve(config: Config, processes: process.Processes) -> int:
     except OSError as error:
         return _say(f"channel {spec}: {error.strerror}", 1)
     log.add("notice", f"version {__version__} listens at {' '.join(config.channel)}")
-    notify("READY=1")
+    notify.say("READY=1")
     return loop.run()
+
+
+def _sink(target: str) -> Sink:
+    if target == "stderr":
+        return Stderr(2, prefixed="JOURNAL_STREAM" in os.environ)
+    return syslog() if target == "syslog" else system_journal()
 
 
 def _found(kept: journal.Journal, config: Config, log: Log) -> JournalFound | None:
@@ -103,7 +118,13 @@ def _found(kept: journal.Journal, config: Config, log: Log) -> JournalFound | No
 
 
 def _stand_firm(log: Log) -> None:
-    """Keep the daemon in memory, and from being the first that the kernel kills; failure is logged, not fatal."""
+    """Depend as little as can be on what gets frozen, and be killed late; failure is logged, not fatal."""
+    mounts = {info.device: info.fstype for info in sysfs.read_mountinfo()}
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        about = os.fstat(fd)
+        kind = mounts.get(f"{os.major(about.st_dev)}:{os.minor(about.st_dev)}", "an unknown file system")
+        if stat.S_ISREG(about.st_mode) and kind not in journal.IN_MEMORY:
+            log.add("warning", f"{name} is a file on {kind}, which may be frozen: use a pipe, syslog or the journal")
     try:
         kernel.lock_memory()
     except OSError as error:
@@ -113,15 +134,6 @@ def _stand_firm(log: Log) -> None:
             file.write(str(OOM_SCORE))
     except OSError as error:
         log.add("warning", f"oom_score_adj: {error.strerror}")
-
-
-def notify(state: str) -> None:
-    """Tell the service manager (sd_notify(3): a datagram to NOTIFY_SOCKET); nothing without one."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-        sock.sendto(state.encode(), address.replace("@", "\0", 1) if address.startswith("@") else address)
 
 
 def _say(text: str, code: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ..agent.errors import Code, Fault
 from ..agent.mounts import Plan
 from ..agent.rpcs import RPCS
-from ..agent.states import FreezeEvent, FreezeState, Outcome, WorkerState
+from ..agent.states import FreezeEvent, FreezeState, Outcome, Phase, WorkerState
 from .calls import Calls
 from .deadlines import Deadlines
 from .events import Effect, Log, RemoveJournal, WriteJournal
@@ -27,15 +27,13 @@ RETRY = "retry"
 class Thawing:
     """Undoes a freeze until nothing can be frozen any more. `untold` is what the next fsthaw must be told."""
 
-    def __init__(
-        self, out: list[Effect], deadlines: Deadlines, workers: Workers, calls: Calls, state: State, thaw_limit: float
-    ) -> None:
+    def __init__(self, out: list[Effect], deadlines: Deadlines, workers: Workers, calls: Calls, state: State) -> None:
         self._out = out
         self._deadlines = deadlines
         self._workers = workers
         self._calls = calls
         self._state = state
-        self._thaw_limit = thaw_limit
+        self.limit = 0.0
         self._backoff = RETRY_FIRST
         self._last_refusal = "a thaw failed"
         self.freeze: Freeze | None = None
@@ -83,8 +81,9 @@ class Thawing:
 
     def _compensate(self, freeze: Freeze, wanted: set[int], now: float) -> Worker:
         mounts = {index: freeze.marks[index].mount for index in sorted(wanted)}
-        worker = self._workers.spawn(RPCS["thaw"], {"mounts": mounts}, None, self._thaw_limit, now)
+        worker = self._workers.spawn(RPCS["thaw"], {"mounts": mounts}, None, self.limit, now)
         worker.doing = "thawing " + ", ".join(m.mountpoint for m in list(mounts.values())[:3])
+        self._workers.enter_phase(worker, Phase.THAW, self.limit, now)
         freeze.thawers.add(worker.id)
         freeze.trying.update(dict.fromkeys(wanted, worker.id))
         return worker
@@ -113,16 +112,21 @@ class Thawing:
         self._state.enter(
             FreezeEvent.SETTLED, f"freeze {freeze.id} {freeze.outcome.value}, {undone} file systems thawed", now
         )
+        # A success is told when nothing says otherwise any more, a fault before what would repeat it is removed.
+        if fault is None:
+            self._out.append(RemoveJournal())
         told = self._calls.answer(freeze.caller, fault or undone, now) or freeze.told
         broken = None
         if fault is not None and not told and freeze.outcome is not Outcome.CANCELLED:
             broken = Fault(Code.FREEZE_BROKEN, fault.text)
         # Not any(): each of them is answered.
         told |= sum(self._calls.answer(number, broken or undone, now) for number in freeze.thaw_callers) > 0
-        if fault is None or told:
+        if fault is None:
+            self.untold = ""
+        elif told:
             self.untold = ""
             self._out.append(RemoveJournal())
         else:
             self.untold = fault.text
-            self._out.append(WriteJournal(freeze.id, journal(freeze.id, Plan((), ()), self.untold)))
+            self._out.append(WriteJournal(freeze.id, 0, journal(freeze.id, Plan((), ()), self.untold)))
         self.on_over(now)

@@ -105,8 +105,8 @@ class Freeze:
         elif freezer and before is MountState.FREEZING and state is not MountState.FROZEN:
             self.refused.add(step.mount)
             self.suspects.discard(step.mount)
-        if not freezer and state is not MountState.THAWING:
-            self.trying.pop(step.mount, None)
+        if state is not MountState.THAWING and self.trying.get(step.mount) == worker:
+            del self.trying[step.mount]
         if state is not MountState.THAWED:
             return False
         if freezer or (worker > self.floor and (self.reaped or step.errno == 0)):

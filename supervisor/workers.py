@@ -13,7 +13,7 @@ from ..agent import report
 from ..agent.rpcs import Rpc
 from ..agent.states import WORKER_TABLE, Phase, Unlisted, WorkerEvent, WorkerState, following
 from .deadlines import Deadlines
-from .events import Effect, Kill, Log, Spawn
+from .events import Adopt, Effect, Kill, Log, Spawn
 
 ALIVE = (WorkerState.SPAWNED, WorkerState.RUNNING, WorkerState.HOLDING)
 
@@ -34,6 +34,7 @@ class Worker:
     doing: str = ""
     why_killed: str = ""
     rubbish: bool = False
+    killed: bool = False
     outcome: report.Done | report.Failed | None = None
     key: tuple[str, int] = field(init=False)
 
@@ -55,11 +56,10 @@ class Worker:
 class Workers:
     """All workers that are not reaped yet."""
 
-    def __init__(self, out: list[Effect], deadlines: Deadlines, exit_grace: float, kill_grace: float) -> None:
+    def __init__(self, out: list[Effect], deadlines: Deadlines) -> None:
         self._out = out
         self._deadlines = deadlines
-        self._exit_grace = exit_grace
-        self._kill_grace = kill_grace
+        self.exit_grace = self.kill_grace = 0.0
         self._live: dict[int, Worker] = {}
         self.last_id = 0
         self.changes = 0
@@ -78,6 +78,15 @@ class Workers:
         self._live[worker.id] = worker
         self._out.append(Spawn(worker.id, row.name, args))
         self.enter_phase(worker, Phase.RUN, limit, now)
+        return worker
+
+    def adopt(self, row: Rpc, orphan: tuple[int, int], now: float) -> Worker:
+        """Take the worker that a dead supervisor left (pid, start time), and kill it: its reports go nowhere."""
+        self.last_id += 1
+        worker = Worker(self.last_id, row, None, now, pid=orphan[0])
+        self._live[worker.id] = worker
+        self._out.append(Adopt(worker.id, *orphan))
+        self.kill(worker, WorkerEvent.CANCELLED, ": its supervisor had died", now)
         return worker
 
     def enter_phase(self, worker: Worker, phase: Phase, limit: float, now: float) -> None:
@@ -104,10 +113,10 @@ class Workers:
         worker.state = state
         self.changes += 1
         if state is WorkerState.REPORTED:
-            self.arm(worker, self._exit_grace, now)
+            self.arm(worker, self.exit_grace, now)
         elif state is WorkerState.KILLED:
             self._out.append(Kill(worker.id))
-            self.arm(worker, self._kill_grace, now)
+            self.arm(worker, self.kill_grace, now)
         elif state is WorkerState.STUCK:
             self._deadlines.cancel(worker.key)
             self._out.append(Log("err", f"{worker.name} is stuck in the kernel{at(worker)}{worker.why_killed}"))
@@ -118,6 +127,7 @@ class Workers:
     def kill(self, worker: Worker, event: WorkerEvent, why: str, now: float) -> None:
         """Kill the worker (event LIMIT, CANCELLED, RUBBISH or GRACE); `why` completes the sentence of its death."""
         worker.why_killed = worker.why_killed or why
+        worker.killed = True
         self.change(worker, event, now)
 
     def receive(self, worker: Worker, message: report.Report, now: float) -> str:

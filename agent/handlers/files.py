@@ -14,6 +14,20 @@ if TYPE_CHECKING:
 GETFILE_MAX = 16 << 20
 
 
+OPTIONS_MAX = 1 << 20
+
+
+def read_options(_worker: Worker, args: dict[str, Any]) -> str:
+    """Return the text of the configuration file `path`, empty if there is none; at most 1 MiB are read."""
+    try:
+        with open(args["path"], encoding="utf-8", errors="surrogateescape") as file:
+            return file.read(OPTIONS_MAX)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise failed(error, args["path"]) from None
+
+
 def getfile(worker: Worker, args: dict[str, Any]) -> bytes:
     """Return the contents of the regular file `path`, at most 16 MiB.
 

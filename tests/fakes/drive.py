@@ -78,6 +78,7 @@ class Drive:
         self.spawned: dict[int, events.Spawn] = {}
         self.live: set[int] = set()
         self.killed: set[int] = set()
+        self.in_kernel: set[int] = set()
         self.told: list[tuple[int, report.Control]] = []
         self.journal: dict[str, Any] | None = None
         self.journal_error: OSError | None = None
@@ -119,11 +120,17 @@ class Drive:
                 assert not call.gone, f"{call.method} was answered to a host that is gone"
                 call.answers.append(value)
                 assert len(call.answers) == 1, f"{call.method} was answered twice: {call.answers}"
-            case events.WriteJournal(freeze, record):
+            case events.WriteJournal():
                 if self.journal_error is not None:
-                    return events.JournalFailed(freeze, self.journal_error)
-                self.journal = record
-                return events.Journaled(freeze)
+                    return events.JournalFailed(effect.freeze, self.journal_error)
+                self.journal = effect.record
+                return events.Journaled(effect.freeze)
+            case events.Probe(worker):
+                assert worker in self.live, f"asked for the state of worker {worker}, which is reaped"
+                return events.Probed(worker, "disk-sleep" if worker in self.in_kernel else "sleeping")
+            case events.Adopt(worker):
+                self.spawned[worker] = events.Spawn(worker, "va.fsfreeze", {})
+                self.live.add(worker)
             case events.RemoveJournal():
                 self.journal = None
         return None

@@ -402,7 +402,6 @@ def test_an_extension_is_answered_when_the_hold_ends_meanwhile(drive: Drive, end
     assert hold.code in (Code.FREEZE_BROKEN, Code.WRONG_STATE)
 
 
-@pytest.mark.xfail(strict=True, reason="freezing.thaw: nobody answers the va.fshold that waits when va.fsthaw comes")
 @pytest.mark.parametrize("late", [True, False])
 def test_an_extension_is_answered_when_thaw_is_asked_meanwhile(drive: Drive, late: bool) -> None:
     _, keeper = drive.hold(1)

@@ -68,7 +68,7 @@ def test_admission_of_every_row_in_every_state(method: str, state: str) -> None:
         assert codes == (set() if state == "FROZEN" else {Code.WRONG_STATE})
     elif method == "va.shutdown":
         assert codes == set()
-        assert (method in fresh) == (state == "THAWED")
+        assert (method in fresh) == (state in ("THAWED", "ERROR"))
     else:
         assert row.disk in (Disk.NONE, Disk.READ)
         assert codes == set()
@@ -602,11 +602,9 @@ def test_shutdown_in_error_does_not_wait_for_long() -> None:
     drive, _ = brought_to("ERROR")
     drive.ask("va.shutdown", "halt")
     drive.wait(1)
-    drive.refuses()
     assert drive.workers("va.shutdown")
 
 
-@pytest.mark.xfail(strict=True, reason="core._run: in ERROR with a stuck worker nothing ever starts the shutdown")
 def test_shutdown_does_not_wait_for_a_stuck_disk(drive: Drive) -> None:
     _, worker = drive.begin(1)
     drive.sync(worker, 1)
@@ -652,7 +650,6 @@ def test_every_rpc_leaves_a_record(drive: Drive) -> None:
     assert f"worker={drive.newest}" in lines[2]
 
 
-@pytest.mark.xfail(strict=True, reason="core._record: looks for the worker after it is forgotten")
 def test_the_record_of_a_dead_worker_names_it(drive: Drive) -> None:
     drive.ask("va.getfile", "/x")
     drive.die(drive.newest)

@@ -64,12 +64,13 @@ REPORTED                   GRACE                        KILLED
 KILLED                     GRACE                        STUCK
 SPAWNED RUNNING HOLDING REPORTED KILLED STUCK  EXIT     REAPED
 """
-# What the design says in words: rubbish is killed; the hold is extended; the freeze worker tells its plan and that it
+# What the design says in words, or measuring taught: rubbish is killed; the hold is extended; the freeze worker tells its plan and that it
 # thaws; what a killed worker had said before is still read.
 WORKER_MORE = f"""
 RUNNING                    PLAN THAWING                 RUNNING
 HOLDING                    HELD THAWING STEP PROGRESS   HOLDING
 SPAWNED RUNNING HOLDING REPORTED   RUBBISH              KILLED
+RUNNING HOLDING            IN_KERNEL                    STUCK
 KILLED                     {_REPORTS}                   KILLED
 STUCK                      {_REPORTS}                   STUCK
 """

@@ -1,0 +1,153 @@
+"""The house rules that can be read off the source: imports, packages, sizes, and what no file may do."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+from pathlib import Path
+
+import pytest
+import virtagent.agent
+
+ROOT = Path(virtagent.agent.__file__).resolve().parent.parent
+PACKAGES = ("agent", "supervisor", "host")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+LINES_MAX = 400
+MAY = {"agent": set(), "supervisor": {"agent"}, "host": {"agent.wire", "agent.errors"}}
+
+each = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(path: Path) -> set[str]:
+    """Return the dotted names below virtagent that a file imports from another of the three packages."""
+    own = path.relative_to(ROOT).with_suffix("").parts
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("virtagent.") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = [*own[: len(own) - node.level], *(node.module.split(".") if node.module else [])]
+            else:
+                base = (node.module or "").removeprefix("virtagent.").split(".")
+            found |= {".".join([*base, alias.name]) for alias in node.names}
+    return {name for name in found if name.split(".")[0] in PACKAGES and name.split(".")[0] != own[0]}
+
+
+@each
+def test_the_direction_of_imports(path: Path) -> None:
+    allowed = MAY[path.relative_to(ROOT).parts[0]]
+    for name in imported(path):
+        assert any(f"{name}.".startswith(f"{good}.") for good in allowed), f"imports {name}"
+
+
+@each
+def test_between_the_folders_imports_are_relative(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        assert not [name for name in names if name.split(".")[0] in ("virtagent", *PACKAGES)]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(p, marks=pytest.mark.xfail(strict=True, reason="the transaction and its threads in one file"))
+        if p == ROOT / "agent" / "freeze.py"
+        else p
+        for p in FILES
+    ],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_a_file_fits_in_the_head(path: Path) -> None:
+    count = len(path.read_text(encoding="utf-8").splitlines())
+    assert count <= LINES_MAX * 1.1, f"{count} lines: it has two jobs"
+
+
+@each
+def test_a_file_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(tree(path))
+
+
+@each
+def test_nothing_sleeps(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute):
+            assert not (node.attr == "sleep" and isinstance(node.value, ast.Name) and node.value.id == "time")
+        if isinstance(node, ast.ImportFrom):
+            assert not (node.module == "time" and any(a.name == "sleep" for a in node.names))
+
+
+@each
+def test_nothing_is_swallowed(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"bare except at line {node.lineno}"
+            broad = isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
+            assert not (broad and all(isinstance(s, ast.Pass) for s in node.body)), f"line {node.lineno}"
+
+
+@each
+def test_the_daemon_has_no_asyncio_and_no_network_client(path: Path) -> None:
+    if path.relative_to(ROOT).parts[0] == "host":
+        return
+    names = {
+        name.split(".")[0]
+        for node in ast.walk(tree(path))
+        for name in (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom) and not node.level
+            else []
+        )
+    }
+    assert not names & {"asyncio", "http", "ssl", "multiprocessing", "concurrent"}
+
+
+@each
+def test_the_supervisor_has_no_threads_and_imports_nothing_after_start(path: Path) -> None:
+    if path.relative_to(ROOT).parts[0] != "supervisor":
+        return
+    top = tree(path)
+    for node in ast.walk(top):
+        if isinstance(node, ast.Import):
+            assert not any(a.name == "threading" for a in node.names)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for inner in ast.walk(node):
+                assert not isinstance(inner, ast.Import | ast.ImportFrom), f"import in {node.name}"
+
+
+@pytest.mark.parametrize("name", ["core", "freezing", "thawing", "transaction", "state", "calls", "status", "titles"])
+def test_the_decisions_have_no_clock_and_no_io(name: str) -> None:
+    for node in ast.walk(tree(ROOT / "supervisor" / f"{name}.py")):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        assert not set(names) & {"os", "time", "socket", "select", "selectors", "subprocess", "signal"}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("open", "print", "input")
+
+
+def test_only_kernel_freezes() -> None:
+    for path in FILES:
+        if path != ROOT / "agent" / "kernel.py":
+            names = {n.id for n in ast.walk(tree(path)) if isinstance(n, ast.Name)}
+            assert not names & {"ctypes", "ioctl"}, path
+
+
+def test_setup_lists_the_packages_that_are_there() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = set(config["options"]["packages"].split())
+    there = {".".join(("virtagent", *p.parent.relative_to(ROOT).parts)) for p in FILES if p.name == "__init__.py"}
+    assert listed == there
+    folders = {".".join(("virtagent", *p.parent.relative_to(ROOT).parts)) for p in FILES}
+    assert folders == there, "a folder without __init__.py"
+    places = dict(line.split(" = ") for line in config["options"]["package_dir"].strip().splitlines())
+    assert places == {f"virtagent.{name}": name for name in PACKAGES}
+    assert set(config["options.package_data"]) >= {f"virtagent.{name}" for name in PACKAGES}
+    for name in PACKAGES:
+        assert (ROOT / name / "py.typed").exists()

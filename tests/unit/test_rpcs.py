@@ -1,0 +1,181 @@
+"""The table of RPCs against the design's section 6, its start-up check, and the predicate of admission."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+from virtagent.agent.errors import MEANING, Code, Fault, failed, from_number
+from virtagent.agent.params import Kind
+from virtagent.agent.rpcs import RPCS, Disk, Rpc, Runs, public, refusal, table
+from virtagent.agent.states import FreezeState
+
+FSFREEZE = {"include", "exclude", "strict", "wait", "sync_limit", "freeze_limit", "hold_limit"}
+DESIGN: dict[str, list[set[str] | str]] = {
+    "va.ping": [],
+    "va.capabilities": [],
+    "va.hello": [],
+    "va.getfile": ["path"],
+    "va.getdmesg": [],
+    "va.shutdown": ["mode"],
+    "va.fsfreeze": [FSFREEZE],
+    "va.fsthaw": [{"wait"}],
+    "va.fsstatus": [{"since", "wait"}],
+    "va.fshold": ["seconds"],
+    "va.fsplan": [FSFREEZE],
+    "system.listMethods": [],
+    "system.methodHelp": ["method"],
+}
+CODES = {
+    "PARSE": -32700,
+    "REQUEST": -32600,
+    "METHOD": -32601,
+    "PARAMS": -32602,
+    "INTERNAL": -32603,
+    "IN_PROGRESS": 1,
+    "WRONG_STATE": 2,
+    "REFUSED_WHILE_FROZEN": 3,
+    "BUSY": 4,
+    "OVERRUN": 5,
+    "WORKER_DIED": 6,
+    "FREEZE_FAILED": 7,
+    "FREEZE_BROKEN": 8,
+    "VETOED": 9,
+    "BLOCKED": 10,
+    "AUDIT_FULL": 11,
+    "FAILED": 12,
+}
+
+
+def nothing(*_: object) -> None:
+    raise AssertionError
+
+
+def row(name: str, runs: Runs = Runs.WORKER, disk: Disk = Disk.NONE, **more: object) -> Rpc:
+    return Rpc(name, nothing, runs, disk, "Do nothing.", "nothing", **more)  # type: ignore[arg-type]
+
+
+GOOD = (row("freeze", disk=Disk.FREEZES, compensation="undo"), row("undo", public=False), row("ping", Runs.INLINE))
+
+
+def test_the_public_rows_are_the_designs() -> None:
+    assert {r.name for r in RPCS.values() if r.public} == set(DESIGN)
+    for name, wanted in DESIGN.items():
+        found = [
+            {f.name for f in p.fields} if p.kind is Kind.STRUCT else p.name  # the struct's own name is nobody's business
+            for p in RPCS[name].params
+        ]
+        assert found == wanted
+    assert next(p for p in RPCS["va.shutdown"].params).choices == ("halt", "powerdown", "reboot")
+
+
+def test_every_option_of_a_struct_is_optional() -> None:
+    for rpc in RPCS.values():
+        for param in rpc.params:
+            assert param.required == (param.kind is not Kind.STRUCT)
+            assert not any(field.required for field in param.fields)
+
+
+def test_what_is_essential_is_what_the_promise_says() -> None:
+    assert {r.name for r in RPCS.values() if r.essential} == {"va.ping", "va.capabilities", "va.fsstatus", "va.fsthaw"}
+
+
+def test_every_worker_has_a_limit_or_phases_with_limits() -> None:
+    for rpc in RPCS.values():
+        if rpc.runs is Runs.WORKER and rpc.public:
+            assert rpc.limit or rpc.disk is Disk.FREEZES, f"{rpc.name} may run for ever"
+    assert RPCS["va.fsfreeze"].compensation == "thaw"
+
+
+def test_rows_never_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        RPCS["va.ping"].essential = False  # type: ignore[misc]
+
+
+def test_a_good_table_is_taken() -> None:
+    assert list(table(GOOD)) == ["freeze", "undo", "ping"]
+
+
+BAD = {
+    "a name twice": (row("a"), row("a")),
+    "no such compensation": (row("freeze", disk=Disk.FREEZES, compensation="nothing"),),
+    "an inline compensation": (GOOD[0], row("undo", Runs.INLINE)),
+    "a compensation that writes": (GOOD[0], row("undo", disk=Disk.WRITE)),
+    "a compensation that freezes": (GOOD[0], row("undo", disk=Disk.FREEZES, compensation="u"), row("u")),
+    "a compensation with one of its own": (GOOD[0], row("undo", compensation="u"), row("u")),
+    "a compensation of itself": (row("freeze", disk=Disk.FREEZES, compensation="freeze"),),
+    "freezing without compensation": (row("freeze", disk=Disk.FREEZES),),
+    "inline and freezing": (row("freeze", Runs.INLINE, Disk.FREEZES, compensation="undo"), GOOD[1]),
+    "inline and writing": (row("a", Runs.INLINE, Disk.WRITE),),
+    "inline with a limit": (row("a", Runs.INLINE, limit=5),),
+    "inline with a compensation": (row("a", Runs.INLINE, compensation="undo"), GOOD[1]),
+}
+
+
+@pytest.mark.parametrize("rows", BAD.values(), ids=BAD.keys())
+def test_a_bad_table_is_refused_at_the_start(rows: tuple[Rpc, ...]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        table(rows)
+
+
+@pytest.mark.xfail(strict=True, reason="rpcs.table: an inline RPC that reads a disk would block the supervisor")
+def test_an_inline_row_that_reads_a_disk_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"."):
+        table((row("a", Runs.INLINE, Disk.READ),))
+
+
+@pytest.mark.xfail(strict=True, reason="rpcs.table: a public worker row without a limit or phases is taken")
+def test_a_worker_row_without_a_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"."):
+        table((row("a"),))
+
+
+@pytest.mark.parametrize("state", FreezeState, ids=lambda s: s.name)
+@pytest.mark.parametrize("disk", Disk, ids=lambda d: d.name)
+def test_outside_thawed_only_none_and_read_are_admitted(disk: Disk, state: FreezeState) -> None:
+    refused = refusal(row("a", disk=disk), state, blocked=False, audit_full=False, stopping=False)
+    if state is FreezeState.THAWED or disk in (Disk.NONE, Disk.READ):
+        assert refused is None
+    else:
+        assert refused is not None
+        assert refused.code is (Code.WRONG_STATE if disk is Disk.FREEZES else Code.REFUSED_WHILE_FROZEN)
+        assert state.name in refused.text
+
+
+def test_the_order_of_refusals() -> None:
+    rpc = row("a", disk=Disk.WRITE)
+
+    def code(**more: bool) -> Code | None:
+        asked = {"blocked": False, "audit_full": False, "stopping": False} | more
+        refused = refusal(rpc, FreezeState.FROZEN, **asked)
+        return refused and refused.code
+
+    assert code(blocked=True, audit_full=True, stopping=True) is Code.BLOCKED
+    assert code(audit_full=True, stopping=True) is Code.AUDIT_FULL
+    assert code(stopping=True) is Code.WRONG_STATE
+    assert code() is Code.REFUSED_WHILE_FROZEN
+    assert refusal(
+        replace(rpc, essential=True), FreezeState.THAWED, blocked=False, audit_full=True, stopping=False
+    ) is None
+
+
+def test_names_that_a_host_may_not_call() -> None:
+    assert public("va.ping").name == "va.ping"
+    for name in ("thaw", "va.pin", "", "va.ping\n"):
+        with pytest.raises(Fault) as caught:
+            public(name)
+        assert caught.value.code is Code.METHOD
+
+
+def test_the_codes_are_the_designs() -> None:
+    assert {c.name: int(c) for c in Code} == CODES
+    assert set(MEANING) == set(Code)
+
+
+def test_faults_name_what_the_system_said() -> None:
+    fault = failed(FileNotFoundError(2, "No such file or directory"), "va.getfile: /x")
+    assert (fault.code, fault.text) == (Code.FAILED, "va.getfile: /x: No such file or directory (ENOENT)")
+    assert "errno 0" in failed(OSError("odd"), "x").text
+    assert from_number(7, "x").code is Code.FREEZE_FAILED
+    assert from_number(99, "x").code is Code.INTERNAL
+    assert "FREEZE_FAILED 7" in str(from_number(7, "x"))
