@@ -1,10 +1,5 @@
 """The freeze transaction, as the worker runs it: plan, sync, freeze, hold, thaw.
 
-One thread a file system issues the calls that may block, so that a stuck disk delays no other; at most one call is in
-flight for each. The main thread waits for their results, for the supervisor's word on the control pipe, for the death
-of the supervisor (its pidfd: an end-of-file on the pipe could be hidden by a sibling that still holds its other end),
-for SIGTERM and for the clock. It never touches a disk itself, so it can always thaw.
-
 Write-ahead: `Step(mount, freezing)` is in the pipe before each FIFREEZE, `Step(mount, frozen)` follows it, so the
 supervisor always knows the set that may be frozen.
 """
@@ -14,23 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-import os
-import queue
-import select
-import signal
-import stat
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
-
-import setproctitle
+from typing import TYPE_CHECKING
 
 from . import disks, kernel, mounts, report, sysfs
 from .errors import Code, Fault
+from .hands import FREEZE, SYNC, Board, Event, Gone, Hand, Result, Timeout, Told, Verb
 from .states import MountState, Phase
-from .text import printable
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -40,7 +27,6 @@ SYNC_SHORT = 0.05  # seconds; a round below this leaves nothing worth another ro
 SYNC_GAIN = 0.8  # a round that takes more than this share of the one before has stopped getting shorter
 PROGRESS_EVERY = 0.25
 OWN_LIMIT_LATER = 1.0
-_STACK = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,286 +43,8 @@ class Options:
     hold_limit: float
 
 
-class Verb(NamedTuple):
-    """One thing that a thread does to its file system: its name, the states around it and the call."""
-
-    name: str
-    during: MountState
-    after: MountState
-    call: Callable[[int], None]
-
-
-SYNC = Verb("syncfs", MountState.SYNCING, MountState.SYNCED, kernel.syncfs)
-FREEZE = Verb("FIFREEZE", MountState.FREEZING, MountState.FROZEN, kernel.freeze)
-THAW = Verb("FITHAW", MountState.THAWING, MountState.THAWED, kernel.thaw)
-
-
-class Result(NamedTuple):
-    """A thread has done what it was told: `error` is the errno, 0 if none."""
-
-    hand: Hand
-    verb: Verb
-    error: int
-    seconds: float
-
-
-class Told(NamedTuple):
-    """The supervisor said something."""
-
-    message: report.Control
-
-
-class Gone(NamedTuple):
-    """The freeze must end: the supervisor is gone, or a signal asks."""
-
-    reason: str
-
-
-class Timeout(NamedTuple):
-    """The time that was waited for has come."""
-
-
-Event = Result | Told | Gone | Timeout
-
-
 class GiveUp(Exception):
     """The freeze cannot go on; what is frozen is to be thawed."""
-
-
-class Hand(threading.Thread):
-    """The thread of one file system. It opens a mount point, then obeys; results go to the board."""
-
-    def __init__(self, board: Board, index: int, mount: mounts.Mount) -> None:
-        super().__init__(name=mount.mountpoint, daemon=True)
-        self.index = index
-        self.mount = mount
-        self.state = MountState.PENDING
-        self.doing: Verb | None = None
-        self.froze = False
-        self.error = 0
-        self.words = ""
-        self._board = board
-        self._orders: queue.SimpleQueue[Verb] = queue.SimpleQueue()
-        self._fd = -1
-
-    def order(self, verb: Verb) -> None:
-        """Have the thread do `verb`; only when it is idle."""
-        assert self.doing is None, f"{self.mount.mountpoint} is still {self.state.value}"
-        self.doing = verb
-        self.state = verb.during
-        self._orders.put(verb)
-
-    def run(self) -> None:
-        # Signals are for the main thread.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        setproctitle.setthreadtitle(printable(self.mount.mountpoint)[-15:])
-        while True:
-            verb = self._orders.get()
-            begun = time.monotonic()
-            error = self._do(verb)
-            self._board.post(Result(self, verb, error, time.monotonic() - begun))
-
-    def _do(self, verb: Verb) -> int:
-        reporter = self._board.worker.reporter
-        begun = time.monotonic()
-        if verb is FREEZE:
-            reporter.send(report.Step(self.index, verb.during.value))
-            if self._board.ending or reporter.closed:
-                return errno.ECANCELED
-        else:
-            reporter.post(report.Step(self.index, verb.during.value))
-        error = 0
-        try:
-            if self._fd < 0:
-                self._fd = open_file_system(self.mount)
-            verb.call(self._fd)
-        except OSError as refused:
-            error = refused.errno or errno.EIO
-        after, text = judge(verb, error)
-        reporter.post(report.Step(self.index, after.value, error, text, time.monotonic() - begun))
-        return error
-
-
-class Board:
-    """The threads, what they have done, and the one place where the main thread waits."""
-
-    def __init__(self, worker: Worker, planned: Iterable[tuple[int, mounts.Mount]], *, obeys: bool) -> None:
-        self.worker = worker
-        self.ending = False
-        self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poll = select.poll()
-        self._poll.register(self._wake, select.POLLIN)
-        self._terminated = False
-        self._control = report.Decoder(report.CONTROLS)
-        self._told: list[report.Control] = []
-        self._supervisor = self._signalled = -1
-        if obeys:
-            self._obey()
-        threading.stack_size(_STACK)
-        self.hands = {index: Hand(self, index, mount) for index, mount in planned}
-        for hand in self.hands.values():
-            hand.start()
-
-    def _obey(self) -> None:
-        self._supervisor = os.pidfd_open(self.worker.supervisor)
-        self._poll.register(self._supervisor, select.POLLIN)
-        os.set_blocking(self.worker.control_fd, False)
-        self._poll.register(self.worker.control_fd, select.POLLIN)
-        # The wake-up pipe closes the gap between the interpreter's look for signals and the wait.
-        self._signalled, wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(wakeup)
-        self._poll.register(self._signalled, select.POLLIN)
-        signal.signal(signal.SIGTERM, self._terminate)
-
-    def _terminate(self, _number: int, _frame: object) -> None:
-        self._terminated = True
-
-    def post(self, result: Result) -> None:
-        """Called by the threads."""
-        self._results.put(result)
-        os.eventfd_write(self._wake, 1)
-
-    def next(self, until: float = math.inf) -> Event:
-        """Wait for the next event, at most until that CLOCK_MONOTONIC second."""
-        while True:
-            self.worker.reporter.flush()
-            try:
-                result = self._results.get_nowait()
-            except queue.Empty:
-                pass
-            else:
-                return self._note(result)
-            if self._told:
-                return Told(self._told.pop(0))
-            if not self.ending and (reason := self._ended()):
-                self.ending = True
-                return Gone(reason)
-            left = until - time.monotonic()
-            if left <= 0:
-                return Timeout()
-            for fd, _ in self._poll.poll(None if left == math.inf else math.ceil(left * 1000)):
-                if fd == self._wake:
-                    os.eventfd_read(self._wake)
-                elif fd == self._signalled:
-                    os.read(self._signalled, 4096)
-                elif fd == self.worker.control_fd:
-                    self._read_control()
-                else:
-                    self._forget_supervisor()
-
-    def _note(self, result: Result) -> Result:
-        hand = result.hand
-        hand.doing = None
-        hand.state, hand.words = judge(result.verb, result.error)
-        hand.error = result.error
-        hand.froze |= result.verb is FREEZE and result.error == 0
-        return result
-
-    def _ended(self) -> str:
-        if self._terminated:
-            return f"{self.worker.rpc} worker {self.worker.id} got SIGTERM"
-        if self._supervisor == -2 or self.worker.reporter.closed:
-            return "the supervisor died"
-        return ""
-
-    def _read_control(self) -> None:
-        data = os.read(self.worker.control_fd, 65536)
-        if data:
-            self._told.extend(self._control.feed(data))
-        else:
-            self._forget_supervisor()
-
-    def _forget_supervisor(self) -> None:
-        if self._supervisor >= 0:
-            self._poll.unregister(self._supervisor)
-            self._poll.unregister(self.worker.control_fd)
-            self._supervisor = -2
-
-    def in_state(self, *states: MountState) -> list[Hand]:
-        """Return the hands whose file system is in one of the states."""
-        return [hand for hand in self.hands.values() if hand.state in states]
-
-    def busy(self) -> list[Hand]:
-        """Return the hands that have not ended what they were told."""
-        return [hand for hand in self.hands.values() if hand.doing is not None]
-
-    def describe(self, what: str) -> None:
-        """Put into the title what is in flight, and where."""
-        at = [hand.mount.mountpoint for hand in self.busy()]
-        done = len(self.hands) - len(at)
-        where = f" {at[0]}" + (f" +{len(at) - 1}" if len(at) > 1 else "") if at else ""
-        self.worker.title(f"{what}{where} {done}/{len(self.hands)}")
-
-    def thaw(self) -> None:
-        """Thaw all that is frozen, each as soon as what it lies on is thawed, outermost first; returns when all that
-        was ordered has ended. A FIFREEZE that is still in flight is waited for, and thawed.
-
-        FITHAW of a file system whose host is frozen would block: it writes its superblock.
-        """
-        self.ending = True
-        while True:
-            waiting = {h.index for h in self.in_state(MountState.FREEZING, MountState.FROZEN, MountState.THAWING)}
-            for hand in self.in_state(MountState.FROZEN):
-                if not waiting.intersection(hand.mount.hosts):
-                    hand.order(THAW)
-            if not self.busy():
-                return
-            self.describe("thawing")
-            self.next()
-
-
-def judge(verb: Verb, error: int) -> tuple[MountState, str]:
-    """Return what a call's errno makes of the file system, and the words for it."""
-    if error == 0:
-        return verb.after, ""
-    words = f"{verb.name}: {os.strerror(error)} ({errno.errorcode.get(error, error)})"
-    if verb is THAW and error == errno.EINVAL:
-        return MountState.THAWED, "was not frozen any more"
-    if verb is FREEZE and error in (errno.EOPNOTSUPP, errno.ENOTTY):
-        return MountState.UNSUPPORTED, f"its type cannot freeze: {words}"
-    if verb is FREEZE and error == errno.EBUSY:
-        return MountState.BUSY, f"frozen by someone else: {words}"
-    if verb is FREEZE and error == errno.ECANCELED:
-        return MountState.SYNCED, "freeze given up before it began"
-    return MountState.FAILED, words
-
-
-def open_file_system(mount: mounts.Mount) -> int:
-    """Open a mount point of the file system and return the descriptor.
-
-    A path alone could lead to whatever was mounted over it since, so the mount id of what was opened
-    (/proc/self/fdinfo, proc(5)) must be one that mountinfo gives for the superblock. O_PATH first: opening a FIFO or a
-    device that is bind-mounted could block. Raises OSError, ENODEV if no mount point leads there.
-    """
-    ids: dict[str, set[int]] = {}
-    for info in sysfs.read_mountinfo():
-        if info.device == mount.device:
-            ids.setdefault(info.mountpoint, set()).add(info.mount_id)
-    refused = OSError(errno.ENODEV, "not mounted any more")
-    for path in sorted(ids, key=lambda p: p != mount.mountpoint):
-        try:
-            handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError as error:
-            refused = error
-            continue
-        try:
-            mode = os.fstat(handle).st_mode
-            if _mount_id(handle) in ids[path] and (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-                return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            refused = error
-        finally:
-            os.close(handle)
-    raise refused
-
-
-def _mount_id(fd: int) -> int:
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
-        for line in info:
-            if line.startswith("mnt_id:"):
-                return int(line.split()[1])
-    raise OSError(errno.ENODEV, "no mnt_id in fdinfo")
 
 
 class Transaction:

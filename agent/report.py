@@ -7,6 +7,7 @@ closing ["Whole"]; other frames may stand between them, since only one thread of
 
 from __future__ import annotations
 
+import math
 import select
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -149,7 +150,12 @@ def encode(message: Report | Control) -> list[bytes]:
     Raises ValueError if the message is longer than MESSAGE_MAX or has a value that msgpack cannot carry.
     """
     fields = [getattr(message, name) for name in message.__match_args__]
-    packed: bytes = msgpack.packb([type(message).__name__, *fields], unicode_errors="surrogateescape")
+    try:
+        packed: bytes = msgpack.packb([type(message).__name__, *fields], unicode_errors="surrogateescape")
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{type(message).__name__}: {error}") from None
+    if not all(map(_known, fields)):
+        raise ValueError(f"{type(message).__name__} with a value that no field has")
     if len(packed) <= PIPE_BUF:
         return [packed]
     if len(packed) > MESSAGE_MAX:
@@ -165,8 +171,7 @@ class Decoder:
         self._messages = messages
         self._max = message_max
         self._frames = self._unpacker(PIPE_BUF * 32)
-        self._parts: list[bytes] = []
-        self._parted = 0
+        self._parts = bytearray()
 
     @staticmethod
     def _unpacker(size: int) -> Any:
@@ -189,13 +194,11 @@ class Decoder:
     def _take(self, frame: Any, found: list[Any]) -> None:
         match frame:
             case ["Part", bytes(part)]:
-                self._parted += len(part)
-                if self._parted > self._max:
+                if len(self._parts) + len(part) > self._max:
                     raise Rubbish(f"message over {self._max} bytes")
-                self._parts.append(part)
+                self._parts += part
             case ["Whole"]:
-                whole = b"".join(self._parts)
-                self._parts, self._parted = [], 0
+                whole, self._parts = self._parts, bytearray()
                 one = msgpack.unpackb(whole, raw=False, unicode_errors="surrogateescape", strict_map_key=True)
                 found.append(self._shaped(one))
             case _:
@@ -212,6 +215,20 @@ class Decoder:
         if len(fields) != len(shape):
             raise Rubbish(f"{frame[0]} with {len(fields)} fields, expected {len(shape)}")
         for value, wanted in zip(fields, shape, strict=True):
-            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not object):
-                raise Rubbish(f"{frame[0]} with a field of type {type(value).__name__}")
+            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not object) or not _known(value):
+                raise Rubbish(f"{frame[0]} with a field of type {type(value).__name__}, or in it what no field has")
         return kind(*fields)
+
+
+def _known(value: Any) -> bool:
+    """Return whether `value` is made of what RPCs have: text, bytes, finite numbers, lists and dicts with text keys."""
+    match value:
+        case str() | bytes() | int():
+            return True
+        case float():
+            return math.isfinite(value)
+        case list():
+            return all(map(_known, value))
+        case dict():
+            return all(isinstance(key, str) for key in value) and all(map(_known, value.values()))
+    return False

@@ -233,8 +233,10 @@ def table(rows: tuple[Rpc, ...]) -> Mapping[str, Rpc]:
     for row in rows:
         if row.disk is Disk.FREEZES and row.compensation is None:
             raise ValueError(f"{row.name} freezes and has no compensation")
-        if row.runs is Runs.INLINE and (row.disk in (Disk.WRITE, Disk.FREEZES) or row.compensation or row.limit):
+        if row.runs is Runs.INLINE and (row.disk is not Disk.NONE or row.compensation or row.limit):
             raise ValueError(f"{row.name} runs inline and does what only a worker may")
+        if row.runs is Runs.WORKER and row.public and row.disk is not Disk.FREEZES and not row.limit:
+            raise ValueError(f"{row.name} runs in a worker without a limit")
         if row.compensation is None:
             continue
         undo = by_name.get(row.compensation)

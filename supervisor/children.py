@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..agent import report, worker
@@ -45,14 +45,6 @@ class Child:
             self.rubbish = True
             return [], str(error), False
 
-    def tell(self, message: report.Control) -> None:
-        """Write to the control pipe; nothing if the worker is gone, its exit says so."""
-        try:
-            for frame in report.encode(message):
-                os.write(self.control_fd, frame)
-        except BrokenPipeError:
-            return
-
     def close_report(self) -> None:
         """Close the report pipe at its end."""
         os.close(self.report_fd)
@@ -70,11 +62,9 @@ class Children:
         self._processes = processes
         self._by_id: dict[int, Child] = {}
 
-    def __getitem__(self, number: int) -> Child:
-        return self._by_id[number]
-
-    def __iter__(self) -> Iterator[Child]:
-        return iter(list(self._by_id.values()))
+    def pid(self, number: int) -> int:
+        """Return the child's pid, -1 if it is reaped."""
+        return self._by_id[number].pid if number in self._by_id else -1
 
     def fork(self, job: worker.Job) -> Child:
         """Fork a worker for `job` and return it; in the child this never returns.
@@ -131,8 +121,17 @@ class Children:
         del self._by_id[child.id]
         child.close()
 
+    def tell(self, number: int, message: report.Control) -> None:
+        """Write to the worker's control pipe; nothing if it is gone, its exit says so."""
+        try:
+            if number in self._by_id:
+                for frame in report.encode(message):
+                    os.write(self._by_id[number].control_fd, frame)
+        except BrokenPipeError:
+            return
+
     def kill(self, number: int) -> None:
-        """SIGKILL the child; nothing if it was to be adopted and was gone."""
+        """SIGKILL the child; nothing if it was reaped in this turn, or was to be adopted and was gone."""
         if number in self._by_id:
             self._processes.kill(self._by_id[number].pidfd)
 

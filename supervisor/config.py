@@ -110,7 +110,7 @@ def _target(name: str, text: str) -> str:
 
 def _channel(name: str, text: str) -> str:
     scheme, colon, path = text.partition(":")
-    if scheme not in SCHEMES or not colon or not path.startswith("/"):
+    if scheme not in SCHEMES or not colon or not path.startswith("/") or "\0" in path:
         raise ValueError(f"{name} is {text!r:.200}, expected unix:PATH with an absolute path")
     if len(path.encode(errors="surrogateescape")) > 107:
         raise ValueError(f"{name}: the path is over the 107 bytes that a unix socket's address holds")
@@ -125,6 +125,8 @@ def _absolute(name: str, text: str) -> str:
 
 def _rpcs(name: str, text: str) -> tuple[str, ...]:
     names = tuple(filter(None, (item.strip() for item in text.split(","))))
+    if not names:
+        raise ValueError(f"{name} is {text!r:.60}, expected names of RPCs")
     for rpc in names:
         if rpc not in RPCS or not RPCS[rpc].public:
             raise ValueError(f"{name}: there is no RPC {rpc!r:.80}")

@@ -133,7 +133,10 @@ class Core:
             case JournalFailed(number, error):
                 self._freezing.journaled(number, error, now)
             case Probed(number, state):
-                self._freezing.probed(self._worker(number), state, now)
+                # What drew the question may have ended the worker, too.
+                probed = self._workers.get(number)
+                if probed is not None and probed.alive:
+                    self._freezing.probed(probed, state, now)
             case JournalFound(number, plan, untold, orphan):
                 self._freezing.recover(number, plan, untold, orphan, self._freeze_options("start", None), now)
             case Reload():

@@ -106,7 +106,7 @@ class Freezing:
         if len(freeze.hold_callers) >= HOLDS_MAX:
             raise Fault(Code.BUSY, f"va.fshold: {HOLDS_MAX} calls wait for the keeper already")
         bounded = min(seconds, self.hold_max) if self.hold_max else seconds
-        freeze.hold_callers.append(call)
+        freeze.hold_callers.append((call, now + bounded))
         self._out.append(Tell(freeze.worker, report.Hold(now + bounded)))
         return LATER
 
@@ -117,6 +117,9 @@ class Freezing:
         elif self._state.now is FreezeState.FROZEN:
             self._end(FreezeEvent.STOPPING, Outcome.BROKEN, Fault(Code.FREEZE_BROKEN, self._broken(why)), now)
             self._tell_keeper_to_thaw(now)
+        elif self._state.now is FreezeState.ERROR:
+            self._thawing.try_now()
+            self._thawing.advance(now)
 
     def recover(
         self, number: int, plan: Plan, untold: str, orphan: tuple[int, int], options: Options, now: float
@@ -155,9 +158,9 @@ class Freezing:
             case report.Progress():
                 return self._progress(freeze, worker, message, now)
             case report.Frozen():
-                self._frozen(freeze, worker, message, now)
+                return self._frozen(freeze, worker, message, now)
             case report.Held():
-                self._held(freeze, worker, message, now)
+                return self._held(freeze, message, now)
             case report.Thawing():
                 self._thaws(freeze, worker, message, now)
             case report.Done() if worker.id == freeze.worker:
@@ -188,7 +191,7 @@ class Freezing:
         elif self._state.now is FreezeState.FROZEN:
             text = self._broken(f"the hold limit of {worker.limit:.3g} s passed")
             self._end(FreezeEvent.HOLD_PASSED, Outcome.EXPIRED, Fault(Code.FREEZE_BROKEN, text), now)
-            self._workers.arm(worker, REACT_GRACE, now)
+            self._tell_keeper_to_thaw(now)  # an extension may have reached it just before its own clock ended
         elif self._state.now is FreezeState.INPROGRESS:
             fault = Fault(Code.OVERRUN, f"{limit}{at(worker)}")
             self._end(FreezeEvent.OVERRAN, Outcome.OVERRAN, fault, now)
@@ -232,16 +235,15 @@ class Freezing:
                 freeze.floor = self._workers.last_id
                 freeze.suspects |= freeze.possible(worker.rubbish)
                 self._thawing.try_now()
-        for mount in [m for m, thawer in freeze.trying.items() if thawer == worker.id]:
-            del freeze.trying[mount]
+        freeze.trying = {mount: thawer for mount, thawer in freeze.trying.items() if thawer != worker.id}
         if worker.id != freeze.worker:
             freeze.thawers.discard(worker.id)
             if isinstance(worker.outcome, report.Failed):
                 self._thawing.try_later(worker.outcome.text, now)
             elif unreported:
                 self._thawing.try_later(death, now)
-            elif freeze.suspects and not freeze.reaped:
-                self._thawing.try_later("the killed worker may still freeze", now)
+            elif freeze.suspects and (not freeze.reaped or worker.id > freeze.floor):
+                self._thawing.try_later(f"{worker.name} did not prove all thawed", now)
         self._thawing.advance(now)
 
     # -- the ways a freeze ends
@@ -255,7 +257,7 @@ class Freezing:
 
     def _end_holds(self, fault: Fault, now: float) -> None:
         freeze = self._current()
-        for number in freeze.hold_callers:
+        for number, _ in freeze.hold_callers:
             self._calls.answer(number, fault, now)
         freeze.hold_callers.clear()
 
@@ -291,7 +293,7 @@ class Freezing:
     # -- reports
 
     def _plan(self, freeze: Freeze, worker: Worker, message: report.Plan) -> str:
-        if freeze.marks:
+        if freeze.planned:
             return "a second Plan"
         try:
             freeze.take(Plan.load(message.plan))
@@ -320,28 +322,36 @@ class Freezing:
             self._workers.enter_phase(worker, Phase(progress.phase), limits[progress.phase], now)
         return ""
 
-    def _frozen(self, freeze: Freeze, worker: Worker, frozen: report.Frozen, now: float) -> None:
+    def _frozen(self, freeze: Freeze, worker: Worker, frozen: report.Frozen, now: float) -> str:
         if self._state.now is not FreezeState.INPROGRESS or worker.state is not WorkerState.HOLDING:
-            return  # it was killed meanwhile: what it froze is suspect and gets thawed
+            return ""  # it was killed meanwhile: what it froze is suspect and gets thawed
         limit = freeze.options.hold_limit
-        freeze.frozen_at = min(float(frozen.at), now)
-        freeze.until = float(frozen.until)
+        if (
+            frozen.count != len(freeze.held)
+            or not 0 <= frozen.at <= now
+            or frozen.until != (limit and frozen.at + limit)
+        ):
+            return f"Frozen for {frozen.count} of {len(freeze.held)}, from {frozen.at:g} to {frozen.until:g}"
+        freeze.frozen_at, freeze.until = float(frozen.at), float(frozen.until)
         self._workers.enter_phase(worker, Phase.HOLD, max(freeze.until - now, 1e-3) if limit else 0, now)
         worker.limit = limit
         self._state.enter(FreezeEvent.FROZEN, f"freeze {freeze.id}: {frozen.count} file systems", now)
         self._calls.answer(freeze.caller, frozen.count, now)
         freeze.caller = None
+        return ""
 
-    def _held(self, freeze: Freeze, worker: Worker, held: report.Held, now: float) -> None:
+    def _held(self, freeze: Freeze, held: report.Held, now: float) -> str:
         if self._state.now is not FreezeState.FROZEN:
-            return
-        left = float(held.until) - now
-        freeze.until = float(held.until)
-        self._workers.arm(worker, max(left, 1e-3), now)
+            return ""
+        if not freeze.hold_callers or held.until != freeze.hold_callers[0][1]:
+            return f"Held until {held.until:g}, which nobody asked"
+        call, freeze.until = freeze.hold_callers.pop(0)
+        worker = self._workers.get(freeze.worker)
+        assert worker is not None
+        self._workers.arm(worker, max(freeze.until - now, 1e-3), now)
         worker.limit = freeze.until - worker.phase_since
-        for number in freeze.hold_callers:
-            self._calls.answer(number, max(0.0, left), now)
-        freeze.hold_callers.clear()
+        self._calls.answer(call, max(0.0, freeze.until - now), now)
+        return ""
 
     def _thaws(self, freeze: Freeze, worker: Worker, thawing: report.Thawing, now: float) -> None:
         if not worker.alive:
@@ -360,8 +370,11 @@ class Freezing:
         self._workers.enter_phase(worker, Phase.THAW, self._thawing.limit, now)
 
     def _done(self, freeze: Freeze, now: float) -> None:
-        if self._state.now is FreezeState.INPROGRESS:
+        if self._state.now is FreezeState.INPROGRESS and not freeze.suspects:
             self._state.enter(FreezeEvent.ENDED, "there is nothing to freeze", now)
+        elif self._state.now is FreezeState.INPROGRESS:
+            fault = Fault(Code.INTERNAL, "the freeze worker ended with file systems frozen")
+            self._end(FreezeEvent.FAILED, Outcome.FAILED, fault, now)
         elif self._state.now is FreezeState.FROZEN:
             fault = Fault(Code.FREEZE_BROKEN, self._broken("the keeper ended unasked"))
             self._end(FreezeEvent.FAILED, Outcome.BROKEN, fault, now)

@@ -70,6 +70,8 @@ class Journal:
                 record = json.load(file)
         except FileNotFoundError:
             return None
+        except RecursionError:
+            raise ValueError("nested too deep for a journal") from None
         match record:
             case {"version": int(version)} if version != VERSION:
                 raise ValueError(f"journal of version {version}, this is {VERSION}")

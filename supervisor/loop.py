@@ -73,7 +73,7 @@ class Loop:
             events.Adopt: self._adopt,
             events.Probe: self._probe,
             events.Kill: lambda effect: self._children.kill(effect.worker),
-            events.Tell: lambda effect: self._children[effect.worker].tell(effect.message),
+            events.Tell: lambda effect: self._children.tell(effect.worker, effect.message),
             events.Answer: self._answer,
             events.SetTitle: self._set_title,
             events.Log: lambda effect: self._log.add(effect.level, effect.text),
@@ -180,7 +180,7 @@ class Loop:
         return None
 
     def _probe(self, probe: events.Probe) -> events.Event:
-        return events.Probed(probe.worker, self._processes.state(self._children[probe.worker].pid))
+        return events.Probed(probe.worker, self._processes.state(self._children.pid(probe.worker)))
 
     def _configured(self, effect: events.Configured) -> None:
         self._config = effect.config

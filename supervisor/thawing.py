@@ -121,9 +121,10 @@ class Thawing:
             broken = Fault(Code.FREEZE_BROKEN, fault.text)
         # Not any(): each of them is answered.
         told |= sum(self._calls.answer(number, broken or undone, now) for number in freeze.thaw_callers) > 0
+        by_host = freeze.outcome is Outcome.CANCELLED and freeze.thaw_asked_at > 0
         if fault is None:
             self.untold = ""
-        elif told:
+        elif told or by_host:
             self.untold = ""
             self._out.append(RemoveJournal())
         else:

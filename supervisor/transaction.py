@@ -52,6 +52,7 @@ class Last:
 class Freeze:
     """One freeze, from its admission to THAWED. Times are seconds of the loop's clock; mounts are plan indices.
 
+    `held` are those frozen that none of ours has begun to thaw: one that is found thawed is someone else's doing.
     `trying` maps a mount to the thaw worker that has an attempt in flight. `caller` waits for va.fsfreeze's answer;
     `told` says that it learned how the freeze ended.
     """
@@ -70,7 +71,7 @@ class Freeze:
     trying: dict[int, int] = field(default_factory=dict)
     thawers: set[int] = field(default_factory=set)
     thaw_callers: list[int] = field(default_factory=list)
-    hold_callers: list[int] = field(default_factory=list)
+    hold_callers: list[tuple[int, float]] = field(default_factory=list)
     progress: report.Progress = field(default_factory=lambda: report.Progress(Phase.PLAN.value))
     standstill_since: float = 0.0
     frozen_at: float = 0.0
@@ -80,6 +81,8 @@ class Freeze:
     outcome: Outcome = Outcome.THAWED
     fault: Fault | None = None
     told: bool = False
+    planned: bool = False
+    held: set[int] = field(default_factory=set)
 
     @property
     def froze(self) -> set[int]:
@@ -88,33 +91,38 @@ class Freeze:
 
     def take(self, plan: Plan) -> None:
         """Take the plan that the worker reported or the journal kept."""
+        self.planned = True
         self.plan = plan
         self.marks = [Mark(mount) for mount in plan.mounts]
 
     def note(self, worker: int, step: report.Step, state: MountState, now: float) -> bool:
         """Take a step of the freeze worker or a thaw worker; return whether it shows that someone else had thawed."""
-        mark = self.marks[step.mount]
+        index, freezer = step.mount, worker == self.worker
+        mark = self.marks[index]
         before, mark.state = mark.state, state
         mark.errno, mark.error, mark.seconds = step.errno, step.error, float(step.seconds)
-        freezer = worker == self.worker
-        if freezer and state is MountState.FREEZING:
+        if state is not MountState.THAWING and self.trying.get(index) == worker:
+            del self.trying[index]
+        was_thawed = state is MountState.THAWED and step.errno == errno.EINVAL
+        by_another = was_thawed and (freezer or index in self.held)
+        if state in (MountState.THAWING, MountState.THAWED) and (freezer or state is MountState.THAWED):
+            self.held.discard(index)
+        if freezer and state in (MountState.FREEZING, MountState.FROZEN):
             self.standstill_since = self.standstill_since or now
-            self.touched.add(step.mount)
-            self.refused.discard(step.mount)
-            self.suspects.add(step.mount)
-        elif freezer and before is MountState.FREEZING and state is not MountState.FROZEN:
-            self.refused.add(step.mount)
-            self.suspects.discard(step.mount)
-        if state is not MountState.THAWING and self.trying.get(step.mount) == worker:
-            del self.trying[step.mount]
-        if state is not MountState.THAWED:
-            return False
-        if freezer or (worker > self.floor and (self.reaped or step.errno == 0)):
-            self.suspects.discard(step.mount)
-        else:
-            mark.state, mark.error = MountState.THAWING, "not frozen yet, but its worker may still freeze it"
-        # A thaw worker's EINVAL says so only if the keeper had not begun to thaw: else it was the keeper.
-        return step.errno == errno.EINVAL and (freezer or before is MountState.FROZEN)
+            self.touched.add(index)
+            self.refused.discard(index)
+            self.suspects.add(index)
+            if state is MountState.FROZEN:
+                self.held.add(index)
+        elif freezer and before is MountState.FREEZING:
+            self.refused.add(index)
+            self.suspects.discard(index)
+        elif state is MountState.THAWED:
+            if freezer or (worker > self.floor and (self.reaped or step.errno == 0)):
+                self.suspects.discard(index)
+            else:
+                mark.state, mark.error = MountState.THAWING, "not frozen yet, but its worker may still freeze it"
+        return by_another
 
     def possible(self, rubbish: bool) -> set[int]:
         """Return what a dead freeze worker may have frozen; if it spoke rubbish, anything that was planned."""

@@ -1,78 +1,194 @@
-"""The freeze worker dies at each of its report messages in turn; the list comes from a clean run.
-
-Afterwards the same four questions: are the file systems writable, is the state THAWED, was the answer true, does the
-next freeze work?
-"""
+"""Each process dies at each report message and at each journal write in turn; the list comes from a clean run."""
 
 from __future__ import annotations
 
-import xmlrpc.client
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from harness.daemon import Daemon
 from harness.filesystems import LoopFs
+from harness.hooks import Hooks
+from harness.hosts import GONE, call, code_of
+from harness.processes import kill
+from harness.questions import assert_thawed, assert_well, resting, wait_orphans
 from harness.rig import Rig
 from virtagent.agent.errors import Code
 
+pytestmark = pytest.mark.timeout(600)
 
-def file_systems(rig: Rig) -> list[LoopFs]:
+WORKER, SUPERVISOR, THAWER = "kill:va.fsfreeze", "kill:supervisor", "kill:thaw"
+MESSAGES = {"Started", "Progress", "Plan", "Step", "Frozen", "Thawing", "Done"}
+
+
+def nested(rig: Rig) -> list[LoopFs]:
     outer = rig.fs("ext4")
-    return [outer, rig.fs("ext4", outer=outer), rig.fs("xfs"), rig.fs("btrfs")]
+    return [outer, rig.fs("ext4", outer=outer)]
 
 
-def start(rig: Rig, order: str) -> Daemon:
-    return rig.daemon([rig.everywhere], module="harness.killing", env={"VIRTAGENT_KILL": order})
+def start(rig: Rig, hooks: Hooks, *options: str, **more: Any) -> Daemon:
+    return rig.daemon([rig.everywhere], options, module="harness.hooked", env=hooks.env, **more)
 
 
-def messages(rig: Rig) -> list[str]:
-    """Return the messages of a freeze and thaw in which nothing dies."""
-    listed = rig.area.fresh("messages")
-    daemon = start(rig, f"list:{listed}")
-    host = daemon.proxy()
-    assert host.va.fsfreeze() == 4
-    assert host.va.fsthaw() == 4
+def keeper(daemon: Daemon) -> int:
+    (found,) = [pid for pid, title in daemon.titles().items() if "keeper" in title]
+    return found
+
+
+def freeze_and_thaw(daemon: Daemon) -> list[Any]:
+    """Return the two answers, a fault as its code."""
+    answers = [call(daemon, "va.fsfreeze")]
+    if answers[0] is not GONE:
+        answers.append(call(daemon, "va.fsthaw"))
+    return [code_of(answer) or answer for answer in answers]
+
+
+def clean_run(rig: Rig, hooks: Hooks, count: int) -> list[str]:
+    """Return the points of a freeze and thaw in which nothing dies."""
+    daemon = start(rig, hooks)
+    hooks.list_points()
+    assert freeze_and_thaw(daemon) == [count, count]
     daemon.stop()
-    return listed.read_text().splitlines()
+    points = hooks.points()
+    said = {point.split()[2] for point in points if point.startswith("before va.fsfreeze ")}
+    assert said == MESSAGES
+    return points
 
 
-def answers(daemon: Daemon) -> list[object]:
-    """Freeze and thaw, whatever happens; return the values or fault codes."""
-    host = daemon.proxy()
-    given: list[object] = []
-    for call in (host.va.fsfreeze, host.va.fsthaw):
-        try:
-            given.append(call())
-        except xmlrpc.client.Fault as fault:
-            given.append(Code(fault.faultCode))
-    return given
+def broken_run(rig: Rig, hooks: Hooks, count: int) -> list[str]:
+    """Return the points of a freeze whose keeper dies, and of the thaw worker that undoes it."""
+    daemon = start(rig, hooks)
+    hooks.list_points()
+    freeze_and_lose(daemon, count)
+    assert code_of(call(daemon, "va.fsthaw")) == Code.FREEZE_BROKEN
+    daemon.stop()
+    return hooks.points()
 
 
-@pytest.mark.timeout(600)
+def freeze_and_lose(daemon: Daemon, count: int) -> None:
+    """Freeze, kill the keeper, and wait until the supervisor has thawed or died."""
+    assert call(daemon, "va.fsfreeze") == count
+    kill(keeper(daemon))
+    while True:
+        record = call(daemon, "va.fsstatus", {})
+        if record is GONE or record["state"] == "THAWED":
+            return
+        call(daemon, "va.fsstatus", {"since": record["seq"], "wait": 10})
+
+
+def restarted(rig: Rig, dead: Daemon, every: Sequence[LoopFs], answers: Sequence[Any]) -> None:
+    """Start the daemon again where one died, and ask whether it tells the truth and all is well."""
+    journal = (dead.state_dir / "journal").exists()
+    daemon = rig.daemon([rig.everywhere], state_dir=dead.state_dir)
+    told = call(daemon, "va.fsthaw")
+    assert code_of(told) == Code.FREEZE_BROKEN if journal else told == 0
+    if list(answers[:1]) == [len(every)] and answers[1:] in ([], [GONE]):
+        assert journal, "it was frozen, the host was told, and nothing knows of it any more"
+    assert_well(rig, daemon, every)
+    daemon.stop()
+
+
+def dies(rig: Rig, hooks: Hooks, every: Sequence[LoopFs], point: str, *acts: str) -> None:
+    """Have the supervisor die at the point, alone or with others, and see that nothing stays frozen."""
+    daemon = start(rig, hooks)
+    hooks.at(point, *acts)
+    answers = freeze_and_thaw(daemon)
+    daemon.process.wait(10)
+    assert hooks.spent, f"nothing died at {point}"
+    wait_orphans(rig)
+    if acts == (SUPERVISOR,):
+        assert_thawed(every)
+    restarted(rig, daemon, every, answers)
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_worker_killed_at_each_message(rig: Rig, moment: str) -> None:
-    every = file_systems(rig)
-    listed = messages(rig)
-    kinds = {line.split()[0] for line in listed}
-    assert kinds == {"Started", "Progress", "Plan", "Step", "Frozen", "Thawing", "Done"}
-    frozen_at = listed.index("Frozen")
-    for number, message in enumerate(listed):
-        daemon = start(rig, f"{moment}:{number}")
-        given = answers(daemon)
-        assert (daemon.state_dir / "spent").exists(), f"nothing died at {number} {message}"
-        daemon.wait_state("THAWED")
-        for fs in every:
-            fs.assert_thawed()
-            fs.assert_writable()
+def test_worker_killed_at_each_message(rig: Rig, hooks: Hooks, moment: str) -> None:
+    outer = rig.fs("ext4")
+    every = [outer, rig.fs("ext4", outer=outer), rig.fs("xfs"), rig.fs("btrfs")]
+    points = [p for p in clean_run(rig, hooks, 4) if p.startswith(f"{moment} va.fsfreeze ")]
+    frozen = points.index(f"{moment} va.fsfreeze Frozen")
+    daemon = start(rig, hooks)
+    rest = resting(rig, daemon)
+    for number, point in enumerate(points):
+        hooks.at(point, WORKER)
+        answers = freeze_and_thaw(daemon)
+        assert hooks.spent, f"nothing died at {point}"
         failed, held, thawed = [Code.WORKER_DIED, 0], [4, 4], [4, Code.FREEZE_BROKEN]
         # Up to Frozen the host gets the death; while it is held, its thaw says that it was broken; a keeper that dies
         # when it was told to thaw has held it long enough: the answer is what the file systems were.
-        if number < frozen_at or (number == frozen_at and moment == "before"):
-            assert given == failed, message
-        elif number == frozen_at:
-            assert given in (thawed, held), message
+        if number < frozen or (number == frozen and moment == "before"):
+            assert answers == failed, point
+        elif number == frozen:
+            assert answers in (thawed, held), point
         else:
-            assert given == held, message
-        host = daemon.proxy()
-        assert host.va.fsfreeze() == 4, message
-        assert host.va.fsthaw() == 4, message
+            assert answers == held, point
+        assert_well(rig, daemon, every, rest)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("acts", [(SUPERVISOR,), (SUPERVISOR, WORKER)], ids=["supervisor", "both"])
+def test_killed_at_each_message_of_the_worker(rig: Rig, hooks: Hooks, acts: tuple[str, ...], moment: str) -> None:
+    every = nested(rig)
+    for point in clean_run(rig, hooks, 2):
+        if point.startswith(f"{moment} va.fsfreeze "):
+            dies(rig, hooks, every, point, *acts)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_supervisor_killed_at_each_thing_that_it_takes(rig: Rig, hooks: Hooks, moment: str) -> None:
+    every = nested(rig)
+    for point in clean_run(rig, hooks, 2):
+        if point.startswith(f"{moment} supervisor "):
+            dies(rig, hooks, every, point, SUPERVISOR)
+
+
+@pytest.mark.parametrize("acts", [(SUPERVISOR,), (SUPERVISOR, WORKER)], ids=["supervisor", "both"])
+def test_killed_at_each_journal_write(rig: Rig, hooks: Hooks, acts: tuple[str, ...]) -> None:
+    every = nested(rig)
+    points = [point for point in clean_run(rig, hooks, 2) if " journal " in point]
+    assert {point.split()[2] for point in points} == {"write", "rename", "remove"}
+    for point in points:
+        # The journal is removed when the worker is reaped: then there is nobody else to kill.
+        dies(rig, hooks, every, point, *(acts[:1] if "remove" in point else acts))
+
+
+@pytest.mark.parametrize("acts", [(THAWER,), (SUPERVISOR,), (SUPERVISOR, THAWER)], ids=["thawer", "supervisor", "both"])
+def test_killed_at_each_message_of_the_thaw_worker(rig: Rig, hooks: Hooks, acts: tuple[str, ...]) -> None:
+    every = nested(rig)
+    for point in broken_run(rig, hooks, 2):
+        if point.split()[1] == "thaw":
+            loses(rig, hooks, every, point, *acts)
+
+
+def test_supervisor_killed_while_it_undoes_a_broken_freeze(rig: Rig, hooks: Hooks) -> None:
+    """At each thing that it takes, and at each journal write."""
+    every = nested(rig)
+    points = broken_run(rig, hooks, 2)
+    lost = points.index("before supervisor va.fsfreeze exit")
+    for point in points[lost:]:
+        if point.split()[1] in ("supervisor", "journal") and "va.fsstatus" not in point:
+            loses(rig, hooks, every, point, SUPERVISOR)
+
+
+def loses(rig: Rig, hooks: Hooks, every: Sequence[LoopFs], point: str, *acts: str) -> None:
+    """Kill the keeper, and at the point of what follows whoever `acts` say."""
+    daemon = start(rig, hooks)
+    hooks.at(point, *acts)
+    freeze_and_lose(daemon, len(every))
+    told = call(daemon, "va.fsthaw")
+    assert hooks.spent, f"nothing died at {point}"
+    if acts == (THAWER,):
+        assert code_of(told) == Code.FREEZE_BROKEN, point
+        assert_well(rig, daemon, every)
         daemon.stop()
+        return
+    daemon.process.wait(10)
+    wait_orphans(rig)
+    if code_of(told) == Code.FREEZE_BROKEN:
+        again = rig.daemon([rig.everywhere], state_dir=daemon.state_dir)
+        call(again, "va.fsthaw")  # it may tell twice: it died between the answer and the removal of the journal
+        assert_well(rig, again, every)
+        again.stop()
+    else:
+        restarted(rig, daemon, every, [len(every)])
+

@@ -1,4 +1,4 @@
-"""The supervisor's core without a supervisor: a clock, a loop that applies effects to lists, and workers played by hand.
+"""The supervisor's core without a supervisor: a clock, a loop that applies effects to lists, workers played by hand.
 
 The loop here is the real one in small: effects in order, and what they draw (Spawned, Journaled) is fed after them.
 """
@@ -296,9 +296,4 @@ class Drive:
     def idle(self) -> bool:
         """Return whether all is thawed, nothing runs, nothing is due, and everybody who still listens is answered."""
         waits = [a for a in self.asked if not a.answered and not a.gone]
-        return (
-            self.state is FreezeState.THAWED
-            and not self.live
-            and self.core.nearest() is None
-            and not waits
-        )
+        return self.state is FreezeState.THAWED and not self.live and self.core.nearest() is None and not waits

@@ -1,7 +1,8 @@
-"""virtagentd whose freeze worker dies at a report message of its own; it takes virtagentd's options.
+"""The kill points of a hooked virtagentd: each report message, each journal write, each thing the supervisor takes.
 
-VIRTAGENT_KILL: `list:FILE` appends a line a message, `before:N` or `after:N` is SIGKILL before or after the N-th
-message (from 0) of the first worker that freezes. Workers are forked: what is changed here is changed in them, too.
+A point's name says when, who and what: `before va.fsfreeze Step 0 freezing` (the worker is about to send it),
+`after supervisor thaw Done` (the supervisor has handled it), `before journal rename 1`. `hooks.Hooks.at` orders what is
+done at the first passing of one of them: the file `order` is renamed, so only one process does it.
 """
 
 from __future__ import annotations
@@ -9,47 +10,158 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from virtagent.agent import report, worker
-from virtagent.supervisor import main
+from virtagent.supervisor import events, journal, loop
+
+from .processes import process_state, until
+
+_pids: dict[str, int] = {}
+"""Who is who: `supervisor`, and by the RPC's name the last worker that was forked for it."""
 
 
-def install(order: str, spent: Path) -> None:
-    """Count the messages of a freeze worker, and act at the one that `order` names; `spent` marks that it was done."""
-    what, _, argument = order.partition(":")
-    counted = threading.Lock()
-    count = -1
+class Through:
+    """A module in which some functions are replaced."""
+
+    def __init__(self, real: Any, **replaced: Any) -> None:
+        self._real = real
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+def name_of(message: report.Report) -> str:
+    """Return the message's name as a point has it."""
+    match message:
+        case report.Step(mount, state):
+            return f"Step {mount} {state}"
+        case report.Progress(phase):
+            return f"Progress {phase}"
+    return type(message).__name__
+
+
+class Points:
+    """What the folder says about the points."""
+
+    def __init__(self, folder: Path) -> None:
+        self._list = folder / "points"
+        self._order = folder / "order"
+        self._taken = folder / "order.taken"
+
+    def passed(self, point: str, reporter: worker.Reporter | None = None) -> None:
+        """This point has been reached."""
+        if self._list.exists():
+            line = os.open(self._list, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            os.write(line, f"{point}\n".encode())
+            os.close(line)
+        try:
+            wanted, _, acts = self._order.read_text(encoding="utf-8").partition("|")
+            if wanted != point:
+                return
+            self._order.rename(self._taken)
+        except FileNotFoundError:
+            return
+        for act in sorted(acts.split(","), key=lambda act: act.endswith(self._myself())):
+            self._do(act, reporter)
+
+    @staticmethod
+    def _myself() -> str:
+        return next((f":{who}" for who, pid in _pids.items() if pid == os.getpid()), ":nobody")
+
+    @staticmethod
+    def _do(act: str, reporter: worker.Reporter | None) -> None:
+        what, _, who = act.partition(":")
+        if what == "fill":
+            assert reporter is not None
+            frame = report.encode(report.Progress("freeze"))[0]
+            try:
+                while True:
+                    os.write(reporter._fd, frame)
+            except BlockingIOError:
+                return
+        pid = _pids[who]
+        os.kill(pid, signal.SIGKILL if what == "kill" else signal.SIGSTOP)
+        over = ("Z", "X", "") if what == "kill" else ("T",)
+        # What follows must find it so; of itself there is nothing to wait for.
+        until(lambda: process_state(pid) in over, 10, f"{act} of {pid}")
+
+
+def install(folder: Path) -> None:
+    """Put the points in place."""
+    points = Points(folder)
+    _pids["supervisor"] = os.getpid()
+    _install_reports(points)
+    _install_journal(points)
+    _install_supervisor(points)
+
+
+def _install_reports(points: Points) -> None:
     put = worker.Reporter.post
+    rpc = ""
 
     def post(self: worker.Reporter, message: report.Report) -> None:
-        nonlocal count
-        with counted:
-            if isinstance(message, report.Started):
-                freezes = sys._getframe(2).f_locals["job"].rpc == "va.fsfreeze"
-                count = 0 if freezes else -1
-            elif count >= 0:
-                count += 1
-            mine = what != "list" and count == int(argument) and not spent.exists()
-            if what == "list" and count >= 0:
-                with open(argument, "a", encoding="utf-8") as file:
-                    step = f" {message.state}" if isinstance(message, report.Step) else ""
-                    file.write(f"{type(message).__name__}{step}\n")
-            if mine:
-                spent.touch()
-        if mine and what == "after":
-            put(self, message)
-        if mine:
-            os.kill(os.getpid(), signal.SIGKILL)
+        nonlocal rpc
+        if isinstance(message, report.Started):
+            rpc = sys._getframe(2).f_locals["job"].rpc
+            _pids[rpc] = os.getpid()
+        points.passed(f"before {rpc} {name_of(message)}", self)
         put(self, message)
+        points.passed(f"after {rpc} {name_of(message)}", self)
 
     replaced: Any = post
     worker.Reporter.post = replaced  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
-    state_dir = sys.argv[sys.argv.index("--state-dir") + 1]
-    install(os.environ["VIRTAGENT_KILL"], Path(state_dir) / "spent")
-    sys.exit(main.main())
+def _install_journal(points: Points) -> None:
+    counts: Counter[str] = Counter()
+
+    def hooked(what: str, real: Any) -> Any:
+        def call(*args: Any) -> Any:
+            counts[what] += 1
+            number = counts[what]
+            points.passed(f"before journal {what} {number}")
+            value = real(*args)
+            points.passed(f"after journal {what} {number}")
+            return value
+
+        return call
+
+    replaced: Any = Through(os, rename=hooked("rename", os.rename), unlink=hooked("remove", os.unlink))
+    journal.os = replaced
+    journal.Journal.write = hooked("write", journal.Journal.write)  # type: ignore[method-assign]
+
+
+def _install_supervisor(points: Points) -> None:
+    feed, spawn = loop.Loop.feed, loop.Loop._spawn
+    rpcs: dict[int, str] = {}
+
+    def hooked_spawn(self: loop.Loop, effect: events.Spawn) -> Any:
+        rpcs[effect.worker] = effect.rpc
+        drawn = spawn(self, effect)
+        if isinstance(drawn, events.Spawned):
+            _pids[effect.rpc] = drawn.pid
+        return drawn
+
+    def hooked_feed(self: loop.Loop, event: events.Event) -> None:
+        match event:
+            case events.Reported(number, message):
+                what = f"supervisor {rpcs[number]} {name_of(message)}"
+            case events.Exited(number):
+                what = f"supervisor {rpcs[number]} exit"
+            case events.Requested():
+                what = f"supervisor asked {event.method}"
+            case _:
+                feed(self, event)
+                return
+        points.passed(f"before {what}")
+        feed(self, event)
+        points.passed(f"after {what}")
+
+    replaced: Any = hooked_feed
+    loop.Loop.feed = replaced  # type: ignore[method-assign]
+    replaced = hooked_spawn
+    loop.Loop._spawn = replaced  # type: ignore[method-assign]

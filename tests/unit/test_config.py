@@ -1,7 +1,8 @@
-"""The options: each good and bad, the file's syntax, the command line over the file, and one sentence for each error."""
+"""The options: each good and bad, the file's syntax, the command line over the file, one sentence for each error."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,11 @@ BAD: list[tuple[str, str]] = [
     *[("channel", text) for text in ("", "/run/a", "unix:", "unix:a", "tcp:1", "UNIX:/a", "unix:/" + "x" * 107)],
     ("include", ""),
     ("exclude", "a\0b"),
-    *[(n, t) for n in ("plan-limit", "thaw-limit", "exit-grace", "kill-grace", "message-age") for t in [*_NUMBERS, "0"]],
+    *[
+        (n, t)
+        for n in ("plan-limit", "thaw-limit", "exit-grace", "kill-grace", "message-age")
+        for t in [*_NUMBERS, "0"]
+    ],
     *[(n, t) for n in ("sync-limit", "freeze-limit", "hold-limit", "hold-limit-max") for t in _NUMBERS],
     ("hold-limit", "0"),
     ("hold-limit", "601"),
@@ -101,7 +106,6 @@ def test_a_quote_that_is_never_closed_names_its_option() -> None:
         build({"shutdown-command": ["/bin/echo 'a"]}, {})
 
 
-@pytest.mark.xfail(strict=True, reason="config._rpcs: an empty list of RPCs to allow allows them all")
 @pytest.mark.parametrize("text", ["", ",", " , "])
 def test_a_list_that_allows_nothing_does_not_allow_everything(text: str) -> None:
     try:
@@ -111,7 +115,6 @@ def test_a_list_that_allows_nothing_does_not_allow_everything(text: str) -> None
     assert not config.allows("va.fsfreeze")
 
 
-@pytest.mark.xfail(strict=True, reason="config._channel: a NUL in the path passes, and bind raises ValueError")
 def test_a_channel_has_no_nul() -> None:
     with pytest.raises(BadConfig):
         build({}, {"channel": ["unix:/run/a\0b"]})
@@ -191,11 +194,8 @@ def test_a_line_without_a_name_is_a_bad_line(line: str) -> None:
 
 @given(st.text(st.characters(exclude_characters="=")))
 def test_any_file_is_read_or_refused(text: str) -> None:
-    try:
-        found = read_file(text, "f")
-        build({}, found)
-    except BadConfig as error:
-        assert str(error)
+    with contextlib.suppress(BadConfig):
+        build({}, read_file(text, "f"))
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:

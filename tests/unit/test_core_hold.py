@@ -266,9 +266,6 @@ def test_the_keeper_finds_that_someone_else_had_thawed(drive: Drive) -> None:
     assert drive.idle()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Freeze.note: the thaw worker's own `thawing` step hides that the mount was `frozen` before"
-)
 def test_a_thaw_worker_finds_that_someone_else_had_thawed(drive: Drive) -> None:
     _, keeper = drive.hold(2)
     thaw = drive.ask("va.fsthaw")
@@ -355,7 +352,6 @@ def test_a_keeper_cannot_stretch_the_hold_unasked(drive: Drive) -> None:
     assert drive.state is not FreezeState.FROZEN
 
 
-@pytest.mark.xfail(strict=True, reason="freezing._held: the keeper's word is not compared with what was asked")
 def test_a_keeper_cannot_stretch_the_hold_beyond_what_was_asked(drive: Drive) -> None:
     _, keeper = drive.hold(1)
     drive.ask("va.fshold", 100)
@@ -364,7 +360,6 @@ def test_a_keeper_cannot_stretch_the_hold_beyond_what_was_asked(drive: Drive) ->
     assert drive.state is not FreezeState.FROZEN
 
 
-@pytest.mark.xfail(strict=True, reason="freezing._held: the first Held answers every caller with its own end")
 def test_each_extension_is_answered_with_what_it_got(drive: Drive) -> None:
     _, keeper = drive.hold(1)
     first, second = drive.ask("va.fshold", 10), drive.ask("va.fshold", 100)
@@ -426,7 +421,6 @@ def test_a_late_held_does_not_bring_a_hold_back(drive: Drive) -> None:
     assert drive.killed == {keeper}
 
 
-@pytest.mark.xfail(strict=True, reason="limit_passed: a keeper that was extended as the hold passed is not told to thaw")
 def test_a_keeper_that_was_extended_just_too_late_is_told_to_thaw(drive: Drive) -> None:
     _, keeper = drive.hold(1)
     drive.wait(59.999)

@@ -274,7 +274,17 @@ class CoreMachine(RuleBasedStateMachine):
         return moved
 
 
-CoreMachine.TestCase.settings = settings(
-    max_examples=int(__import__('os').environ.get('N','80')), stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
-)
+class PausedMachine(CoreMachine):
+    """The same, on a machine that is paused for its snapshots: many deadlines have passed when the next event comes."""
+
+    @rule(seconds=st.sampled_from([1.5, 6.0, 25.0]))
+    def the_machine_is_paused(self, seconds: float) -> None:
+        self.drive.now += seconds
+
+
+for machine in (CoreMachine, PausedMachine):
+    machine.TestCase.settings = settings(
+        max_examples=80, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    )
 TestCore: Any = CoreMachine.TestCase
+TestPausedCore: Any = PausedMachine.TestCase

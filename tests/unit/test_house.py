@@ -53,16 +53,7 @@ def test_between_the_folders_imports_are_relative(path: Path) -> None:
         assert not [name for name in names if name.split(".")[0] in ("virtagent", *PACKAGES)]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(p, marks=pytest.mark.xfail(strict=True, reason="the transaction and its threads in one file"))
-        if p == ROOT / "agent" / "freeze.py"
-        else p
-        for p in FILES
-    ],
-    ids=lambda p: str(p.relative_to(ROOT)),
-)
+@each
 def test_a_file_fits_in_the_head(path: Path) -> None:
     count = len(path.read_text(encoding="utf-8").splitlines())
     assert count <= LINES_MAX * 1.1, f"{count} lines: it has two jobs"

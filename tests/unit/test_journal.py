@@ -104,15 +104,11 @@ def test_what_cannot_be_read_is_said_so_and_set_aside(state_dir: Path, text: str
     assert journal.read() is None
 
 
-@pytest.mark.xfail(strict=True, reason="journal.read: RecursionError, and the daemon does not start any more")
 def test_nesting_without_end_cannot_be_read_either(state_dir: Path) -> None:
     journal = Journal(str(state_dir))
     (state_dir / "journal").write_text("[" * 200_000)
-    try:
-        with pytest.raises(ValueError, match=r"."):
-            journal.read()
-    except RecursionError:
-        raise AssertionError("RecursionError") from None
+    with pytest.raises(ValueError, match=r"."):
+        journal.read()
 
 
 def test_after_another_boot_nothing_is_frozen_but_the_host_is_told(state_dir: Path) -> None:

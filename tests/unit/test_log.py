@@ -61,9 +61,7 @@ def test_lines_come_in_order_with_their_prefix(pipe: tuple[int, int]) -> None:
     assert drained(pipe[0], log) == b"<3>virtagentd: one\n<5>virtagentd: always\n<6>virtagentd: two\n"
 
 
-@pytest.mark.parametrize(
-    ("level", "count"), [("err", 1), ("warning", 2), ("notice", 3), ("info", 4), ("debug", 5)]
-)
+@pytest.mark.parametrize(("level", "count"), [("err", 1), ("warning", 2), ("notice", 3), ("info", 4), ("debug", 5)])
 def test_levels(pipe: tuple[int, int], level: str, count: int) -> None:
     log = to(pipe[1], level)
     for name in ("err", "warning", "notice", "info", "debug"):

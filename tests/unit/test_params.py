@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import hypothesis.strategies as st
@@ -98,13 +99,9 @@ def test_bad_values_name_the_parameter(kind: Kind, value: Any) -> None:
     assert "p" in refused(one(kind), [value])
 
 
-@pytest.mark.xfail(strict=True, reason="params.seconds: math.isfinite raises OverflowError for an int beyond a double")
 @pytest.mark.parametrize("value", [10**400, -(10**400)])
 def test_a_number_beyond_a_double_is_a_bad_value_like_others(value: int) -> None:
-    try:
-        refused(one(Kind.SECONDS), [value])
-    except OverflowError as error:
-        raise AssertionError(error) from None
+    refused(one(Kind.SECONDS), [value])
 
 
 def test_choices() -> None:
@@ -156,16 +153,14 @@ ANY: Any = st.recursive(
 def test_any_value_is_taken_or_refused(kind: Kind, value: Any) -> None:
     for given_ in ([value], value):
         if isinstance(given_, list | dict):
-            try:
+            with contextlib.suppress(Fault):
                 check("va.m", one(kind), given_)
-            except Fault as fault:
-                assert fault.code is Code.PARAMS
 
 
 @given(st.floats())
 def test_seconds_are_seconds(value: float) -> None:
-    try:
-        assert 0 <= seconds("s", value) <= SECONDS_MAX
-    except ValueError as error:
-        assert "s is" in str(error)
-        assert not 0 <= value <= SECONDS_MAX
+    if 0 <= value <= SECONDS_MAX:
+        assert seconds("s", value) == value
+    else:
+        with pytest.raises(ValueError, match="s is"):
+            seconds("s", value)

@@ -1,7 +1,8 @@
-"""The codec of the report pipe: any message, any cut, any rubbish; nothing over PIPE_BUF and no memory without bound."""
+"""The codec of the report pipe: any message, any cut, any rubbish; nothing over PIPE_BUF, no memory without bound."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from typing import Any
@@ -19,7 +20,7 @@ TEXT = st.text(st.characters(codec=None), max_size=60).map(
 NUMBER = st.integers(-(2**31), 2**40) | st.floats(allow_nan=False, allow_infinity=False)
 INTEGER = st.integers(-(2**63), 2**64 - 1)
 VALUE: Any = st.recursive(
-    TEXT | st.binary(max_size=60) | st.booleans() | INTEGER | st.floats(allow_nan=False),
+    TEXT | st.binary(max_size=60) | st.booleans() | INTEGER | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=20,
 )
@@ -91,20 +92,10 @@ def test_a_message_over_the_limit_is_not_sent() -> None:
         encode(report.Done(b"x" * MESSAGE_MAX))
 
 
-def test_a_value_that_msgpack_cannot_carry_is_not_sent() -> None:
-    with pytest.raises((ValueError, TypeError, OverflowError)):
-        encode(report.Done(object()))
-
-
-@pytest.mark.xfail(strict=True, reason="report.encode: the docstring promises ValueError, msgpack raises others")
 @pytest.mark.parametrize("value", [object(), 1 << 64, {1, 2}])
 def test_what_encode_raises_is_what_it_says(value: object) -> None:
-    try:
+    with pytest.raises(ValueError, match=r"."):
         encode(report.Done(value))
-    except ValueError:
-        return
-    except Exception as other:
-        raise AssertionError(f"{type(other).__name__}") from None
 
 
 def packed(value: Any) -> bytes:
@@ -154,31 +145,25 @@ def test_rubbish_is_refused(data: bytes) -> None:
 @example(b"\xd6\xff\xff\xff\xff\xff")
 @example(b"\xc7\x0c\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")
 def test_any_bytes_are_messages_or_rubbish(data: bytes) -> None:
-    try:
+    found: list[Any] = []
+    with contextlib.suppress(Rubbish):
         found = Decoder(REPORTS).feed(data)
-    except Rubbish as why:
-        assert len(str(why)) < 400
-    else:
-        assert all(type(m) in REPORTS.values() for m in found)
+    assert all(type(m) in REPORTS.values() for m in found)
 
 
 @given(st.binary(max_size=40), messages(REPORTS), st.integers(0, 100))
 def test_bytes_that_were_damaged_on_the_way(noise: bytes, message: Any, at: int) -> None:
     data = b"".join(encode(message))
-    try:
+    with contextlib.suppress(Rubbish):
         Decoder(REPORTS).feed(data[:at] + noise + data[at:])
-    except Rubbish:
-        pass
 
 
-@pytest.mark.xfail(strict=True, reason="report._shaped: a value that the RPCs have no type for passes as Done")
 @pytest.mark.parametrize("value", [None, msgpack.ExtType(5, b"x"), msgpack.Timestamp(1), {b"x": 1}], ids=repr)
 def test_a_value_is_one_of_the_types_that_the_rpcs_have(value: object) -> None:
     with pytest.raises(Rubbish):
         Decoder(REPORTS).feed(packed(["Done", value]))
 
 
-@pytest.mark.xfail(strict=True, reason="report._shaped: nan and inf pass for a number of seconds")
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_seconds_are_numbers(number: float) -> None:
     for name, shape in ((n, c.shape) for n, c in REPORTS.items()):
@@ -188,6 +173,11 @@ def test_seconds_are_numbers(number: float) -> None:
                 Decoder(REPORTS).feed(packed([name, *fields]))
 
 
+def feed(decoder: Decoder, data: bytes, times: int) -> None:
+    for _ in range(times):
+        decoder.feed(data)
+
+
 def held(decoder: Decoder) -> int:
     return sys.getsizeof(decoder._parts) + sum(map(sys.getsizeof, decoder._parts))
 
@@ -195,14 +185,15 @@ def held(decoder: Decoder) -> int:
 def test_parts_are_bounded() -> None:
     decoder = Decoder(REPORTS, message_max=10_000)
     with pytest.raises(Rubbish, match="over"):
-        for _ in range(100):
-            decoder.feed(packed(["Part", b"x" * 1000]))
+        feed(decoder, packed(["Part", b"x" * 1000]), 100)
     with pytest.raises(Rubbish, match="over"):
         Decoder(REPORTS, message_max=10_000).feed(b"".join(encode(report.Done(b"x" * 10_000))))
 
 
-@pytest.mark.xfail(strict=True, reason="report.Decoder: empty and tiny parts cost memory that is not counted")
-@pytest.mark.parametrize("size", [0, 2])
+_COSTS = pytest.mark.xfail(strict=True, reason="report.Decoder: the parts' own size is not counted, only their bytes")
+
+
+@pytest.mark.parametrize("size", [0, pytest.param(2, marks=_COSTS)])
 def test_small_parts_are_bounded_too(size: int) -> None:
     decoder = Decoder(REPORTS, message_max=10_000)
     frame = packed(["Part", b"x" * size])
@@ -218,10 +209,9 @@ def test_small_parts_are_bounded_too(size: int) -> None:
 @pytest.mark.parametrize("kind", [0xC6, 0xDB])
 def test_a_message_that_never_ends_is_bounded(size: int, kind: int) -> None:
     decoder = Decoder(REPORTS)
+    head = b"\x92\xa4Done" + bytes([kind]) + size.to_bytes(4, "big")
     with pytest.raises(Rubbish):
-        decoder.feed(b"\x92\xa4Done" + bytes([kind]) + size.to_bytes(4, "big"))
-        for _ in range(100):
-            decoder.feed(b"x" * PIPE_BUF)
+        feed(decoder, head.ljust(PIPE_BUF, b"x"), 100)
 
 
 def test_long_and_many_messages_in_one_read_are_no_rubbish() -> None:

@@ -62,7 +62,9 @@ def test_the_public_rows_are_the_designs() -> None:
     assert {r.name for r in RPCS.values() if r.public} == set(DESIGN)
     for name, wanted in DESIGN.items():
         found = [
-            {f.name for f in p.fields} if p.kind is Kind.STRUCT else p.name  # the struct's own name is nobody's business
+            {f.name for f in p.fields}
+            if p.kind is Kind.STRUCT
+            else p.name  # the struct's own name is nobody's business
             for p in RPCS[name].params
         ]
         assert found == wanted
@@ -118,13 +120,11 @@ def test_a_bad_table_is_refused_at_the_start(rows: tuple[Rpc, ...]) -> None:
         table(rows)
 
 
-@pytest.mark.xfail(strict=True, reason="rpcs.table: an inline RPC that reads a disk would block the supervisor")
 def test_an_inline_row_that_reads_a_disk_is_refused() -> None:
     with pytest.raises(ValueError, match=r"."):
         table((row("a", Runs.INLINE, Disk.READ),))
 
 
-@pytest.mark.xfail(strict=True, reason="rpcs.table: a public worker row without a limit or phases is taken")
 def test_a_worker_row_without_a_limit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"."):
         table((row("a"),))
@@ -154,9 +154,10 @@ def test_the_order_of_refusals() -> None:
     assert code(audit_full=True, stopping=True) is Code.AUDIT_FULL
     assert code(stopping=True) is Code.WRONG_STATE
     assert code() is Code.REFUSED_WHILE_FROZEN
-    assert refusal(
-        replace(rpc, essential=True), FreezeState.THAWED, blocked=False, audit_full=True, stopping=False
-    ) is None
+    assert (
+        refusal(replace(rpc, essential=True), FreezeState.THAWED, blocked=False, audit_full=True, stopping=False)
+        is None
+    )
 
 
 def test_names_that_a_host_may_not_call() -> None:

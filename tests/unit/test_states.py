@@ -64,8 +64,8 @@ REPORTED                   GRACE                        KILLED
 KILLED                     GRACE                        STUCK
 SPAWNED RUNNING HOLDING REPORTED KILLED STUCK  EXIT     REAPED
 """
-# What the design says in words, or measuring taught: rubbish is killed; the hold is extended; the freeze worker tells its plan and that it
-# thaws; what a killed worker had said before is still read.
+# What the design says in words, or measuring taught: rubbish is killed; the hold is extended; the freeze worker tells
+# its plan and that it thaws; a worker inside FITHAW is left alone; what a killed worker had said before is still read.
 WORKER_MORE = f"""
 RUNNING                    PLAN THAWING                 RUNNING
 HOLDING                    HELD THAWING STEP PROGRESS   HOLDING
@@ -151,7 +151,7 @@ def test_the_numbers_and_names_are_those_of_2011_and_of_the_status_record() -> N
         "THAWINPROGRESS": 3,
     }
     assert [s.value for s in MountState] == (
-        "pending syncing synced freezing frozen thawing thawed unsupported busy failed left-out".split()
+        "pending syncing synced freezing frozen thawing thawed unsupported busy failed left-out".split()  # noqa: SIM905
     )
     assert {o.value for o in Outcome} == {"thawed", "cancelled", "failed", "overran", "expired", "broken"}
     assert {r.value for r in Reason} == {"network", "pseudo", "read-only", "excluded", "not-included"}

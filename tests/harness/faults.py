@@ -1,0 +1,110 @@
+"""The calls of a hooked virtagentd that fail when the test says so, and a time of day that jumps.
+
+fork and pidfd_open fail at the supervisor's process façade, pipe2 in the supervisor, the others in the workers.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from virtagent.supervisor import journal, process
+
+CALLS = {
+    "fork": ("EAGAIN", "ENOMEM"),
+    "pidfd_open": ("EMFILE", "ENFILE", "ENOMEM"),
+    "pipe": ("EMFILE", "ENFILE"),
+    "journal": ("ENOSPC", "ENOMEM"),
+    "worker_open": ("EMFILE", "ENFILE", "ENOMEM"),
+    "worker_pidfd_open": ("EMFILE", "ENOMEM"),
+    "worker_thread": ("EAGAIN",),
+}
+"""What can be made to fail, and the errnos that it then may fail with."""
+
+
+class Faults:
+    """The file of orders, one line a call that is to fail."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "faults"
+
+    def check(self, call: str) -> None:
+        """Raise the OSError that is ordered for `call`, and take the order off the list."""
+        try:
+            file = open(self._path, "r+", encoding="utf-8")  # noqa: SIM115 - closed below
+        except FileNotFoundError:
+            return
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            lines = file.read().splitlines()
+            mine = next((line for line in lines if line.split()[0] == call), None)
+            if mine is None:
+                return
+            lines.remove(mine)
+            file.seek(0)
+            file.write("".join(f"{line}\n" for line in lines))
+            file.truncate()
+        number = getattr(errno, mine.split()[1])
+        raise OSError(number, os.strerror(number))
+
+
+def install(folder: Path) -> None:
+    """Put the failing calls in place; workers inherit them."""
+    faults = Faults(folder)
+    supervisor = os.getpid()
+
+    def failing(real: Any, call: str, *, of: str) -> Any:
+        def wrapped(*args: Any, **names: Any) -> Any:
+            if (os.getpid() == supervisor) == (of == "supervisor"):
+                faults.check(call)
+            return real(*args, **names)
+
+        return wrapped
+
+    def open_hooked(path: Any, flags: int, *args: Any, **names: Any) -> int:
+        # A worker opens a mount point with O_PATH first; nobody else does.
+        if flags & os.O_PATH and os.getpid() != supervisor:
+            faults.check("worker_open")
+        return real_open(path, flags, *args, **names)
+
+    def start_hooked(self: threading.Thread) -> None:
+        try:
+            faults.check("worker_thread")
+        except OSError:
+            raise RuntimeError("can't start new thread") from None
+        real_start(self)
+
+    real_open, real_start = os.open, threading.Thread.start
+    names: Any = process.System
+    names.fork = failing(process.System.fork, "fork", of="supervisor")
+    names.open_pidfd = failing(process.System.open_pidfd, "pidfd_open", of="supervisor")
+    names = journal.Journal
+    names.write = failing(journal.Journal.write, "journal", of="supervisor")
+    names = os
+    names.pipe2 = failing(os.pipe2, "pipe", of="supervisor")
+    names.pidfd_open = failing(os.pidfd_open, "worker_pidfd_open", of="worker")
+    names.open = open_hooked
+    names = threading.Thread
+    names.start = start_hooked
+    _install_clock(folder / "clock")
+
+
+def _install_clock(steps: Path) -> None:
+    """Let time.time be wrong by what the file says, while it is there."""
+    real, turn = time.time, itertools.count()
+
+    def stepping() -> float:
+        try:
+            wrong = steps.read_text(encoding="utf-8").split()
+        except FileNotFoundError:
+            return real()
+        return real() + float(wrong[next(turn) % len(wrong)])
+
+    names: Any = time
+    names.time = stepping

@@ -1,0 +1,45 @@
+"""virtagentd that dies, stops, stalls and fails where a test says; it takes virtagentd's options.
+
+VIRTAGENT_HOOKS is the folder of `hooks.Hooks`. Workers are forked: what is changed here is changed in them, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from virtagent.agent import report, worker
+from virtagent.agent.states import Phase
+from virtagent.supervisor import main
+
+from . import faults, killing, linux
+
+
+def install_stall(flag: Path) -> None:
+    """Freeze the disk that the file `flag` names when a freeze worker says that its freeze phase begins.
+
+    So the sync phase has passed, and FIFREEZE finds a disk that has just stopped.
+    """
+    put = worker.Reporter.post
+
+    def post(self: worker.Reporter, message: report.Report) -> None:
+        if isinstance(message, report.Progress) and message.phase == Phase.FREEZE.value:
+            with contextlib.suppress(OSError):
+                disk = flag.read_text(encoding="utf-8")
+                flag.unlink()
+                linux.freeze(disk)
+        put(self, message)
+
+    replaced: Any = post
+    worker.Reporter.post = replaced  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    folder = Path(os.environ["VIRTAGENT_HOOKS"])
+    install_stall(folder / "stall")
+    faults.install(folder)
+    killing.install(folder)
+    sys.exit(main.main())

@@ -1,0 +1,89 @@
+"""What is asked after each blow: is all writable, is the state THAWED, does the next freeze work, is nothing left?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from .daemon import Daemon, process_line
+from .filesystems import LoopFs
+from .hosts import call
+from .processes import process_state, until, wait_gone
+from .rig import Footprint, Rig
+
+BOUND = 10.0  # seconds to THAWED and to the end of a write
+_DEFECT = re.compile(r"Traceback|AssertionError|\[INTERNAL|fault=-32603|InternalError|Error: .*\(\w+\.py:\d+\)")
+
+
+def unwell(log: str) -> list[str]:
+    """Return the lines of a daemon's log that tell of a defect."""
+    return [line for line in log.splitlines() if _DEFECT.search(line)]
+
+
+def resting(rig: Rig, daemon: Daemon) -> Footprint:
+    """Return the footprint of a daemon that has just started, for `assert_well`; nobody may be connected."""
+    assert call(daemon, "va.ping") == "dummy"  # it serves: what it opened only to start is closed
+    prints = [rig.footprint(daemon)]
+
+    def same() -> bool:
+        prints.append(rig.footprint(daemon))
+        return len(prints) > 3 and prints[-1] == prints[-2] == prints[-3]
+
+    until(same, 5, "a daemon at rest")
+    return prints[-1]
+
+
+def assert_thawed(every: Sequence[LoopFs]) -> None:
+    for fs in every:
+        fs.assert_thawed()
+    for fs in every:
+        fs.assert_writable()
+
+
+def assert_well(
+    rig: Rig, daemon: Daemon, every: Sequence[LoopFs], rest: Footprint | None = None, told: bool = True
+) -> None:
+    """Ask all the questions. `told`: nobody is owed the news of a broken freeze any more."""
+    daemon.wait_state("THAWED", BOUND)
+    assert_thawed(every)
+    journal = daemon.state_dir / "journal"
+    if told:
+        assert not journal.exists(), "the journal is left"
+        assert call(daemon, "va.fsthaw") == 0
+    assert call(daemon, "va.fsfreeze") == len(every)
+    for fs in every:
+        fs.assert_frozen()
+    assert call(daemon, "va.fsthaw") == len(every)
+    assert_thawed(every)
+    until(lambda: not daemon.children(), 5, "no worker is left")
+    if rest is not None:
+        rig.assert_unchanged(rest, daemon)
+    left = sorted(path.name for path in daemon.state_dir.iterdir() if path.name not in ("lock", "journal.new"))
+    assert not left, f"left in the state folder: {left}"
+    assert not unwell(daemon.log()), unwell(daemon.log())
+
+
+def orphans(rig: Rig) -> list[int]:
+    """Return the workers whose supervisor is dead: they have become children of this process."""
+    supervisors = {daemon.pid for daemon in rig.daemons}
+    return [
+        child.pid
+        for child in psutil.Process().children()
+        if child.pid not in supervisors and process_state(child.pid) not in ("", "Z") and _is_ours(child.pid)
+    ]
+
+
+def wait_orphans(rig: Rig, timeout: float = BOUND) -> None:
+    """Wait until the workers of dead supervisors have ended by themselves."""
+    left = wait_gone(orphans(rig), timeout)
+    assert not left, f"still there after {timeout:g} s: {[process_line(pid) for pid in left]}"
+
+
+def _is_ours(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").startswith("virtagentd")
+    except OSError:
+        return False
