@@ -128,6 +128,7 @@ WORKER_TABLE: Mapping[tuple[WorkerState, WorkerEvent], tuple[WorkerState, str]] 
     **{(s, _V.RUBBISH): (_W.KILLED, _KILL) for s in (_W.SPAWNED, _W.RUNNING, _W.HOLDING, _W.REPORTED)},
     (_W.REPORTED, _V.GRACE): (_W.KILLED, "SIGKILL"),
     **{(s, _V.IN_KERNEL): (_W.STUCK, "not killed, see below; title and log name the mount") for s in (_W.RUNNING, _W.HOLDING)},
+    (_W.STUCK, _V.LIMIT): (_W.KILLED, "it left the kernel and does not end"),
     (_W.KILLED, _V.GRACE): (_W.STUCK, "title and log name the mount it is stuck on"),
     **{
         (s, e): (s, _LATE)

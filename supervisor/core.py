@@ -135,7 +135,7 @@ class Core:
             case Probed(number, state):
                 # What drew the question may have ended the worker, too.
                 probed = self._workers.get(number)
-                if probed is not None and probed.alive:
+                if probed is not None and (probed.alive or probed.state is WorkerState.STUCK):
                     self._freezing.probed(probed, state, now)
             case JournalFound(number, plan, untold, orphan):
                 self._freezing.recover(number, plan, untold, orphan, self._freeze_options("start", None), now)
@@ -270,11 +270,11 @@ class Core:
             wrong = self._freezing.receive(worker, message, self._now)
         elif not wrong:
             match message:
-                case report.Done(value) if worker.row.name == "reload":
+                case report.Done(str(value)) if worker.row.name == "reload":
                     self._reloaded(value)
                 case report.Failed(_, text) if worker.row.name == "reload":
                     self._out.append(Log("err", f"the configuration stays as it was: {text}"))
-                case report.Done(value):
+                case report.Done(value) if worker.call is not None:
                     self._calls.answer(worker.call, value, self._now)
                 case report.Failed(code, text):
                     self._calls.answer(worker.call, from_number(code, text), self._now)
@@ -328,13 +328,16 @@ class Core:
         self._audit.ring = config.audit_ring
 
     def _reload(self) -> None:
-        if self.thawed:
-            row = RPCS["reload"]
-            self._workers.spawn(row, {"path": self._config.file}, None, row.limit or 0, self._now)
-        else:
+        row = RPCS["reload"]
+        if not self.thawed:
             self._out.append(Log("warning", f"SIGHUP is refused: the state is {self._state.now.name}"))
+        elif not any(worker.row is row for worker in self._workers):
+            self._workers.spawn(row, {"path": self._config.file}, None, row.limit or 0, self._now)
 
     def _reloaded(self, text: str) -> None:
+        if not self.thawed:
+            self._out.append(Log("warning", "the configuration stays as it was: a freeze began; send SIGHUP again"))
+            return
         try:
             fresh, kept = reread(self._config, text)
         except BadConfig as error:
@@ -395,6 +398,11 @@ class Core:
     def _quit(self, now: float) -> None:
         if not self.thawed:
             return  # in ERROR it goes on trying: only a guest that is thawed is left
+        for number in self._polls:
+            self._calls.answer(number, self._status(), now)
+        for worker in self._workers:
+            if worker.row.thaws_first:
+                self._calls.answer(worker.call, "dummy", now)  # it works: the signal comes from what it has started
         self._calls.answer_all(Fault(Code.WRONG_STATE, self._stopping), now)
         for worker in self._workers:
             if worker.alive:

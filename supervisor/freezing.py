@@ -26,7 +26,7 @@ from .events import Effect, Probe, RemoveJournal, Tell, WriteJournal
 from .state import State
 from .thawing import Thawing
 from .transaction import Freeze, journal
-from .workers import Worker, Workers, at
+from .workers import LOOK_AGAIN, Worker, Workers, at
 
 REACT_GRACE = 2.0  # seconds for the keeper to say that it thaws, before it is taken for stopped or dead
 IN_D = "disk-sleep"  # psutil's name of the state
@@ -201,6 +201,9 @@ class Freezing:
 
     def probed(self, worker: Worker, state: str, now: float) -> None:
         """The thaw limit of `worker` has passed, and this is its process state: if it is in the kernel, let it be."""
+        if state == IN_D and worker.state is WorkerState.STUCK:
+            self._workers.arm(worker, LOOK_AGAIN, now)
+            return
         if state != IN_D or worker.state is WorkerState.SPAWNED:
             self._kill(worker, f": the thaw limit of {worker.limit:g} s passed", now)
             return

@@ -90,9 +90,12 @@ class Journal:
         raise ValueError("not a journal")
 
     def set_aside(self) -> str:
-        """Rename a journal that cannot be read, for a person to look at; return its new path."""
+        """Keep a journal that cannot be read under another name too, for a person to look at; return that.
+
+        It stays in its place until another is written: a start that dies before that must find it again.
+        """
         aside = f"{self._path}.bad-{time.time_ns()}"
-        os.rename(self._path, aside)
+        os.link(self._path, aside)
         return aside
 
 

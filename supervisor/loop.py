@@ -80,7 +80,7 @@ class Loop:
             events.LogStatus: self._log_status,
             events.Configured: self._configured,
             events.WriteJournal: self._write_journal,
-            events.RemoveJournal: lambda effect: self._journal.remove(),
+            events.RemoveJournal: self._remove_journal,
             events.Quit: self._quit,
         }
         self._wakeup_r, wakeup_w = socket.socketpair()
@@ -216,6 +216,12 @@ class Loop:
             self._log.add("err", f"journal: {error}")
             return events.JournalFailed(write.freeze, error)
         return events.Journaled(write.freeze)
+
+    def _remove_journal(self, effect: events.RemoveJournal) -> None:
+        try:
+            self._journal.remove()
+        except OSError as error:
+            self._log.add("err", f"journal: {error}; the next start will say that a freeze was broken")
 
     def _quit(self, effect: events.Quit) -> None:
         self._exit = effect.code

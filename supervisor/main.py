@@ -13,7 +13,7 @@ from ..agent import __version__, kernel, sysfs
 from ..agent.errors import Fault
 from ..agent.mounts import Plan, Rules
 from ..agent.text import printable
-from . import journal, process
+from . import journal, process, transaction
 from .channel import Listener
 from .config import BadConfig, Config, load
 from .core import Core
@@ -108,13 +108,15 @@ def _found(kept: journal.Journal, config: Config, log: Log) -> JournalFound | No
         return kept.read()
     except ValueError as error:
         aside = kept.set_aside()
-        log.add("err", f"the journal cannot be read ({error}); it is now {aside}; thawing whatever can be frozen")
+        log.add("err", f"the journal cannot be read ({error}); it is kept as {aside}; thawing whatever can be frozen")
         try:
             plan = sysfs.read_plan(Rules(config.include, config.exclude))
         except Fault as fault:
             log.add("err", f"no plan to thaw by: {fault}")
             plan = Plan((), ())
-        return JournalFound(0, plan, "a freeze was broken: the agent died, and its journal cannot be read")
+        found = JournalFound(0, plan, "a freeze was broken: the agent died, and its journal cannot be read")
+        kept.write(0, transaction.journal(0, plan, found.untold))
+        return found
 
 
 def _stand_firm(log: Log) -> None:

@@ -15,6 +15,7 @@ from ..agent.states import WORKER_TABLE, Phase, Unlisted, WorkerEvent, WorkerSta
 from .deadlines import Deadlines
 from .events import Adopt, Effect, Kill, Log, Spawn
 
+LOOK_AGAIN = 1.0  # seconds until a worker that was in the kernel at its limit is looked at again
 ALIVE = (WorkerState.SPAWNED, WorkerState.RUNNING, WorkerState.HOLDING)
 
 
@@ -118,7 +119,7 @@ class Workers:
             self._out.append(Kill(worker.id))
             self.arm(worker, self.kill_grace, now)
         elif state is WorkerState.STUCK:
-            self._deadlines.cancel(worker.key)
+            self.arm(worker, 0 if worker.killed else LOOK_AGAIN, now)
             self._out.append(Log("err", f"{worker.name} is stuck in the kernel{at(worker)}{worker.why_killed}"))
         elif state is WorkerState.REAPED:
             self._deadlines.cancel(worker.key)

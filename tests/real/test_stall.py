@@ -66,6 +66,16 @@ class Scene:
             lambda r: any(m["mountpoint"] == self.stuck and m["state"] == state for m in r["mounts"])
         )
 
+    def wait_well_thawed(self) -> dict[str, Any]:
+        """Wait until the agent says that those on the other disks are thawed, while the stuck one is not; see it."""
+        paths = {str(fs.path) for fs in self.well}
+        record = self.daemon.wait_status(
+            lambda r: r["state"] in OVER and {m["state"] for m in r["mounts"] if m["mountpoint"] in paths} == {"thawed"}
+        )
+        for fs in self.well:
+            fs.assert_thawed()
+        return record
+
     def wait_stuck_in_d(self) -> dict[str, Any]:
         """Wait until the record shows a worker in D; its state is read when the record is asked for, so ask again."""
         deadline = time.monotonic() + 20
@@ -111,9 +121,8 @@ def test_stalled_freeze_overruns(scene: Scene) -> None:
     scene.wait_mount("freezing")
     assert daemon.proxy().va.ping() == "dummy"
     assert daemon.proxy().va.fsstatus() == 1
-    record = daemon.wait_status(lambda r: r["state"] in OVER)
+    scene.wait_well_thawed()
     for fs in scene.well:
-        fs.assert_thawed()
         fs.assert_writable()
     fault = asking.answer()
     assert fault.faultCode == Code.OVERRUN
@@ -158,9 +167,7 @@ def test_stalled_freeze_cancelled(scene: Scene) -> None:
     assert record["state"] == "INPROGRESS"
     assert any(scene.stuck in title and "freezing" in title for title in daemon.titles().values())
     thaw = Asking(daemon, "va.fsthaw")
-    daemon.wait_status(lambda r: r["state"] in OVER)
-    for fs in scene.well:
-        fs.assert_thawed()
+    scene.wait_well_thawed()
     assert thaw.answer().faultCode == Code.FAILED
     fault = asking.answer()
     assert fault.faultCode == Code.FREEZE_FAILED
@@ -176,10 +183,9 @@ def test_stalled_thaw(scene: Scene) -> None:
     assert daemon.proxy().va.fsfreeze() == 3
     scene.stall.stall(dirty=0)
     thaw = Asking(daemon, "va.fsthaw")
-    daemon.wait_status(lambda r: r["state"] == "THAWED" or scene.mount(r)["state"] == "thawing")
+    record = daemon.wait_status(lambda r: r["state"] in ("ERROR", "THAWED"))
     for fs in scene.well:
         fs.assert_thawed()
-    record = daemon.wait_status(lambda r: r["state"] in ("ERROR", "THAWED"))
     if record["state"] == "ERROR":
         assert thaw.answer().faultCode == Code.FAILED
         assert scene.stuck in record["error"]
@@ -221,8 +227,7 @@ def test_stopped_while_stalled(scene: Scene) -> None:
     daemon.process.terminate()
     daemon.wait_state("ERROR")
     assert asking.answer().faultCode == Code.FREEZE_FAILED
-    for fs in scene.well:
-        fs.assert_thawed()
+    scene.wait_well_thawed()
     assert daemon.is_running()
     scene.stall.release()
     assert daemon.process.wait(20) == 0

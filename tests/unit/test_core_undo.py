@@ -429,9 +429,6 @@ def test_a_worker_in_the_kernel_is_not_killed_but_named_and_waited_for(drive: Dr
     assert drive.state is FreezeState.THAWED
 
 
-@pytest.mark.xfail(
-    strict=True, reason="freezing.probed: a worker that was once seen in D is never looked at again, nor killed"
-)
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_worker_that_left_the_kernel_and_does_not_end_is_killed(drive: Drive, ended: bool) -> None:
     thawer = broken(drive, 1)
@@ -447,12 +444,6 @@ def test_a_worker_that_left_the_kernel_and_does_not_end_is_killed(drive: Drive, 
 
 
 # What comes in the very turn in which a limit passes; the loop was late, or the machine was paused for its snapshot.
-_PROBE = pytest.mark.xfail(
-    strict=True, reason="freezing.limit_passed: Probe of a worker that this very event makes reported, killed or reaped"
-)
-
-
-@_PROBE
 @pytest.mark.parametrize("event", ["exit", "done", "rubbish"])
 @pytest.mark.parametrize("in_kernel", [True, False])
 @pytest.mark.parametrize("who", ["keeper", "thaw worker"])

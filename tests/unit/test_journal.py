@@ -101,7 +101,9 @@ def test_what_cannot_be_read_is_said_so_and_set_aside(state_dir: Path, text: str
         journal.read()
     aside = journal.set_aside()
     assert Path(aside).read_text(encoding="utf-8") == text
-    assert journal.read() is None
+    journal.write(0, {"freeze": 0, "plan": Plan((), ()).dump(), "untold": "a freeze was broken"})
+    assert journal.read() == JournalFound(0, Plan((), ()), "a freeze was broken")
+    assert Path(aside).read_text(encoding="utf-8") == text
 
 
 def test_nesting_without_end_cannot_be_read_either(state_dir: Path) -> None:

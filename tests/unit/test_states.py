@@ -71,6 +71,7 @@ RUNNING                    PLAN THAWING                 RUNNING
 HOLDING                    HELD THAWING STEP PROGRESS   HOLDING
 SPAWNED RUNNING HOLDING REPORTED   RUBBISH              KILLED
 RUNNING HOLDING            IN_KERNEL                    STUCK
+STUCK                      LIMIT                        KILLED
 KILLED                     {_REPORTS}                   KILLED
 STUCK                      {_REPORTS}                   STUCK
 """

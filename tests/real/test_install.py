@@ -1,0 +1,272 @@
+"""scripts/install and scripts/uninstall below a folder, and the installed programs on a real file system."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from harness import linux
+from harness.daemon import Daemon
+from harness.namespace import Area
+from harness.rig import Rig
+from virtagent.supervisor.journal import boot_id
+
+TREE = Path(__file__).resolve().parents[2]
+PLACES = {
+    "etc/systemd/system/virtagentd.service",
+    "etc/udev/rules.d/60-virtagent.rules",
+    "etc/virtagent/virtagentd.conf",
+    "usr/local/sbin/virtagentd",
+    "usr/local/bin/virtagentctl",
+}
+# What the unit leaves to the daemon, as far as it can be had without systemd. 65 is PR_SET_MDWE (Linux 6.3; else EINVAL).
+WITHOUT_RIGHTS = """#!{python} -I
+import ctypes, os, resource, sys
+if {may_raise}:
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("-900")
+if ctypes.CDLL(None, use_errno=True).prctl(65, 1, 0, 0, 0) and ctypes.get_errno() != 22:
+    sys.exit("prctl failed")
+caps = "--bounding-set=-all,{capabilities}"
+os.execvp("setpriv", ["setpriv", caps, "--inh-caps=-all", "--no-new-privs", "{program}", *sys.argv[1:]])
+"""
+
+
+class Installed:
+    """A prefix that scripts/install has been run on."""
+
+    def __init__(self, prefix: Path) -> None:
+        self.prefix = prefix
+        self.home = prefix / "opt/virtagent"
+        self.daemon = prefix / "usr/local/sbin/virtagentd"
+        self.control = prefix / "usr/local/bin/virtagentctl"
+        self.conf = prefix / "etc/virtagent/virtagentd.conf"
+        self.state_dir = prefix / "run/virtagent"
+
+    def script(self, name: str, agent: str = "", *options: str) -> subprocess.CompletedProcess[str]:
+        """Run scripts/NAME on the prefix; `agent` is where the agent listens that is to be asked."""
+        env = {key: value for key, value in os.environ.items() if key != "VIRTAGENT_AGENT"}
+        if agent:
+            env["VIRTAGENT_AGENT"] = agent
+        command = [str(TREE / "scripts" / name), "--prefix-root", str(self.prefix), *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+
+    def ctl(self, daemon: Daemon, *words: str) -> str:
+        command = [str(self.control), "--agent", daemon.url, "--json", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def files(self) -> dict[str, tuple[int, int, int]]:
+        """Return what lies below the prefix, folders too, with inode, size and change time: what any write changes."""
+        found = {}
+        for folder, _, names in os.walk(self.prefix):
+            for path in (folder, *(os.path.join(folder, name) for name in names)):
+                stat = os.lstat(path)
+                found[os.path.relpath(path, self.prefix)] = (stat.st_ino, stat.st_size, stat.st_ctime_ns)
+        return found
+
+    def places(self) -> set[str]:
+        return {
+            name for name in self.files() if not (self.prefix / name).is_dir() and not name.startswith(("opt/", "run/"))
+        }
+
+
+def succeeded(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def built(area: Area) -> Installed:
+    """One installation for the tests that only use it: it takes seconds to make."""
+    made = Installed(area.fresh("installed"))
+    succeeded(made.script("install"))
+    return made
+
+
+@pytest.fixture
+def installed(area: Area, built: Installed) -> Installed:
+    """An installation of this test, which may change it: a moved copy, as in an image."""
+    copy = area.fresh("prefix")
+    subprocess.run(["cp", "-a", str(built.prefix), str(copy)], check=True)
+    return Installed(copy)
+
+
+def test_all_is_there_and_nothing_is_written_later(rig: Rig, built: Installed) -> None:
+    assert built.places() == PLACES
+    fs = rig.fs("ext4")
+    before = built.files()
+    daemon = rig.daemon([fs], program=str(built.daemon))
+    assert any(str(built.home) in line.split()[-1] for line in maps(daemon.pid)), "it runs from elsewhere"
+    assert not any(str(TREE) in line for line in maps(daemon.pid))
+    built.ctl(daemon, "freeze")
+    fs.assert_frozen()
+    assert json.loads(built.ctl(daemon, "status"))["state"] == "FROZEN"
+    assert json.loads(built.ctl(daemon, "thaw")) == {"thawed": 1}
+    fs.assert_thawed()
+    assert daemon.stop() == 0
+    for program in (built.daemon, built.control):
+        assert "usage" in subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
+    assert built.files() == before
+
+
+def maps(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/maps").read_text().splitlines()
+
+
+def test_plan(rig: Rig, built: Installed) -> None:
+    fs = rig.fs("ext4")
+    command = [str(built.daemon), "--include", fs.include]
+    done = subprocess.run([*command, "--plan"], capture_output=True, text=True, check=True, cwd="/")
+    assert f"{fs.path} (ext4, " in done.stdout
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout.startswith("virtagentd ")
+
+
+def test_the_rights_that_the_unit_leaves_are_enough(rig: Rig, installed: Installed) -> None:
+    """A mount point and a file that root may not reach by ownership alone, the kernel's log, the titles, the end."""
+    (line,) = [
+        line
+        for line in (installed.prefix / "etc/systemd/system/virtagentd.service").read_text().splitlines()
+        if line.startswith("CapabilityBoundingSet=")
+    ]
+    names = line.partition("=")[2].lower().replace("cap_", "+").replace(" ", ",")
+    program = rig.area.fresh("without-rights")
+    python = installed.home / "current/bin/python"
+    may_raise = has_sys_resource()
+    program.write_text(
+        WITHOUT_RIGHTS.format(capabilities=names, python=python, program=installed.daemon, may_raise=may_raise)
+    )
+    program.chmod(0o755)
+    fs = rig.fs("ext4")
+    secret = fs.path / "secret"
+    secret.write_bytes(b"hidden\n")
+    secret.chmod(0o600)
+    closed = fs.path / "closed"
+    closed.mkdir()
+    inner = rig.fs("ext4")
+    bound = closed / "bound"
+    bound.mkdir()
+    for path in (secret, closed):
+        os.chown(path, 65534, 65534)
+    closed.chmod(0o700)
+    linux.umount(str(inner.path))
+    linux.mount(inner.device, str(bound), "ext4")
+    try:
+        daemon = rig.daemon([rig.everywhere], program=str(program))
+        host = daemon.proxy()
+        assert host.va.fsfreeze() == 2
+        assert any("keeper" in title for title in daemon.titles().values())
+        assert host.va.getfile(str(secret)).data == b"hidden\n"
+        assert isinstance(host.va.getdmesg(), str)
+        assert host.va.fsthaw() == 2
+        assert daemon.stop() == 0
+        if may_raise:  # as systemd may, but not everyone in a container
+            assert "mlockall" not in daemon.log()
+            assert "oom_score_adj" not in daemon.log()
+    finally:
+        linux.umount(str(bound))
+        inner.mount()
+
+
+def has_sys_resource() -> bool:
+    """Return whether this process has CAP_SYS_RESOURCE, bit 24."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")]
+    return bool(int(line.split()[1], 16) >> 24 & 1)
+
+
+def test_again_changes_nothing(built: Installed) -> None:
+    before = built.files()
+    assert "nothing changed" in succeeded(built.script("install"))
+    assert built.files().keys() == before.keys()
+    changed = {name for name, facts in built.files().items() if facts != before[name]}
+    assert changed <= {"opt/virtagent/conf.sum", "opt/virtagent"}
+
+
+def test_an_upgrade_replaces_the_tree_and_the_untouched_sample(installed: Installed) -> None:
+    current = installed.home / "current"
+    tree = current.readlink()
+    current.unlink()
+    (installed.home / tree).rename(installed.home / "tree-older")
+    current.symlink_to("tree-older")
+    installed.conf.write_text("# an older sample\n")
+    sum_of(installed)
+    installed.daemon.unlink()
+    assert "is installed below" in succeeded(installed.script("install"))
+    assert current.readlink() == tree
+    assert sorted(path.name for path in installed.home.iterdir()) == sorted(["conf.sum", "current", str(tree)])
+    assert "hold-limit" in installed.conf.read_text()
+    assert installed.places() == PLACES
+    assert subprocess.run([installed.daemon, "--version"], capture_output=True, check=False).returncode == 0
+
+
+def sum_of(installed: Installed) -> None:
+    done = subprocess.run(["sha256sum", str(installed.conf)], capture_output=True, text=True, check=True)
+    (installed.home / "conf.sum").write_text(done.stdout.split()[0] + "\n")
+
+
+def test_uninstall_leaves_nothing(installed: Installed) -> None:
+    succeeded(installed.script("uninstall"))
+    assert list(installed.prefix.iterdir()) == []
+    assert "nothing is installed" in refused(installed.script("uninstall"))
+
+
+def test_uninstall_leaves_what_is_not_its_own(installed: Installed) -> None:
+    with open(installed.conf, "a", encoding="utf-8") as conf:
+        conf.write("hold-limit 20\n")
+    installed.control.unlink()
+    installed.control.write_text("#!/bin/sh\n")
+    assert str(installed.conf) in succeeded(installed.script("uninstall"))
+    assert installed.places() == {"etc/virtagent/virtagentd.conf", "usr/local/bin/virtagentctl"}
+    assert str(installed.control) in refused(installed.script("install"))
+    assert not installed.home.exists()
+
+
+def test_refused_while_frozen(rig: Rig, installed: Installed) -> None:
+    fs = rig.fs("ext4")
+    daemon = rig.daemon([fs], program=str(installed.daemon))
+    installed.ctl(daemon, "freeze")
+    before = installed.files()
+    for script in ("install", "uninstall"):
+        assert "FROZEN" in refused(installed.script(script, daemon.url))
+    fs.assert_frozen()
+    installed.ctl(daemon, "thaw")
+    assert installed.files() == before
+    succeeded(installed.script("install", daemon.url))
+    assert "still runs" in refused(installed.script("uninstall", daemon.url))
+    assert daemon.stop() == 0
+    succeeded(installed.script("uninstall", daemon.url))
+
+
+def test_refused_while_a_journal_names_mounts(installed: Installed) -> None:
+    installed.state_dir.mkdir(parents=True)
+    journal = installed.state_dir / "journal"
+    record = {"boot": boot_id(), "plan": {"mounts": [{"mountpoint": "/srv/db"}]}}
+    for text, told in ((json.dumps(record), "/srv/db"), ("{", "cannot be read"), ("[]", "cannot be read")):
+        journal.write_text(text)
+        for script in ("install", "uninstall"):
+            assert told in refused(installed.script(script))
+    # Nothing stays frozen over a boot, and what is only to be told names no mount.
+    for harmless in ({**record, "boot": "another"}, {**record, "plan": {"mounts": []}}):
+        journal.write_text(json.dumps(harmless))
+        succeeded(installed.script("install"))
+    succeeded(installed.script("uninstall"))
+    assert list(installed.prefix.iterdir()) == []
+
+
+def test_the_journal_is_looked_for_where_the_configuration_says(installed: Installed) -> None:
+    (installed.prefix / "elsewhere").mkdir()
+    record = {"boot": boot_id(), "plan": {"mounts": [{"mountpoint": "/srv/db"}]}}
+    (installed.prefix / "elsewhere/journal").write_text(json.dumps(record))
+    for line in ("state-dir /elsewhere", "  state-dir = /elsewhere"):
+        installed.conf.write_text(f"# state-dir /nowhere\n{line}\n")
+        assert "/srv/db" in refused(installed.script("uninstall"))

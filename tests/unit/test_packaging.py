@@ -1,0 +1,138 @@
+"""What is installed besides the code: unit, udev rule, sample configuration; and what the scripts refuse."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from harness.fixtures import unmet
+from virtagent.supervisor import config
+
+TREE = Path(__file__).resolve().parents[2]
+PACKAGING = TREE / "packaging"
+UNIT = PACKAGING / "virtagentd.service"
+# exec_needs_mount_namespace() of systemd 252 to 257.
+NAMESPACED = re.findall(
+    r"\w+",
+    """
+    BindPaths BindReadOnlyPaths DynamicUser ExecPaths ExtensionDirectories ExtensionImages InaccessiblePaths
+    IPCNamespacePath JoinsNamespaceOf LogNamespace MountAPIVFS MountFlags MountImages NetworkNamespacePath NoExecPaths
+    PrivateBPF PrivateDevices PrivateIPC PrivateMounts PrivateNetwork PrivatePIDs PrivateTmp PrivateUsers
+    ProcSubset ProtectControlGroups ProtectHome ProtectHostname ProtectKernelLogs ProtectKernelModules
+    ProtectKernelTunables ProtectProc ProtectSystem ReadOnlyPaths ReadWritePaths RootDirectory RootImage
+    TemporaryFileSystem
+    """,
+)
+CLOSES_DEVICES = ("ProtectClock", "DevicePolicy", "DeviceAllow")
+EXPOSURE_MOST = 50  # tenths; systemd 252 gives 4.4, nearly all of it for the namespaces that it must not have
+
+
+def settings() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in UNIT.read_text(encoding="utf-8").splitlines():
+        if line and line[0] not in "#[":
+            name, _, value = line.partition("=")
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def tool(name: str, package: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        unmet(f"needs {name} (Debian package {package})")
+    return path
+
+
+@pytest.fixture
+def runnable(tmp_path: Path) -> Path:
+    """The unit with programs that are there: systemd-analyze looks for them."""
+    text = re.sub(r"/opt/virtagent/current/bin/virtagentd", "/bin/true", UNIT.read_text(encoding="utf-8"))
+    unit = tmp_path / UNIT.name
+    unit.write_text(text, encoding="utf-8")
+    return unit
+
+
+def analyze(*arguments: str) -> None:
+    command = [tool("systemd-analyze", "systemd"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # A setting that systemd ignores is only told there; so is what it finds wrong with other units.
+    assert "virtagent" not in done.stderr, done.stderr
+
+
+def test_systemd_takes_the_unit(runnable: Path) -> None:
+    analyze("verify", "--man=no", str(runnable))
+
+
+def test_the_unit_is_as_closed_as_it_was(runnable: Path) -> None:
+    analyze("security", "--no-pager", "--offline=true", f"--threshold={EXPOSURE_MOST}", str(runnable))
+
+
+def test_the_daemon_stays_among_the_guests_mounts() -> None:
+    assert not settings().keys() & set(NAMESPACED)
+
+
+def test_the_channel_to_the_host_can_be_opened() -> None:
+    assert not settings().keys() & set(CLOSES_DEVICES)
+
+
+def test_no_signal_of_systemd_reaches_the_keeper() -> None:
+    assert settings()["KillMode"] == ["process"]
+    assert settings()["OOMPolicy"] == ["continue"]
+
+
+def test_the_journal_outlives_the_service() -> None:
+    (preserve,) = settings()["RuntimeDirectoryPreserve"]
+    assert preserve == "yes"
+    assert "/run/" + settings()["RuntimeDirectory"][0] == config.STATE_DIR
+    (recover,) = settings()["ExecStopPost"]
+    (start,) = settings()["ExecStart"]
+    assert recover == f"{start} --recover"
+
+
+def test_the_udev_rule_starts_the_unit() -> None:
+    (rule,) = [
+        line
+        for line in (PACKAGING / "60-virtagent.rules").read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#")
+    ]
+    assert re.fullmatch(r'(, )?(\w+(\{\w+\})?(==|\+=)"[^"]+"(, )?)+', rule)
+    assert f'ENV{{SYSTEMD_WANTS}}+="{UNIT.name}"' in rule
+    assert 'TAG+="systemd"' in rule
+
+
+def test_the_sample_configuration_says_nothing_but_the_defaults() -> None:
+    sample = (PACKAGING / "virtagentd.conf").read_text(encoding="utf-8")
+    assert config.build({}, config.read_file(sample, "sample")) == config.build({}, {})
+    shown = "\n".join(line[1:] for line in sample.splitlines() if re.match(r"#[a-z]", line))
+    found = config.read_file(shown, "sample")
+    assert len(found) > 5
+    taken = config.build({}, found)
+    for name in found.keys() - {"include", "exclude", "allow-rpcs", "block-rpcs"}:
+        field = name.replace("-", "_")
+        assert getattr(taken, field) == getattr(config.Config(), field), f"{name} is shown, but not as its default"
+
+
+@pytest.mark.parametrize("script", ["install", "uninstall"])
+@pytest.mark.parametrize("wrong", [["--nonsense"], ["--prefix-root"], ["--prefix-root", ""], ["word"]])
+def test_a_wrong_option_ends_with_one_sentence(script: str, wrong: list[str]) -> None:
+    done = subprocess.run([TREE / "scripts" / script, *wrong], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{script}: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["install", "uninstall"])
+def test_only_root_may(script: str, tmp_path: Path) -> None:
+    nobody = tmp_path / "id"
+    nobody.write_text("#!/bin/sh\necho 65534\n")
+    nobody.chmod(0o755)
+    command = [str(TREE / "scripts" / script), "--prefix-root", str(tmp_path / "new")]
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert (done.returncode, done.stderr) == (2, f"{script}: must be run as root\n")
+    assert not (tmp_path / "new").exists()
