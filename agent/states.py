@@ -107,6 +107,7 @@ class WorkerEvent(enum.Enum):
 _W, _V = WorkerState, WorkerEvent
 _NOTE, _KILL = "new status record", "SIGKILL through the pidfd; compensate now"
 _LATE = "noted: sent before the kill took effect"
+_LEFT = "left alone: SIGKILL inside FITHAW does harm; title and log name the mount"
 _VERDICT = "verdict; compensate if it died unreported"
 
 WORKER_TABLE: Mapping[tuple[WorkerState, WorkerEvent], tuple[WorkerState, str]] = {
@@ -127,7 +128,8 @@ WORKER_TABLE: Mapping[tuple[WorkerState, WorkerEvent], tuple[WorkerState, str]] 
     **{(s, e): (_W.KILLED, _KILL) for s in (_W.SPAWNED, _W.RUNNING, _W.HOLDING) for e in (_V.LIMIT, _V.CANCELLED)},
     **{(s, _V.RUBBISH): (_W.KILLED, _KILL) for s in (_W.SPAWNED, _W.RUNNING, _W.HOLDING, _W.REPORTED)},
     (_W.REPORTED, _V.GRACE): (_W.KILLED, "SIGKILL"),
-    **{(s, _V.IN_KERNEL): (_W.STUCK, "not killed, see below; title and log name the mount") for s in (_W.RUNNING, _W.HOLDING)},
+    (_W.RUNNING, _V.IN_KERNEL): (_W.STUCK, _LEFT),
+    (_W.HOLDING, _V.IN_KERNEL): (_W.STUCK, _LEFT),
     (_W.STUCK, _V.LIMIT): (_W.KILLED, "it left the kernel and does not end"),
     (_W.KILLED, _V.GRACE): (_W.STUCK, "title and log name the mount it is stuck on"),
     **{

@@ -28,8 +28,16 @@ OOM_SCORE = -900  # killed last, but not never: a leak of ours must not take the
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run virtagentd; return its exit code: 0 stopped by a signal, 1 it could not start, 2 a bad option or value."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        config, asked = load(sys.argv[1:] if arguments is None else arguments)
+        try:
+            config, asked = load(given)
+        except BadConfig as error:
+            if "--recover" not in given:
+                raise
+            # A guest must not stay frozen for a slip in a file.
+            _say(f"{error}; recovering without the file", 2)
+            config, asked = load([*given, "--config", os.devnull])
     except BadConfig as error:
         return _say(str(error), 2)
     if asked.version:

@@ -11,7 +11,7 @@ from harness.filesystems import LoopFs
 from harness.hooks import Hooks
 from harness.hosts import GONE, call, code_of
 from harness.processes import kill
-from harness.questions import assert_thawed, assert_well, resting, wait_orphans
+from harness.questions import assert_well, assert_writable, resting, wait_orphans
 from harness.rig import Rig
 from virtagent.agent.errors import Code
 
@@ -82,7 +82,7 @@ def restarted(rig: Rig, dead: Daemon, every: Sequence[LoopFs], answers: Sequence
     daemon = rig.daemon([rig.everywhere], state_dir=dead.state_dir)
     told = call(daemon, "va.fsthaw")
     assert code_of(told) == Code.FREEZE_BROKEN if journal else told == 0
-    if list(answers[:1]) == [len(every)] and answers[1:] in ([], [GONE]):
+    if list(answers) == [len(every), GONE]:
         assert journal, "it was frozen, the host was told, and nothing knows of it any more"
     assert_well(rig, daemon, every)
     daemon.stop()
@@ -97,23 +97,27 @@ def dies(rig: Rig, hooks: Hooks, every: Sequence[LoopFs], point: str, *acts: str
     assert hooks.spent, f"nothing died at {point}"
     wait_orphans(rig)
     if acts == (SUPERVISOR,):
-        assert_thawed(every)
+        assert_writable(every)
     restarted(rig, daemon, every, answers)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_worker_killed_at_each_message(rig: Rig, hooks: Hooks, moment: str) -> None:
-    outer = rig.fs("ext4")
-    every = [outer, rig.fs("ext4", outer=outer), rig.fs("xfs"), rig.fs("btrfs")]
-    points = [p for p in clean_run(rig, hooks, 4) if p.startswith(f"{moment} va.fsfreeze ")]
+@pytest.mark.parametrize("btrfs", [False, True], ids=["", "btrfs"])
+def test_worker_killed_at_each_message(rig: Rig, hooks: Hooks, moment: str, btrfs: bool) -> None:
+    every = [rig.fs("btrfs")] if btrfs else [*nested(rig), rig.fs("xfs")]
+    count = len(every)
+    points = [p for p in clean_run(rig, hooks, count) if p.startswith(f"{moment} va.fsfreeze ")]
     frozen = points.index(f"{moment} va.fsfreeze Frozen")
+    if btrfs:
+        # SIGKILL inside FITHAW may turn a btrfs read-only (docs/adr/0015).
+        del points[frozen + 1 :]
     daemon = start(rig, hooks)
     rest = resting(rig, daemon)
     for number, point in enumerate(points):
         hooks.at(point, WORKER)
         answers = freeze_and_thaw(daemon)
         assert hooks.spent, f"nothing died at {point}"
-        failed, held, thawed = [Code.WORKER_DIED, 0], [4, 4], [4, Code.FREEZE_BROKEN]
+        failed, held, thawed = [Code.WORKER_DIED, 0], [count, count], [count, Code.FREEZE_BROKEN]
         # Up to Frozen the host gets the death; while it is held, its thaw says that it was broken; a keeper that dies
         # when it was told to thaw has held it long enough: the answer is what the file systems were.
         if number < frozen or (number == frozen and moment == "before"):
@@ -190,5 +194,4 @@ def loses(rig: Rig, hooks: Hooks, every: Sequence[LoopFs], point: str, *acts: st
         assert_well(rig, again, every)
         again.stop()
     else:
-        restarted(rig, daemon, every, [len(every)])
-
+        restarted(rig, daemon, every, [len(every), told])

@@ -82,6 +82,7 @@ class Daemon:
         env: Mapping[str, str] | None = None,
         state_dir: Path | None = None,
         wait_ready: bool = True,
+        stderr: int | None = None,
     ) -> None:
         """Start the module, or `program`, with `options` besides channel, state folder and includes.
 
@@ -113,7 +114,7 @@ class Daemon:
                     [*python("harness.shield", str(area.holder)), *self.command],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
-                    stderr=log,
+                    stderr=log if stderr is None else stderr,
                     cwd=self.folder,
                     env={**os.environ, "PYTHONPATH": path, "NOTIFY_SOCKET": str(notify), **(env or {})},
                     start_new_session=True,

@@ -1,4 +1,4 @@
-"""Hosts of the chaos tests: they call, wait, give up or vanish; an answer is a value, a Fault or GONE, never an error."""
+"""Hosts of the chaos tests: they call, wait, give up or vanish. An answer is a value, a Fault or GONE."""
 
 from __future__ import annotations
 

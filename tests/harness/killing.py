@@ -7,6 +7,8 @@ done at the first passing of one of them: the file `order` is renamed, so only o
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import sys
@@ -19,8 +21,12 @@ from virtagent.supervisor import events, journal, loop
 
 from .processes import process_state, until
 
+ADOPTED = "va.fsfreeze"
+"""What a worker that was not forked by this supervisor was forked for."""
 _pids: dict[str, int] = {}
 """Who is who: `supervisor`, and by the RPC's name the last worker that was forked for it."""
+_phase = "plan"
+"""What this worker said last that it is in; saying it again changes nothing."""
 
 
 class Through:
@@ -77,7 +83,9 @@ class Points:
         what, _, who = act.partition(":")
         if what == "fill":
             assert reporter is not None
-            frame = report.encode(report.Progress("freeze"))[0]
+            with contextlib.suppress(OSError):  # what is in it already may be more
+                fcntl.fcntl(reporter._fd, fcntl.F_SETPIPE_SZ, report.PIPE_BUF)
+            frame = report.encode(report.Progress(_phase))[0]
             try:
                 while True:
                     os.write(reporter._fd, frame)
@@ -85,8 +93,10 @@ class Points:
                 return
         pid = _pids[who]
         os.kill(pid, signal.SIGKILL if what == "kill" else signal.SIGSTOP)
+        if pid == os.getpid():
+            return
         over = ("Z", "X", "") if what == "kill" else ("T",)
-        # What follows must find it so; of itself there is nothing to wait for.
+        # What follows must find it so.
         until(lambda: process_state(pid) in over, 10, f"{act} of {pid}")
 
 
@@ -105,11 +115,14 @@ def _install_reports(points: Points) -> None:
 
     def post(self: worker.Reporter, message: report.Report) -> None:
         nonlocal rpc
+        global _phase
         if isinstance(message, report.Started):
             rpc = sys._getframe(2).f_locals["job"].rpc
             _pids[rpc] = os.getpid()
         points.passed(f"before {rpc} {name_of(message)}", self)
         put(self, message)
+        if isinstance(message, report.Progress):
+            _phase = message.phase
         points.passed(f"after {rpc} {name_of(message)}", self)
 
     replaced: Any = post
@@ -149,9 +162,9 @@ def _install_supervisor(points: Points) -> None:
     def hooked_feed(self: loop.Loop, event: events.Event) -> None:
         match event:
             case events.Reported(number, message):
-                what = f"supervisor {rpcs[number]} {name_of(message)}"
+                what = f"supervisor {rpcs.get(number, ADOPTED)} {name_of(message)}"
             case events.Exited(number):
-                what = f"supervisor {rpcs[number]} exit"
+                what = f"supervisor {rpcs.get(number, ADOPTED)} exit"
             case events.Requested():
                 what = f"supervisor asked {event.method}"
             case _:

@@ -79,6 +79,7 @@ class Rig:
         env: Mapping[str, str] | None = None,
         state_dir: Path | None = None,
         wait_ready: bool = True,
+        stderr: int | None = None,
     ) -> Daemon:
         """Start virtagentd and wait until it is ready."""
         made = Daemon(
@@ -90,6 +91,7 @@ class Rig:
             env=env,
             state_dir=state_dir,
             wait_ready=wait_ready,
+            stderr=stderr,
         )
         self.daemons.append(made)
         return made

@@ -22,7 +22,7 @@ PLACES = {
     "usr/local/sbin/virtagentd",
     "usr/local/bin/virtagentctl",
 }
-# What the unit leaves to the daemon, as far as it can be had without systemd. 65 is PR_SET_MDWE (Linux 6.3; else EINVAL).
+# What the unit leaves to the daemon, as far as it can be had without systemd. 65: PR_SET_MDWE (Linux 6.3, else EINVAL).
 WITHOUT_RIGHTS = """#!{python} -I
 import ctypes, os, resource, sys
 if {may_raise}:
