@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from .records import Audit, Last, LeftOut, MountStatus, Plan, PlannedMount, Progress, Status, WorkerStatus
 
 _SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
-_KERNEL = {"disk-sleep": "stuck in the kernel (D)", "zombie": "dead, not reaped (Z)", "stopped": "stopped (T)"}
+_KERNEL = {"disk-sleep": "waits in the kernel (D)", "zombie": "dead, not reaped (Z)", "stopped": "stopped (T)"}
 _LEFT_OUT = "left-out"
+_PSEUDO = "pseudo"
 _SYNCING = ("sync", "freeze")
 
 
@@ -48,10 +49,11 @@ def status_lines(status: Status) -> Iterator[str]:
     yield _headline(status)
     if moved := _progress(status.progress):
         yield f"  {moved}"
-    rows = [_mount_row(mount) for mount in status.mounts]
-    if rows:
+    if status.mounts:
+        named = [mount for mount in status.mounts if mount.reason != _PSEUDO]
         yield "file systems"
-        yield from _table(rows)
+        yield from _table([_mount_row(mount) for mount in named])
+        yield from _pseudo(len(status.mounts) - len(named))
     if status.workers:
         yield "workers"
         yield from _table([_worker_row(worker) for worker in status.workers])
@@ -68,9 +70,10 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield from _table([_planned_row(mount, plan) for mount in plan.mounts if mount.level == level])
     if plan.left_out:
         yield "left out"
-        # What an operator may miss comes first; /proc and its like last.
-        by_interest = sorted(plan.left_out, key=lambda left: (left.reason == "pseudo", left.reason, left.mountpoint))
-        yield from _table([_left_out_row(left) for left in by_interest])
+        # What an operator may miss is named; of /proc and its like the number says enough.
+        named = [left for left in plan.left_out if left.reason != _PSEUDO]
+        yield from _table([_left_out_row(left) for left in sorted(named, key=lambda x: (x.reason, x.mountpoint))])
+        yield from _pseudo(len(plan.left_out) - len(named))
 
 
 def changes(before: Status | None, after: Status) -> Iterator[str]:
@@ -78,7 +81,7 @@ def changes(before: Status | None, after: Status) -> Iterator[str]:
     if before is None or _where(before) != _where(after):
         yield _headline(after)
     known = {mount.mountpoint: mount for mount in before.mounts} if before else {}
-    for mount in after.mounts:
+    for mount in _planned(after.mounts):
         old = known.get(mount.mountpoint)
         if old is None or (old.state, old.error) != (mount.state, mount.error):
             yield "  ".join(cell for cell in _mount_row(mount) if cell)
@@ -107,6 +110,15 @@ def not_frozen(mounts: Sequence[MountStatus]) -> Iterator[str]:
     if rows:
         yield "not frozen:"
         yield from _table(rows)
+
+
+def _planned(mounts: Sequence[MountStatus]) -> list[MountStatus]:
+    return [mount for mount in mounts if mount.state != _LEFT_OUT]
+
+
+def _pseudo(number: int) -> Iterator[str]:
+    if number:
+        yield f"  {count(number)} on no disk ({_PSEUDO})"
 
 
 def _where(status: Status) -> tuple[object, ...]:

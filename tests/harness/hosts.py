@@ -78,7 +78,11 @@ class Asking(threading.Thread):
     def run(self) -> None:
         answer = call(self._agent, self.method, *self.params, timeout=self._timeout)
         self.answered_at = time.monotonic()
+        self.note(answer)
         self.answer = answer
+
+    def note(self, answer: Any) -> None:
+        """Called with the answer before anybody else can see it."""
 
     def wait(self, timeout: float = 30) -> Any:
         """Return the answer; AssertionError if there is none in time."""

@@ -91,13 +91,23 @@ class Points:
                     os.write(reporter._fd, frame)
             except BlockingIOError:
                 return
-        pid = _pids[who]
+        pid = _pids.get(who, 0)
+        if not _is_ours(pid):
+            return  # there is none, or none any more
         os.kill(pid, signal.SIGKILL if what == "kill" else signal.SIGSTOP)
         if pid == os.getpid():
             return
         over = ("Z", "X", "") if what == "kill" else ("T",)
         # What follows must find it so.
         until(lambda: process_state(pid) in over, 10, f"{act} of {pid}")
+
+
+def _is_ours(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+            return pid == os.getpid() or comm.read().startswith("virtagentd")
+    except OSError:
+        return False
 
 
 def install(folder: Path) -> None:

@@ -95,8 +95,8 @@ def test_plan(run: Run) -> None:
         "level 1\n"
         "  /srv  xfs  /dev/loop0  also /mnt/a, /mnt/b\n"
         "left out\n"
-        "  network  /net   nfs4\n"
-        "  pseudo   /proc  proc\n",
+        "  network  /net  nfs4\n"
+        "  1 file system on no disk (pseudo)\n",
         "",
     )
     assert json.loads(run("--json", "plan", answer=returning(PLAN))[1]) == PLAN
@@ -188,7 +188,7 @@ def test_status(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         "  failed  /srv/x   ext4  0.031 s  EIO\n"
         "workers\n"
         "  17 va.fsfreeze  pid 4711  hold  19 s  sleeping\n"
-        "  18 thaw         pid 4711  run   19 s  stuck in the kernel (D)\n"
+        "  18 thaw         pid 4711  run   19 s  waits in the kernel (D)\n"
         "last freeze: 16 expired, held 1 min with a break: a snapshot taken meanwhile is worthless, "
         "writers stood still 0.04 s, the hold limit passed, ended 1970-01-02 00:00:00\n"
         "audit: 3 records wait for the thaw\n"

@@ -51,7 +51,7 @@ pending  /srv/db  ext4  also /mnt/db
 1 MiB dirty, 3 s left
 INPROGRESS: freeze for 0 s, freeze 17
 freezing  /srv/db  ext4  also /mnt/db
-worker 17 va.fsfreeze, pid 4711, hold, 19 s, stuck in the kernel (D)
+worker 17 va.fsfreeze, pid 4711, hold, 19 s, waits in the kernel (D)
 FROZEN: hold for 19 s, freeze 17, thaws in 41 s
 frozen  /srv/db  ext4  0.031 s  also /mnt/db
 THAWED

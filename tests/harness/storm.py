@@ -1,0 +1,686 @@
+"""Storms: a seed's sequence of actions against a real daemon on real file systems, and what must be true afterwards.
+
+What judges is not the daemon: a writer on each file system shows whether it was held without a break from the moment
+that a host knew of the freeze until it asked to thaw. The same seed gives the same actions; when they strike depends
+on the machine.
+
+A `World` has the file systems; a `Storm` is one run on it, with a daemon of its own: `do` actions, then `settle`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from virtagent.agent.errors import Code
+
+from . import HarnessError, linux
+from .daemon import Daemon, process_line
+from .faults import CALLS
+from .filesystems import MIB, LoopFs
+from .hooks import Hooks
+from .hosts import GONE, Asking, Vanishing, call, code_of
+from .processes import Action as Helper
+from .processes import process_state, until, wait_gone
+from .questions import orphans, resting, unwell
+from .rig import Rig
+from .writer import Writer
+
+BOUND = 15.0  # seconds from the last disturbance until all is thawed and every call is answered
+ANSWERS = 5.0  # seconds to the answer of a ping, on a machine that does a lot besides
+OPTIONS = (
+    *("--plan-limit", "5", "--sync-limit", "5", "--freeze-limit", "5", "--thaw-limit", "1"),
+    *("--hold-limit", "4", "--hold-limit-max", "8", "--exit-grace", "0.5", "--kill-grace", "0.2"),
+)
+FILE_SYSTEMS = 4
+_DEFECTS = (Code.PARSE, Code.REQUEST, Code.METHOD, Code.INTERNAL, Code.AUDIT_FULL)
+_NUMBERED = re.compile(r"freeze (\d+) was broken")
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing that is done, with what it needs to be done again."""
+
+    kind: str
+    args: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join([self.kind, *map(str, self.args)])
+
+
+def _points(r: random.Random) -> str:
+    mount = r.randrange(FILE_SYSTEMS)
+    steps = [f"Step {mount} {state}" for state in ("syncing", "freezing", "frozen", "thawing", "thawed")]
+    freezes = ["Started", "Plan", *(f"Progress {phase}" for phase in ("plan", "sync", "freeze")), "Frozen", "Thawing"]
+    said = [f"va.fsfreeze {what}" for what in (*freezes, *steps, *steps, "Done")]
+    said += [f"thaw {what}" for what in ("Started", *steps[3:], "Done")]
+    written = [f"journal {what} {number}" for what in ("write", "rename", "remove") for number in (1, 2)]
+    taken = [f"supervisor {what}" for what in (*said, "va.fsfreeze exit", "thaw exit")]
+    return f"{r.choice(('before', 'after'))} {r.choice((*said, *said, *written, *taken))}"
+
+
+_WHO = ("supervisor", "keeper", "worker", "thawer")
+_DEADLY = ("kill:supervisor", "kill:va.fsfreeze", "kill:thaw", "stop:supervisor", "stop:va.fsfreeze", "stop:thaw")
+_DEADLY_BOTH = ("kill:supervisor,kill:va.fsfreeze", "kill:supervisor,kill:thaw", "stop:supervisor,kill:va.fsfreeze")
+
+ACTIONS: dict[str, tuple[int, Callable[[random.Random], tuple[Any, ...]]]] = {
+    "freeze": (
+        16,
+        lambda r: (
+            r.choice((0.2, 0.6, 2, 5, 5, 5)),
+            r.choice((0.3, 1, 5, 5)),
+            r.choice((None, None, None, 0.0, 0.1)),
+            r.choice((None, None, None, *range(FILE_SYSTEMS))),
+        ),
+    ),
+    "freeze and vanish": (2, lambda r: (r.choice((0.2, 1)),)),
+    "thaw": (9, lambda r: (r.choice((None, None, None, 0.0, 0.2)),)),
+    "thaw and vanish": (1, lambda r: ()),
+    "hold": (2, lambda r: (r.choice((0.1, 1, 8)),)),
+    "ping": (2, lambda r: ()),
+    "look": (5, lambda r: ()),
+    "wait": (14, lambda r: (r.choice((0.02, 0.1, 0.4)),)),
+    "wait frozen": (6, lambda r: ()),
+    "signal": (12, lambda r: (r.choice(_WHO), r.choice(("SIGKILL", "SIGKILL", "SIGSTOP", "SIGTERM")))),
+    "kill both": (2, lambda r: ()),
+    "continue": (5, lambda r: ()),
+    "arm": (8, lambda r: (_points(r), r.choice((*_DEADLY, *_DEADLY, *_DEADLY_BOTH)))),
+    "restart": (6, lambda r: ()),
+    "stall": (3, lambda r: ()),
+    "stall at freeze": (4, lambda r: ()),
+    "release": (4, lambda r: ()),
+    "dirty": (2, lambda r: (r.randrange(FILE_SYSTEMS),)),
+    "someone freezes": (2, lambda r: (r.randrange(FILE_SYSTEMS),)),
+    "someone thaws": (3, lambda r: (r.randrange(FILE_SYSTEMS),)),
+    "cover": (1, lambda r: (r.randrange(FILE_SYSTEMS),)),
+    "unmount": (1, lambda r: (r.randrange(FILE_SYSTEMS),)),
+    "bind": (1, lambda r: (r.randrange(FILE_SYSTEMS),)),
+    "undo mounts": (2, lambda r: ()),
+    "fail": (3, lambda r: (name := r.choice(list(CALLS)), r.choice(CALLS[name]), r.choice((1, 1, 3)))),
+}
+"""By kind: how often it is drawn, and how its arguments are."""
+
+
+def draw(kind: str, r: random.Random) -> Action:
+    """Return an action of that kind."""
+    return Action(kind, ACTIONS[kind][1](r))
+
+
+def sequence(seed: int) -> list[Action]:
+    """Return the actions of a seed."""
+    r = random.Random(seed)
+    kinds, weights = list(ACTIONS), [weight for weight, _ in ACTIONS.values()]
+    drawn = r.choices(kinds, weights, k=r.randint(8, 20))
+    # Most things happen only to a freeze that is there.
+    return [draw(kind, r) for kind in ("freeze", *drawn)]
+
+
+@dataclass
+class Tally:
+    """What many storms did and showed."""
+
+    storms: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    freezes: int = 0
+    held: int = 0
+    told: int = 0
+    worst: float = 0.0
+    kernel: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Return the figures as a table in Markdown."""
+        rows = [("storms", str(self.storms)), ("freezes that a host was told of", str(self.freezes))]
+        rows += [("of these thawed by a host, held without a break", str(self.held))]
+        rows += [("broken freezes told", str(self.told))]
+        rows += [("worst time from the last disturbance to all thawed", f"{self.worst:.2f} s")]
+        rows += [(f"fault: {kind}", str(count)) for kind, count in sorted(self.faults.items())]
+        rows += [(f"kernel: {kind}", str(count)) for kind, count in sorted(self.kernel.items())]
+        rows += [("faults injected", str(self.faults.total())), ("violations", str(len(self.violations)))]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"| {'what':<{width}} | count |", f"|-{'-' * width}-|------:|"]
+        return "\n".join([*lines, *(f"| {name:<{width}} | {value:>5} |" for name, value in rows)])
+
+
+class World:
+    """ext4 with an ext4 on it, a btrfs, and one on a disk that can stall; a writer on each."""
+
+    def __init__(self, rig: Rig, seed: int = 0) -> None:
+        self.rig = rig
+        kind = ("xfs", "ext4")[seed % 2]
+        outer = rig.fs("ext4", 256 * MIB)
+        self.stall = rig.stall(kind)
+        self.every: list[LoopFs] = [outer, rig.fs("ext4", outer=outer), rig.fs("btrfs"), self.stall.fs]
+        self.writers: list[Writer] = [rig.writer(fs) for fs in self.every]
+        self._asking = threading.Lock()
+
+    def counts(self) -> list[int]:
+        """Return how many records each writer has written."""
+        with self._asking:
+            return [writer.report().writes for writer in self.writers]
+
+    def wait_moving(self, until_then: float) -> list[LoopFs]:
+        """Wait until each has written again, at most until that second; return those that have not."""
+        stuck = []
+        with self._asking:
+            for fs, writer in zip(self.every, self.writers, strict=True):
+                try:
+                    writer.wait_moving(max(0.1, until_then - time.monotonic()))
+                except TimeoutError:
+                    stuck.append(fs)
+        return stuck
+
+    def mount_anew(self, fs: LoopFs) -> None:
+        """Unmount and mount a file system that the kernel has made read-only."""
+        number = self.every.index(fs)
+        self.writers[number].close()
+        self.rig.writers.remove(self.writers[number])
+        fs.unmount()
+        fs.mount()
+        self.writers[number] = self.rig.writer(fs)
+
+
+def is_read_only(fs: LoopFs) -> bool:
+    """Tell whether the kernel has made the superblock read-only."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        return any(
+            line.split(" ")[4] == str(fs.path) and line.rsplit(" ", 1)[1].strip().split(",")[0] == "ro"
+            for line in lines
+        )
+
+
+class Ask(Asking):
+    """A host that waits for its answer; `counts` are the writers' when it knew of its freeze, or asked to thaw."""
+
+    def __init__(self, world: World, daemon: Daemon, method: str, *params: Any, number: int = -1) -> None:
+        self.world = world
+        self.scope = [number] if number >= 0 else list(range(FILE_SYSTEMS))
+        self.hold = params[0]["hold_limit"] if method == "va.fsfreeze" else 0.0
+        self.counts: list[int] = world.counts() if method == "va.fsthaw" else []
+        super().__init__(daemon, method, *params)
+
+    def note(self, answer: Any) -> None:
+        """Take the writers' counts once the host knows that all is frozen."""
+        if self.method == "va.fsfreeze" and isinstance(answer, int):
+            self.counts = self.world.counts()
+
+
+class Storm:
+    """One run: a daemon, what is done to it, and whether it kept its promises."""
+
+    def __init__(self, world: World, tally: Tally) -> None:
+        self.world, self.rig, self.tally = world, world.rig, tally
+        self.hooks = Hooks(self.rig.area)
+        self.done: list[Action] = []
+        self.violations: list[str] = []
+        self.logs: list[str] = []
+        self._asks: list[Ask] = []
+        self._vanished_thaws = 0
+        self._disturbed = 0
+        self._undo: list[Callable[[], object]] = []
+        self._played: set[int] = set()
+        self._theirs: list[tuple[str, LoopFs, Helper | None]] = []
+        self._dead: list[Daemon] = []
+        self._ended_by_us = self._terminated = self._worker_faults = False
+        self._pids: dict[str, int] = {}
+        self._armed = ""
+        self._daemon = self._start()
+        tally.storms += 1
+
+    def _start(self, **more: Any) -> Daemon:
+        daemon = self.rig.daemon(self.world.every, OPTIONS, module="harness.hooked", env=self.hooks.env, **more)
+        self._ended_by_us = self._terminated = False
+        return daemon
+
+    # -- what is done
+
+    def do(self, action: Action) -> None:
+        """Do it; what does not apply does nothing."""
+        self.done.append(action)
+        doing: Callable[..., str | None] = getattr(self, "_" + action.kind.replace(" ", "_"))
+        fault = doing(*action.args)
+        if fault:
+            self.tally.faults[fault] += 1
+            self._disturbed += 1
+
+    def _ask(self, method: str, *params: Any, number: int = -1) -> Ask:
+        ask = Ask(self.world, self._daemon, method, *params, number=number)
+        self._asks.append(ask)
+        return ask
+
+    def _waiting(self) -> list[Ask]:
+        return [ask for ask in self._asks if ask.answer is None]
+
+    def _freeze(self, hold: float, limit: float, wait: float | None, number: int | None) -> None:
+        options: dict[str, Any] = {"hold_limit": hold, "sync_limit": limit, "freeze_limit": limit}
+        if wait is not None:
+            options["wait"] = wait
+        if number is not None:
+            options["include"] = [self.world.every[number].include]
+        self._ask("va.fsfreeze", options, number=-1 if number is None else number)
+
+    def _freeze_and_vanish(self, hold: float) -> str:
+        self._vanish("va.fsfreeze", {"hold_limit": hold})
+        return "host vanishes before the reply to its freeze"
+
+    def _thaw(self, wait: float | None) -> None:
+        self._ask("va.fsthaw", *([{"wait": wait}] if wait is not None else []))
+
+    def _thaw_and_vanish(self) -> str:
+        self._vanished_thaws += 1
+        self._vanish("va.fsthaw")
+        return "host vanishes before the reply to its thaw"
+
+    def _vanish(self, method: str, *params: Any) -> None:
+        with contextlib.suppress(OSError):
+            Vanishing(self._daemon, method, *params).vanish()
+
+    def _hold(self, seconds: float) -> None:
+        self._ask("va.fshold", seconds)
+
+    def _ping(self) -> None:
+        if not self._serves():
+            return
+        begun = time.monotonic()
+        answer = call(self._daemon, "va.ping", timeout=ANSWERS)
+        if answer != "dummy" and self._serves():
+            self._violation(f"ping: {answer} after {time.monotonic() - begun:.1f} s")
+
+    def _look(self) -> None:
+        """Ask for the state; if it is THAWED, nothing may be frozen but by someone else."""
+        record = self._status()
+        if record is None or record["state"] != "THAWED" or self._waiting() or self._theirs or self._dead:
+            return
+        frozen = []
+        for number, fs in enumerate(self.world.every):
+            if number in self._played or fs is self.world.stall.fs:
+                continue
+            with contextlib.suppress(HarnessError):
+                if fs.is_frozen(2):
+                    frozen.append(str(fs))
+        again = self._status()
+        if frozen and again is not None and again["seq"] == record["seq"] and again["uptime"] >= record["uptime"]:
+            self._violation(f"the state is THAWED, and frozen are {', '.join(frozen)}")
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for any answer, at most so long."""
+        deadline = time.monotonic() + seconds
+        waiting = self._waiting()
+        while time.monotonic() < deadline and waiting and all(ask.answer is None for ask in waiting):
+            waiting[0].join(min(0.01, max(0.0, deadline - time.monotonic())))
+
+    def _wait_frozen(self) -> None:
+        for ask in self._waiting():
+            if ask.method == "va.fsfreeze":
+                ask.join(1.5)
+
+    def _signal(self, who: str, name: str) -> str | None:
+        pid = self._find(who)
+        if pid is None:
+            return None
+        number = signal.Signals[name]
+        if who == "supervisor" and number == signal.SIGKILL:
+            self._ended_by_us = True
+            self._daemon.kill()
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        if who == "supervisor" and number == signal.SIGTERM:
+            self._ended_by_us = self._terminated = True
+        return f"{name} to the {who}"
+
+    def _kill_both(self) -> str | None:
+        keeper = self._find("keeper") or self._find("worker")
+        if keeper is None or not self._daemon.is_running():
+            return None
+        self._ended_by_us = True
+        os.kill(self._daemon.pid, signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(keeper, signal.SIGKILL)
+        self._daemon.kill()
+        return "SIGKILL to supervisor and worker together"
+
+    def _continue(self) -> None:
+        for pid in self._everybody():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def _arm(self, point: str, acts: str) -> None:
+        self._take_back()
+        self._armed = acts
+        self.hooks.at(point, *acts.split(","))
+        self._disturbed += 1
+        if "kill:supervisor" in acts:
+            self._ended_by_us = True
+
+    def _take_back(self) -> None:
+        if self._armed and not self.hooks.disarm():
+            self.tally.faults[f"at a message or write: {self._armed.replace('va.fsfreeze', 'worker')}"] += 1
+        self._armed = ""
+
+    def _restart(self) -> str | None:
+        if self._daemon.is_running():
+            return None
+        self._check_end()
+        old = self._daemon
+        try:
+            self._daemon = self._start(state_dir=old.state_dir)
+        except HarnessError as refused:
+            if "in use" not in str(refused):
+                self._violation(f"no restart: {refused}")
+            return None
+        self._dead.append(old)
+        return "daemon started again"
+
+    def _stall(self) -> str | None:
+        if self.world.stall.stalled:
+            return None
+        self.world.stall.stalled = True
+        with contextlib.suppress(TimeoutError):
+            self.world.stall.disk.freeze()
+        return "disk stalls"
+
+    def _stall_at_freeze(self) -> str:
+        self.hooks.stall_at_freeze(self.world.stall.disk.path)
+        return "disk stalls when a freeze begins"
+
+    def _release(self) -> None:
+        self.hooks.stall_no_more()
+        self.world.stall.release()
+
+    def _dirty(self, number: int) -> None:
+        if number not in self._played:
+            self.world.every[number].ioctl("dirty")
+
+    def _someone_freezes(self, number: int) -> str:
+        return self._someone("freeze", number)
+
+    def _someone_thaws(self, number: int) -> str:
+        return self._someone("thaw", number)
+
+    def _someone(self, what: str, number: int) -> str:
+        fs = self.world.every[number]
+        if number not in self._played:
+            helper = fs.ioctl(what)
+            try:
+                answer = helper.answer(0.3)
+            except TimeoutError:
+                self._theirs.append((what, fs, helper))  # it is blocked
+            else:
+                if what == "freeze" and answer == "ok":
+                    self._theirs.append((what, fs, None))
+        return f"someone else {what}s"
+
+    def _play(self, number: int, game: Callable[[LoopFs], Callable[[], object]], name: str) -> str | None:
+        if number in self._played:
+            return None
+        fs = self.world.every[number]
+        if any(other.outer is fs for other in self.world.every) and name == "unmounted":
+            return None  # the image of another lies on it; it would still be mounted below
+        try:
+            self._undo.append(game(fs))
+        except OSError as error:
+            self._violation(f"{name} {fs}: {error}")
+            return None
+        self._played.add(number)
+        return f"mount {name}"
+
+    def _cover(self, number: int) -> str | None:
+        def game(fs: LoopFs) -> Callable[[], object]:
+            linux.mount("cover", str(fs.path), "tmpfs")
+            return lambda: linux.umount(str(fs.path))
+
+        return self._play(number, game, "covered")
+
+    def _unmount(self, number: int) -> str | None:
+        def game(fs: LoopFs) -> Callable[[], object]:
+            linux.umount(str(fs.path), linux.MNT_DETACH)
+            return fs.mount
+
+        return self._play(number, game, "unmounted")
+
+    def _bind(self, number: int) -> str | None:
+        fs = self.world.every[number]
+        if number in self._played or fs.aliases:
+            return None
+        alias = fs.bind()
+
+        def undo() -> None:
+            fs.aliases.remove(alias)
+            linux.umount(str(alias))
+
+        self._undo.append(undo)
+        return "mount bound at a second place"
+
+    def _undo_mounts(self) -> None:
+        for undo in reversed(self._undo):
+            try:
+                undo()
+            except OSError as error:
+                self._violation(f"undoing what was done to the mounts: {error}")
+        self._undo.clear()
+
+    def _fail(self, name: str, number: str, times: int) -> str:
+        self._worker_faults |= name.startswith("worker_")
+        self.hooks.fail(name, number, times)
+        return f"{name} fails"
+
+    # -- who is there
+
+    def _serves(self) -> bool:
+        return self._daemon.is_running() and process_state(self._daemon.pid) not in ("T", "Z", "")
+
+    def _status(self) -> dict[str, Any] | None:
+        if not self._serves():
+            return None
+        record = call(self._daemon, "va.fsstatus", {}, timeout=2)
+        if not isinstance(record, dict):
+            return None
+        for worker in record["workers"]:
+            names = {"thaw": "thawer", "va.fsfreeze": "keeper" if worker["phase"] == "hold" else "worker"}
+            if worker["rpc"] in names and worker["pid"]:
+                self._pids[names[worker["rpc"]]] = worker["pid"]
+        return record
+
+    def _everybody(self) -> list[int]:
+        """Return the pids of this run that live: the supervisor, its workers, those of the dead ones."""
+        here = [self._daemon.pid] if self._daemon.is_running() else []
+        return [*here, *(child.pid for child in self._daemon.children()), *orphans(self.rig)]
+
+    def _find(self, who: str) -> int | None:
+        if who == "supervisor":
+            return self._daemon.pid if self._daemon.is_running() else None
+        self._status()
+        pid = self._pids.get(who)
+        return pid if pid in self._everybody() else None
+
+    # -- afterwards
+
+    def _violation(self, text: str) -> None:
+        self.violations.append(text)
+
+    def _check_end(self) -> None:
+        """The supervisor is dead: was it we who ended it, and did it end well?"""
+        code = self._daemon.process.wait()
+        self._take_back()
+        if not self._ended_by_us:
+            self._violation(f"the supervisor ended with {code}: {self._daemon.log()[-2000:]}")
+        elif self._terminated and code not in (0, -signal.SIGKILL):
+            self._violation(f"the supervisor ended with {code} upon SIGTERM: {self._daemon.log()[-2000:]}")
+
+    def settle(self) -> list[str]:
+        """Take back all that disturbs, ask whether every promise was kept, end the daemon; return what was not."""
+        try:
+            self._calm_down()
+            self._thaw_all()
+            self._look_for_rests()
+            self._freeze_calmly()
+        except (TimeoutError, AssertionError, OSError) as error:
+            self._violation(f"{type(error).__name__}: {error}")
+        self._judge()
+        self._end()
+        self.tally.violations += self.violations
+        return self.violations
+
+    def _calm_down(self) -> None:
+        self.hooks.fail_no_more()
+        self._take_back()
+        self._continue()
+        self._release()
+        self._undo_mounts()
+        for what, fs, helper in self._theirs:
+            if helper is not None:
+                with contextlib.suppress(TimeoutError):
+                    helper.answer(BOUND)
+            if what == "freeze":
+                fs.thaw()
+        self._theirs.clear()
+        self._continue()  # what was stopped by an order that was taken just now
+        if self._terminated and self._daemon.is_running():
+            self._daemon.process.wait(BOUND)
+
+    def _thaw_all(self) -> None:
+        deadline = time.monotonic() + BOUND
+        for ask in self._waiting():
+            ask.join(max(0.1, deadline - time.monotonic()))
+            if ask.is_alive():
+                self._violation(f"{ask.method}{ask.params}: no answer within {BOUND:g} s")
+        begun = time.monotonic()
+        deadline = begun + BOUND
+        while time.monotonic() < deadline:
+            self._restart()
+            answer = self._ask("va.fsthaw").wait(BOUND)
+            record = self._status()
+            if record is not None and record["state"] == "THAWED" and answer is not GONE:
+                break
+            if record is not None:
+                call(self._daemon, "va.fsstatus", {"since": record["seq"], "wait": 1})
+        else:
+            self._violation(f"not THAWED within {BOUND:g} s: {self._status()}")
+        stuck = self.world.wait_moving(deadline)
+        self.tally.worst = max(self.tally.worst, time.monotonic() - begun)
+        for fs in stuck:
+            if is_read_only(fs) and fs.kind == "btrfs":
+                self.tally.kernel["btrfs read-only after SIGKILL inside FITHAW (docs/adr/0015)"] += 1
+                self.world.mount_anew(fs)
+            else:
+                self._violation(f"{fs} is not writable {BOUND:g} s after the last disturbance")
+                fs.thaw()
+
+    def _look_for_rests(self) -> None:
+        """Nothing may be left: frozen file systems, processes, journal, news that was told already."""
+        left = wait_gone(orphans(self.rig), BOUND)
+        if left:
+            self._violation(f"left of dead supervisors: {[process_line(pid) for pid in left]}")
+        until(lambda: not self._daemon.children(), BOUND, "no worker is left")
+        for fs in self.world.every:
+            fs.end_probes()
+            if fs.is_frozen():
+                self._violation(f"{fs} is frozen")
+                fs.thaw()
+            fs.end_probes()
+        files = {path.name for path in self._daemon.state_dir.iterdir()} - {"lock", "journal.new"}
+        if files:
+            self._violation(f"left in the state folder: {sorted(files)}")
+        again = self._ask("va.fsthaw").wait(BOUND)
+        if again != 0:
+            self._violation(f"all was thawed and told, and a second va.fsthaw answers {again}")
+        rest = resting(self.rig, self._daemon)
+        sockets = rest.fds.count("socket")
+        if sockets > 5:
+            self._violation(f"descriptors left open: {rest.fds}")
+
+    def _freeze_calmly(self) -> None:
+        """Undisturbed, a freeze succeeds and is held."""
+        before = resting(self.rig, self._daemon)
+        frozen = self._ask("va.fsfreeze", {"hold_limit": 8}).wait(BOUND)
+        thawed = self._ask("va.fsthaw").wait(BOUND)
+        if (frozen, thawed) != (FILE_SYSTEMS, FILE_SYSTEMS):
+            self._violation(f"undisturbed, va.fsfreeze and va.fsthaw answer {frozen} and {thawed}")
+        self.rig.assert_unchanged(before, self._daemon, BOUND)
+
+    def _end(self) -> None:
+        for daemon in (*self._dead, self._daemon):
+            self.violations += daemon.close()
+            self.logs.append(daemon.log())
+            if not self._worker_faults:
+                self.violations += unwell(daemon.log())
+            self.rig.daemons.remove(daemon)
+
+    # -- the truth
+
+    def _judge(self) -> None:
+        """Compare what hosts were told with what the writers saw, freeze by freeze."""
+        for ask in self._asks:
+            code = code_of(ask.answer)
+            if code in _DEFECTS and not (code == Code.INTERNAL and self._worker_faults):
+                self._violation(f"{ask.method}{ask.params}: {ask.answer}")
+        self._judge_told()
+        freezes = [ask for ask in self._asks if ask.method == "va.fsfreeze" and _count(ask.answer)]
+        thaws = sorted((a for a in self._asks if a.method == "va.fsthaw"), key=lambda a: a.answered_at or 1e99)
+        for freeze, later in zip(freezes, [*freezes[1:], None], strict=True):
+            self.tally.freezes += 1
+            end = later.sent_at if later else 1e99
+            after = [t for t in thaws if freeze.answered_at < t.sent_at < end]
+            # One that came while the freeze was being answered, or whose answer nobody read, may have had the news.
+            lost = [t for t in thaws if t.sent_at < freeze.answered_at <= (t.answered_at or 1e99)]
+            heard = [t for t in after if t.answer not in (GONE, None) and code_of(t.answer) != Code.IN_PROGRESS]
+            if heard:
+                lost += [t for t in after if t not in heard and t.sent_at < heard[0].answered_at]
+                self._judge_one(freeze, heard[0], bool(lost or self._vanished_thaws))
+
+    def _judge_one(self, freeze: Ask, thaw: Ask, uncertain: bool) -> None:
+        told = f"va.fsfreeze answered {freeze.answer}, va.fsthaw {thaw.answer}"
+        if _count(thaw.answer):
+            self.tally.held += 1
+            if uncertain:
+                return
+            if thaw.answer != freeze.answer:
+                self._violation(told)
+            for number in freeze.scope:
+                wrote = thaw.counts[number] - freeze.counts[number]
+                # One record may have been on its way from the disk to the writer's count.
+                if wrote > 1 and number not in self._played:
+                    self._violation(f"{told}, but {wrote} records were written to {self.world.every[number]} meanwhile")
+        elif thaw.answer == 0 and not uncertain:
+            self._violation(f"{told}: a broken freeze is not told")
+        elif code_of(thaw.answer) == Code.FREEZE_BROKEN:
+            passed = thaw.answered_at - freeze.answered_at > freeze.hold - 0.1
+            held = any(ask.method == "va.fshold" for ask in self._asks)
+            if not self._disturbed and not passed and not held:
+                self._violation(f"{told}, though nothing broke it")
+
+    def _judge_told(self) -> None:
+        seen: set[tuple[int, str]] = set()
+        for ask in self._asks:
+            if ask.method == "va.fsthaw" and code_of(ask.answer) == Code.FREEZE_BROKEN:
+                self.tally.told += 1
+                found = _NUMBERED.search(ask.answer.faultString)
+                if found and (ask.daemon_pid, found[1]) in seen:
+                    self._violation(f"told twice: {ask.answer}")
+                if found:
+                    seen.add((ask.daemon_pid, found[1]))
+
+
+def _count(answer: Any) -> bool:
+    return isinstance(answer, int) and answer > 0
+
+
+def play(world: World, actions: Iterable[Action], tally: Tally) -> Storm:
+    """Do the actions and settle; return the storm with its violations."""
+    storm = Storm(world, tally)
+    try:
+        for action in actions:
+            storm.do(action)
+    finally:
+        storm.settle()
+    return storm
