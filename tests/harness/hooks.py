@@ -66,8 +66,11 @@ class Hooks:
         with open(self._faults, "a", encoding="utf-8") as file:
             file.write(f"{call} {errno}\n" * times)
 
-    def fail_no_more(self) -> None:
+    def fail_no_more(self) -> list[str]:
+        """Take the orders back; return what has not failed yet."""
+        left = self.faults_left()
         self._faults.unlink(missing_ok=True)
+        return left
 
     def faults_left(self) -> list[str]:
         """Return what was ordered to fail and has not failed yet."""
@@ -79,8 +82,13 @@ class Hooks:
         """Have the next freeze worker freeze `disk`, on which one of the planned lies, when its freeze phase begins."""
         self._stall.write_text(str(disk), encoding="utf-8")
 
-    def stall_no_more(self) -> None:
-        self._stall.unlink(missing_ok=True)
+    def stall_no_more(self) -> bool:
+        """Take the order back; return whether it was still waiting."""
+        try:
+            self._stall.unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def step_the_clock(self, seconds: Iterable[float]) -> None:
         """Have each look at the time of day be wrong by the next of these seconds, round and round."""

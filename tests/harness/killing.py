@@ -97,7 +97,8 @@ class Points:
         os.kill(pid, signal.SIGKILL if what == "kill" else signal.SIGSTOP)
         if pid == os.getpid():
             return
-        over = ("Z", "X", "") if what == "kill" else ("T",)
+        # In D it is neither yet; what was killed before does not stop.
+        over = ("Z", "X", "") if what == "kill" else ("T", "D", "Z", "X", "")
         # What follows must find it so.
         until(lambda: process_state(pid) in over, 10, f"{act} of {pid}")
 

@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,8 +120,9 @@ def sequence(seed: int) -> list[Action]:
     r = random.Random(seed)
     kinds, weights = list(ACTIONS), [weight for weight, _ in ACTIONS.values()]
     drawn = r.choices(kinds, weights, k=r.randint(8, 20))
-    # Most things happen only to a freeze that is there.
-    return [draw(kind, r) for kind in ("freeze", *drawn)]
+    # Most things happen only to a freeze that is there, and an order must be there before it.
+    first = r.choice((["freeze"], ["freeze", "wait frozen"], ["arm", "freeze"], ["arm", "freeze", "wait frozen"]))
+    return [draw(kind, r) for kind in (*first, *drawn)]
 
 
 @dataclass
@@ -168,11 +169,13 @@ class World:
         with self._asking:
             return [writer.report().writes for writer in self.writers]
 
-    def wait_moving(self, until_then: float) -> list[LoopFs]:
+    def wait_moving(self, until_then: float, but: Container[LoopFs] = ()) -> list[LoopFs]:
         """Wait until each has written again, at most until that second; return those that have not."""
         stuck = []
         with self._asking:
             for fs, writer in zip(self.every, self.writers, strict=True):
+                if fs in but:
+                    continue
                 try:
                     writer.wait_moving(max(0.1, until_then - time.monotonic()))
                 except TimeoutError:
@@ -225,14 +228,17 @@ class Storm:
         self.logs: list[str] = []
         self._asks: list[Ask] = []
         self._vanished_thaws = 0
+        self._vanished_freezes: list[float] = []
         self._disturbed = 0
         self._undo: list[Callable[[], object]] = []
         self._played: set[int] = set()
         self._theirs: list[tuple[str, LoopFs, Helper | None]] = []
         self._dead: list[Daemon] = []
-        self._ended_by_us = self._terminated = self._worker_faults = False
+        self._ended_by_us = self._terminated = self._worker_faults = self._killed = False
         self._pids: dict[str, int] = {}
         self._armed = ""
+        self._stall_ordered = False
+        self._to_fail: Counter[str] = Counter()
         self._daemon = self._start()
         tally.storms += 1
 
@@ -269,6 +275,7 @@ class Storm:
         self._ask("va.fsfreeze", options, number=-1 if number is None else number)
 
     def _freeze_and_vanish(self, hold: float) -> str:
+        self._vanished_freezes.append(time.monotonic())
         self._vanish("va.fsfreeze", {"hold_limit": hold})
         return "host vanishes before the reply to its freeze"
 
@@ -312,9 +319,13 @@ class Storm:
             self._violation(f"the state is THAWED, and frozen are {', '.join(frozen)}")
 
     def _wait(self, seconds: float) -> None:
-        """Wait for any answer, at most so long."""
+        """Wait for any answer, if none is due for any change of the state, at most so long."""
         deadline = time.monotonic() + seconds
         waiting = self._waiting()
+        record = None if waiting else self._status()
+        if record is not None:
+            options = {"since": record["seq"], "wait": seconds}
+            call(self._daemon, "va.fsstatus", options, timeout=seconds + 1)
         while time.monotonic() < deadline and waiting and all(ask.answer is None for ask in waiting):
             waiting[0].join(min(0.01, max(0.0, deadline - time.monotonic())))
 
@@ -334,6 +345,7 @@ class Storm:
         else:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+        self._killed |= number == signal.SIGKILL or who == "thawer"
         if who == "supervisor" and number == signal.SIGTERM:
             self._ended_by_us = self._terminated = True
         return f"{name} to the {who}"
@@ -342,7 +354,7 @@ class Storm:
         keeper = self._find("keeper") or self._find("worker")
         if keeper is None or not self._daemon.is_running():
             return None
-        self._ended_by_us = True
+        self._ended_by_us = self._killed = True
         os.kill(self._daemon.pid, signal.SIGSTOP)
         with contextlib.suppress(ProcessLookupError):
             os.kill(keeper, signal.SIGKILL)
@@ -359,6 +371,7 @@ class Storm:
         self._armed = acts
         self.hooks.at(point, *acts.split(","))
         self._disturbed += 1
+        self._killed |= "kill:" in acts
         if "kill:supervisor" in acts:
             self._ended_by_us = True
 
@@ -389,12 +402,19 @@ class Storm:
             self.world.stall.disk.freeze()
         return "disk stalls"
 
-    def _stall_at_freeze(self) -> str:
+    def _stall_at_freeze(self) -> None:
+        self._order_stall_back()
         self.hooks.stall_at_freeze(self.world.stall.disk.path)
-        return "disk stalls when a freeze begins"
+        self._stall_ordered = True
+        self._disturbed += 1
+
+    def _order_stall_back(self) -> None:
+        if self._stall_ordered and not self.hooks.stall_no_more():
+            self.tally.faults["disk stalls when a freeze begins"] += 1
+        self._stall_ordered = False
 
     def _release(self) -> None:
-        self.hooks.stall_no_more()
+        self._order_stall_back()
         self.world.stall.release()
 
     def _dirty(self, number: int) -> None:
@@ -469,10 +489,17 @@ class Storm:
                 self._violation(f"undoing what was done to the mounts: {error}")
         self._undo.clear()
 
-    def _fail(self, name: str, number: str, times: int) -> str:
+    def _fail(self, name: str, number: str, times: int) -> None:
         self._worker_faults |= name.startswith("worker_")
         self.hooks.fail(name, number, times)
-        return f"{name} fails"
+        self._to_fail[name] += times
+        self._disturbed += 1
+
+    def _fail_no_more(self) -> None:
+        self._to_fail.subtract(line.split()[0] for line in self.hooks.fail_no_more())
+        for name, times in (+self._to_fail).items():
+            self.tally.faults[f"{name} fails"] += times
+        self._to_fail.clear()
 
     # -- who is there
 
@@ -514,7 +541,7 @@ class Storm:
         self._take_back()
         if not self._ended_by_us:
             self._violation(f"the supervisor ended with {code}: {self._daemon.log()[-2000:]}")
-        elif self._terminated and code not in (0, -signal.SIGKILL):
+        elif self._terminated and code not in (0, -signal.SIGKILL, -signal.SIGTERM):  # a second one ends its last steps
             self._violation(f"the supervisor ended with {code} upon SIGTERM: {self._daemon.log()[-2000:]}")
 
     def settle(self) -> list[str]:
@@ -532,7 +559,7 @@ class Storm:
         return self.violations
 
     def _calm_down(self) -> None:
-        self.hooks.fail_no_more()
+        self._fail_no_more()
         self._take_back()
         self._continue()
         self._release()
@@ -566,10 +593,11 @@ class Storm:
                 call(self._daemon, "va.fsstatus", {"since": record["seq"], "wait": 1})
         else:
             self._violation(f"not THAWED within {BOUND:g} s: {self._status()}")
-        stuck = self.world.wait_moving(deadline)
+        spoilt = [fs for fs in self.world.every if fs.kind == "btrfs" and self._killed and is_read_only(fs)]
+        stuck = self.world.wait_moving(deadline, spoilt)
         self.tally.worst = max(self.tally.worst, time.monotonic() - begun)
-        for fs in stuck:
-            if is_read_only(fs) and fs.kind == "btrfs":
+        for fs in (*spoilt, *stuck):
+            if fs in spoilt:
                 self.tally.kernel["btrfs read-only after SIGKILL inside FITHAW (docs/adr/0015)"] += 1
                 self.world.mount_anew(fs)
             else:
@@ -627,9 +655,12 @@ class Storm:
         self._judge_told()
         freezes = [ask for ask in self._asks if ask.method == "va.fsfreeze" and _count(ask.answer)]
         thaws = sorted((a for a in self._asks if a.method == "va.fsthaw"), key=lambda a: a.answered_at or 1e99)
-        for freeze, later in zip(freezes, [*freezes[1:], None], strict=True):
+        # Another freeze that may have succeeded is what the next va.fsthaw is about.
+        others = [ask.sent_at for ask in self._asks if ask.method == "va.fsfreeze" and _may_freeze(ask.answer)]
+        others += self._vanished_freezes
+        for freeze in freezes:
             self.tally.freezes += 1
-            end = later.sent_at if later else 1e99
+            end = min((at for at in others if at > freeze.answered_at), default=1e99)
             after = [t for t in thaws if freeze.answered_at < t.sent_at < end]
             # One that came while the freeze was being answered, or whose answer nobody read, may have had the news.
             lost = [t for t in thaws if t.sent_at < freeze.answered_at <= (t.answered_at or 1e99)]
@@ -669,6 +700,11 @@ class Storm:
                     self._violation(f"told twice: {ask.answer}")
                 if found:
                     seen.add((ask.daemon_pid, found[1]))
+
+
+def _may_freeze(answer: Any) -> bool:
+    """Tell whether the freeze that was answered so may have succeeded."""
+    return answer is GONE or _count(answer) or code_of(answer) == Code.IN_PROGRESS
 
 
 def _count(answer: Any) -> bool:

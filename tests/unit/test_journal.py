@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from fakes.drive import plan_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from virtagent.agent import sysfs
 from virtagent.agent.mounts import MountInfo, Plan
 from virtagent.supervisor import journal as module
@@ -167,3 +169,25 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, monkeypatc
         Journal(str(tmp_path / "f" / "g"))
     with pytest.raises(BadStateDir):
         Journal("/proc/nothing/here")
+
+
+VALID = json.dumps({"version": 1, "boot": module.boot_id(), "worker": [1, 2], **WHOLE}).encode()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.binary()
+    | st.builds(
+        lambda a, b, c: VALID[:a] + c + VALID[b:], st.integers(0, 900), st.integers(0, 900), st.binary(max_size=4)
+    )
+)
+def test_any_bytes_are_a_journal_or_refused(state_dir: Path, data: bytes) -> None:
+    (state_dir / "journal").write_bytes(data)
+    journal = Journal(str(state_dir))
+    try:
+        found = journal.read()
+    except ValueError:
+        found = None
+    finally:
+        os.close(journal._lock)
+    assert found is None or isinstance(found, JournalFound)
