@@ -16,12 +16,16 @@ class Gauge:
     def __init__(self, names: set[str]) -> None:
         self._names = names
         self._begun = time.monotonic()
-        self._written_before = self._written()
+        self._written_before = 0
+        self._written_before = self.progress(Phase.SYNC, 0).flushed_bytes
 
     def progress(self, phase: Phase, sync_round: int) -> Progress:
         """Return the figures of now: bytes dirty in the whole guest, bytes that the disks wrote, rate, eta."""
-        flushed = max(0, self._written() - self._written_before)
-        dirty = dirty_bytes()
+        try:
+            flushed = max(0, self._written() - self._written_before)
+            dirty = dirty_bytes()
+        except OSError:
+            return Progress(phase.value, sync_round)  # mere figures: no freeze ends for want of a descriptor
         elapsed = time.monotonic() - self._begun
         rate = flushed / elapsed if elapsed > 0 else 0.0
         eta = dirty / rate if rate > 0 and dirty >= 0 else -1

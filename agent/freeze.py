@@ -27,6 +27,7 @@ SYNC_SHORT = 0.05  # seconds; a round below this leaves nothing worth another ro
 SYNC_GAIN = 0.8  # a round that takes more than this share of the one before has stopped getting shorter
 PROGRESS_EVERY = 0.25
 OWN_LIMIT_LATER = 1.0
+THAW_AGAIN_FIRST, THAW_AGAIN_MAX = 0.02, 30.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,21 @@ class Transaction:
         self._board = Board(self._worker, enumerate(plan.mounts), obeys=True)
         self._gauge = disks.Gauge({disk for mount in plan.mounts for disk in mount.disks})
         try:
-            self._sync()
-            self._freeze()
+            return self._freeze_and_hold()
         except GiveUp as why:
             self._thaw(str(why))
             undone = sum(hand.froze for hand in self._board.hands.values())
             raise Fault(Code.FREEZE_FAILED, f"{why}; thawed again: {undone}") from None
+        except Fault:
+            raise
+        except Exception as error:
+            # A defect or a refused system call: whatever it is, nothing may stay frozen for it.
+            self._thaw(f"{type(error).__name__}: {error}")
+            raise
+
+    def _freeze_and_hold(self) -> int:
+        self._sync()
+        self._freeze()
         count = len(self._board.in_state(MountState.FROZEN))
         if count == 0:
             return 0
@@ -164,10 +174,19 @@ class Transaction:
             if time.monotonic() >= until:
                 return f"the hold limit of {limit:.3g} s passed"
 
+    def _refused(self) -> list[Hand]:
+        return [hand for hand in self._board.in_state(MountState.FAILED) if hand.froze]
+
     def _thaw(self, reason: str) -> None:
         self._worker.reporter.post(report.Thawing(reason, time.monotonic()))
         self._board.thaw()
-        refused = [h for h in self._board.in_state(MountState.FAILED) if h.froze]
+        again = THAW_AGAIN_FIRST
+        while (refused := self._refused()) and self._board.alone:
+            self._board.next(time.monotonic() + again)
+            again = min(again * 2, THAW_AGAIN_MAX)
+            for hand in refused:
+                hand.state = MountState.FROZEN
+            self._board.thaw()
         if refused:
             words = "; ".join(f"{h.mount.mountpoint}: {h.words}" for h in refused)
             raise Fault(Code.FAILED, f"{words}; thawing because {reason or 'the host asked'}")

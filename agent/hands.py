@@ -29,6 +29,7 @@ from .text import printable
 if TYPE_CHECKING:
     from .worker import Worker
 
+GONE = -2  # in the place of a descriptor
 _STACK = 256 << 10
 
 
@@ -111,7 +112,7 @@ class Hand(threading.Thread):
         reporter = self._board.worker.reporter
         begun = time.monotonic()
         if verb is FREEZE:
-            reporter.send(report.Step(self.index, verb.during.value))
+            reporter.send(report.Step(self.index, verb.during.value), lambda: self._board.ending)
             if self._board.ending or reporter.closed:
                 return errno.ECANCELED
         else:
@@ -207,7 +208,7 @@ class Board:
     def _ended(self) -> str:
         if self._terminated:
             return f"{self.worker.rpc} worker {self.worker.id} got SIGTERM"
-        if self._supervisor == -2 or self.worker.reporter.closed:
+        if self.alone:
             return "the supervisor died"
         return ""
 
@@ -222,7 +223,12 @@ class Board:
         if self._supervisor >= 0:
             self._poll.unregister(self._supervisor)
             self._poll.unregister(self.worker.control_fd)
-            self._supervisor = -2
+            self._supervisor = GONE
+
+    @property
+    def alone(self) -> bool:
+        """Whether the supervisor is gone: nobody else would thaw."""
+        return self._supervisor == GONE or self.worker.reporter.closed
 
     def in_state(self, *states: MountState) -> list[Hand]:
         """Return the hands whose file system is in one of the states."""

@@ -36,7 +36,8 @@ class Rpc:
     `handler` is called as handler(agent, call, args) inline, or as handler(worker, args) in a worker. `limit` is how
     long the worker may run, in seconds; None: the phases of the freeze transaction have their own. `compensation`
     names the row that undoes what a dead or killed worker may have left. A row that `thaws_first` is admitted in any
-    state and starts once the file systems are thawed, or cannot be. A row that is not `public` is the agent's own.
+    state and starts once the file systems are thawed, or cannot be. A row that `outlives` the supervisor goes on when
+    that dies, to thaw; the others die with it. A row that is not `public` is the agent's own.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Rpc:
     essential: bool = False
     thaws_first: bool = False
     public: bool = True
+    outlives: bool = False
 
 
 _I, _W = Runs.INLINE, Runs.WORKER
@@ -140,6 +142,7 @@ _ROWS = (
         "number of file systems frozen",
         params=_struct(*_FREEZE),
         compensation="thaw",
+        outlives=True,
     ),
     Rpc(
         "va.fsthaw",
@@ -208,6 +211,7 @@ _ROWS = (
         "Thaw what a dead or killed freeze worker may have left frozen.",
         "number of file systems proved thawed",
         public=False,
+        outlives=True,
     ),
     Rpc(
         "reload",

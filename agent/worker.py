@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ from .rpcs import RPCS
 from .text import printable
 
 TITLE = "virtagentd: "
+LOOK_UP = 50  # milliseconds between two looks whether a full pipe is still worth waiting for
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +49,16 @@ class Reporter:
         self.closed = False
         os.set_blocking(fd, False)
 
-    def send(self, message: report.Report) -> None:
-        """Write `message`, waiting until the pipe has taken it; return at once if the supervisor is gone."""
+    def send(self, message: report.Report, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Write `message`, waiting until the pipe has taken it; return at once if the supervisor is gone.
+
+        `given_up` is asked now and then whether to wait no longer; the message then goes when the pipe takes it.
+        """
         self.post(message)
         writable = select.poll()
         writable.register(self._fd, select.POLLOUT)
-        while not self.flush():
-            writable.poll()
+        while not self.flush() and not given_up():
+            writable.poll(LOOK_UP)
 
     def post(self, message: report.Report) -> None:
         """Write `message` now, or keep it for the next flush if the pipe is full."""
@@ -118,8 +123,7 @@ def run(job: Job, report_fd: int, control_fd: int, supervisor: int) -> NoReturn:
         worker = Worker(job, report_fd, control_fd, supervisor)
         row = RPCS[job.rpc]
         worker.title(f"running, limit {row.limit:g} s" if row.limit else "starting")
-        if row.compensation is None and row.public:
-            # What freezes or thaws must outlive a dead supervisor to thaw; all else would only be left over.
+        if not row.outlives:
             kernel.die_with_parent(signal.SIGKILL)
             if os.getppid() != supervisor:
                 os._exit(1)  # it died before that

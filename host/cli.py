@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ..agent.errors import MEANING, Code, Fault
+from ..agent.errors import Code, Fault
 from . import calls, records, text
 from .client import Agent
 from .errors import BadReply, HostError, Lost, TimedOut, Unreachable, Unsendable
@@ -31,6 +31,10 @@ _ADVICE = {
     Code.WRONG_STATE: f"see `{_PROG} status`",
     Code.REFUSED_WHILE_FROZEN: f"`{_PROG} thaw` first, then call again",
     Code.METHOD: f"`{_PROG} capabilities` lists the methods",
+    Code.FREEZE_BROKEN: "throw the snapshot away",
+    Code.BUSY: "call again when one has ended",
+    Code.AUDIT_FULL: f"`{_PROG} thaw` first",
+    Code.INTERNAL: "report it with the agent's log",
 }
 _EXIT = {Code.IN_PROGRESS: TIMED_OUT, Code.FREEZE_BROKEN: BROKEN}
 
@@ -81,7 +85,10 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return _complain(f"interrupted; {_MAY_BE_FROZEN}", INTERRUPTED) if session.may_be_frozen else INTERRUPTED
     except Fault as fault:
-        return _complain(f"{fault}; {_ADVICE.get(fault.code, MEANING[fault.code][1])}", _EXIT.get(fault.code, FAILED))
+        advice = _ADVICE.get(fault.code, "")
+        return _complain(f"{fault}; {advice}" if advice else str(fault), _EXIT.get(fault.code, FAILED))
+    except NothingFrozen:
+        return _complain("nothing was frozen: the agent leaves every file system out; see `virtagentctl plan`", FAILED)
     except HostError as error:
         asked = type(error) is not Unreachable
         code = {Unreachable: UNREACHABLE, Lost: UNREACHABLE, TimedOut: TIMED_OUT}.get(type(error), FAILED)
@@ -130,6 +137,8 @@ def freeze(session: Session) -> None:
         freeze_limit=args.freeze_limit,
         hold_limit=args.hold_limit,
     )
+    if frozen == 0:
+        raise NothingFrozen
     done = f"frozen {text.count(frozen)}"
     try:
         now = session.agent.status()
@@ -198,6 +207,10 @@ def _argument(argument: str) -> Any:
         return argument
 
 
+class NothingFrozen(Exception):
+    """A freeze was answered with 0: a snapshot would be taken of a guest that writes."""
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong with the arguments in one sentence, without the usage."""
 
@@ -226,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     everywhere = _Parser(add_help=False)
     parser = _Parser(
         prog=_PROG,
+        allow_abbrev=False,
         description="Freeze and thaw a guest's file systems, and see what its agent does.",
         epilog="exit codes: 0 done, 1 the agent refused or failed, 2 usage, 3 no connection, 4 timed out, "
         "5 the freeze was broken (the snapshot is not consistent), 130 interrupted",

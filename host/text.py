@@ -11,6 +11,7 @@ _SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 _KERNEL = {"disk-sleep": "waits in the kernel (D)", "zombie": "dead, not reaped (Z)", "stopped": "stopped (T)"}
 _LEFT_OUT = "left-out"
 _PSEUDO = "pseudo"
+_LONG = 2.0  # seconds in one phase, from which on a worker in D is worth a line of `watch`
 _SYNCING = ("sync", "freeze")
 
 
@@ -88,9 +89,9 @@ def changes(before: Status | None, after: Status) -> Iterator[str]:
     moved = _progress(after.progress) if after.phase in _SYNCING else ""
     if moved and (before is None or _progress(before.progress) != moved):
         yield moved
-    stuck = {worker.id for worker in before.workers if worker.process_state == "disk-sleep"} if before else set()
+    shown = {worker.id for worker in before.workers if _waits(worker, before)} if before else set()
     for worker in after.workers:
-        if worker.process_state == "disk-sleep" and worker.id not in stuck:
+        if _waits(worker, after) and worker.id not in shown:
             yield "worker " + ", ".join(cell for cell in _worker_row(worker) if cell)
     if after.last and (before is None or before.last != after.last):
         yield f"last freeze: {_last(after.last)}"
@@ -110,6 +111,10 @@ def not_frozen(mounts: Sequence[MountStatus]) -> Iterator[str]:
     if rows:
         yield "not frozen:"
         yield from _table(rows)
+
+
+def _waits(worker: WorkerStatus, status: Status) -> bool:
+    return worker.process_state == "disk-sleep" and status.since >= _LONG
 
 
 def _planned(mounts: Sequence[MountStatus]) -> list[MountStatus]:

@@ -12,6 +12,7 @@ from types import FrameType
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from harness import HarnessError, Unmet, namespace
+from harness.namespace import Area
 from harness.rig import Rig, closed
 from harness.storm import Tally, World, play, sequence
 
@@ -53,19 +54,31 @@ def stop(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def run(rig: Rig, chosen: argparse.Namespace, tally: Tally) -> None:
+def run(area: Area, chosen: argparse.Namespace, tally: Tally) -> None:
     first = chosen.seed * MANY if chosen.replay is None else chosen.replay
-    world = World(rig, first // MANY)
     began = shown = time.monotonic()
     number = 0
-    while number < chosen.times if chosen.replay is not None else time.monotonic() - began < chosen.minutes * 60:
-        well = storm(world, tally, first + (number if chosen.replay is None else 0))
-        number += 1
-        if not well and not chosen.go_on:
-            return
-        if time.monotonic() - shown > 60:
-            shown = time.monotonic()
-            print(f"{(shown - began) / 60:.0f} min: {number} storms, {len(tally.violations)} violations", flush=True)
+    rig = Rig(area)
+    try:
+        world = World(rig, first // MANY)
+        while number < chosen.times if chosen.replay is not None else time.monotonic() - began < chosen.minutes * 60:
+            well = storm(world, tally, first + (number if chosen.replay is None else 0))
+            number += 1
+            if not well and not chosen.go_on:
+                return
+            if not well:
+                # What a violation left behind must not spoil the next storm.
+                for line in rig.close():
+                    print(f"  {line}", flush=True)
+                rig = Rig(area)
+                world = World(rig, first // MANY)
+            if time.monotonic() - shown > 60:
+                shown = time.monotonic()
+                print(
+                    f"{(shown - began) / 60:.0f} min: {number} storms, {len(tally.violations)} violations", flush=True
+                )
+    finally:
+        closed(rig)
 
 
 def main() -> int:
@@ -74,13 +87,11 @@ def main() -> int:
     chosen = options()
     tally = Tally()
     with namespace.entered() as area:
-        rig = Rig(area)
         try:
-            run(rig, chosen, tally)
+            run(area, chosen, tally)
         finally:
             print(f"\nscripts/chaos, seed {chosen.seed if chosen.replay is None else chosen.replay}:\n")
             print(tally.table(), flush=True)
-            closed(rig)
     return 1 if tally.violations else 0
 
 

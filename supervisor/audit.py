@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import time
 from collections import deque
 
@@ -11,6 +12,8 @@ from .calls import Call
 from .events import Malformed, Peer
 
 PARAMS_MAX = 256
+_short = reprlib.Repr()  # cuts before it writes: parameters may be megabytes
+_short.maxstring = _short.maxother = PARAMS_MAX + 2
 
 
 class Audit:
@@ -54,12 +57,12 @@ class Audit:
 def line(call: Call, outcome: str, fault: Fault | None, now: float) -> str:
     """Return the record of one RPC as one line of name=value fields."""
     request = call.request
-    params = ", ".join(map(repr, request.params)) if isinstance(request.params, list) else repr(request.params)
+    params = _short.repr(request.params)
     return _line(
         request.wall,
         request.peer,
         method=json.dumps(request.method[:80]),
-        params=json.dumps(params[:PARAMS_MAX]),
+        params=json.dumps(params[1:-1][:PARAMS_MAX] if isinstance(request.params, list) else params[:PARAMS_MAX]),
         outcome=outcome,
         fault=int(fault.code) if fault else 0,
         ms=f"{(now - call.at) * 1000:.1f}",

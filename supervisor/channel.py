@@ -45,22 +45,26 @@ class Port(Protocol):
 class Conversation:
     """One peer on one byte stream."""
 
-    def __init__(self, number: int, port: Port, peer: Peer, limits: Limits, age: float, *, refused: bool) -> None:
+    def __init__(self, number: int, port: Port, peer: Peer, limits: Limits, age: float) -> None:
         self.id = number
         self.port = port
         self.peer = peer
         self.stream = Stream(limits)
-        self.refused = refused
+        self.refused = False
         self.gone = False
         self._age = age
         self._half_since: float | None = None
         self._unread_since: float | None = None
         self._refuse_at: float | None = None
+        self._answered = False
+
+    def refuse(self, now: float) -> None:
+        """Answer its first request with BUSY; it has not long to ask."""
+        self.refused = True
+        self._refuse_at = now + REFUSED_AGE
 
     def read(self, now: float) -> None:
         """Read once into the stream."""
-        if self.refused and self._refuse_at is None:
-            self._refuse_at = now + REFUSED_AGE
         try:
             data = self.port.recv(READ)
         except BlockingIOError:
@@ -82,7 +86,7 @@ class Conversation:
             self._half_since = now
         if self.refused and isinstance(event, Request):
             self.stream.fault(event.token, Fault(Code.BUSY, "too many clients on this channel; call again later"))
-            self._refuse_at = now
+            self._answered = True
             return None
         return event
 
@@ -100,10 +104,7 @@ class Conversation:
     @property
     def over(self) -> bool:
         """Whether the conversation is to be closed."""
-        answered = self.refused and self._refuse_at is not None and not self.stream.output_size
-        return self.gone or (
-            (self.stream.closing or (answered and self._half_since is None)) and not self.stream.output_size
-        )
+        return self.gone or ((self.stream.closing or self._answered) and not self.stream.output_size)
 
     @property
     def writing(self) -> bool:

@@ -61,6 +61,7 @@ class Children:
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
         self._by_id: dict[int, Child] = {}
+        self._lost: list[int] = []
 
     def pid(self, number: int) -> int:
         """Return the child's pid, -1 if it is reaped."""
@@ -71,6 +72,7 @@ class Children:
 
         Raises OSError if a pipe, the fork or the pidfd was refused; nothing is left over then.
         """
+        self._lost = [pid for pid in self._lost if os.waitpid(pid, os.WNOHANG)[0] == 0]
         fds: list[int] = []
         supervisor = os.getpid()
         try:
@@ -100,9 +102,9 @@ class Children:
         try:
             pidfd = self._processes.open_pidfd(pid)
         except OSError:
-            # Without a pidfd it cannot be supervised. It waits for nothing but its pipes, so it dies at once.
+            # Without a pidfd it cannot be supervised. It has frozen nothing: for that it needs our word.
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            self._lost.append(pid)
             os.close(report_r)
             os.close(control_w)
             raise

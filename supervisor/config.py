@@ -17,6 +17,7 @@ STATE_DIR = "/run/virtagent"
 LEVELS = ("err", "warning", "notice", "info", "debug")
 TARGETS = ("stderr", "syslog", "journal")
 SCHEMES = ("unix",)
+NESTING_MAX = 256  # what repr and others who descend into a value can bear
 
 
 class BadConfig(Exception):
@@ -53,6 +54,7 @@ class Config:
     shutdown_command: tuple[str, ...] = ("/sbin/shutdown",)
     log_target: str = "stderr"
     file: str = CONFIG_FILE
+    file_needed: bool = False
     given: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def allows(self, rpc: str) -> bool:
@@ -94,6 +96,13 @@ def _count(name: str, text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= 1 << 30:
         raise ValueError(f"{name} is {text!r:.60}, expected a whole number over 0")
     return int(text)
+
+
+def _depth(name: str, text: str) -> int:
+    value = _count(name, text)
+    if value > NESTING_MAX:
+        raise ValueError(f"{name} is {value}, expected at most {NESTING_MAX}")
+    return value
 
 
 def _level(name: str, text: str) -> str:
@@ -166,7 +175,7 @@ OPTIONS: Mapping[str, Option] = {
     "max-clients": Option(_count, "N", "clients a listener"),
     "max-header": Option(_count, "BYTES", "longest request header"),
     "max-body": Option(_count, "BYTES", "longest request body"),
-    "max-nesting": Option(_count, "N", "deepest nesting in a request"),
+    "max-nesting": Option(_depth, "N", "deepest nesting in a request"),
     "message-age": Option(_over_zero, "S", "how old half a message may grow"),
     "audit-ring": Option(_count, "N", "audit records kept while frozen"),
     "shutdown-command": Option(_command, "COMMAND", "program that va.shutdown runs with -H, -P or -r and now"),
@@ -218,6 +227,12 @@ def read_file(text: str, path: str) -> dict[str, list[str]]:
         if name in _FLAGS and value in ("", "yes", "true", "no", "false"):
             found[name] = [value]
         elif name in OPTIONS and value:
+            if name in found and not OPTIONS[name].repeats:
+                raise BadConfig(f"{path} line {number}: {name} stands there for the second time")
+            try:
+                OPTIONS[name].convert(name, value)
+            except ValueError as error:
+                raise BadConfig(f"{path} line {number}: {error}") from None
             found.setdefault(name, []).append(value)
         elif name in OPTIONS or name in _FLAGS:
             raise BadConfig(f"{path} line {number}: {name} has {'no value' if not value else f'value {value!r:.60}'}")
@@ -227,10 +242,16 @@ def read_file(text: str, path: str) -> dict[str, list[str]]:
 
 
 def build(
-    given: Mapping[str, Sequence[str]], from_file: Mapping[str, Sequence[str]], file: str = CONFIG_FILE
+    given: Mapping[str, Sequence[str]],
+    from_file: Mapping[str, Sequence[str]],
+    file: tuple[str, bool] = (CONFIG_FILE, False),
 ) -> Config:
-    """Return the configuration; what is `given` on the command line wins over the file. Raises BadConfig."""
-    values: dict[str, Any] = {"file": file, "given": tuple((name, tuple(texts)) for name, texts in given.items())}
+    """Return the configuration; what is `given` on the command line wins over the file. Raises BadConfig.
+
+    `file` is its path and whether it must be there.
+    """
+    values: dict[str, Any] = {"file": file[0], "file_needed": file[1]}
+    values["given"] = tuple((name, tuple(texts)) for name, texts in given.items())
     for name, option in OPTIONS.items():
         texts = given.get(name) or from_file.get(name)
         if not texts:
@@ -254,7 +275,7 @@ def build(
 
 def reread(config: Config, text: str) -> tuple[Config, list[str]]:
     """Return the configuration that the file's new text makes, and the options that change only with a restart."""
-    fresh = build(dict(config.given), read_file(text, config.file), config.file)
+    fresh = build(dict(config.given), read_file(text, config.file), (config.file, config.file_needed))
     kept = [name for name in FIXED if getattr(fresh, name) != getattr(config, name)]
     return replace(fresh, **{name: getattr(config, name) for name in FIXED}), kept
 
@@ -264,17 +285,22 @@ def load(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     namespace = parser().parse_args(arguments)
     given = {name: value for name, value in ((n, getattr(namespace, n.replace("-", "_"))) for n in OPTIONS) if value}
     given |= {name: [""] for name in _FLAGS if getattr(namespace, name)}
+    if namespace.plan and namespace.recover:
+        raise BadConfig("--plan and --recover cannot be asked at once")
     path = namespace.config or CONFIG_FILE
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             from_file = read_file(file.read(), path)
+            there = True
     except FileNotFoundError as error:
         if namespace.config:
             raise BadConfig(f"config {path}: {error.strerror}") from None
-        from_file = {}
+        from_file, there = {}, False
     except OSError as error:
         raise BadConfig(f"config {path}: {error.strerror}") from None
-    return build(given, from_file, path), namespace
+    return build(given, from_file, (path, there)), namespace
 
 
-assert {f.name for f in fields(Config)} - {"file", "given"} == {name.replace("-", "_") for name in (*OPTIONS, *_FLAGS)}
+assert {f.name for f in fields(Config)} - {"file", "file_needed", "given"} == {
+    name.replace("-", "_") for name in (*OPTIONS, *_FLAGS)
+}

@@ -158,10 +158,13 @@ class Core:
 
     def _requested(self, request: Requested) -> None:
         call = self._calls.open(request, self._now)
+        self._thawing.wall = request.wall - self._now
         try:
             if self._calls.count(request.connection) > CALLS_MAX:
                 raise Fault(Code.BUSY, f"{request.method[:80]}: {CALLS_MAX} calls of this connection wait already")
             row = public(request.method)
+            if request.crowded and not row.essential:
+                raise Fault(Code.BUSY, f"{row.name}: too many replies are not read; call again later")
             refused = refusal(
                 row,
                 self._state.now,
@@ -181,6 +184,8 @@ class Core:
             if value is not LATER:
                 self._calls.answer(call.id, value, self._now)
         elif row.thaws_first and self._state.now not in (FreezeState.THAWED, FreezeState.ERROR):
+            if self._after_thaw:
+                raise Fault(Code.BUSY, f"{row.name}: it was asked already, and waits for the thaw")
             self._after_thaw.append((call, row, args))
             self._freezing.stop(f"{row.name} was called", self._now)
         else:
@@ -332,7 +337,9 @@ class Core:
         if not self.thawed:
             self._out.append(Log("warning", f"SIGHUP is refused: the state is {self._state.now.name}"))
         elif not any(worker.row is row for worker in self._workers):
-            self._workers.spawn(row, {"path": self._config.file}, None, row.limit or 0, self._now)
+            self._workers.spawn(
+                row, {"path": self._config.file, "needed": self._config.file_needed}, None, row.limit or 0, self._now
+            )
 
     def _reloaded(self, text: str) -> None:
         if not self.thawed:

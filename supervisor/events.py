@@ -24,7 +24,10 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """A well-formed request came; `wall` is the time of day (seconds since the epoch) for the audit record."""
+    """A well-formed request came; `wall` is the time of day (seconds since the epoch) for the audit record.
+
+    `crowded` says that hosts leave so many replies unread that only essential RPCs are to be admitted.
+    """
 
     connection: int
     token: int
@@ -32,6 +35,7 @@ class Requested:
     params: list[Any] | dict[str, Any]
     peer: Peer
     wall: float
+    crowded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,14 +22,14 @@ from ..agent.states import (
     WorkerState,
 )
 from .calls import Calls
-from .events import Effect, Probe, RemoveJournal, Tell, WriteJournal
+from .events import Effect, Log, Probe, RemoveJournal, Tell, WriteJournal
 from .state import State
 from .thawing import Thawing
-from .transaction import Freeze, journal
+from .transaction import Freeze, Last, journal
 from .workers import LOOK_AGAIN, Worker, Workers, at
 
 REACT_GRACE = 2.0  # seconds for the keeper to say that it thaws, before it is taken for stopped or dead
-IN_D = "disk-sleep"  # psutil's name of the state
+IN_D, UNKNOWN = "disk-sleep", "unknown"  # psutil's name of the state; and none could be had
 HOLDS_MAX = 64  # calls of va.fshold under way, so that the control pipe cannot fill
 MOUNT_STATES = frozenset(state.value for state in MountState)
 
@@ -62,6 +62,8 @@ class Freezing:
 
     def begin(self, call: int, options: Options, plan_limit: float, now: float) -> None:
         """Fork the freeze worker; the state is THAWED."""
+        if self._thawing.untold:
+            self._out.append(Log("warning", f"nobody was told: {self._thawing.untold}"))
         self._last_id += 1
         worker = self._workers.spawn(RPCS["va.fsfreeze"], {"options": options}, call, plan_limit, now)
         self._thawing.freeze = Freeze(self._last_id, worker.id, options, caller=call)
@@ -71,17 +73,18 @@ class Freezing:
     def thaw(self, call: int, now: float) -> int | Later:
         """Thaw, cancel, retry, join, or answer at once if there is nothing to thaw.
 
-        Raises Fault FREEZE_BROKEN, once, if the last freeze was broken and nobody was told.
+        Answers FREEZE_BROKEN, once, if the last freeze was broken and nobody was told.
         """
         if self._state.now is FreezeState.THAWED:
             if not self._thawing.untold:
                 return 0
-            fault = Fault(Code.FREEZE_BROKEN, self._thawing.untold)
-            self._thawing.untold = ""
-            self._out.append(RemoveJournal())
-            raise fault
+            # Told first, forgotten afterwards: dying in between, it is told twice rather than never.
+            if self._calls.answer(call, Fault(Code.FREEZE_BROKEN, self._thawing.untold), now):
+                self._thawing.untold = ""
+                self._out.append(RemoveJournal())
+            return LATER
         freeze = self._current()
-        freeze.thaw_callers.append(call)
+        freeze.thaw_callers = [*filter(self._calls.waits, freeze.thaw_callers), call]
         freeze.thaw_asked_at = freeze.thaw_asked_at or now
         if self._state.now is FreezeState.INPROGRESS:
             self._cancel(FreezeEvent.THAW_ASKED, "va.fsthaw", now)
@@ -128,12 +131,12 @@ class Freezing:
         self._last_id = number
         if not plan.mounts:
             self._thawing.untold = untold
+            self._thawing.last = Last(number, Outcome.BROKEN.value, False, 0.0, 0.0, untold, -1.0)
             return
-        row = RPCS["va.fsfreeze"]
-        worker = self._workers.adopt(row, orphan, now).id if orphan[0] else 0
+        worker = self._workers.adopt(RPCS["va.fsfreeze"], orphan, now).id if orphan[0] else 0
         self._thawing.freeze = freeze = Freeze(number, worker, options)
         freeze.take(plan)
-        freeze.touched, freeze.suspects = set(range(len(plan.mounts))), set(range(len(plan.mounts)))
+        freeze.suspect_all()
         freeze.reaped = not worker
         freeze.outcome = Outcome.BROKEN
         freeze.fault = Fault(Code.FREEZE_BROKEN, untold)
@@ -201,16 +204,13 @@ class Freezing:
 
     def probed(self, worker: Worker, state: str, now: float) -> None:
         """The thaw limit of `worker` has passed, and this is its process state: if it is in the kernel, let it be."""
-        if state == IN_D and worker.state is WorkerState.STUCK:
+        in_kernel = state in (IN_D, UNKNOWN)
+        if in_kernel and worker.state is WorkerState.STUCK:
             self._workers.arm(worker, LOOK_AGAIN, now)
             return
-        if state != IN_D or worker.state is WorkerState.SPAWNED:
+        if not in_kernel or worker.state is WorkerState.SPAWNED:
             self._kill(worker, f": the thaw limit of {worker.limit:g} s passed", now)
             return
-        freeze = self._current()
-        for index, mark in enumerate(freeze.marks):
-            if mark.state is MountState.THAWING:
-                freeze.trying.setdefault(index, worker.id)
         self._workers.change(worker, WorkerEvent.IN_KERNEL, now)
         self._thawing.advance(now)
 
@@ -338,7 +338,7 @@ class Freezing:
         freeze.frozen_at, freeze.until = float(frozen.at), float(frozen.until)
         self._workers.enter_phase(worker, Phase.HOLD, max(freeze.until - now, 1e-3) if limit else 0, now)
         worker.limit = limit
-        self._state.enter(FreezeEvent.FROZEN, f"freeze {freeze.id}: {frozen.count} file systems", now)
+        self._state.enter(FreezeEvent.FROZEN, f"freeze {freeze.id}, file systems: {frozen.count}", now)
         self._calls.answer(freeze.caller, frozen.count, now)
         freeze.caller = None
         return ""

@@ -25,6 +25,10 @@ class BadStateDir(Exception):
     """The state directory cannot be used; one sentence."""
 
 
+class NotInMemory(BadStateDir):
+    """It is not on tmpfs."""
+
+
 class Journal:
     """The journal of one state directory, which this process has for its own."""
 
@@ -38,12 +42,15 @@ class Journal:
         number = f"{os.major(device)}:{os.minor(device)}"
         kinds = {info.fstype for info in sysfs.read_mountinfo() if info.device == number}
         if not kinds.intersection(IN_MEMORY):
-            raise BadStateDir(
+            raise NotInMemory(
                 f"state-dir {directory} is on {', '.join(sorted(kinds)) or 'an unknown file system'}, not on tmpfs: "
                 "writing there could block on a frozen file system"
             )
         self._path = os.path.join(directory, "journal")
-        self._lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise BadStateDir(f"state-dir {directory}: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -8,6 +8,7 @@ waits till then with what came before.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -18,6 +19,7 @@ from typing import Protocol
 from ..agent.text import printable
 
 WAITING_MAX = 16384
+LINE_MAX = 16384  # characters; a datagram holds some 200 KB
 SYSLOG = "/dev/log"
 JOURNAL = "/run/systemd/journal/socket"
 _PRIORITY = {"err": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7, "audit": 5}  # syslog(3)
@@ -63,6 +65,8 @@ class Log:
         if self._dropped:
             self._waiting.append(self.sink.line(_PRIORITY["warning"], f"log: {self._dropped} lines were lost"))
             self._dropped = 0
+        if len(text) > LINE_MAX:
+            text = f"{text[:LINE_MAX]}... ({len(text) - LINE_MAX} characters cut)"
         self._waiting.append(self.sink.line(_PRIORITY[level], printable(text)))
 
     def write(self) -> bool:
@@ -73,7 +77,11 @@ class Log:
                 count = self.sink.write(line)
             except BlockingIOError:
                 return True
-            except OSError:
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE:
+                    self._dropped += 1  # it would never go, and nothing behind it
+                    self._waiting.popleft()
+                    continue
                 return False  # nobody reads: it waits for the next line, and is counted when there are too many
             if count < len(line):
                 self._waiting[0] = line[count:]

@@ -31,7 +31,8 @@ from .notify import Notify
 from .process import Processes
 from .status import Record
 
-Ready = Callable[[], None]
+UNSENT_MAX = 64 << 20  # bytes of replies that hosts have not read, above which only essential RPCs are admitted
+LONGEST = 86400.0  # seconds of one wait; epoll_wait(2) takes at most 2**31 ms
 _SIGNALS: dict[int, Callable[[int], events.Event]] = {
     signal.SIGTERM: lambda number: events.Stopped(signal.Signals(number).name),
     signal.SIGINT: lambda number: events.Stopped(signal.Signals(number).name),
@@ -61,6 +62,8 @@ class Loop:
         self._clock = clock
         self._children = Children(processes)
         self._listeners: list[channel.Listener] = []
+        self._queue: deque[events.Event] = deque()
+        self._feeding = False
         self._talks: dict[int, channel.Conversation] = {}
         self._last_talk = 0
         self._notify = notify
@@ -99,12 +102,18 @@ class Loop:
 
     def feed(self, event: events.Event) -> None:
         """Have the core take an event, and apply what it decides, in order."""
-        queue: deque[events.Event] = deque([event])
-        while queue:
-            for effect in self._core.handle(queue.popleft(), self._clock()):
-                drawn = self._effects[type(effect)](effect)
-                if drawn is not None:
-                    queue.append(drawn)
+        self._queue.append(event)
+        if self._feeding:
+            return  # what an effect brings about comes after the effects that stand behind it
+        self._feeding = True
+        try:
+            while self._queue:
+                for effect in self._core.handle(self._queue.popleft(), self._clock()):
+                    drawn = self._effects[type(effect)](effect)
+                    if drawn is not None:
+                        self._queue.append(drawn)
+        finally:
+            self._feeding = False
         self._write_log()
 
     def run(self) -> int:
@@ -126,7 +135,7 @@ class Loop:
 
     def _feed_watchdog(self, now: float) -> None:
         if self._notify.interval is not None and self._feed_watchdog_at is not None and self._feed_watchdog_at <= now:
-            self._notify.say("WATCHDOG=1")
+            self._say("WATCHDOG=1")
             self._feed_watchdog_at = now + self._notify.interval
 
     def _patience(self) -> float | None:
@@ -136,14 +145,18 @@ class Loop:
         nearest = min((m for m in (self._core.nearest(), *moments) if m is not None), default=None)
         if nearest is None:
             return None
-        return max(0.0, math.ceil((nearest - self._clock()) * 1000) / 1000)
+        return min(max(0.0, math.ceil((nearest - self._clock()) * 1000) / 1000), LONGEST)
+
+    def _say(self, state: str) -> None:
+        if wrong := self._notify.say(state):
+            self._log.add("warning", wrong)
 
     # -- signals, log
 
     def _signalled(self) -> None:
         for number in self._wakeup_r.recv(4096):
             if number in (signal.SIGTERM, signal.SIGINT):
-                self._notify.say("STOPPING=1")
+                self._say("STOPPING=1")
             if number in _SIGNALS:
                 self.feed(_SIGNALS[number](number))
 
@@ -187,7 +200,7 @@ class Loop:
         self._log.choose(effect.config.log_level)
 
     def _log_status(self, effect: events.LogStatus) -> None:
-        status = effect.record.dump(self._processes.state, time.time())
+        status = effect.record.dump(self._processes.state)
         self._log.add("notice", f"status: {json.dumps(status)}")
 
     def _answer(self, answer: events.Answer) -> None:
@@ -199,7 +212,7 @@ class Loop:
             talk.stream.fault(answer.token, value)
         else:
             if isinstance(value, Record):
-                value = value.dump(self._processes.state, time.time())
+                value = value.dump(self._processes.state)
             talk.stream.reply(answer.token, value)
         self._settle(talk)
 
@@ -291,7 +304,9 @@ class Loop:
         limits = Limits(config.max_header, config.max_body, config.max_nesting)
         self._last_talk += 1
         refused = mates >= config.max_clients
-        talk = channel.Conversation(self._last_talk, sock, peer, limits, config.message_age, refused=refused)
+        talk = channel.Conversation(self._last_talk, sock, peer, limits, config.message_age)
+        if refused:
+            talk.refuse(self._clock())
         self._talks[talk.id] = talk
         self._select.register(sock, selectors.EVENT_READ, (4, lambda: self._talk(talk)))
 
@@ -306,7 +321,8 @@ class Loop:
         while not talk.gone and (event := talk.next_event(self._clock())) is not None:
             match event:
                 case Request(token, method, params):
-                    self.feed(events.Requested(talk.id, token, method, params, talk.peer, time.time()))
+                    crowded = sum(t.stream.output_size for t in self._talks.values()) > UNSENT_MAX
+                    self.feed(events.Requested(talk.id, token, method, params, talk.peer, time.time(), crowded))
                 case Abandoned(token):
                     self.feed(events.GivenUp(talk.id, token))
                 case Refused(code, text):

@@ -28,6 +28,8 @@ OOM_SCORE = -900  # killed last, but not never: a leak of ours must not take the
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run virtagentd; return its exit code: 0 stopped by a signal, 1 it could not start, 2 a bad option or value."""
+    for fd in range(3):
+        _have(fd)
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         try:
@@ -41,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadConfig as error:
         return _say(str(error), 2)
     if asked.version:
-        sys.stdout.write(f"virtagentd {__version__}\n")
-        return 0
+        return _print(f"virtagentd {__version__}\n")
     if asked.plan:
         return print_plan(config)
     return serve(config, process.System(), recover_only=asked.recover)
@@ -54,17 +55,16 @@ def print_plan(config: Config) -> int:
         plan = sysfs.read_plan(Rules(config.include, config.exclude))
     except Fault as fault:
         return _say(str(fault), 1)
-    sys.stdout.write(describe(plan))
-    return 0
+    return _print(describe(plan))
 
 
 def describe(plan: Plan) -> str:
     """Return the plan as lines: what is frozen, level by level, then what is left out and why."""
-    lines = [f"{len(plan.mounts)} file systems would be frozen:"]
+    lines = [f"file systems that would be frozen: {len(plan.mounts)}"]
     for mount in plan.mounts:
         also = f", also at {', '.join(mount.aliases)}" if mount.aliases else ""
         lines.append(f"  level {mount.level}  {mount.mountpoint} ({mount.fstype}, {mount.device}){also}")
-    lines.append(f"{len(plan.left_out)} are left out:")
+    lines.append(f"left out: {len(plan.left_out)}")
     lines += [f"  {left.reason:<12}  {left.mountpoint} ({left.fstype}, {left.device})" for left in plan.left_out]
     return "\n".join(map(printable, lines)) + "\n"
 
@@ -82,7 +82,7 @@ def serve(config: Config, processes: process.Processes, *, recover_only: bool = 
         kept = journal.Journal(config.state_dir)
         found = _found(kept, config, log)
     except journal.BadStateDir as error:
-        return _say(str(error), 1)
+        return _say(str(error), 2 if isinstance(error, journal.NotInMemory) else 1)
     _stand_firm(log)
     notify = Notify(os.environ)
     core = Core(config, __version__, process.monotonic())
@@ -92,16 +92,20 @@ def serve(config: Config, processes: process.Processes, *, recover_only: bool = 
     gc.freeze()
     loop.feed(found or Woken())
     if recover_only:
-        loop.feed(Stopped("it was to recover only"))
+        loop.feed(Stopped("it was asked to recover only"))
         return loop.run()
     try:
         # After the recovery has begun: a socket's path may lie on what is still frozen.
         for spec in config.channel:
             loop.listen(Listener.open(spec))
     except OSError as error:
-        return _say(f"channel {spec}: {error.strerror}", 1)
+        _say(f"channel {spec}: {error.strerror}", 1)
+        loop.feed(Stopped("a channel could not be opened"))
+        loop.run()  # whatever was left frozen is thawed first
+        return 1
     log.add("notice", f"version {__version__} listens at {' '.join(config.channel)}")
-    notify.say("READY=1")
+    if wrong := notify.say("READY=1"):
+        log.add("warning", wrong)
     return loop.run()
 
 
@@ -114,16 +118,19 @@ def _sink(target: str) -> Sink:
 def _found(kept: journal.Journal, config: Config, log: Log) -> JournalFound | None:
     try:
         return kept.read()
-    except ValueError as error:
-        aside = kept.set_aside()
-        log.add("err", f"the journal cannot be read ({error}); it is kept as {aside}; thawing whatever can be frozen")
+    except (ValueError, OSError) as error:
+        log.add("err", f"the journal cannot be read ({error}); thawing whatever can be frozen")
         try:
             plan = sysfs.read_plan(Rules(config.include, config.exclude))
         except Fault as fault:
             log.add("err", f"no plan to thaw by: {fault}")
             plan = Plan((), ())
         found = JournalFound(0, plan, "a freeze was broken: the agent died, and its journal cannot be read")
-        kept.write(0, transaction.journal(0, plan, found.untold))
+        try:
+            log.add("notice", f"the journal is kept as {kept.set_aside()}")
+            kept.write(0, transaction.journal(0, plan, found.untold))
+        except OSError as refused:
+            log.add("err", f"journal: {refused}")
         return found
 
 
@@ -138,12 +145,32 @@ def _stand_firm(log: Log) -> None:
     try:
         kernel.lock_memory()
     except OSError as error:
-        log.add("warning", f"mlockall: {error.strerror}")
+        log.add("warning", f"mlockall: {error.strerror}; the daemon may wait for a swap file")
+    if os.geteuid() != 0:
+        log.add("warning", "not root: nothing can be frozen")
     try:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write(str(OOM_SCORE))
     except OSError as error:
-        log.add("warning", f"oom_score_adj: {error.strerror}")
+        log.add("warning", f"oom_score_adj: {error.strerror}; the daemon may be killed early when memory is short")
+
+
+def _have(fd: int) -> None:
+    """Have something at the descriptor, so that no socket or lock of ours takes its place."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        os.open(os.devnull, os.O_RDWR)
+
+
+def _print(text: str) -> int:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - else the interpreter tries again at its end
+        return _say(f"standard output: {error.strerror}", 1)
+    return 0
 
 
 def _say(text: str, code: int) -> int:

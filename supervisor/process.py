@@ -64,14 +64,26 @@ class System:
     def state(self, pid: int) -> str:
         """Return the process state, "disk-sleep" (D) if any of its threads is; "gone" if there is no such process.
 
+        "unknown" if /proc could not be read.
+
         A killed process whose first thread has ended and another is stuck is a zombie to ps. psutil reads only
         /proc/TID/stat for it, which a stuck process does not block.
         """
         try:
-            states = [str(psutil.Process(int(tid)).status()) for tid in os.listdir(f"/proc/{pid}/task")]
-        except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            states = [_thread_state(tid) for tid in os.listdir(f"/proc/{pid}/task")]
+        except (FileNotFoundError, ProcessLookupError):
             return "gone"
-        return psutil.STATUS_DISK_SLEEP if psutil.STATUS_DISK_SLEEP in states else states[0]
+        except OSError:
+            return "unknown"
+        known = [state for state in states if state]
+        return psutil.STATUS_DISK_SLEEP if psutil.STATUS_DISK_SLEEP in known else (known or ["gone"])[0]
+
+
+def _thread_state(tid: str) -> str:
+    try:
+        return str(psutil.Process(int(tid)).status())
+    except psutil.NoSuchProcess:
+        return ""  # it has just ended
 
 
 def monotonic() -> float:

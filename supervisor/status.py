@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..agent import report
-from ..agent.states import FreezeState, MountState
+from ..agent.states import FreezeState, MountState, Phase
 from .deadlines import Deadlines
 from .state import State
 from .thawing import Thawing
@@ -59,14 +59,13 @@ class Record:
     progress: report.Progress | None
     workers: tuple[WorkerRecord, ...]
     last: Last | None
-    ago: float
     waiting: int
     dropped: int
     version: str
     uptime: float
 
-    def dump(self, process_state: Callable[[int], str], wall: float) -> dict[str, Any]:
-        """Return the record as it is sent; `process_state` reads a pid's state, `wall` is the time of day."""
+    def dump(self, process_state: Callable[[int], str]) -> dict[str, Any]:
+        """Return the record as it is sent; `process_state` reads a pid's state."""
         record = {name: getattr(self, name) for name in ("state", "code", "seq", "freeze_id", "phase", "since")}
         record |= {"limit_left": self.limit_left, "hold_left": self.hold_left, "error": self.error}
         record["mounts"] = [asdict(mount) for mount in self.mounts]
@@ -80,7 +79,7 @@ class Record:
         record["workers"] = [
             asdict(w) | {"process_state": process_state(w.pid) if w.pid else "starting"} for w in self.workers
         ]
-        record["last"] = asdict(self.last) | {"at": wall - self.ago} if self.last else {}
+        record["last"] = asdict(self.last) if self.last else {}
         record["audit"] = {"waiting": self.waiting, "dropped": self.dropped}
         return record | {"version": self.version, "uptime": self.uptime}
 
@@ -128,6 +127,8 @@ def record(
     freezer = workers.get(freeze.worker) if freeze and not over else None
     thawers = [w for w in workers if freeze and w.id in freeze.thawers]
     owner = thawers[0] if thawers else freezer
+    if state is FreezeState.THAWINPROGRESS and owner and owner.phase is not Phase.THAW:
+        owner = None  # it is told to thaw, and has not begun
     phase = (
         ""
         if over
@@ -150,7 +151,6 @@ def record(
         progress=freeze.progress if freeze and phase in ("sync", "freeze") else None,
         workers=tuple(WorkerRecord(w.id, w.pid, w.row.name, w.phase.value, now - w.born) for w in workers),
         last=thawing.last,
-        ago=now - thawing.last.at if thawing.last else 0.0,
         waiting=audit[0],
         dropped=audit[1],
         version=version,

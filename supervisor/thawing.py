@@ -25,7 +25,10 @@ RETRY = "retry"
 
 
 class Thawing:
-    """Undoes a freeze until nothing can be frozen any more. `untold` is what the next fsthaw must be told."""
+    """Undoes a freeze until nothing can be frozen any more. `untold` is what the next fsthaw must be told.
+
+    `wall` is what the time of day is ahead of the loop's clock, in seconds.
+    """
 
     def __init__(self, out: list[Effect], deadlines: Deadlines, workers: Workers, calls: Calls, state: State) -> None:
         self._out = out
@@ -39,6 +42,7 @@ class Thawing:
         self.freeze: Freeze | None = None
         self.last: Last | None = None
         self.untold = ""
+        self.wall = 0.0
         self.on_over: Callable[[float], None] = lambda now: None
 
     def try_now(self) -> None:
@@ -104,14 +108,13 @@ class Thawing:
 
     def _settle(self, freeze: Freeze, now: float) -> None:
         self.try_now()
-        undone = len(freeze.froze)
+        freeze.settle()
+        undone = len(freeze.froze if freeze.outcome is Outcome.THAWED else freeze.undone)
         fault = freeze.fault
-        if fault is not None and fault.code in (Code.OVERRUN, Code.WORKER_DIED, Code.FREEZE_BROKEN) and undone:
-            fault = Fault(fault.code, f"{fault.text}; thawed {undone} of {undone}")
-        self.last = freeze.summary(fault, now)
-        self._state.enter(
-            FreezeEvent.SETTLED, f"freeze {freeze.id} {freeze.outcome.value}, {undone} file systems thawed", now
-        )
+        if fault is not None and fault.code in (Code.OVERRUN, Code.WORKER_DIED, Code.FREEZE_BROKEN):
+            fault = Fault(fault.code, f"{fault.text}{freeze.what_was_undone()}")
+        self.last = freeze.summary(fault, now, self.wall + now)
+        self._state.enter(FreezeEvent.SETTLED, f"freeze {freeze.id} {freeze.outcome.value}, thawed: {undone}", now)
         # A success is told when nothing says otherwise any more, a fault before what would repeat it is removed.
         if fault is None:
             self._out.append(RemoveJournal())

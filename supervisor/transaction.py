@@ -37,7 +37,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """How the last freeze ended (status record, `last`); `at` is on the loop's clock."""
+    """How the last freeze ended (status record, `last`); `at` is the time of day, seconds since the epoch."""
 
     freeze_id: int
     outcome: str
@@ -53,7 +53,8 @@ class Freeze:
     """One freeze, from its admission to THAWED. Times are seconds of the loop's clock; mounts are plan indices.
 
     `held` are those frozen that none of ours has begun to thaw: one that is found thawed is someone else's doing.
-    `trying` maps a mount to the thaw worker that has an attempt in flight. `caller` waits for va.fsfreeze's answer;
+    `undone` are those that a FITHAW of ours has thawed.
+    `trying` maps a mount to the worker that has an attempt to thaw it in flight. `caller` waits for va.fsfreeze's answer;
     `told` says that it learned how the freeze ended.
     """
 
@@ -83,6 +84,7 @@ class Freeze:
     told: bool = False
     planned: bool = False
     held: set[int] = field(default_factory=set)
+    undone: set[int] = field(default_factory=set)
 
     @property
     def froze(self) -> set[int]:
@@ -95,16 +97,26 @@ class Freeze:
         self.plan = plan
         self.marks = [Mark(mount) for mount in plan.mounts]
 
+    def suspect_all(self) -> None:
+        """Take every planned file system for frozen: what was reported of them died with the agent."""
+        self.touched, self.suspects = set(range(len(self.marks))), set(range(len(self.marks)))
+        for mark in self.marks:
+            mark.state, mark.error = MountState.FROZEN, "may be frozen: the agent died"
+
     def note(self, worker: int, step: report.Step, state: MountState, now: float) -> bool:
         """Take a step of the freeze worker or a thaw worker; return whether it shows that someone else had thawed."""
         index, freezer = step.mount, worker == self.worker
         mark = self.marks[index]
         before, mark.state = mark.state, state
         mark.errno, mark.error, mark.seconds = step.errno, step.error, float(step.seconds)
-        if state is not MountState.THAWING and self.trying.get(index) == worker:
+        if state is MountState.THAWING:
+            self.trying.setdefault(index, worker)
+        elif self.trying.get(index) == worker:
             del self.trying[index]
-        was_thawed = state is MountState.THAWED and step.errno == errno.EINVAL
-        by_another = was_thawed and (freezer or index in self.held)
+        found_thawed = state is MountState.THAWED and step.errno == errno.EINVAL
+        by_another = found_thawed and index not in self.undone and (freezer or index in self.held)
+        if state is MountState.THAWED and not found_thawed:
+            self.undone.add(index)
         if state in (MountState.THAWING, MountState.THAWED) and (freezer or state is MountState.THAWED):
             self.held.discard(index)
         if freezer and state in (MountState.FREEZING, MountState.FROZEN):
@@ -124,6 +136,21 @@ class Freeze:
                 mark.state, mark.error = MountState.THAWING, "not frozen yet, but its worker may still freeze it"
         return by_another
 
+    def settle(self) -> None:
+        """Have each file system say what it is when nothing is frozen any more."""
+        for mark in self.marks:
+            if mark.state in (MountState.SYNCING, MountState.SYNCED):
+                mark.state = MountState.PENDING
+            elif mark.state in (MountState.FREEZING, MountState.FROZEN, MountState.THAWING):
+                mark.state = MountState.THAWED
+
+    def what_was_undone(self) -> str:
+        """Return how many of those that may have been frozen were thawed, to end a sentence; or nothing."""
+        if not self.froze:
+            return ""
+        rest = len(self.froze - self.undone)
+        return f"; thawed {len(self.undone)} of {len(self.froze)}" + (f", {rest} found not frozen" if rest else "")
+
     def possible(self, rubbish: bool) -> set[int]:
         """Return what a dead freeze worker may have frozen; if it spoke rubbish, anything that was planned."""
         return set(range(len(self.marks))) if rubbish else self.froze
@@ -133,16 +160,16 @@ class Freeze:
         now = [f"{m.state.value} {m.mount.mountpoint}" for m in self.marks if m.state in _MEANWHILE]
         return ", ".join(now[:_NAMED]) + (f" and {len(now) - _NAMED} more" if len(now) > _NAMED else "")
 
-    def summary(self, fault: Fault | None, now: float) -> Last:
+    def summary(self, fault: Fault | None, now: float, at: float) -> Last:
         """Return how the freeze ended."""
         return Last(
             freeze_id=self.id,
             outcome=self.outcome.value,
-            held_continuously=self.outcome is Outcome.THAWED,
+            held_continuously=self.outcome is Outcome.THAWED and bool(self.froze),
             held_seconds=max(0.0, self.over_at - self.frozen_at) if self.frozen_at else 0.0,
             stall_seconds=now - self.standstill_since if self.standstill_since else 0.0,
             error=fault.text if fault else "",
-            at=now,
+            at=at,
         )
 
 

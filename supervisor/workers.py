@@ -15,6 +15,7 @@ from ..agent.states import WORKER_TABLE, Phase, Unlisted, WorkerEvent, WorkerSta
 from .deadlines import Deadlines
 from .events import Adopt, Effect, Kill, Log, Spawn
 
+ORPHAN_GRACE = 0.5  # seconds that the worker of a dead supervisor has to thaw and end by itself
 LOOK_AGAIN = 1.0  # seconds until a worker that was in the kernel at its limit is looked at again
 ALIVE = (WorkerState.SPAWNED, WorkerState.RUNNING, WorkerState.HOLDING)
 
@@ -82,12 +83,16 @@ class Workers:
         return worker
 
     def adopt(self, row: Rpc, orphan: tuple[int, int], now: float) -> Worker:
-        """Take the worker that a dead supervisor left (pid, start time), and kill it: its reports go nowhere."""
+        """Take the worker that a dead supervisor left (pid, start time). Its reports go nowhere.
+
+        It is about to thaw by itself and to end. If not, it is looked at, and killed unless it is in the kernel.
+        """
         self.last_id += 1
-        worker = Worker(self.last_id, row, None, now, pid=orphan[0])
+        worker = Worker(self.last_id, row, None, now, pid=orphan[0], doing="thawing for a supervisor that died")
         self._live[worker.id] = worker
         self._out.append(Adopt(worker.id, *orphan))
-        self.kill(worker, WorkerEvent.CANCELLED, ": its supervisor had died", now)
+        self.change(worker, WorkerEvent.STARTED, now)
+        self.enter_phase(worker, Phase.THAW, ORPHAN_GRACE, now)
         return worker
 
     def enter_phase(self, worker: Worker, phase: Phase, limit: float, now: float) -> None:

@@ -18,13 +18,13 @@ OPTIONS_MAX = 1 << 20
 
 
 def read_options(_worker: Worker, args: dict[str, Any]) -> str:
-    """Return the text of the configuration file `path`, empty if there is none; at most 1 MiB are read."""
+    """Return the text of the configuration file `path`, at most 1 MiB; empty if there is none and none is `needed`."""
     try:
         with open(args["path"], encoding="utf-8", errors="surrogateescape") as file:
             return file.read(OPTIONS_MAX)
-    except FileNotFoundError:
-        return ""
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not args["needed"]:
+            return ""
         raise failed(error, args["path"]) from None
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def fsfreeze(worker: Worker, args: dict[str, Any]) -> int:
-    """Freeze what `args["rules"]` chooses, hold it, thaw it; return the number of file systems."""
+    """Freeze what `args["options"]` (freeze.Options) chooses, hold it, thaw it; return the number of file systems."""
     return freeze.Transaction(worker, args["options"]).run()
 
 

@@ -40,7 +40,8 @@ def getdmesg(_worker: Worker, _args: dict[str, Any]) -> str:
         raise failed(error, "va.getdmesg: /dev/kmsg") from None
     finally:
         os.close(fd)
-    return "".join(lines)[-DMESG_MAX:]
+    text = "".join(lines)
+    return text if len(text) <= DMESG_MAX else text[-DMESG_MAX:].partition("\n")[2]
 
 
 def shutdown(worker: Worker, args: dict[str, Any]) -> str:

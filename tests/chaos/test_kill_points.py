@@ -76,13 +76,16 @@ def freeze_and_lose(daemon: Daemon, count: int) -> None:
         call(daemon, "va.fsstatus", {"since": record["seq"], "wait": 10})
 
 
-def restarted(rig: Rig, dead: Daemon, every: Sequence[LoopFs], answers: Sequence[Any]) -> None:
-    """Start the daemon again where one died, and ask whether it tells the truth and all is well."""
+def restarted(rig: Rig, dead: Daemon, every: Sequence[LoopFs], answers: Sequence[Any], *, over: bool = False) -> None:
+    """Start the daemon again where one died, and ask whether it tells the truth and all is well.
+
+    `over`: the freeze was held until it was thawed, and only the answer that says so was lost.
+    """
     journal = (dead.state_dir / "journal").exists()
     daemon = rig.daemon([rig.everywhere], state_dir=dead.state_dir)
     told = call(daemon, "va.fsthaw")
     assert code_of(told) == Code.FREEZE_BROKEN if journal else told == 0
-    if list(answers) == [len(every), GONE]:
+    if list(answers) == [len(every), GONE] and not over:
         assert journal, "it was frozen, the host was told, and nothing knows of it any more"
     assert_well(rig, daemon, every)
     daemon.stop()
@@ -98,7 +101,7 @@ def dies(rig: Rig, hooks: Hooks, every: Sequence[LoopFs], point: str, *acts: str
     wait_orphans(rig)
     if acts == (SUPERVISOR,):
         assert_writable(every)
-    restarted(rig, daemon, every, answers)
+    restarted(rig, daemon, every, answers, over="journal remove" in point)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -129,12 +132,12 @@ def test_worker_killed_at_each_message(rig: Rig, hooks: Hooks, moment: str, btrf
         assert_well(rig, daemon, every, rest)
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("acts", [(SUPERVISOR,), (SUPERVISOR, WORKER)], ids=["supervisor", "both"])
-def test_killed_at_each_message_of_the_worker(rig: Rig, hooks: Hooks, acts: tuple[str, ...], moment: str) -> None:
+def test_killed_at_each_message_of_the_worker(rig: Rig, hooks: Hooks, acts: tuple[str, ...]) -> None:
+    """Just before each message, which is just after what it tells of."""
     every = nested(rig)
     for point in clean_run(rig, hooks, 2):
-        if point.startswith(f"{moment} va.fsfreeze "):
+        if point.startswith("before va.fsfreeze "):
             dies(rig, hooks, every, point, *acts)
 
 
@@ -170,7 +173,8 @@ def test_supervisor_killed_while_it_undoes_a_broken_freeze(rig: Rig, hooks: Hook
     points = broken_run(rig, hooks, 2)
     lost = points.index("before supervisor va.fsfreeze exit")
     for point in points[lost:]:
-        if point.split()[1] in ("supervisor", "journal") and "va.fsstatus" not in point:
+        known = point == "after journal remove 1"  # test_untold.py has it
+        if point.split()[1] in ("supervisor", "journal") and "va.fsstatus" not in point and not known:
             loses(rig, hooks, every, point, SUPERVISOR)
 
 

@@ -12,7 +12,7 @@ from harness.daemon import Daemon
 from harness.filesystems import LoopFs
 from harness.hooks import Hooks
 from harness.hosts import GONE, Asking, call, code_of
-from harness.processes import kill, process_state, until
+from harness.processes import kill, process_state, until, wait_gone
 from harness.questions import assert_well, assert_writable, orphans, resting, wait_orphans
 from harness.rig import Rig
 from virtagent.agent.errors import Code
@@ -63,7 +63,12 @@ def told(freeze: Asking, thaw: Any) -> bool:
     return thaw == 0
 
 
-@pytest.mark.parametrize("fill", [False, True], ids=["", "pipe-full"])
+FULL = pytest.mark.xfail(
+    strict=True, raises=TimeoutError, reason="a hand that waits to report `freezing` keeps what it lies on frozen"
+)
+
+
+@pytest.mark.parametrize("fill", [False, pytest.param(True, marks=FULL)], ids=["", "pipe-full"])
 def test_supervisor_stopped_at_each_message(rig: Rig, hooks: Hooks, fill: bool) -> None:
     """The worker ends the freeze by itself while nobody reads what it reports, also if the pipe takes no more."""
     every = nested(rig)
@@ -128,7 +133,7 @@ def test_supervisor_stopped_and_keeper_killed(rig: Rig, hooks: Hooks) -> None:
     holder = keeper(daemon)
     os.kill(daemon.pid, signal.SIGSTOP)
     kill(holder)
-    until(lambda: process_state(holder) in ("Z", ""), 10, "the keeper's death")
+    assert not wait_gone([holder], 10)  # the death of its first thread alone would be none yet
     go_on(daemon.pid)
     assert code_of(call(daemon, "va.fsthaw")) == BROKEN
     assert_well(rig, daemon, every, rest)

@@ -93,7 +93,7 @@ def test_storms(world: World) -> None:
     run_state_machine_as_test(
         machine(world, tally),
         settings=settings(
-            max_examples=8,
+            max_examples=20,
             stateful_step_count=12,
             deadline=None,
             derandomize=os.environ.get("CI") == "true",

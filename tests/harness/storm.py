@@ -564,7 +564,8 @@ class Storm:
         self._continue()
         self._release()
         self._undo_mounts()
-        for what, fs, helper in self._theirs:
+        # Outermost first: FITHAW of one that lies on a frozen one waits for that.
+        for what, fs, helper in sorted(self._theirs, key=lambda one: one[1].depth):
             if helper is not None:
                 with contextlib.suppress(TimeoutError):
                     helper.answer(BOUND)
@@ -691,15 +692,17 @@ class Storm:
                 self._violation(f"{told}, though nothing broke it")
 
     def _judge_told(self) -> None:
-        seen: set[tuple[int, str]] = set()
-        for ask in self._asks:
+        """A broken freeze is told once, but to all who wait for the same thaw; who dies as it tells may tell again."""
+        told: dict[tuple[int, str], float] = {}
+        for ask in sorted(self._asks, key=lambda ask: ask.answered_at):
             if ask.method == "va.fsthaw" and code_of(ask.answer) == Code.FREEZE_BROKEN:
                 self.tally.told += 1
                 found = _NUMBERED.search(ask.answer.faultString)
-                if found and (ask.daemon_pid, found[1]) in seen:
+                if not found:
+                    continue
+                first = told.setdefault((ask.daemon_pid, found[1]), ask.answered_at)
+                if ask.sent_at > first:
                     self._violation(f"told twice: {ask.answer}")
-                if found:
-                    seen.add((ask.daemon_pid, found[1]))
 
 
 def _may_freeze(answer: Any) -> bool:

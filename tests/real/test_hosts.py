@@ -369,5 +369,5 @@ def test_state_dir_must_be_on_tmpfs(rig: Rig) -> None:
     fs = rig.fs("ext4")
     state = fs.path / "state"
     daemon = rig.daemon([fs], state_dir=Path(state), wait_ready=False)
-    assert daemon.process.wait(10) == 1
+    assert daemon.process.wait(10) == 2
     assert "is on ext4, not on tmpfs" in daemon.log()

@@ -481,20 +481,41 @@ def test_the_thaw_limit_passes_in_the_turn_of_another_event(
 # -- what a dead supervisor left
 
 
-def test_an_orphan_is_killed_and_compensated_at_once_and_again(drive: Drive) -> None:
+def test_an_orphan_that_ends_by_itself_is_not_killed_but_not_trusted_either(drive: Drive) -> None:
     drive.feed(events.JournalFound(5, plan_of(1), "freeze 5 was broken: the agent died", (4711, 99)))
     [adopt] = drive.of(events.Adopt)
     assert (adopt.pid, adopt.started) == (4711, 99)
-    orphan = adopt.worker
-    assert drive.killed == {orphan}
+    assert not drive.workers("thaw"), "it is about to thaw by itself"
+    drive.die(adopt.worker)
+    assert drive.killed == set()
+    drive.compensates()
+    assert drive.ask("va.fsthaw").code is Code.FREEZE_BROKEN
+    assert drive.idle()
+
+
+def test_an_orphan_that_does_not_end_is_killed_and_compensated_at_once_and_again(drive: Drive) -> None:
+    drive.feed(events.JournalFound(5, plan_of(1), "freeze 5 was broken: the agent died", (4711, 99)))
+    [adopt] = drive.of(events.Adopt)
+    drive.wait(0.6)
+    assert drive.killed == {adopt.worker}
     first = drive.newest
     drive.compensates(first)
     assert drive.state is not FreezeState.THAWED, "the orphan may still freeze"
-    drive.die(orphan)
+    drive.die(adopt.worker)
     assert drive.newest > first
     drive.compensates()
     assert drive.ask("va.fsthaw").code is Code.FREEZE_BROKEN
     assert drive.idle()
+
+
+def test_an_orphan_in_the_kernel_is_left_alone_and_the_others_are_thawed(drive: Drive) -> None:
+    drive.feed(events.JournalFound(5, plan_of(2), "freeze 5 was broken: the agent died", (4711, 99)))
+    [adopt] = drive.of(events.Adopt)
+    drive.in_kernel.add(adopt.worker)
+    drive.wait(0.6)
+    assert drive.killed == set()
+    assert drive.workers("thaw")
+    assert drive.state is FreezeState.ERROR
 
 
 def test_a_stuck_orphan_is_named(drive: Drive) -> None:

@@ -352,7 +352,7 @@ def test_help_of_every_command(run: Run) -> None:
     [
         ((1, "the wait of 5 s passed"), 4, "[IN_PROGRESS 1]; `virtagentctl watch` follows it"),
         ((2, "the state is FROZEN"), 1, "[WRONG_STATE 2]; see `virtagentctl status`"),
-        ((7, "/srv/db: EIO"), 1, "/srv/db: EIO [FREEZE_FAILED 7]; the text names mount and errno"),
+        ((7, "/srv/db: EIO"), 1, "/srv/db: EIO [FREEZE_FAILED 7]"),
         ((8, "the keeper died"), 5, "the keeper died [FREEZE_BROKEN 8]; throw the snapshot away"),
         ((-32603, "oops"), 1, "[INTERNAL -32603]; report it"),
         ((4711, "new"), 1, "new (fault 4711, "),

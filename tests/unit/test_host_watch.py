@@ -39,7 +39,7 @@ WATCHED = [
     at(3, "sync", "pending", since=1.0, progress=DIRTY),
     at(3, "sync", "pending", since=2.0, progress=DIRTY),
     at(4, "freeze", "freezing", workers=[STUCK]),
-    at(5, "freeze", "freezing", since=1.0, workers=[STUCK | {"seconds": 20.0}]),
+    at(5, "freeze", "freezing", since=2.0, workers=[STUCK | {"seconds": 20.0}]),
     status_record(seq=6),
     thawed(7, mounts=[MOUNT | {"state": "thawed"}], last=LAST | {"at": -1, "error": ""}),
 ]
@@ -51,7 +51,7 @@ pending  /srv/db  ext4  also /mnt/db
 1 MiB dirty, 3 s left
 INPROGRESS: freeze for 0 s, freeze 17
 freezing  /srv/db  ext4  also /mnt/db
-worker 17 va.fsfreeze, pid 4711, hold, 19 s, waits in the kernel (D)
+worker 17 va.fsfreeze, pid 4711, hold, 20 s, waits in the kernel (D)
 FROZEN: hold for 19 s, freeze 17, thaws in 41 s
 frozen  /srv/db  ext4  0.031 s  also /mnt/db
 THAWED
