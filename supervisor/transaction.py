@@ -53,9 +53,8 @@ class Freeze:
     """One freeze, from its admission to THAWED. Times are seconds of the loop's clock; mounts are plan indices.
 
     `held` are those frozen that none of ours has begun to thaw: one that is found thawed is someone else's doing.
-    `undone` are those that a FITHAW of ours has thawed.
-    `trying` maps a mount to the worker that has an attempt to thaw it in flight. `caller` waits for va.fsfreeze's answer;
-    `told` says that it learned how the freeze ended.
+    `undone` are those that a FITHAW of ours has thawed. `trying` maps a mount to the worker that has an attempt to
+    thaw it in flight. `caller` waits for va.fsfreeze's answer; `told` says that it learned how the freeze ended.
     """
 
     id: int

@@ -311,18 +311,18 @@ def test_memory_and_descriptors_stay_level(rig: Rig) -> None:
     daemon = rig.daemon([rig.fs("ext4"), rig.fs("xfs")])
     host = daemon.proxy()
 
-    def rounds(count: int) -> tuple[int, list[str]]:
+    def rounds(count: int) -> int:
         for _ in range(count):
             assert host.va.fsfreeze() == 2
             assert host.va.fsthaw() == 2
         daemon.wait_status(lambda r: not r["workers"])
-        return psutil.Process(daemon.pid).memory_info().rss, daemon.fds()
+        return psutil.Process(daemon.pid).memory_info().rss
 
-    rounds(20)
-    memory, fds = rounds(10)
-    later, fds_later = rounds(100)
-    assert fds_later == fds
-    assert later - memory < 1 << 20
+    memory = rounds(30)
+    before = rig.footprint(daemon)
+    later = rounds(100)
+    rig.assert_unchanged(before, daemon)
+    assert later - memory < 2 << 20
 
 
 def test_ready_is_said_once_and_watchdog_is_fed(rig: Rig) -> None:
