@@ -62,8 +62,6 @@ class Freezing:
 
     def begin(self, call: int, options: Options, plan_limit: float, now: float) -> None:
         """Fork the freeze worker; the state is THAWED."""
-        if self._thawing.untold:
-            self._out.append(Log("warning", f"nobody was told: {self._thawing.untold}"))
         self._last_id += 1
         worker = self._workers.spawn(RPCS["va.fsfreeze"], {"options": options}, call, plan_limit, now)
         self._thawing.freeze = Freeze(self._last_id, worker.id, options, caller=call)
@@ -302,7 +300,7 @@ class Freezing:
             freeze.take(Plan.load(message.plan))
         except ValueError as error:
             return f"Plan: {error}"
-        untold = self._broken("the agent died")
+        untold = "; ".join(filter(None, (self._thawing.untold, self._broken("the agent died"))))
         self._out.append(WriteJournal(freeze.id, worker.pid, journal(freeze.id, freeze.plan, untold)))
         return ""
 
@@ -336,6 +334,10 @@ class Freezing:
         ):
             return f"Frozen for {frozen.count} of {len(freeze.held)}, from {frozen.at:g} to {frozen.until:g}"
         freeze.frozen_at, freeze.until = float(frozen.at), float(frozen.until)
+        if self._thawing.untold:
+            # Whoever asks for a thaw from now on asks for that of this freeze.
+            self._out.append(Log("warning", f"nobody was told: {self._thawing.untold}"))
+            self._thawing.untold = ""
         self._workers.enter_phase(worker, Phase.HOLD, max(freeze.until - now, 1e-3) if limit else 0, now)
         worker.limit = limit
         self._state.enter(FreezeEvent.FROZEN, f"freeze {freeze.id}, file systems: {frozen.count}", now)

@@ -117,7 +117,7 @@ class Thawing:
         self._state.enter(FreezeEvent.SETTLED, f"freeze {freeze.id} {freeze.outcome.value}, thawed: {undone}", now)
         # A success is told when nothing says otherwise any more, a fault before what would repeat it is removed.
         if fault is None:
-            self._out.append(RemoveJournal())
+            self._journal(freeze)
         told = self._calls.answer(freeze.caller, fault or undone, now) or freeze.told
         broken = None
         if fault is not None and not told and freeze.outcome is not Outcome.CANCELLED:
@@ -125,12 +125,15 @@ class Thawing:
         # Not any(): each of them is answered.
         told |= sum(self._calls.answer(number, broken or undone, now) for number in freeze.thaw_callers) > 0
         by_host = freeze.outcome is Outcome.CANCELLED and freeze.thaw_asked_at > 0
-        if fault is None:
-            self.untold = ""
-        elif told or by_host:
-            self.untold = ""
-            self._out.append(RemoveJournal())
-        else:
-            self.untold = fault.text
-            self._out.append(WriteJournal(freeze.id, 0, journal(freeze.id, Plan((), ()), self.untold)))
+        if fault is not None:
+            if not told and not by_host:
+                self.untold = "; ".join(filter(None, (self.untold, fault.text)))
+            self._journal(freeze)
         self.on_over(now)
+
+    def _journal(self, freeze: Freeze) -> None:
+        """Nothing is frozen any more: what stays in the journal is what nobody was told."""
+        if self.untold:
+            self._out.append(WriteJournal(freeze.id, 0, journal(freeze.id, Plan((), ()), self.untold)))
+        else:
+            self._out.append(RemoveJournal())

@@ -11,12 +11,8 @@ from harness.rig import Rig
 from virtagent.agent.errors import Code
 
 pytestmark = pytest.mark.timeout(60)
-FORGETS = (
-    "the news of a broken freeze is dropped when another freeze ends, though that one's host is not the one owed it"
-)
 
 
-@pytest.mark.xfail(strict=True, reason=FORGETS)
 def test_another_freeze_fails_meanwhile(rig: Rig) -> None:
     fs = rig.fs("ext4")
     daemon = rig.daemon([fs])
@@ -29,7 +25,6 @@ def test_another_freeze_fails_meanwhile(rig: Rig) -> None:
     assert_well(rig, daemon, [fs])
 
 
-@pytest.mark.xfail(strict=True, reason=FORGETS)
 def test_agent_dies_in_another_freeze_meanwhile(rig: Rig) -> None:
     """The journal of the second freeze takes the place of the one that kept the news."""
     fs = rig.fs("ext4")
@@ -58,7 +53,6 @@ def test_agent_dies_with_the_news(rig: Rig) -> None:
     assert_well(rig, daemon, [fs])
 
 
-@pytest.mark.xfail(strict=True, reason="the journal is removed before the answer that tells what it kept")
 def test_agent_dies_as_it_tells(rig: Rig, hooks: Hooks) -> None:
     """It may tell twice, but not never: the journal goes after the answer."""
     fs = rig.fs("ext4")
