@@ -116,18 +116,20 @@ class Thawing:
         self.last = freeze.summary(fault, now, self.wall + now)
         self._state.enter(FreezeEvent.SETTLED, f"freeze {freeze.id} {freeze.outcome.value}, thawed: {undone}", now)
         # A success is told when nothing says otherwise any more, a fault before what would repeat it is removed.
-        if fault is None:
+        if fault is None and not self.untold:
             self._journal(freeze)
         told = self._calls.answer(freeze.caller, fault or undone, now) or freeze.told
-        broken = None
-        if fault is not None and not told and freeze.outcome is not Outcome.CANCELLED:
-            broken = Fault(Code.FREEZE_BROKEN, fault.text)
+        cancelled = freeze.outcome is Outcome.CANCELLED
+        mine = fault.text if fault is not None and not told and not cancelled else ""
+        news = "; ".join(filter(None, (self.untold, mine)))
+        value = Fault(Code.FREEZE_BROKEN, news) if news else undone
         # Not any(): each of them is answered.
-        told |= sum(self._calls.answer(number, broken or undone, now) for number in freeze.thaw_callers) > 0
-        by_host = freeze.outcome is Outcome.CANCELLED and freeze.thaw_asked_at > 0
-        if fault is not None:
-            if not told and not by_host:
-                self.untold = "; ".join(filter(None, (self.untold, fault.text)))
+        heard = sum(self._calls.answer(number, value, now) for number in freeze.thaw_callers) > 0
+        if heard:
+            self.untold = ""
+        elif fault is not None and not told and not (cancelled and freeze.thaw_asked_at):
+            self.untold = "; ".join(filter(None, (self.untold, fault.text)))
+        if fault is not None or news:
             self._journal(freeze)
         self.on_over(now)
 
