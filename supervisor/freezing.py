@@ -238,12 +238,12 @@ class Freezing:
                 self._thawing.try_now()
         freeze.trying = {mount: thawer for mount, thawer in freeze.trying.items() if thawer != worker.id}
         if worker.id != freeze.worker:
-            freeze.thawers.discard(worker.id)
+            given = freeze.thawers.pop(worker.id)
             if isinstance(worker.outcome, report.Failed):
                 self._thawing.try_later(worker.outcome.text, now)
             elif unreported:
                 self._thawing.try_later(death, now)
-            elif freeze.suspects and (not freeze.reaped or worker.id > freeze.floor):
+            elif freeze.suspects & given and (not freeze.reaped or worker.id > freeze.floor):
                 self._thawing.try_later(f"{worker.name} did not prove all thawed", now)
         self._thawing.advance(now)
 

@@ -88,7 +88,7 @@ class Thawing:
         worker = self._workers.spawn(RPCS["thaw"], {"mounts": mounts}, None, self.limit, now)
         worker.doing = "thawing " + ", ".join(m.mountpoint for m in list(mounts.values())[:3])
         self._workers.enter_phase(worker, Phase.THAW, self.limit, now)
-        freeze.thawers.add(worker.id)
+        freeze.thawers[worker.id] = wanted
         freeze.trying.update(dict.fromkeys(wanted, worker.id))
         return worker
 

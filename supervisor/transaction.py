@@ -54,7 +54,8 @@ class Freeze:
 
     `held` are those frozen that none of ours has begun to thaw: one that is found thawed is someone else's doing.
     `undone` are those that a FITHAW of ours has thawed. `trying` maps a mount to the worker that has an attempt to
-    thaw it in flight. `caller` waits for va.fsfreeze's answer; `told` says that it learned how the freeze ended.
+    thaw it in flight, `thawers` the thaw workers to the mounts that each was given. `caller` waits for va.fsfreeze's
+    answer; `told` says that it learned how the freeze ended.
     """
 
     id: int
@@ -69,7 +70,7 @@ class Freeze:
     floor: int = 0
     reaped: bool = False
     trying: dict[int, int] = field(default_factory=dict)
-    thawers: set[int] = field(default_factory=set)
+    thawers: dict[int, set[int]] = field(default_factory=dict)
     thaw_callers: list[int] = field(default_factory=list)
     hold_callers: list[tuple[int, float]] = field(default_factory=list)
     progress: report.Progress = field(default_factory=lambda: report.Progress(Phase.PLAN.value))

@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -136,6 +137,8 @@ def virtagentctl(path: Path, answer: Answer, *argv: str, **options: Any) -> Iter
     with FakeAgent(path, answer) as fake:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
         options["env"] = os.environ | {"VIRTAGENT_AGENT": fake.url} | options.get("env", {})
+        # A test run in the background has SIGINT ignored, and would hand that on.
+        options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
         with subprocess.Popen([*program, *argv], **options) as process:
             try:
                 yield process

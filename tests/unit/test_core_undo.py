@@ -524,3 +524,24 @@ def test_a_stuck_orphan_is_named(drive: Drive) -> None:
     drive.wait(2)
     assert drive.state is FreezeState.ERROR
     assert f"worker {adopt.worker}" in drive.status().error
+
+
+def test_a_thaw_worker_answers_only_for_what_it_was_given(drive: Drive) -> None:
+    """One that proved its own must not be blamed for what another is still at: the host would hear FAILED."""
+    _, keeper = drive.hold(2)
+    thaw = drive.ask("va.fsthaw")
+    drive.report(keeper, report.Thawing("", drive.now), report.Step(0, "thawing"))
+    drive.wait(10.1)
+    assert drive.killed == {keeper}
+    first = drive.newest
+    drive.die(keeper)
+    second = drive.newest
+    assert second > first, "mount 0 was being thawed by the keeper, and is free now"
+    drive.compensates(second)
+    drive.compensates(first)
+    assert not thaw.answered or thaw.code is None
+    drive.wait(1)
+    if drive.newest > second:
+        drive.compensates(drive.newest)
+    assert drive.state is FreezeState.THAWED
+    assert thaw.value == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import virtagent.agent
 
+TREE = Path(__file__).resolve().parents[2]
 ROOT = Path(virtagent.agent.__file__).resolve().parent.parent
 PACKAGES = ("agent", "supervisor", "host")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -131,9 +132,10 @@ def test_only_kernel_freezes() -> None:
 
 def test_setup_lists_the_packages_that_are_there() -> None:
     config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
+    config.read(TREE / "setup.cfg")
     listed = set(config["options"]["packages"].split())
-    there = {".".join(("virtagent", *p.parent.relative_to(ROOT).parts)) for p in FILES if p.name == "__init__.py"}
+    found = [p for folder in ("agent", "supervisor", "host") for p in (TREE / folder).rglob("__init__.py")]
+    there = {".".join(("virtagent", *p.parent.relative_to(TREE).parts)) for p in found}
     assert listed == there
     folders = {".".join(("virtagent", *p.parent.relative_to(ROOT).parts)) for p in FILES}
     assert folders == there, "a folder without __init__.py"
