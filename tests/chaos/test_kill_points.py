@@ -173,8 +173,7 @@ def test_supervisor_killed_while_it_undoes_a_broken_freeze(rig: Rig, hooks: Hook
     points = broken_run(rig, hooks, 2)
     lost = points.index("before supervisor va.fsfreeze exit")
     for point in points[lost:]:
-        known = point == "after journal remove 1"  # test_untold.py has it
-        if point.split()[1] in ("supervisor", "journal") and "va.fsstatus" not in point and not known:
+        if point.split()[1] in ("supervisor", "journal") and "va.fsstatus" not in point:
             loses(rig, hooks, every, point, SUPERVISOR)
 
 

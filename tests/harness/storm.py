@@ -233,6 +233,7 @@ class Storm:
         self._undo: list[Callable[[], object]] = []
         self._played: set[int] = set()
         self._theirs: list[tuple[str, LoopFs, Helper | None]] = []
+        self._thawing: list[Helper] = []
         self._dead: list[Daemon] = []
         self._ended_by_us = self._terminated = self._worker_faults = self._killed = False
         self._pids: dict[str, int] = {}
@@ -299,7 +300,7 @@ class Storm:
             return
         begun = time.monotonic()
         answer = call(self._daemon, "va.ping", timeout=ANSWERS)
-        if answer != "dummy" and self._serves():
+        if answer != "dummy" and self._serves() and not self._terminated:
             self._violation(f"ping: {answer} after {time.monotonic() - begun:.1f} s")
 
     def _look(self) -> None:
@@ -564,13 +565,14 @@ class Storm:
         self._continue()
         self._release()
         self._undo_mounts()
-        # Outermost first: FITHAW of one that lies on a frozen one waits for that.
-        for what, fs, helper in sorted(self._theirs, key=lambda one: one[1].depth):
+        if not self._terminated:
+            self._restart()  # what lies on a file system that a dead daemon left frozen cannot be thawed
+        for what, fs, helper in self._theirs:
             if helper is not None:
                 with contextlib.suppress(TimeoutError):
                     helper.answer(BOUND)
             if what == "freeze":
-                fs.thaw()
+                self._thawing.append(fs.ioctl("thaw"))  # it may have to wait until the daemon has thawed another
         self._theirs.clear()
         self._continue()  # what was stopped by an order that was taken just now
         if self._terminated and self._daemon.is_running():
@@ -594,6 +596,9 @@ class Storm:
                 call(self._daemon, "va.fsstatus", {"since": record["seq"], "wait": 1})
         else:
             self._violation(f"not THAWED within {BOUND:g} s: {self._status()}")
+        for helper in self._thawing:
+            with contextlib.suppress(TimeoutError):
+                helper.answer(max(0.1, deadline - time.monotonic()))
         spoilt = [fs for fs in self.world.every if fs.kind == "btrfs" and self._killed and is_read_only(fs)]
         stuck = self.world.wait_moving(deadline, spoilt)
         self.tally.worst = max(self.tally.worst, time.monotonic() - begun)
