@@ -114,7 +114,7 @@ class Conversation:
     @property
     def reading(self) -> bool:
         """Whether to wait for more to read."""
-        return self.stream.output_size <= UNREAD_MAX
+        return self.stream.output_size <= UNREAD_MAX and not self.stream.full
 
     def deadline(self) -> float | None:
         """Return when `expire` is due, or None."""

@@ -214,7 +214,7 @@ class Loop:
             if isinstance(value, Record):
                 value = value.dump(self._processes.state)
             talk.stream.reply(answer.token, value)
-        self._settle(talk)
+        self._listen_to(talk)  # what waited for its turn has it now
 
     def _set_title(self, title: events.SetTitle) -> None:
         text = printable(title.text)

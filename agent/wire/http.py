@@ -7,6 +7,7 @@ bytes are no such message; every status but 405 ends the connection.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,9 @@ class Message:
     def __init__(self, token: int, limits: Limits, write: Callable[[bytes], None]) -> None:
         self.tag: str | None = None
         self.last = False
+        self.resets = self.in_turn = False
+        self.waits = True
+        self.skip: re.Pattern[bytes] | None = None
         self._token = token
         self._limits = limits
         self._write = write
@@ -59,11 +63,11 @@ class Message:
         return None
 
     def break_off(self, fault: Fault) -> Refused:
-        """Answer the half message with `fault`; it is the last."""
+        """Give the half message up with `fault`; it is the last."""
         self.last = True
         if self._status == 200:
             self._status = 400
-        return self._refuse(fault)
+        return Refused(fault.code, fault.text)
 
     def reply(self, value: Any) -> None:
         """Send `value`, or fault INTERNAL if XML-RPC has no form for it."""
@@ -135,7 +139,7 @@ class Message:
                 raise self._refusal
             method, params = unmarshal_call(body, self._limits.nesting)
         except Fault as fault:
-            return self._refuse(fault)
+            return Refused(fault.code, fault.text)
         return Request(self._token, method, params, self.tag)
 
     def _protocol_fault(self, error: h11.RemoteProtocolError) -> Fault:
@@ -147,10 +151,6 @@ class Message:
             case _:
                 # What h11 quotes of the bytes depends on how they were cut, and may be long.
                 return Fault(Code.PARSE, f"this is not HTTP: {str(error).partition(': bytearray(')[0]}")
-
-    def _refuse(self, fault: Fault) -> Refused:
-        self.fault(fault)
-        return Refused(fault.code, fault.text)
 
     def _send(self, body: list[bytes]) -> None:
         headers = [

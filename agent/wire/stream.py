@@ -10,9 +10,11 @@ The channel hands in what it read (`receive_data`), takes one `next_event` at a 
 A message is parsed only when it is asked for, so a request that is answered on the spot is never abandoned by the one
 behind it, and a channel whose peer does not read its replies stops asking. No I/O, no clock.
 
-The rule of replies, for every protocol: a newer untagged message means that the host has given up on the older
-untagged request; that reply is dropped, never sent late. So at most one untagged request is open, and untagged replies
-leave in the order of their requests. Tagged requests are answered as they finish, and nothing gives up on them.
+The rule of replies. A host that sends another untagged message has given up on an older untagged request that waits for
+a freeze or thaw, or that came over HTTP: that reply is dropped, never sent late. JSON requests may be sent in one go, as
+to qemu-ga, which does one after another: an untagged one behind an untagged one that will be done soon waits for its
+turn. A sync gives up on all that is older, tagged or not; what still waited for its turn is done, unanswered. Tagged
+requests are answered as they finish.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..errors import Code, Fault
-from . import http
+from . import http, qga
 from .messages import Abandoned, Incoming, Limits, Refused, Request
 
 
@@ -31,17 +33,23 @@ class Message(Protocol):
     """One message on its way in, then the way out for its reply; every protocol has its own.
 
     `tag` is known, and `last` (nothing can follow on this stream) true if it is, once `read` or `break_off` returned
-    something. What is to be sent goes to the `write` that the message was made with.
+    something; so are `resets` (a sync), `waits` (perhaps for a freeze), `in_turn` (it does not give up on an older
+    one) and `skip` (what belongs to it of the bytes that follow). What is to be sent goes to the `write` that the
+    message was made with.
     """
 
     tag: str | None
     last: bool
+    resets: bool
+    waits: bool
+    in_turn: bool
+    skip: re.Pattern[bytes] | None
 
     def read(self, source: bytearray) -> Request | Refused | None:
         """Take the message's bytes off the front of `source`; None means that all was taken and more is needed."""
 
     def break_off(self, fault: Fault) -> Refused:
-        """Answer the half message with `fault`; it is the last."""
+        """Give the half message up with `fault`."""
 
     def reply(self, value: Any) -> None:
         """Send `value`, or fault INTERNAL if the protocol has no form for it."""
@@ -50,15 +58,12 @@ class Message(Protocol):
         """Send `fault`."""
 
 
-Begin = Callable[[int, Limits, Callable[[bytes], None]], Message]
-
-PROTOCOLS: dict[bytes, Begin] = {
-    b"P": http.Message,
-}
-
-# 0xFF is the sentinel of 2011. An empty line before a request is to be ignored (RFC 9112, 2.2), and a host may end a
-# JSON request with one; neither is half a message.
-_BETWEEN_MESSAGES = re.compile(rb"[ \t\r\n\xff]*")
+# 0xFF is the sentinel of 2011 before a P; for JSON it is a reset that draws an error. An empty line before a request is
+# to be ignored (RFC 9112, 2.2), and a host may end a JSON request with one; neither is half a message.
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_SENTINEL = re.compile(rb"[ \t\r\n\xff]*")
+_SENTINEL_MAX = 256  # bytes without anything behind them
+WAITING_MAX = 64  # messages that wait for their turn; then no more are parsed
 _NOTHING = memoryview(b"")
 _DEFAULT = Limits()
 
@@ -81,7 +86,9 @@ class Stream:
         """
         self._input = bytearray()
         self._reading: Message | None = None
+        self._skip: re.Pattern[bytes] | None = None
         self._ended = False
+        self._waiting: deque[tuple[Message, Request | Refused]] = deque()
         self._open: dict[int, Message] = {}
         self._events: deque[Incoming] = deque()
         self._output: deque[memoryview] = deque()
@@ -94,12 +101,12 @@ class Stream:
 
     def next_event(self) -> Incoming | None:
         """Return what came next, or None when more bytes are needed."""
-        while self._input and not self._events:
-            self._read()
+        while not self._events and self._input and not self.full and self._read():
+            pass
         return self._events.popleft() if self._events else None
 
     def expire(self) -> None:
-        """Answer a half message with fault REQUEST and end the stream: the rest of it has not come in time."""
+        """Answer a half message with fault REQUEST: the rest of it has not come in time."""
         if self._reading is not None:
             self._came(self._reading, self._reading.break_off(Fault(Code.REQUEST, "half a message, and no more came")))
 
@@ -110,11 +117,13 @@ class Stream:
         """
         if (message := self._answered(token)) is not None:
             message.reply(value)
+            self._take_turns()
 
     def fault(self, token: int, fault: Fault) -> None:
         """Answer a request with `fault`; dropped, or KeyError, as with `reply`."""
         if (message := self._answered(token)) is not None:
             message.fault(fault)
+            self._take_turns()
 
     @property
     def mid_message(self) -> bool:
@@ -124,7 +133,12 @@ class Stream:
     @property
     def closing(self) -> bool:
         """Whether the channel is to be closed once the output is written: nothing more is read or left to answer."""
-        return self._ended and not self._open
+        return self._ended and not self._open and not self._waiting
+
+    @property
+    def full(self) -> bool:
+        """Whether so many messages wait for their turn that no more are to be read."""
+        return len(self._waiting) >= WAITING_MAX
 
     @property
     def output_size(self) -> int:
@@ -144,42 +158,80 @@ class Stream:
         if rest:
             self._output.appendleft(rest)
 
-    def _read(self) -> None:
-        if self._reading is None:
-            if between := _BETWEEN_MESSAGES.match(self._input):
-                del self._input[: between.end()]
-            if not self._input:
-                return
-            self._begin(bytes(self._input[:1]))
-        elif (event := self._reading.read(self._input)) is not None:
+    def _read(self) -> bool:
+        """Read on; return whether there may be more to read now."""
+        if self._reading is None and not self._begin():
+            return False
+        assert self._reading is not None
+        if (event := self._reading.read(self._input)) is not None:
             self._came(self._reading, event)
+        return True
 
-    def _begin(self, first: bytes) -> None:
-        begin = PROTOCOLS.get(first)
-        self._reading = (begin or http.Message)(self._tokens, self._limits, self._write)
+    def _begin(self) -> bool:
+        """Begin a message with the next byte; return whether there is one, and it tells the protocol."""
+        if self._skip is not None:
+            del self._input[: _length(self._skip, self._input)]
+            if not self._input:
+                return False
+            self._skip = None
+        del self._input[: _length(_SPACE, self._input)]
+        if not self._input:
+            return False
+        size = _length(_SENTINEL, self._input)
+        if size == len(self._input) < _SENTINEL_MAX:
+            return False
+        begin: Callable[[int, Limits, Callable[[bytes], None]], Message] = qga.Message
+        if self._input[size : size + 1] == b"P":
+            del self._input[:size]
+            begin = http.Message
+        self._reading = begin(self._tokens, self._limits, self._write)
         self._tokens += 1
-        if begin is None:
-            stray = Fault(Code.PARSE, f"no protocol spoken here begins a message with the byte 0x{first.hex()}")
-            self._came(self._reading, self._reading.break_off(stray))
+        return True
 
     def _came(self, message: Message, event: Request | Refused) -> None:
-        self._reading = None
-        if message.tag is None:
-            for token in [token for token, older in self._open.items() if older.tag is None]:
-                del self._open[token]
-                self._events.append(Abandoned(token))
-        if isinstance(event, Request):
-            self._open[event.token] = message
-        self._events.append(event)
+        self._reading, self._skip = None, message.skip
         if message.last:
             self._ended = True
             self._input.clear()
+        if message.resets:
+            while self._waiting:
+                self._release(*self._waiting.popleft())
+            self._abandon(list(self._open))
+        elif message.tag is None:
+            untagged = [token for token, older in self._open.items() if older.tag is None]
+            if message.in_turn and (self._waiting or any(not self._open[token].waits for token in untagged)):
+                self._waiting.append((message, event))
+                return
+            self._abandon(untagged)
+        self._release(message, event)
+
+    def _abandon(self, tokens: list[int]) -> None:
+        for token in tokens:
+            del self._open[token]
+            self._events.append(Abandoned(token))
+
+    def _release(self, message: Message, event: Request | Refused) -> None:
+        if isinstance(event, Request):
+            self._open[event.token] = message
+        else:
+            message.fault(Fault(Code(event.code), event.text))
+        self._events.append(event)
 
     def _answered(self, token: int) -> Message | None:
         if not 0 <= token < self._tokens:
             raise KeyError(token)
         return self._open.pop(token, None)
 
+    def _take_turns(self) -> None:
+        """Release those whose turn it is, now that a reply was written."""
+        while self._waiting and all(older.tag is not None for older in self._open.values()):
+            self._release(*self._waiting.popleft())
+
     def _write(self, data: bytes) -> None:
         self._output.append(memoryview(data))
         self._output_size += len(data)
+
+
+def _length(pattern: re.Pattern[bytes], data: bytearray) -> int:
+    match = pattern.match(data)
+    return match.end() if match else 0
