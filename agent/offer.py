@@ -31,6 +31,12 @@ class Agent(Protocol):
     def help(self, method: str) -> str:
         """Return the help text of a method; raise Fault PARAMS if there is none of that name."""
 
+    def commands(self) -> list[dict[str, Any]]:
+        """Return name, enabled and success-response of all that a host may call by JSON, `enabled` as of now."""
+
+    def settled(self, call: Call) -> str | Later:
+        """Return "thawed" or "frozen", as soon as one of them is true."""
+
     def thaw(self, call: Call) -> int | Later:
         """Thaw, cancel, retry or join as the state demands (design, section 5)."""
 

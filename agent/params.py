@@ -22,11 +22,17 @@ class Kind(enum.Enum):
     SECONDS = "seconds (number)"
     GLOBS = "array of globs"
     STRUCT = "struct"
+    LIST = "array"
+    WHENCE = "integer or string"
+    CAPTURE = "boolean or string"
 
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """One parameter or one member of a struct."""
+    """One parameter or one member of a struct. `fields` are a struct's members, or the one item of a list.
+
+    What is `secret` is not written to the audit records.
+    """
 
     name: str
     kind: Kind
@@ -34,6 +40,7 @@ class Param:
     required: bool = True
     choices: tuple[str, ...] = ()
     fields: tuple[Param, ...] = ()
+    secret: bool = False
 
 
 def check(method: str, signature: tuple[Param, ...], given: list[Any] | dict[str, Any]) -> dict[str, Any]:

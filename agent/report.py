@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import msgpack
 
 PIPE_BUF = select.PIPE_BUF
-MESSAGE_MAX = 48 << 20
+MESSAGE_MAX = 66 << 20  # 48 MiB of a file as base64, and what stands around it
 _PART = PIPE_BUF - 16
 
 
@@ -96,6 +96,41 @@ class Thawing:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """The worker keeps what its RPC opened or started, under that number (a handle, a pid); `value` is the answer."""
+
+    shape: ClassVar[Shape] = (int, object)
+    key: int
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Replied:
+    """The value of what `Ask` asked for call `call`."""
+
+    shape: ClassVar[Shape] = (int, object)
+    call: int
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """The fault of what `Ask` asked for call `call`: `errors.Code` number and sentence."""
+
+    shape: ClassVar[Shape] = (int, int, str)
+    call: int
+    code: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loose:
+    """What the worker keeps may be dropped when room is needed: a program that has ended and was not asked about."""
+
+    shape: ClassVar[Shape] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The RPC's value: str, bytes, number, bool, list or dict of those."""
 
@@ -134,13 +169,31 @@ class Hold:
     until: float
 
 
-Report = Started | Plan | Step | Progress | Frozen | Held | Thawing | Done | Failed
-Control = Proceed | Thaw | Hold
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """To a worker that keeps something: run this RPC's handler on it, for call `call`."""
+
+    shape: ClassVar[Shape] = (int, str, dict)
+    call: int
+    rpc: str
+    args: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """To a worker that keeps something: drop it, and end."""
+
+    shape: ClassVar[Shape] = ()
+
+
+Report = Started | Plan | Step | Progress | Frozen | Held | Thawing | Kept | Replied | Declined | Loose | Done | Failed
+Control = Proceed | Thaw | Hold | Ask | Drop
 
 REPORTS: dict[str, type[Report]] = {
-    c.__name__: c for c in (Started, Plan, Step, Progress, Frozen, Held, Thawing, Done, Failed)
+    c.__name__: c
+    for c in (Started, Plan, Step, Progress, Frozen, Held, Thawing, Kept, Replied, Declined, Loose, Done, Failed)
 }
-CONTROLS: dict[str, type[Control]] = {c.__name__: c for c in (Proceed, Thaw, Hold)}
+CONTROLS: dict[str, type[Control]] = {c.__name__: c for c in (Proceed, Thaw, Hold, Ask, Drop)}
 
 
 def encode(message: Report | Control) -> list[bytes]:
@@ -221,9 +274,9 @@ class Decoder:
 
 
 def _known(value: Any) -> bool:
-    """Return whether `value` is made of what RPCs have: text, bytes, finite numbers, lists and dicts with text keys."""
+    """Return whether `value` is made of what RPCs have: text, bytes, finite numbers, None, lists, dicts by text."""
     match value:
-        case str() | bytes() | int():
+        case str() | bytes() | int() | None:
             return True
         case float():
             return math.isfinite(value)

@@ -2,57 +2,18 @@
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
+from . import guest_params, params
 from .errors import Code, Fault
+from .guest_rpcs import GUEST_ROWS
 from .handlers import files, freezing, machine, self_description
 from .params import Kind, Param
+from .rpc import Disk, Rpc, Runs
 from .states import FreezeState
 
-
-class Runs(enum.Enum):
-    """Where the handler runs."""
-
-    INLINE = "inline"
-    WORKER = "worker"
-
-
-class Disk(enum.Enum):
-    """What the RPC does to file systems; while not thawed only NONE and READ are admitted."""
-
-    NONE = "none"
-    READ = "read"
-    WRITE = "write"
-    FREEZES = "freezes"
-
-
-@dataclass(frozen=True, slots=True)
-class Rpc:
-    """One RPC.
-
-    `handler` is called as handler(agent, call, args) inline, or as handler(worker, args) in a worker. `limit` is how
-    long the worker may run, in seconds; None: the phases of the freeze transaction have their own. `compensation`
-    names the row that undoes what a dead or killed worker may have left. A row that `thaws_first` is admitted in any
-    state and starts once the file systems are thawed, or cannot be. A row that `outlives` the supervisor goes on when
-    that dies, to thaw; the others die with it. A row that is not `public` is the agent's own.
-    """
-
-    name: str
-    handler: Callable[..., Any]
-    runs: Runs
-    disk: Disk
-    doc: str
-    returns: str
-    params: tuple[Param, ...] = ()
-    limit: float | None = None
-    compensation: str | None = None
-    essential: bool = False
-    thaws_first: bool = False
-    public: bool = True
-    outlives: bool = False
+__all__ = ["RPCS", "Disk", "Rpc", "Runs", "arguments", "public", "refusal", "table"]
 
 
 _I, _W = Runs.INLINE, Runs.WORKER
@@ -132,6 +93,7 @@ _ROWS = (
         params=(Param("mode", Kind.STRING, "what to do", choices=("halt", "powerdown", "reboot")),),
         limit=30,
         thaws_first=True,
+        adds=("command",),
     ),
     Rpc(
         "va.fsfreeze",
@@ -239,8 +201,13 @@ def table(rows: tuple[Rpc, ...]) -> Mapping[str, Rpc]:
             raise ValueError(f"{row.name} freezes and has no compensation")
         if row.runs is Runs.INLINE and (row.disk is not Disk.NONE or row.compensation or row.limit):
             raise ValueError(f"{row.name} runs inline and does what only a worker may")
-        if row.runs is Runs.WORKER and row.public and row.disk is not Disk.FREEZES and not row.limit:
+        if row.runs is not Runs.INLINE and row.public and row.disk is not Disk.FREEZES and not row.limit:
             raise ValueError(f"{row.name} runs in a worker without a limit")
+        keeper = by_name.get(row.kept_by or "")
+        if (row.runs is Runs.KEEPER) != (keeper is not None and keeper.keeps > 0 and bool(row.params)):
+            raise ValueError(f"{row.name}: {row.kept_by} does not keep what it names")
+        if row.keeps and row.runs is not Runs.WORKER:
+            raise ValueError(f"{row.name} keeps something and does not run in a worker")
         if row.compensation is None:
             continue
         undo = by_name.get(row.compensation)
@@ -251,7 +218,12 @@ def table(rows: tuple[Rpc, ...]) -> Mapping[str, Rpc]:
     return by_name
 
 
-RPCS = table(_ROWS)
+RPCS = table(_ROWS + GUEST_ROWS)
+
+
+def arguments(row: Rpc, given: list[Any] | dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments by name, None for those that are absent; raise Fault PARAMS in the words of the protocol."""
+    return (guest_params.check if row.is_guest else params.check)(row.name, row.params, given)
 
 
 def public(name: str) -> Rpc:
@@ -268,7 +240,7 @@ def refusal(row: Rpc, state: FreezeState, *, blocked: bool, audit_full: bool, st
         return Fault(Code.BLOCKED, f"{row.name} is blocked by the agent's configuration")
     if audit_full and not row.essential:
         return Fault(Code.AUDIT_FULL, f"{row.name} is refused: the ring of audit records is full until the thaw")
-    if stopping and row.runs is Runs.WORKER:
+    if stopping and row.runs is not Runs.INLINE:
         return Fault(Code.WRONG_STATE, f"{row.name} is refused: the agent is stopping")
     if state is FreezeState.THAWED or row.thaws_first or row.disk in (Disk.NONE, Disk.READ):
         return None

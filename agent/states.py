@@ -93,6 +93,10 @@ class WorkerEvent(enum.Enum):
     FROZEN = "Frozen"
     HELD = "Held"
     THAWING = "Thawing"
+    KEPT = "Kept"
+    REPLIED = "Replied"
+    DECLINED = "Declined"
+    LOOSE = "Loose"
     DONE = "Done"
     FAILED = "Failed"
     LIMIT = "limit passed"
@@ -116,6 +120,10 @@ WORKER_TABLE: Mapping[tuple[WorkerState, WorkerEvent], tuple[WorkerState, str]] 
     (_W.RUNNING, _V.STEP): (_W.RUNNING, _NOTE),
     (_W.RUNNING, _V.PROGRESS): (_W.RUNNING, _NOTE),
     (_W.RUNNING, _V.FROZEN): (_W.HOLDING, "reply; arm hold limit"),
+    (_W.RUNNING, _V.KEPT): (_W.HOLDING, "reply; the worker keeps what the host opened or started"),
+    (_W.HOLDING, _V.REPLIED): (_W.HOLDING, "reply"),
+    (_W.HOLDING, _V.DECLINED): (_W.HOLDING, "reply with the fault"),
+    (_W.HOLDING, _V.LOOSE): (_W.HOLDING, "noted: it may be dropped"),
     (_W.HOLDING, _V.HELD): (_W.HOLDING, "the hold was extended; reply"),
     (_W.HOLDING, _V.THAWING): (_W.HOLDING, "the keeper thaws; arm thaw limit"),
     (_W.HOLDING, _V.STEP): (_W.HOLDING, _NOTE),
@@ -143,6 +151,10 @@ WORKER_TABLE: Mapping[tuple[WorkerState, WorkerEvent], tuple[WorkerState, str]] 
             _V.FROZEN,
             _V.HELD,
             _V.THAWING,
+            _V.KEPT,
+            _V.REPLIED,
+            _V.DECLINED,
+            _V.LOOSE,
             _V.DONE,
             _V.FAILED,
             _V.RUBBISH,
@@ -171,7 +183,7 @@ def following(table: Mapping[tuple[S, E], tuple[S, str]], state: S, event: E) ->
 
 
 class Phase(str, enum.Enum):
-    """Phases of the freeze transaction, each with its own limit; other RPCs have only RUN."""
+    """Phases of the freeze transaction, each with its own limit; other RPCs have only RUN and KEEP."""
 
     PLAN = "plan"
     SYNC = "sync"
@@ -179,6 +191,7 @@ class Phase(str, enum.Enum):
     HOLD = "hold"
     THAW = "thaw"
     RUN = "run"
+    KEEP = "keep"
 
 
 class MountState(str, enum.Enum):

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import setproctitle
 
-from . import kernel, report
+from . import keeping, kernel, report
 from .errors import Code, Fault
 from .rpcs import RPCS
 from .text import printable
@@ -131,7 +131,11 @@ def run(job: Job, report_fd: int, control_fd: int, supervisor: int) -> NoReturn:
         worker.reporter.send(report.Started(os.getpid()))
         outcome: report.Report
         try:
-            outcome = report.Done(row.handler(worker, job.args))
+            value = row.handler(worker, job.args)
+            if isinstance(value, keeping.Kept):
+                keeping.serve(worker, value, dict(RPCS))
+                value = None
+            outcome = report.Done(value)
         except Fault as fault:
             outcome = report.Failed(int(fault.code), fault.text)
         except Exception as error:  # noqa: BLE001 - a defect: it becomes the fault INTERNAL, with its place

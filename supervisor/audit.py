@@ -6,8 +6,10 @@ import json
 import reprlib
 import time
 from collections import deque
+from typing import Any
 
 from ..agent.errors import Fault
+from ..agent.rpcs import RPCS
 from .calls import Call
 from .events import Malformed, Peer
 
@@ -57,7 +59,7 @@ class Audit:
 def line(call: Call, outcome: str, fault: Fault | None, now: float) -> str:
     """Return the record of one RPC as one line of name=value fields."""
     request = call.request
-    params = _short.repr(request.params)
+    params = _short.repr(_without_secrets(request.method, request.params))
     return _line(
         request.wall,
         request.peer,
@@ -68,6 +70,14 @@ def line(call: Call, outcome: str, fault: Fault | None, now: float) -> str:
         ms=f"{(now - call.at) * 1000:.1f}",
         worker=call.worker if call.worker is not None else "-",
     )
+
+
+def _without_secrets(method: str, params: list[Any] | dict[str, Any]) -> list[Any] | dict[str, Any]:
+    row = RPCS.get(method)
+    secret = {param.name for param in row.params if param.secret} if row else set()
+    if not secret or not isinstance(params, dict):
+        return params
+    return {name: "(secret)" if name in secret else value for name, value in params.items()}
 
 
 def malformed(event: Malformed) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -27,6 +28,7 @@ class Child:
     decoder: report.Decoder = field(default_factory=lambda: report.Decoder(report.REPORTS))
     rubbish: bool = False
     adopted: bool = False
+    unsent: deque[bytes] = field(default_factory=deque)
 
     def read(self) -> tuple[list[report.Report], str, bool] | None:
         """Read once; return the messages, what was wrong with the bytes (empty: nothing), and whether it is the end.
@@ -44,6 +46,19 @@ class Child:
         except report.Rubbish as error:
             self.rubbish = True
             return [], str(error), False
+
+    def write(self) -> bool:
+        """Write to the control pipe what it takes; return whether to wait until it takes more."""
+        try:
+            while self.unsent:
+                # A frame is at most PIPE_BUF bytes: written whole or not at all (pipe(7)).
+                os.write(self.control_fd, self.unsent[0])
+                self.unsent.popleft()
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:
+            self.unsent.clear()  # it is gone, and its exit says so
+        return False
 
     def close_report(self) -> None:
         """Close the report pipe at its end."""
@@ -123,14 +138,13 @@ class Children:
         del self._by_id[child.id]
         child.close()
 
-    def tell(self, number: int, message: report.Control) -> None:
-        """Write to the worker's control pipe; nothing if it is gone, its exit says so."""
-        try:
-            if number in self._by_id:
-                for frame in report.encode(message):
-                    os.write(self._by_id[number].control_fd, frame)
-        except BrokenPipeError:
-            return
+    def tell(self, number: int, message: report.Control) -> Child | None:
+        """Have the message written to the worker's control pipe; return the worker, None if it is gone or adopted."""
+        child = self._by_id.get(number)
+        if child is None or child.control_fd < 0:
+            return None
+        child.unsent.extend(report.encode(message))
+        return child
 
     def kill(self, number: int) -> None:
         """SIGKILL the child; nothing if it was reaped in this turn, or was to be adopted and was gone."""

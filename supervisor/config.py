@@ -38,6 +38,7 @@ class Config:
     hold_limit: float = 60
     hold_limit_max: float = 600
     thaw_limit: float = 10
+    exec_limit: float = 86400
     exit_grace: float = 1
     kill_grace: float = 1
     state_dir: str = STATE_DIR
@@ -164,6 +165,7 @@ OPTIONS: Mapping[str, Option] = {
     "hold-limit": Option(_limit, "S", "how long a freeze is held unless the request says otherwise"),
     "hold-limit-max": Option(_limit, "S", "the longest hold that a request may ask for"),
     "thaw-limit": Option(_over_zero, "S", "limit of one attempt to thaw"),
+    "exec-limit": Option(_limit, "S", "how long a program of guest-exec may run; then SIGTERM, 10 s later SIGKILL"),
     "exit-grace": Option(_over_zero, "S", "how long a worker may live after its report"),
     "kill-grace": Option(_over_zero, "S", "how long after SIGKILL a worker is called stuck"),
     "state-dir": Option(_absolute, "DIR", "journal and default socket; must be on tmpfs"),

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..agent import freeze, report
+from ..agent import report
 from ..agent.errors import Code, Fault, from_number
-from ..agent.mounts import Rules
 from ..agent.offer import LATER, Call, Later
-from ..agent.params import check
-from ..agent.rpcs import RPCS, Disk, Rpc, Runs, public, refusal
+from ..agent.rpcs import RPCS, Disk, Rpc, Runs, arguments, public, refusal
 from ..agent.states import FreezeState, WorkerEvent, WorkerState
+from ..agent.wire.qga import SILENT
 from . import audit, calls, titles
 from .config import BadConfig, Config, reread
 from .deadlines import Deadlines
@@ -28,6 +27,7 @@ from .events import (
     Journaled,
     JournalFailed,
     JournalFound,
+    KeepHandle,
     Log,
     LogStatus,
     Malformed,
@@ -46,19 +46,23 @@ from .events import (
     Woken,
 )
 from .freezing import Freezing
+from .journal import FIRST_HANDLE
+from .keeping import Keeping
+from .options import freeze_options
+from .polls import Polls
 from .state import State
 from .status import Record, record
 from .thawing import RETRY, Thawing
 from .workers import Worker, Workers
 
-WAIT_DEFAULT = 30.0
+EXEC_GRACE = 10.0  # seconds that a program over its limit has between SIGTERM and SIGKILL
 CALLS_MAX = 64  # calls under way on one connection: tagged ones need not give way to each other
 
 
 class Core:
     """The state of the supervisor, and what it offers to the inline handlers (`agent.offer.Agent`)."""
 
-    def __init__(self, config: Config, version: str, now: float) -> None:
+    def __init__(self, config: Config, version: str, now: float, next_handle: int = FIRST_HANDLE) -> None:
         self.version = version
         self._start = self._now = now
         self._out: list[Effect] = []
@@ -70,7 +74,9 @@ class Core:
         self._thawing = Thawing(self._out, self._deadlines, self._workers, self._calls, self._state)
         self._thawing.on_over = self._over
         self._freezing = Freezing(self._out, self._workers, self._calls, self._state, self._thawing)
-        self._polls: dict[int, int] = {}
+        self._keeping = Keeping(self._out, self._workers, self._calls)
+        self._handle = next_handle
+        self._polls = Polls(self._calls, self._deadlines, self._status)
         self._after_thaw: list[tuple[calls.Call, Rpc, dict[str, Any]]] = []
         self._stopping = ""
         self._title: tuple[str, float | None] = ("", None)
@@ -85,7 +91,7 @@ class Core:
         while (key := self._deadlines.take_due(now)) is not None:
             self._due(key)
         self._take(event)
-        self._tell_polls()
+        self._polls.tell(self._seq(), self._state.now, now)
         if self._state.now is FreezeState.THAWED:
             self._out.extend(Log("audit", text) for text in self._audit.take())
         title = titles.supervisor(self._state, self._thawing.freeze, self._workers)
@@ -138,7 +144,7 @@ class Core:
                 if probed is not None and (probed.alive or probed.state is WorkerState.STUCK):
                     self._freezing.probed(probed, state, now)
             case JournalFound(number, plan, untold, orphan):
-                self._freezing.recover(number, plan, untold, orphan, self._freeze_options("start", None), now)
+                self._freezing.recover(number, plan, untold, orphan, freeze_options(self._config, "start", None), now)
             case Reload():
                 self._reload()
             case ShowStatus():
@@ -165,18 +171,20 @@ class Core:
             row = public(request.method)
             if request.crowded and not row.essential:
                 raise Fault(Code.BUSY, f"{row.name}: too many replies are not read; call again later")
-            refused = refusal(
-                row,
-                self._state.now,
-                blocked=not self._config.allows(row.name),
-                audit_full=self._audit.full,
-                stopping=bool(self._stopping),
-            )
-            if refused is not None:
+            if (refused := self._refusal(row)) is not None:
                 raise refused
-            self._run(call, row, check(row.name, row.params, request.params))
+            self._run(call, row, arguments(row, request.params))
         except Fault as fault:
             self._calls.answer(call.id, fault, self._now)
+
+    def _refusal(self, row: Rpc) -> Fault | None:
+        return refusal(
+            row,
+            self._state.now,
+            blocked=not self._config.allows(row.name),
+            audit_full=self._audit.full,
+            stopping=bool(self._stopping),
+        )
 
     def _run(self, call: calls.Call, row: Rpc, args: dict[str, Any]) -> None:
         if row.runs is Runs.INLINE:
@@ -188,6 +196,8 @@ class Core:
                 raise Fault(Code.BUSY, f"{row.name}: it was asked already, and waits for the thaw")
             self._after_thaw.append((call, row, args))
             self._freezing.stop(f"{row.name} was called", self._now)
+        elif row.runs is Runs.KEEPER:
+            call.worker = self._keeping.ask(row, args, call.id, self._now)
         else:
             self._fork(call, row, args)
         options = args.get("options")
@@ -197,50 +207,56 @@ class Core:
     def _fork(self, call: calls.Call, row: Rpc, args: dict[str, Any]) -> None:
         if sum(worker.call is not None for worker in self._workers) >= self._config.max_workers:
             raise Fault(Code.BUSY, f"{row.name}: {self._config.max_workers} workers run already; call again later")
-        if "options" in args:
-            args = {"options": self._freeze_options(row.name, args["options"])}
+        if row.keeps:
+            self._keeping.make_room(row)
         if row.disk is Disk.FREEZES:
-            self._freezing.begin(call.id, args["options"], self._config.plan_limit, self._now)
+            options = freeze_options(self._config, row.name, args.get("options"), args.get("mountpoints"))
+            self._freezing.begin(call.id, options, self._config.plan_limit, self._now)
             call.worker = self._workers.last_id
             return
-        if row.thaws_first:
-            args = args | {"command": self._config.shutdown_command}
+        if "options" in args:
+            args = {"options": freeze_options(self._config, row.name, args["options"])}
+        if row.adds:
+            args = args | {name: self._extra(name) for name in row.adds}
         call.worker = self._workers.spawn(row, args, call.id, row.limit or 0, self._now).id
 
-    def _freeze_options(self, method: str, given: dict[str, Any] | None) -> freeze.Options:
-        given = given or {}
-        config = self._config
-
-        def limit(name: str, default: float, most: float) -> float:
-            value = given.get(name)
-            if value is None:
-                return default
-            if most and not 0 < value <= most:
-                raise Fault(Code.PARAMS, f"{method}: {name} is {value:g}, expected over 0 and at most {most:g} seconds")
-            return float(value)
-
-        return freeze.Options(
-            rules=Rules(config.include, config.exclude, given.get("include") or (), given.get("exclude") or ()),
-            strict=config.strict if given.get("strict") is None else given["strict"],
-            sync_limit=limit("sync_limit", config.sync_limit, config.sync_limit),
-            freeze_limit=limit("freeze_limit", config.freeze_limit, config.freeze_limit),
-            hold_limit=limit("hold_limit", config.hold_limit, config.hold_limit_max),
-        )
+    def _extra(self, name: str) -> Any:
+        """Return what a handler needs besides the host's arguments."""
+        match name:
+            case "command":
+                return self._config.shutdown_command
+            case "limit":
+                return self._config.exec_limit
+            case "grace":
+                return EXEC_GRACE
+        assert name == "handle", name
+        self._handle += 1
+        self._out.append(KeepHandle(self._handle))
+        return self._handle - 1
 
     # -- what is offered to the inline handlers
 
     def methods(self) -> list[str]:
         """Return the names of the methods that a host may call here."""
-        return [row.name for row in RPCS.values() if row.public and self._config.allows(row.name)]
+        return [r.name for r in RPCS.values() if r.public and not r.is_guest and self._config.allows(r.name)]
+
+    def commands(self) -> list[dict[str, Any]]:
+        """Return name, enabled and success-response of all that a host may call by JSON, `enabled` as of now."""
+        return [
+            {
+                "name": row.name,
+                "enabled": self._refusal(row) is None,
+                "success-response": row.name not in SILENT,
+            }
+            for row in RPCS.values()
+            if row.public
+        ]
 
     def help(self, method: str) -> str:
         """Return the help text of a method; raise Fault PARAMS if there is none of that name."""
         if method not in self.methods():
             raise Fault(Code.PARAMS, f"system.methodHelp: no method {method[:80]!r}")
-        row = RPCS[method]
-        takes = "".join(f"\n{p.name} ({p.kind.value}): {p.doc}" for p in row.params)
-        members = "".join(f"\n  {f.name} ({f.kind.value}): {f.doc}" for p in row.params for f in p.fields)
-        return f"{row.doc}{takes}{members}\nReturns: {row.returns}."
+        return RPCS[method].help()
 
     def thaw(self, call: Call) -> int | Later:
         """Thaw, cancel, retry or join."""
@@ -258,9 +274,12 @@ class Core:
         """Return the status record once its seq is another than `since`, at the latest after `wait` seconds."""
         if since is None or since != self._seq():
             return self._status()
-        self._polls[call.id] = since
-        self._deadlines.arm(("poll", call.id), self._now + (WAIT_DEFAULT if wait is None else wait))
+        self._polls.wait(call.id, since, wait, self._now)
         return LATER
+
+    def settled(self, call: Call) -> str | Later:
+        """Return "thawed" or "frozen"; while neither is true the answer waits for the outcome."""
+        return self._polls.settle(call.id, self._state.now) or LATER
 
     # -- workers
 
@@ -283,8 +302,17 @@ class Core:
                     self._calls.answer(worker.call, value, self._now)
                 case report.Failed(code, text):
                     self._calls.answer(worker.call, from_number(code, text), self._now)
+                    self._keeping.lost(worker, from_number(code, text), self._now)
+                case report.Kept():
+                    self._keeping.kept(worker, message, self._now)
+                case report.Replied() | report.Declined():
+                    wrong = self._keeping.replied(worker, message, self._now)
+                case report.Loose():
+                    self._keeping.loose(worker)
                 case report.Started():
                     pass
+                case report.Done() if worker.row.keeps:
+                    pass  # what it kept has ended, or was dropped
                 case _:
                     wrong = f"{type(message).__name__} from {worker.row.name}"
         if wrong:
@@ -300,7 +328,9 @@ class Core:
             self._freezing.killed(worker, self._now)
         else:
             ran = self._now - worker.born
-            self._calls.answer(worker.call, Fault(code, f"{worker.name} was killed after {ran:.1f} s{why}"), self._now)
+            fault = Fault(code, f"{worker.name} was killed after {ran:.1f} s{why}")
+            self._calls.answer(worker.call, fault, self._now)
+            self._keeping.lost(worker, fault, self._now)
 
     def _exited(self, worker: Worker, death: str) -> None:
         unreported = worker.killed or worker.outcome is None
@@ -312,6 +342,7 @@ class Core:
             self._freezing.exited(worker, unreported, death, self._now)
         else:
             self._calls.answer(worker.call, Fault(Code.WORKER_DIED, death), self._now)
+            self._keeping.lost(worker, Fault(Code.WORKER_DIED, death), self._now)
 
     def _worker_due(self, worker: Worker) -> None:
         if worker.state is WorkerState.KILLED:
@@ -363,19 +394,10 @@ class Core:
             case ("call", int(number)):
                 self._calls.wait_passed(number, self._now)
             case ("poll", int(number)):
-                self._polls.pop(number, None)
-                self._calls.answer(number, self._status(), self._now)
+                self._polls.due(number, self._now)
             case _:
                 assert key == RETRY, f"unknown deadline {key!r}"
                 self._thawing.advance(self._now)
-
-    def _tell_polls(self) -> None:
-        seq = self._seq()
-        for number in [n for n, since in self._polls.items() if since != seq or not self._calls.waits(n)]:
-            del self._polls[number]
-            self._deadlines.cancel(("poll", number))
-            if self._calls.waits(number):
-                self._calls.answer(number, self._status(), self._now)
 
     def _seq(self) -> int:
         return 1 + self._state.changes + self._workers.changes
@@ -405,8 +427,7 @@ class Core:
     def _quit(self, now: float) -> None:
         if not self.thawed:
             return  # in ERROR it goes on trying: only a guest that is thawed is left
-        for number in self._polls:
-            self._calls.answer(number, self._status(), now)
+        self._polls.tell_all(now)
         for worker in self._workers:
             if worker.row.thaws_first:
                 self._calls.answer(worker.call, "dummy", now)  # it works: the signal comes from what it has started

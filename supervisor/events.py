@@ -285,6 +285,13 @@ class RemoveJournal:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepHandle:
+    """Remember over a restart that the next file opened for a host gets this number."""
+
+    next: int
+
+
+@dataclass(frozen=True, slots=True)
 class Quit:
     """Flush, close and end with this exit code."""
 
@@ -304,5 +311,6 @@ Effect = (
     | Configured
     | WriteJournal
     | RemoveJournal
+    | KeepHandle
     | Quit
 )

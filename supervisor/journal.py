@@ -18,6 +18,7 @@ from ..agent.mounts import Plan
 from .events import JournalFound
 
 VERSION = 1
+FIRST_HANDLE = 1000  # as qemu-ga's
 IN_MEMORY = ("tmpfs", "ramfs")
 
 
@@ -47,6 +48,7 @@ class Journal:
                 "writing there could block on a frozen file system"
             )
         self._path = os.path.join(directory, "journal")
+        self._handles = os.path.join(directory, "handles")
         try:
             self._lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -95,6 +97,21 @@ class Journal:
                 lives = pid > 0 and start_time(pid) == started
                 return JournalFound(freeze, Plan.load(plan), told, (pid, started) if lives else (0, 0))
         raise ValueError("not a journal")
+
+    def keep_handle(self, number: int) -> None:
+        """Remember the number of the next file that is opened for a host; raises OSError."""
+        fresh = self._handles + ".new"
+        with open(fresh, "w", encoding="ascii") as file:
+            file.write(f"{number}\n")
+        os.rename(fresh, self._handles)
+
+    def next_handle(self) -> int:
+        """Return the number of the next file that is opened for a host; a restart begins no numbers anew."""
+        try:
+            with open(self._handles, encoding="ascii") as file:
+                return max(FIRST_HANDLE, int(file.read(32)))
+        except (FileNotFoundError, ValueError):
+            return FIRST_HANDLE
 
     def set_aside(self) -> str:
         """Keep a journal that cannot be read under another name too, for a person to look at; return that.

@@ -76,7 +76,8 @@ class Loop:
             events.Adopt: self._adopt,
             events.Probe: self._probe,
             events.Kill: lambda effect: self._children.kill(effect.worker),
-            events.Tell: lambda effect: self._children.tell(effect.worker, effect.message),
+            events.Tell: self._tell,
+            events.KeepHandle: self._keep_handle,
             events.Answer: self._answer,
             events.SetTitle: self._set_title,
             events.Log: lambda effect: self._log.add(effect.level, effect.text),
@@ -241,6 +242,25 @@ class Loop:
 
     # -- workers
 
+    def _tell(self, tell: events.Tell) -> None:
+        child = self._children.tell(tell.worker, tell.message)
+        if child is not None:
+            self._write_to(child)
+
+    def _write_to(self, child: Child) -> None:
+        more = child.write()
+        waits = child.control_fd in self._select.get_map()
+        if more and not waits:
+            self._select.register(child.control_fd, selectors.EVENT_WRITE, (2, lambda: self._write_to(child)))
+        elif waits and not more:
+            self._select.unregister(child.control_fd)
+
+    def _keep_handle(self, effect: events.KeepHandle) -> None:
+        try:
+            self._journal.keep_handle(effect.next)
+        except OSError as error:
+            self._log.add("warning", f"handles: {error}; after a restart numbers of files are given out again")
+
     def _report(self, child: Child) -> bool:
         """Take what the worker said; return whether there may be more."""
         taken = child.read()
@@ -267,6 +287,8 @@ class Loop:
         if child.report_fd >= 0:
             self._select.unregister(child.report_fd)
         self._select.unregister(child.pidfd)
+        if child.control_fd in self._select.get_map():
+            self._select.unregister(child.control_fd)
         child.close()
         self.feed(events.Exited(child.id, ended.signal, ended.code))
         self._resume(self._clock(), at_once=True)

@@ -85,7 +85,7 @@ def serve(config: Config, processes: process.Processes, *, recover_only: bool = 
         return _say(str(error), 2 if isinstance(error, journal.NotInMemory) else 1)
     _stand_firm(log)
     notify = Notify(os.environ)
-    core = Core(config, __version__, process.monotonic())
+    core = Core(config, __version__, process.monotonic(), kept.next_handle())
     loop = Loop(config, core, kept, log, processes, process.monotonic, notify)
     # What is there now stays: a worker's collector must not touch, and so copy, the pages it shares with us.
     gc.collect()

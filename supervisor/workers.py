@@ -17,6 +17,8 @@ from .events import Adopt, Effect, Kill, Log, Spawn
 
 ORPHAN_GRACE = 0.5  # seconds that the worker of a dead supervisor has to thaw and end by itself
 LOOK_AGAIN = 1.0  # seconds until a worker that was in the kernel at its limit is looked at again
+_FREEZES = (report.Plan, report.Frozen, report.Held, report.Thawing)
+_KEEPS = (report.Kept, report.Replied, report.Declined, report.Loose)
 ALIVE = (WorkerState.SPAWNED, WorkerState.RUNNING, WorkerState.HOLDING)
 
 
@@ -141,11 +143,10 @@ class Workers:
 
         What a worker of this kind may not say is wrong, like what its state does not allow.
         """
-        if (
-            isinstance(message, report.Plan | report.Frozen | report.Held | report.Thawing)
-            and not worker.row.compensation
-        ):
+        if isinstance(message, _FREEZES) and not worker.row.compensation:
             return f"{type(message).__name__} from a worker that does not freeze"
+        if isinstance(message, _KEEPS) and not worker.row.keeps:
+            return f"{type(message).__name__} from a worker that keeps nothing"
         try:
             self.change(worker, WorkerEvent(type(message).__name__), now)
         except Unlisted as unlisted:

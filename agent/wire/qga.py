@@ -43,6 +43,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SKIP_GARBAGE = re.compile(rb"[^\x00-\x1f{}\[\],:\xfe\xff]*")
 """What belongs to a byte that was no JSON: all up to the next that could begin something."""
 
+
 class Message:
     """One request and its reply (`stream.Message` says what is asked of it)."""
 
@@ -103,7 +104,7 @@ class Message:
     def fault(self, fault: Fault) -> None:
         """Send `fault` with qemu-ga's class and text; one of our own methods has the fault's number and name, too."""
         error: dict[str, Any] = {"class": "GenericError", "desc": fault.text}
-        ours = not self._method.startswith("guest-")
+        ours = self._method.startswith(("va.", "system."))
         if fault.code is Code.METHOD:
             error = {"class": "CommandNotFound", "desc": f"The command {self._method} has not been found"}
         elif fault.code is Code.BLOCKED:
@@ -111,12 +112,12 @@ class Message:
                 "class": "CommandNotFound",
                 "desc": f"Command {self._method} has been disabled: the command is not allowed",
             }
-        elif fault.code in (Code.WRONG_STATE, Code.REFUSED_WHILE_FROZEN) and not ours:
+        elif not ours and fault.code in (Code.WRONG_STATE, Code.REFUSED_WHILE_FROZEN):
             error = {
                 "class": "CommandNotFound",
                 "desc": f"Command {self._method} has been disabled: the agent is in frozen state",
             }
-        if ours and self._method:
+        if ours:
             error |= {"code": int(fault.code), "name": fault.code.name}
         self._write(_dump({**self._echo, "error": error}))
 
@@ -238,8 +239,8 @@ class Message:
                     raise _input("member 'execute' must be a string")
                 method = value
             elif name == "arguments":
-                ours = isinstance(found.get("execute"), str) and not found["execute"].startswith("guest-")
-                if not isinstance(value, dict) and not (ours and isinstance(value, list)):
+                positional = isinstance(value, list) and str(found.get("execute")).startswith(("va.", "system."))
+                if not isinstance(value, dict) and not positional:
                     raise _input("member 'arguments' must be an object")
             elif name != "id":
                 raise _input(f"member '{name}' is unexpected")

@@ -10,11 +10,11 @@ The channel hands in what it read (`receive_data`), takes one `next_event` at a 
 A message is parsed only when it is asked for, so a request that is answered on the spot is never abandoned by the one
 behind it, and a channel whose peer does not read its replies stops asking. No I/O, no clock.
 
-The rule of replies. A host that sends another untagged message has given up on an older untagged request that waits for
-a freeze or thaw, or that came over HTTP: that reply is dropped, never sent late. JSON requests may be sent in one go, as
-to qemu-ga, which does one after another: an untagged one behind an untagged one that will be done soon waits for its
-turn. A sync gives up on all that is older, tagged or not; what still waited for its turn is done, unanswered. Tagged
-requests are answered as they finish.
+The rule of replies. A host that sends another untagged message has given up on an older untagged request that waits
+for a freeze or thaw, or that came over HTTP: that reply is dropped, never sent late. JSON requests may be sent in one
+go, as to qemu-ga, which does one after another: an untagged one behind an untagged one that will be done soon waits
+for its turn. A sync gives up on all that is older, tagged or not; what still waited for its turn is done, unanswered.
+Tagged requests are answered as they finish.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ PARAMS: dict[str, list[Any]] = {
     "va.fshold": [60],
     "system.methodHelp": ["va.ping"],
 }
-PUBLIC = [row.name for row in RPCS.values() if row.public]
+PUBLIC = [row.name for row in RPCS.values() if row.public and not row.is_guest]
 ESSENTIAL = {"va.ping", "va.capabilities", "va.fsstatus", "va.fsthaw"}
 
 

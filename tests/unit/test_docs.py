@@ -109,7 +109,7 @@ def test_every_option_is_named() -> None:
 
 def test_every_rpc_is_named() -> None:
     page = text_of("rpc.md")
-    public = {row.name for row in rpcs.RPCS.values() if row.public}
+    public = {row.name for row in rpcs.RPCS.values() if row.public and not row.is_guest}
     assert set(re.findall(r"^### (.+)$", page, re.M)) == public
     assert [row.name for row in rpcs.RPCS.values() if row.name not in page] == []
 
@@ -119,7 +119,8 @@ def test_every_parameter_is_named() -> None:
     sections = dict(re.findall(r"^### (\S+)\n(.*?)(?=^##)", page, re.M | re.S))
     for row in rpcs.RPCS.values():
         names = [f"{p.name}.{f.name}" for p in row.params for f in p.fields] + [p.name for p in row.params]
-        assert [name for name in names if f"`{name}`" not in sections[row.name]] == []
+        if not row.is_guest:  # whose parameters stand in QEMU's own reference
+            assert [name for name in names if f"`{name}`" not in sections[row.name]] == []
 
 
 @pytest.mark.parametrize("page", ["rpc.md", "operations.md"])

@@ -1,0 +1,113 @@
+"""What workers keep for hosts between requests: open files, started programs. Pure.
+
+The life of such a worker is agent/keeping.py. What is asked of one is answered in order, and each answer has the limit
+of its row; a worker that overruns is killed, and what it kept is lost.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..agent import report
+from ..agent.errors import Code, Fault, from_number
+from ..agent.rpcs import Rpc
+from ..agent.states import Phase
+from .calls import Calls
+from .events import Effect, Tell
+from .workers import Worker, Workers
+
+ASKED_MAX = 64  # requests that wait for one worker
+
+
+@dataclass(slots=True)
+class _Keeper:
+    """A worker that keeps something: the row that it runs, its number for hosts, who waits for it, oldest first."""
+
+    worker: Worker
+    key: int
+    loose: bool = False
+    asked: deque[tuple[int, Rpc]] = field(default_factory=deque)
+
+
+class Keeping:
+    """The workers that keep something."""
+
+    def __init__(self, out: list[Effect], workers: Workers, calls: Calls) -> None:
+        self._out = out
+        self._workers = workers
+        self._calls = calls
+        self._keepers: dict[int, _Keeper] = {}  # by worker, oldest first
+
+    def make_room(self, row: Rpc) -> None:
+        """Drop what may be dropped if `row` keeps too many already; raise Fault BUSY if nothing may."""
+        mine = [worker for worker in self._workers if worker.row is row]
+        if len(mine) < row.keeps:
+            return
+        keepers = [self._keepers[worker.id] for worker in mine if worker.id in self._keepers]
+        loose = next((keeper for keeper in keepers if keeper.loose and not keeper.asked), None)
+        if loose is None:
+            raise Fault(Code.BUSY, f"{row.name}: {row.keeps} are kept already")
+        self._drop(loose)
+
+    def kept(self, worker: Worker, message: report.Kept, now: float) -> None:
+        """The worker has answered its call and keeps what that opened or started."""
+        for other in list(self._keepers.values()):
+            if other.worker.row is worker.row and other.key == message.key:
+                self._drop(other)  # a pid that the kernel gave out again
+        self._keepers[worker.id] = _Keeper(worker, message.key)
+        self._workers.enter_phase(worker, Phase.KEEP, 0, now)
+        worker.doing = f"keeping {message.key}"
+        self._calls.answer(worker.call, message.value, now)
+        worker.call = None
+
+    def ask(self, row: Rpc, args: dict[str, Any], call: int, now: float) -> int:
+        """Hand the request to the worker that keeps what it names and return its number; raise Fault if none does."""
+        key = args[row.params[0].name]
+        for keeper in self._keepers.values():
+            if keeper.key == key and keeper.worker.row.name == row.kept_by and keeper.worker.alive:
+                break
+        else:
+            raise Fault(Code.FAILED, row.unknown.format(key))
+        if len(keeper.asked) >= ASKED_MAX:
+            raise Fault(Code.BUSY, f"{row.name}: {ASKED_MAX} requests wait for {key} already")
+        keeper.asked.append((call, row))
+        if len(keeper.asked) == 1:
+            self._workers.enter_phase(keeper.worker, Phase.KEEP, row.limit or 0, now)
+        self._out.append(Tell(keeper.worker.id, report.Ask(call, row.name, args)))
+        return keeper.worker.id
+
+    def replied(self, worker: Worker, message: report.Replied | report.Declined, now: float) -> str:
+        """Take an answer; return what is wrong with it, empty if nothing."""
+        keeper = self._keepers.get(worker.id)
+        if keeper is None or not keeper.asked or keeper.asked[0][0] != message.call:
+            return f"{type(message).__name__} to call {message.call}, which did not ask"
+        keeper.asked.popleft()
+        limit = keeper.asked[0][1].limit or 0 if keeper.asked else 0
+        self._workers.enter_phase(worker, Phase.KEEP, limit, now)
+        match message:
+            case report.Replied(call, value):
+                self._calls.answer(call, value, now)
+            case report.Declined(call, code, text):
+                self._calls.answer(call, from_number(code, text), now)
+        return ""
+
+    def loose(self, worker: Worker) -> None:
+        """What the worker keeps may be dropped when room is needed."""
+        if worker.id in self._keepers:
+            self._keepers[worker.id].loose = True
+
+    def lost(self, worker: Worker, fault: Fault, now: float) -> None:
+        """The worker is killed or gone, and with it what it kept: answer whoever waits for it."""
+        keeper = self._keepers.pop(worker.id, None)
+        if keeper is not None:
+            for call, row in keeper.asked:
+                # What ended as it should has answered all; for whoever came too late there is no such thing any more.
+                late = isinstance(worker.outcome, report.Done)
+                self._calls.answer(call, Fault(Code.FAILED, row.unknown.format(keeper.key)) if late else fault, now)
+
+    def _drop(self, keeper: _Keeper) -> None:
+        self._out.append(Tell(keeper.worker.id, report.Drop()))
+        keeper.loose = False
+        keeper.key = -1

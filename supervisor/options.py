@@ -1,0 +1,42 @@
+"""What a freeze is to do: the request's options, bounded by the daemon's. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..agent.errors import Code, Fault
+from ..agent.freeze import Options
+from ..agent.mounts import Rules
+from .config import Config
+
+
+def freeze_options(
+    config: Config, method: str, given: dict[str, Any] | None, literal: list[str] | None = None
+) -> Options:
+    """Return the options of a freeze; `literal` are the mount points of the QEMU protocol's freeze-list.
+
+    Raises Fault PARAMS for a limit over the daemon's own.
+    """
+    given = given or {}
+
+    def limit(name: str, default: float, most: float) -> float:
+        value = given.get(name)
+        if value is None:
+            return default
+        if most and not 0 < value <= most:
+            raise Fault(Code.PARAMS, f"{method}: {name} is {value:g}, expected over 0 and at most {most:g} seconds")
+        return float(value)
+
+    return Options(
+        rules=Rules(
+            config.include,
+            config.exclude,
+            given.get("include") or (),
+            given.get("exclude") or (),
+            None if literal is None else tuple(literal),
+        ),
+        strict=config.strict if given.get("strict") is None else given["strict"],
+        sync_limit=limit("sync_limit", config.sync_limit, config.sync_limit),
+        freeze_limit=limit("freeze_limit", config.freeze_limit, config.freeze_limit),
+        hold_limit=limit("hold_limit", config.hold_limit, config.hold_limit_max),
+    )

@@ -1,0 +1,312 @@
+"""The QEMU guest agent protocol on the wire: what is read, what is refused in which words, and whose reply is sent.
+
+The texts were read off qemu-ga 7.2; tests/peers asks a real one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from virtagent.agent.errors import Code, Fault
+from virtagent.agent.wire import qga
+from virtagent.agent.wire.messages import Abandoned, Incoming, Limits, Refused, Request
+from virtagent.agent.wire.stream import WAITING_MAX, Stream
+
+FROZEN = "Command guest-x has been disabled: the agent is in frozen state"
+
+
+def receive(stream: Stream, data: bytes) -> list[Incoming]:
+    stream.receive_data(data)
+    return list(iter(stream.next_event, None))
+
+
+def written(stream: Stream) -> bytes:
+    out = b""
+    while piece := bytes(stream.pending()):
+        out += piece
+        stream.wrote(len(piece))
+    return out
+
+
+def lines(stream: Stream) -> list[Any]:
+    return [json.loads(line.lstrip(b"\xff")) for line in written(stream).splitlines()]
+
+
+def say(method: str, **more: Any) -> bytes:
+    return json.dumps({"execute": method, **more}).encode()
+
+
+def desc(data: bytes, limits: Limits = Limits()) -> str:  # noqa: B008 - frozen
+    """The one error that these bytes draw."""
+    stream = Stream(limits)
+    [event] = receive(stream, data)
+    assert isinstance(event, Refused)
+    [reply] = lines(stream)
+    assert reply["error"]["class"] == "GenericError"
+    assert reply["error"]["desc"] == event.text
+    return str(reply["error"]["desc"])
+
+
+@pytest.mark.parametrize(
+    ("data", "method", "params", "tag"),
+    [
+        (b'{"execute":"guest-ping"}', "guest-ping", {}, None),
+        (b'\n {"execute" : "guest-ping" }\n', "guest-ping", {}, None),
+        (b"{'execute': 'it\\'s \"so\" {'}", 'it\'s "so" {', {}, None),
+        (b'{"execute":"a","arguments":{"b":[1,{"c":"}]"}]},"id":null}', "a", {"b": [1, {"c": "}]"}]}, "id"),
+        (b'{"execute":"va.fshold","arguments":[30]}', "va.fshold", [30], None),
+        (b'{"execute":"\\u00e9\\ud83d\\ude00\xc3\xa9\\/\\""}', 'é😀é/"', {}, None),
+        (b'{"execute":"a","arguments":{"i":-9223372036854775808}}', "a", {"i": -(2**63)}, None),
+    ],
+)
+def test_a_request_whole_and_byte_by_byte(data: bytes, method: str, params: Any, tag: str | None) -> None:
+    wanted = [Request(0, method, params, tag)]
+    assert receive(Stream(), data) == wanted
+    stream = Stream()
+    assert [event for i in range(len(data)) for event in receive(stream, data[i : i + 1])] == wanted
+
+
+@pytest.mark.parametrize("given", [None, 0, -1.5, "x\u20ac", [1, [2]], {"a": {"b": None}}, True, 2**64], ids=repr)
+def test_the_id_is_echoed_whatever_it_is(given: Any) -> None:
+    stream = Stream()
+    [request] = receive(stream, say("guest-ping", id=given))
+    stream.reply(request.token, {})
+    receive(stream, say("nope", id=given))
+    stream.fault(1, Fault(Code.METHOD, "no"))
+    good, bad = lines(stream)
+    assert good == {"return": {}, "id": given}
+    assert bad == {"id": given, "error": {"class": "CommandNotFound", "desc": "The command nope has not been found"}}
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"{}", "QMP input lacks member 'execute'"),
+        (b'{"execute":1}', "QMP input member 'execute' must be a string"),
+        (b'{"execute":"guest-ping","arguments":[]}', "QMP input member 'arguments' must be an object"),
+        (b'{"execute":"va.ping","arguments":null}', "QMP input member 'arguments' must be an object"),
+        (b'{"execute":"a","x":1}', "QMP input member 'x' is unexpected"),
+        (b"[1]", "QMP input must be a JSON object"),
+        (b'"text"', "QMP input must be a JSON object"),
+        (b"17\n", "QMP input must be a JSON object"),
+        (b"null\n", "QMP input must be a JSON object"),
+        (b"foo\n", "JSON parse error, invalid keyword 'foo'"),
+        (b"@", "JSON parse error, stray '@'"),
+        (b"\xff{", "JSON parse error, stray '\ufffd'"),
+        (b"\x00", "JSON parse error, stray '\x00'"),
+        (b"}", "JSON parse error, expecting value"),
+        (b",", "JSON parse error, expecting value"),
+        (b"{]", "JSON parse error, expecting value"),
+        (b'{"a":[1,2}', "JSON parse error, expecting value"),
+        (b"{1:2}", "JSON parse error, key is not a string in object"),
+        (b'{"a"}', "JSON parse error, missing : in object pair"),
+        (b'{"a" 1}', "JSON parse error, missing : in object pair"),
+        (b"[1,]", "JSON parse error, expecting value"),
+        (b"{,}", "JSON parse error, expecting value"),
+        (b'{"a":nul}', "JSON parse error, invalid keyword 'nul'"),
+        (b'{"a":1,"a":2}', "JSON parse error, duplicate key"),
+        (b'{"a":"\\q"}', "JSON parse error, invalid escape sequence in string"),
+        (b'{"a":"\xc3"}', "JSON parse error, invalid UTF-8 sequence in string"),
+        (b'{"a":"\\ud800"}', "JSON parse error, \\ud800 is not a valid Unicode character"),
+        (b'{"\\udfff\\ud800":1}', "JSON parse error, \\udfff is not a valid Unicode character"),
+        (b'{"a":1e999}', "JSON parse error, number out of range '1e999'"),
+        (b'{"a":' + b"9" * 5000 + b"}", f"JSON parse error, number out of range '{'9' * 64}'"),
+    ],
+)
+def test_what_is_wrong_is_told_in_qemu_gas_words(data: bytes, text: str) -> None:
+    assert desc(data) == text
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"+1", b"01", b"1.", b".5", b"-"])
+def test_what_is_no_number_is_refused(number: bytes) -> None:
+    stream = Stream()
+    events = receive(stream, b'{"execute":"a","id":' + number + b"}")
+    assert events
+    assert all(isinstance(event, Refused) and event.text.startswith("JSON parse error") for event in events)
+    assert receive(stream, b"\n" + say("guest-ping"))[-1] == Request(stream._tokens - 1, "guest-ping", {})
+
+
+@pytest.mark.parametrize("half", [b'{"exe', b'{"execute":', b'{"execute":"guest-ping"', b"[[[", b'"', b"{'a\\"])
+def test_ff_resets_whatever_was_begun(half: bytes) -> None:
+    stream = Stream()
+    assert receive(stream, half) == []
+    assert stream.mid_message
+    refused, request = receive(stream, b"\xff" + say("guest-sync-delimited", arguments={"id": 5}))
+    assert isinstance(refused, Refused)
+    assert "JSON parse error, stray" in refused.text
+    stream.reply(request.token, 5)
+    assert written(stream).split(b"\n")[1] == b'\xff{"return": 5}'
+
+
+def test_the_sentinel_of_2011_is_silent_and_a_reset_is_not() -> None:
+    stream = Stream()
+    assert receive(stream, b"\xff") == []
+    assert not stream.mid_message
+    assert receive(stream, b"POST / HTTP/1.1\r\n") == []
+    assert stream.output_size == 0
+    stream = Stream()
+    assert receive(stream, b"\xff\n") == []
+    assert len(receive(stream, say("guest-ping"))) == 2
+
+
+def test_too_deep_and_too_long_are_read_past() -> None:
+    limits = Limits(body=4000, nesting=8)
+    assert desc(b"[" * 9 + b"]" * 9, limits) == "JSON nesting depth limit exceeded"
+    assert desc(b'{"a":"' + b"x" * 5000 + b'"}', limits) == "JSON token size limit exceeded"
+    stream = Stream(limits)
+    kinds = [type(e) for e in receive(stream, b"[" * 5000 + b"]" * 5000 + b'{"a":"' + b"x" * 9000 + b'"}' + say("b"))]
+    assert kinds == [Refused, Refused, Request]
+
+
+def test_a_file_write_may_be_large_and_takes_linear_time() -> None:
+    small, large = 2 << 20, 46 << 20
+
+    def seconds(size: int) -> float:
+        data = say("guest-file-write", arguments={"handle": 1000, "buf-b64": "A" * size})
+        stream = Stream()
+        begun = time.process_time()
+        events = []
+        for i in range(0, len(data), 65536):
+            events += receive(stream, data[i : i + 65536])
+        assert [type(event) for event in events] == [Request]
+        return time.process_time() - begun
+
+    # Quadratic would be 529 times as long.
+    assert seconds(large) < 120 * max(seconds(small), 0.005)
+    assert desc(say("guest-exec", arguments={"input-data": "A" * small})) == "JSON token size limit exceeded"
+    assert desc(say("guest-file-write", arguments={"b": "A" * (49 << 20)})) == "JSON token size limit exceeded"
+
+
+# -- replies
+
+
+def test_a_value_as_json() -> None:
+    stream = Stream()
+    receive(stream, say("va.getfile"))
+    stream.reply(0, {"a": b"\x00\xff", "b": (1, 2.5), "c": "\udcff\u20ac", "d": None})
+    assert written(stream) == b'{"return": {"a": "AP8=", "b": [1, 2.5], "c": "\\ufffd\\u20ac", "d": null}}\n'
+    receive(stream, say("va.x"))
+    stream.reply(1, float("nan"))
+    [reply] = lines(stream)
+    assert reply["error"]["code"] == Code.INTERNAL
+
+
+@pytest.mark.parametrize("method", sorted(qga.SILENT))
+def test_what_sends_no_reply_when_it_succeeds(method: str) -> None:
+    stream = Stream()
+    receive(stream, say(method))
+    stream.reply(0, {})
+    assert written(stream) == b""
+    receive(stream, say(method))
+    stream.fault(1, Fault(Code.FAILED, "shutdown is missing"))
+    assert lines(stream) == [{"error": {"class": "GenericError", "desc": "shutdown is missing"}}]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "text"),
+    [
+        (Code.METHOD, "CommandNotFound", "The command guest-x has not been found"),
+        (Code.BLOCKED, "CommandNotFound", "Command guest-x has been disabled: the command is not allowed"),
+        (Code.WRONG_STATE, "CommandNotFound", "Command guest-x has been disabled: the agent is in frozen state"),
+        (
+            Code.REFUSED_WHILE_FROZEN,
+            "CommandNotFound",
+            "Command guest-x has been disabled: the agent is in frozen state",
+        ),
+        (Code.FREEZE_BROKEN, "GenericError", "why"),
+        (Code.FAILED, "GenericError", "why"),
+    ],
+)
+def test_class_and_text_of_a_fault(code: Code, kind: str, text: str) -> None:
+    stream = Stream()
+    receive(stream, say("guest-x"))
+    stream.fault(0, Fault(code, "why"))
+    assert lines(stream) == [{"error": {"class": kind, "desc": text}}]
+
+
+def test_a_fault_of_our_own_method_has_its_number() -> None:
+    stream = Stream()
+    receive(stream, say("va.fshold", arguments=[3]))
+    stream.fault(0, Fault(Code.WRONG_STATE, "why"))
+    error = {"class": "GenericError", "desc": "why", "code": 2, "name": "WRONG_STATE"}
+    assert lines(stream) == [{"error": error}]
+
+
+# -- whose reply is sent
+
+
+def test_requests_in_one_go_are_done_one_after_another() -> None:
+    stream = Stream()
+    [first] = receive(stream, say("guest-file-open") + say("guest-ping") + b"nonsense\n" + say("guest-info"))
+    assert first.method == "guest-file-open"
+    assert stream.output_size == 0
+    stream.reply(first.token, 1000)
+    [ping] = receive(stream, b"")
+    stream.reply(ping.token, {})
+    refused, info = receive(stream, b"")
+    assert isinstance(refused, Refused)
+    stream.reply(info.token, {"version": "x"})
+    assert [list(line) for line in lines(stream)] == [["return"], ["return"], ["error"], ["return"]]
+
+
+@pytest.mark.parametrize("sync", sorted(qga.SYNCS))
+@pytest.mark.parametrize("more", [{}, {"id": "s"}])
+def test_a_sync_gives_up_on_all_that_is_older_and_what_waited_is_still_done(sync: str, more: dict[str, Any]) -> None:
+    stream = Stream()
+    older = receive(stream, say("guest-get-fsinfo") + say("guest-fsfreeze-thaw") + say("guest-exec", id=1))
+    assert [event.method for event in older] == ["guest-get-fsinfo", "guest-exec"]
+    thaw, *rest, request = receive(stream, say(sync, arguments={"id": 3}, **more))
+    assert (thaw.method, request.method) == ("guest-fsfreeze-thaw", sync)
+    assert sorted(event.token for event in rest) == [0, 1, 2]
+    assert {type(event) for event in rest} == {Abandoned}
+    for token in (0, 1, 2):
+        stream.reply(token, "late")
+    assert stream.output_size == 0
+    stream.reply(request.token, 3)
+    [reply] = lines(stream)
+    assert reply["return"] == 3
+
+
+@pytest.mark.parametrize("waits", [*sorted(qga.WAITING), "va.fsfreeze", "va.fsstatus"])
+def test_behind_what_waits_for_a_freeze_the_next_is_answered_at_once(waits: str) -> None:
+    stream = Stream()
+    receive(stream, say(waits))
+    assert receive(stream, say("guest-ping")) == [Abandoned(0), Request(1, "guest-ping", {})]
+    stream.reply(1, {})
+    stream.reply(0, "late")
+    assert lines(stream) == [{"return": {}}]
+
+
+def test_requests_with_an_id_are_answered_as_they_finish() -> None:
+    stream = Stream()
+    receive(stream, say("guest-get-fsinfo", id=1) + say("guest-exec", id=2) + say("guest-ping"))
+    for token in (2, 1, 0):
+        stream.reply(token, token)
+    assert [line["return"] for line in lines(stream)] == [2, 1, 0]
+
+
+def test_no_more_are_read_than_may_wait() -> None:
+    stream = Stream()
+    assert len(receive(stream, say("guest-get-fsinfo") + say("guest-ping") * 1000)) == 1
+    assert stream.full
+    served = 0
+    while served <= 1000:
+        stream.reply(served, {})
+        served += 1
+        assert len(receive(stream, b"")) == (served <= 1000)
+    assert not stream.full
+    assert WAITING_MAX < 1000
+    assert len(lines(stream)) == 1001
+
+
+def test_half_a_message_that_grows_old_is_told_and_another_host_is_served() -> None:
+    stream = Stream()
+    receive(stream, b'{"execute": "guest-shut')
+    stream.expire()
+    assert isinstance(stream.next_event(), Refused)
+    assert not stream.closing
+    assert len(lines(stream)) == 1
+    assert receive(stream, say("guest-ping")) == [Request(1, "guest-ping", {})]
