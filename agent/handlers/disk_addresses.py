@@ -81,7 +81,7 @@ def disks_below(tree: Tree, device: str) -> list[str]:
         for slave in reversed(names_in(f"{tree.sysfs}{whole}/slaves")):
             try:
                 pending.append(tree.resolve(f"{whole}/slaves/{slave}"))
-            except FileNotFoundError:
+            except OSError:
                 continue  # it was taken out meanwhile
     return list(found)
 
@@ -150,6 +150,6 @@ def _through_controller(tree: Tree, device: str) -> str:
             if re.fullmatch(r"nvme\d+", name):
                 try:
                     return f"{tree.resolve(f'{shared[1]}/{name}')}/"
-                except FileNotFoundError:
+                except OSError:
                     continue  # that way is gone
     return device

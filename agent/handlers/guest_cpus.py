@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Code, Fault
-from .guest_reading import numbered, read, read_needed, refused
+from .guest_reading import is_number, numbered, read, read_needed, refused
 
 if TYPE_CHECKING:
     from ..worker import Worker
@@ -29,7 +29,7 @@ def cpustats(text: str, ticks: int) -> Iterator[dict[str, Any]]:
     for line in text.split("\n"):
         name, *times = line.split() or [""]
         number = name.removeprefix("cpu")
-        if not name.startswith("cpu") or not all(t.isascii() and t.isdecimal() for t in (number, *times)):
+        if not name.startswith("cpu") or not all(map(is_number, (number, *times))):
             continue
         if len(times) >= _TIMES_NEEDED:
             spent = {what: int(t) * 1000 // ticks for what, t in zip(_TIMES, times, strict=False)}

@@ -16,7 +16,7 @@ from ..errors import failed
 from ..mounts import NETWORK_TYPES, MountInfo
 from ..sysfs import read_mountinfo
 from .disk_addresses import Tree, address, disks_below, is_virtual, known_to_udev, node
-from .guest_reading import names_in, read_if_any, read_needed, refused
+from .guest_reading import is_number, names_in, read_if_any, read_needed, refused
 
 if TYPE_CHECKING:
     from ..worker import Worker
@@ -80,7 +80,7 @@ def diskstats(text: str) -> Iterator[dict[str, Any]]:
     """Yield the GuestDiskStatsInfo of each line of /proc/diskstats; a line that is none is left out."""
     for line in text.split("\n"):
         fields = line.split()
-        values = [int(f) for f in (*fields[:2], *fields[3:]) if f.isascii() and f.isdecimal()]
+        values = [int(f) for f in (*fields[:2], *fields[3:]) if is_number(f)]
         if len(fields) < 7 or len(values) != len(fields) - 1:
             continue
         major, minor, *counters = values
@@ -175,7 +175,7 @@ def _disk(tree: Tree, name: str) -> Iterator[dict[str, Any]]:
 def _partitions(tree: Tree, device: str) -> Iterable[tuple[int, str]]:
     for name in names_in(f"{tree.sysfs}{device}"):
         number = read_if_any(f"{tree.sysfs}{device}/{name}/partition")
-        if number.isascii() and number.isdecimal():
+        if is_number(number):
             yield int(number), name
 
 

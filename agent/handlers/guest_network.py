@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from .guest_reading import read_if_any, refused
+from .guest_reading import is_number, read_if_any, refused
 
 if TYPE_CHECKING:
     from ..worker import Worker
@@ -70,7 +70,7 @@ def statistics(text: str) -> Iterator[tuple[str, dict[str, int]]]:
     """Yield name and GuestNetworkInterfaceStat of each line of /proc/net/dev."""
     for line in text.split("\n"):
         name, colon, rest = line.partition(":")
-        values = [int(value) for value in rest.split() if value.isascii() and value.isdecimal()]
+        values = [int(value) for value in rest.split() if is_number(value)]
         if colon and len(values) >= 2 * _PER_WAY:
             ways = {"rx": 0, "tx": _PER_WAY}
             yield name.strip(), {f"{w}-{c}": values[at + i] for w, at in ways.items() for c, i in _COUNTERS.items()}

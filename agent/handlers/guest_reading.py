@@ -47,7 +47,12 @@ def names_in(folder: str) -> list[str]:
         return []
 
 
+def is_number(text: str) -> bool:
+    """Return whether the text is a number as the kernel prints those that are not negative."""
+    return text.isascii() and text.isdecimal()
+
+
 def numbered(names: Iterable[str], prefix: str) -> list[int]:
     """Return the sorted numbers N of the names `prefix`N."""
     numbers = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
-    return sorted(int(number) for number in numbers if number.isascii() and number.isdecimal())
+    return sorted(int(number) for number in numbers if is_number(number))

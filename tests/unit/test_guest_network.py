@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from virtagent.agent.errors import Fault
 from virtagent.agent.handlers import guest_network
 
@@ -17,7 +19,7 @@ DEV = """\
 Inter-|   Receive                                                |  Transmit
  face |bytes    packets errs drop fifo frame compressed multicast|bytes packets errs drop fifo colls carrier compressed
     lo:    3193      29    0    0    0     0          0         0     3193      29    0    0    0     0       0        0
-  eth0: 18446744073709551615 2   3    4    5     6          7         8        9      10   11   12   13    14      15       16
+  eth0: 18446744073709551615 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16
   tun0:1 2 3 4
   bad0: 1 2 3 x 5 6 7 8 9 10 11 12 13 14 15 16
 """
@@ -98,6 +100,12 @@ def test_interfaces_in_the_order_of_their_numbers() -> None:
 
 def test_lines_that_are_no_counters_are_left_out() -> None:
     assert [name for name, _ in guest_network.statistics(DEV)] == ["lo", "eth0"]
+
+
+@given(st.text(alphabet="eth0:1-9 \n\tabcdef%"))
+def test_nothing_in_a_text_stops_the_parsers(text: str) -> None:
+    found = [*guest_network.routes4(text), *guest_network.routes6(text), *guest_network.statistics(text)]
+    assert len(found) <= 3 * len(text.split("\n"))
 
 
 def test_what_the_kernel_refuses_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,11 @@ def test_each_user_once_with_the_earliest_login(machine: str) -> None:
     ]
 
 
+@given(st.binary(max_size=2000), st.sampled_from(["x86_64", "aarch64"]))
+def test_any_bytes_are_a_utmp(records: bytes, machine: str) -> None:
+    assert len(guest_system.logins(records, machine)) <= len(records) // 384
+
+
 def test_without_utmp_nobody_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest_system, "UTMP", str(tmp_path / "utmp"))
     assert guest_system.get_users(WORKER, {}) == []
