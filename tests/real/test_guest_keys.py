@@ -1,0 +1,176 @@
+"""The keys of a made-up user, by root: whose they become, and what the user's own links lead to."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.fixtures import unmet
+from virtagent.agent.errors import Fault
+from virtagent.agent.handlers import guest_accounts as accounts
+
+UID, GID = 54321, 54322
+
+
+class _Worker:
+    def title(self, doing: str) -> None:
+        assert doing
+
+
+WORKER: Any = _Worker()
+
+
+class Ann:
+    """A user with a home of her own; what is asked for her runs in a child, as it does in a worker."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.ssh = home / ".ssh"
+        self.file = self.ssh / "authorized_keys"
+
+    def lookup(self, name: str) -> pwd.struct_passwd:
+        return pwd.struct_passwd((name, "x", UID, GID, "", str(self.home), "/bin/sh"))
+
+    def get(self) -> str:
+        return in_child(lambda: str(accounts.ssh_get_authorized_keys(WORKER, {"username": "ann"}, lookup=self.lookup)))
+
+    def add(self, *keys: str) -> str:
+        args = {"username": "ann", "keys": list(keys), "reset": None}
+        return in_child(lambda: str(accounts.ssh_add_authorized_keys(WORKER, args, lookup=self.lookup)))
+
+    def remove(self, *keys: str) -> str:
+        args = {"username": "ann", "keys": list(keys)}
+        return in_child(lambda: str(accounts.ssh_remove_authorized_keys(WORKER, args, lookup=self.lookup)))
+
+    def give(self, *paths: Path) -> None:
+        for path in paths:
+            os.chown(path, UID, GID, follow_symlinks=False)
+
+
+def in_child(ask: Callable[[], str]) -> str:
+    """Return what it returns, or the text of its fault; the child must have all its rights back by then."""
+    reads, writes = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = "crashed"
+        try:
+            try:
+                said = ask()
+            except Fault as fault:
+                said = fault.text
+            if (os.geteuid(), os.getegid(), UID in os.getgroups()) != (0, 0, False):
+                said = "rights were not given back"
+            os.fchown(writes, 0, 0)  # fails if the capabilities are gone
+        except BaseException:  # noqa: BLE001 - a child of pytest must not return into it
+            traceback.print_exc()
+        finally:
+            os.write(writes, said.encode())
+            os._exit(0)
+    os.close(writes)
+    with open(reads, "rb") as pipe:
+        said = pipe.read().decode()
+    assert os.waitpid(pid, 0)[1] == 0
+    return said
+
+
+@pytest.fixture
+def ann(tmp_path: Path) -> Ann:
+    if os.geteuid() != 0:
+        unmet("needs root to act for another user")
+    for folder in tmp_path.parents:
+        if folder.stat().st_mode & stat.S_IXOTH == 0 and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | stat.S_IXOTH)  # pytest keeps its folders to itself
+    tmp_path.chmod(0o755)
+    home = tmp_path / "ann"
+    home.mkdir()
+    made = Ann(home)
+    made.give(home)
+    return made
+
+
+def owner_and_mode(path: Path) -> tuple[int, int, int]:
+    info = path.lstat()
+    return info.st_uid, info.st_gid, info.st_mode & 0o7777
+
+
+def test_folder_and_file_are_the_users(ann: Ann) -> None:
+    assert ann.add("k1", "k2") == "{}"
+    assert owner_and_mode(ann.ssh) == (UID, GID, 0o700)
+    assert owner_and_mode(ann.file) == (UID, GID, 0o600)
+    assert ann.remove("k1") == "{}"
+    assert owner_and_mode(ann.file) == (UID, GID, 0o600)
+    assert ann.get() == "{'keys': ['k2']}"
+
+
+def test_a_file_that_root_left_there_becomes_the_users(ann: Ann) -> None:
+    assert ann.add("k1") == "{}"
+    os.chown(ann.file, 0, 0)
+    ann.file.chmod(0o644)
+    assert ann.add("k2") == "{}"
+    assert owner_and_mode(ann.file) == (UID, GID, 0o600)
+    assert ann.file.read_text() == "k1\nk2\n"
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "root-only"
+    path.mkdir(mode=0o700)
+    (path / "authorized_keys").write_text("root's\n")
+    (path / "authorized_keys").chmod(0o600)
+    return path
+
+
+def unharmed(secret: Path) -> bool:
+    file = secret / "authorized_keys"
+    return os.listdir(secret) == [file.name] and file.read_text() == "root's\n" and owner_and_mode(file)[0] == 0
+
+
+def test_a_link_in_place_of_the_folder(ann: Ann, secret: Path) -> None:
+    ann.ssh.symlink_to(secret)
+    ann.give(ann.ssh)
+    assert "Permission denied" in ann.get()
+    assert "Permission denied" in ann.add("k")
+    assert "Permission denied" in ann.remove("root's")
+    assert unharmed(secret)
+
+
+def test_a_link_or_a_hard_link_in_place_of_the_file(ann: Ann, secret: Path) -> None:
+    ann.ssh.mkdir(mode=0o700)
+    ann.file.symlink_to(secret / "authorized_keys")
+    ann.give(ann.ssh, ann.file)
+    for _ in range(2):
+        assert "Permission denied" in ann.get()
+        assert "Permission denied" in ann.add("k")
+        assert "Permission denied" in ann.remove("root's")
+        assert unharmed(secret)
+        ann.file.unlink()
+        os.link(secret / "authorized_keys", ann.file)
+
+
+def test_links_to_what_is_the_users_are_followed(ann: Ann) -> None:
+    real = ann.home / "dotfiles"
+    real.mkdir()
+    ann.ssh.symlink_to("dotfiles")
+    ann.give(real, ann.ssh)
+    assert ann.add("k1") == "{}"
+    assert (real / "authorized_keys").read_text() == "k1\n"
+
+
+def test_a_fifo_is_not_waited_for(ann: Ann) -> None:
+    ann.ssh.mkdir()
+    os.mkfifo(ann.file)
+    ann.give(ann.ssh, ann.file)
+    for said in (ann.get(), ann.add("k"), ann.remove("k")):
+        assert said == f"failed to read '{ann.file}': not a regular file"
+
+
+def test_a_home_that_is_roots_is_refused(ann: Ann) -> None:
+    os.chown(ann.home, 0, 0)
+    assert ann.add("k") == f"failed to create directory '{ann.ssh}': Permission denied"
+    assert ann.remove("k") == "{}"
