@@ -1,4 +1,4 @@
-"""The only place that issues FIFREEZE, FITHAW, syncfs, mlockall and prctl.
+"""The only place that issues FIFREEZE, FITHAW, FITRIM, syncfs, mlockall and prctl.
 
 Each may block in D state for as long as a disk is stuck, so the supervisor calls none of them but mlockall, at start.
 fcntl.ioctl and ctypes release the interpreter lock: the threads of one worker freeze in parallel.
@@ -9,10 +9,14 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import struct
 
-# linux/fs.h: _IOWR('X', 119, int) and _IOWR('X', 120, int)
+# linux/fs.h: _IOWR('X', 119, int), _IOWR('X', 120, int) and _IOWR('X', 121, struct fstrim_range)
 _FIFREEZE = 0xC0045877
 _FITHAW = 0xC0045878
+_FITRIM = 0xC0185879
+_FSTRIM_RANGE = struct.Struct("=QQQ")  # start, len, minlen
+_U64_MAX = (1 << 64) - 1
 # linux/prctl.h, sys/mman.h
 _PR_SET_PDEATHSIG = 1
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
@@ -31,6 +35,18 @@ def freeze(fd: int) -> None:
 def thaw(fd: int) -> None:
     """Thaw the file system that `fd` is open on; raises OSError, EINVAL if it is not frozen."""
     fcntl.ioctl(fd, _FITHAW, 0)
+
+
+def trim(fd: int, minimum: int) -> tuple[int, int]:
+    """Discard the unused blocks of the file system that `fd` is open on, leaving out extents below `minimum` bytes.
+
+    Return the bytes discarded and the minimum that the file system went by. Raises OSError: ENOTTY or EOPNOTSUPP if the
+    file system or its disk cannot discard.
+    """
+    told = bytearray(_FSTRIM_RANGE.pack(0, _U64_MAX, minimum & _U64_MAX))
+    fcntl.ioctl(fd, _FITRIM, told)
+    _, trimmed, gone_by = _FSTRIM_RANGE.unpack(told)
+    return trimmed, gone_by
 
 
 def syncfs(fd: int) -> None:

@@ -179,7 +179,7 @@ def build_plan(
     Raises Fault: PARAMS if a glob is malformed or one of the request's include matches nothing that is planned,
     FREEZE_FAILED if file systems that are planned lie on each other in a circle.
     """
-    found = _superblocks(mountinfo)
+    found = superblocks(mountinfo)
     reasons = _reasons(found, block_types, rules)
     edges, disks = _lies_on(mountinfo, found, devices)
     planned = {i for i, reason in enumerate(reasons) if reason is None}
@@ -213,14 +213,14 @@ def build_plan(
     return Plan(tuple(map(mount, order)), tuple(left_out))
 
 
-class _Superblock(NamedTuple):
+class Superblock(NamedTuple):
     """A file system: its primary mount and all its mount points, that of the primary first."""
 
     info: MountInfo
     points: tuple[str, ...]
 
 
-def _superblocks(mountinfo: Sequence[MountInfo]) -> list[_Superblock]:
+def superblocks(mountinfo: Sequence[MountInfo]) -> list[Superblock]:
     """Return the file systems in the order of their first mounts."""
     mounts: dict[str, list[MountInfo]] = {}
     for mount in mountinfo:
@@ -231,7 +231,7 @@ def _superblocks(mountinfo: Sequence[MountInfo]) -> list[_Superblock]:
         # A path that leads elsewhere is of no use; a mount of the whole file system is known to be a folder.
         primary = min(same, key=lambda m: (leads_to(m.mountpoint) != m.mount_id, m.root != "/"))
         points = dict.fromkeys((primary.mountpoint, *(m.mountpoint for m in same)))
-        found.append(_Superblock(primary, tuple(points)))
+        found.append(Superblock(primary, tuple(points)))
     return found
 
 
@@ -265,7 +265,7 @@ def _parents(path: str) -> Iterator[str]:
         yield path
 
 
-def _reasons(found: Sequence[_Superblock], block_types: frozenset[str], rules: Rules) -> list[Reason | None]:
+def _reasons(found: Sequence[Superblock], block_types: frozenset[str], rules: Rules) -> list[Reason | None]:
     """Return why each file system is left out, None for those that are planned.
 
     What a file system is comes before what was asked for, and an exclude before an include: the reason given is the
@@ -275,7 +275,7 @@ def _reasons(found: Sequence[_Superblock], block_types: frozenset[str], rules: R
     wanted = _globs(rules.request_include)
     literal = None if rules.literal is None else frozenset(rules.literal)
 
-    def reason(superblock: _Superblock) -> Reason | None:
+    def reason(superblock: Superblock) -> Reason | None:
         info, points = superblock
         if info.fstype in NETWORK_TYPES or re.match(r"fuse(\.|blk|$)", info.fstype):
             return Reason.NETWORK
@@ -317,7 +317,7 @@ def _any(globs: _Globs, points: Iterable[str]) -> bool:
 
 
 def _lies_on(
-    mountinfo: Sequence[MountInfo], found: Sequence[_Superblock], devices: Iterable[BlockDevice]
+    mountinfo: Sequence[MountInfo], found: Sequence[Superblock], devices: Iterable[BlockDevice]
 ) -> tuple[list[set[int]], list[tuple[str, ...]]]:
     """Return for each file system those (by index) that it lies on directly, and its disks."""
     devices = list(devices)

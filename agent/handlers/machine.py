@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Code, Fault, failed
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from ..worker import Worker
 
 DMESG_MAX = 16 << 10
-_SHUTDOWN_FLAG = {"halt": "-H", "powerdown": "-P", "reboot": "-r"}
+SHUTDOWN_FLAG = {"halt": "-H", "powerdown": "-P", "reboot": "-r"}
 
 
 def getdmesg(_worker: Worker, _args: dict[str, Any]) -> str:
@@ -46,13 +47,23 @@ def getdmesg(_worker: Worker, _args: dict[str, Any]) -> str:
 
 def shutdown(worker: Worker, args: dict[str, Any]) -> str:
     """Run the shutdown program with -H, -P or -r and `now`; raise Fault FAILED if it cannot be run or refuses."""
-    command = [*args["command"], _SHUTDOWN_FLAG[args["mode"]], "now"]
-    worker.title(f"running {' '.join(command)}")
     try:
-        ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        ended = shut_down(worker, args["command"], args["mode"])
     except OSError as error:
-        raise failed(error, f"va.shutdown: {command[0]}") from None
+        raise failed(error, f"va.shutdown: {args['command'][0]}") from None
     if ended.returncode != 0:
-        said = ended.stderr.decode(errors="replace").strip()[:200]
-        raise Fault(Code.FAILED, f"va.shutdown: {' '.join(command)} ended with {ended.returncode}: {said}")
+        said = ended.stderr.strip()[:200]
+        raise Fault(Code.FAILED, f"va.shutdown: {' '.join(ended.args)} ended with {ended.returncode}: {said}")
     return "dummy"
+
+
+def shut_down(worker: Worker, program: Sequence[str], mode: str) -> subprocess.CompletedProcess[str]:
+    """Run `program` for "halt", "powerdown" or "reboot"; raise OSError if it cannot be executed.
+
+    It does not die with the worker: shutting down kills the agent before the program is done.
+    """
+    command = [*program, SHUTDOWN_FLAG[mode], "now"]
+    worker.title(f"running {' '.join(command)}")
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, encoding="utf-8", errors="replace"
+    )
