@@ -1,59 +1,99 @@
-"""The commands of the QEMU guest agent protocol, one row each, as in `rpcs`. JSON names them, XML-RPC does not."""
+"""The commands of the QEMU guest agent protocol, one row each, as in `rpcs`. JSON names them, XML-RPC does not.
+
+What a parameter means stands in QEMU's own reference (qga/qapi-schema.json).
+"""
 
 from __future__ import annotations
 
-from .handlers import freezing, guest_self
+from .handlers import (
+    freezing,
+    guest_accounts,
+    guest_cpus,
+    guest_disks,
+    guest_exec,
+    guest_files,
+    guest_machine,
+    guest_network,
+    guest_self,
+    guest_system,
+)
 from .params import Kind, Param
 from .rpc import Disk, Rpc, Runs
 
 _I, _W, _K = Runs.INLINE, Runs.WORKER, Runs.KEEPER
-_ID = (Param("id", Kind.INTEGER, "any number, 64 bits"),)
+_NONE, _READ, _WRITE = Disk.NONE, Disk.READ, Disk.WRITE
+_FACTS = 30.0  # seconds; a file system of a dead host may be asked for its size
+_FILES_MAX, _PROGRAMS_MAX = 64, 64
+_NO_HANDLE, _NO_PID = "handle '{}' has not been found", "Invalid parameter 'pid'"
+
+
+def _given(name: str, kind: Kind, *item: Param, secret: bool = False) -> Param:
+    return Param(name, kind, "", fields=item, secret=secret)
+
+
+def _may(name: str, kind: Kind, *item: Param, secret: bool = False) -> Param:
+    return Param(name, kind, "", required=False, fields=item, secret=secret)
+
+
+def _struct(name: str, *members: Param) -> Param:
+    return Param(name, Kind.STRUCT, "", fields=members)
+
+
+_ID = _given("id", Kind.INTEGER)
+_HANDLE = _given("handle", Kind.INTEGER)
+_USER = _given("username", Kind.STRING)
+_TEXTS = _given("item", Kind.STRING)
+_KEYS = _given("keys", Kind.LIST, _TEXTS)
+_BLOCK = _struct("block", _given("phys-index", Kind.INTEGER), _given("online", Kind.BOOLEAN))
+_CPU = _struct("cpu", _given("logical-id", Kind.INTEGER), _given("online", Kind.BOOLEAN))
+
+
+def _fact(name: str, handler: object, disk: Disk, doc: str) -> Rpc:
+    return Rpc(f"guest-{name}", handler, _W, disk, doc, "as qemu-ga", limit=_FACTS)  # type: ignore[arg-type]
+
+
+def _act(name: str, handler: object, doc: str, *params: Param) -> Rpc:
+    return Rpc(f"guest-{name}", handler, _W, _WRITE, doc, "nothing", params, limit=60)  # type: ignore[arg-type]
+
+
+def _kept(name: str, handler: object, doc: str, *more: Param) -> Rpc:
+    return Rpc(
+        f"guest-file-{name}",
+        handler,  # type: ignore[arg-type]
+        _K,
+        _WRITE,
+        doc,
+        "as qemu-ga",
+        (_HANDLE, *more),
+        limit=60,
+        kept_by="guest-file-open",
+        unknown=_NO_HANDLE,
+    )
+
+
+_self, _system, _disks, _cpus, _network = guest_self, guest_system, guest_disks, guest_cpus, guest_network
+_machine, _accounts, _files = guest_machine, guest_accounts, guest_files
 
 GUEST_ROWS = (
     Rpc(
         "guest-sync-delimited",
-        guest_self.sync,
+        _self.sync,
         _I,
-        Disk.NONE,
-        "Answer the number, behind a byte 0xFF; drop the replies to all older requests.",
-        "the number",
-        _ID,
+        _NONE,
+        "As guest-sync, behind a byte 0xFF.",
+        "id",
+        (_ID,),
         essential=True,
     ),
-    Rpc(
-        "guest-sync",
-        guest_self.sync,
-        _I,
-        Disk.NONE,
-        "Answer the number; drop the replies to all older requests.",
-        "the number",
-        _ID,
-        essential=True,
-    ),
-    Rpc(
-        "guest-ping",
-        guest_self.ping,
-        _I,
-        Disk.NONE,
-        "Answer, to show that the agent lives.",
-        "empty object",
-        essential=True,
-    ),
-    Rpc(
-        "guest-info",
-        guest_self.info,
-        _I,
-        Disk.NONE,
-        "Tell version and commands, and which are admitted now.",
-        "object {version, supported_commands}",
-        essential=True,
-    ),
+    Rpc("guest-sync", _self.sync, _I, _NONE, "Answer; drop replies to what is older.", "id", (_ID,), essential=True),
+    Rpc("guest-ping", _self.ping, _I, _NONE, "Answer, to show that the agent lives.", "nothing", essential=True),
+    Rpc("guest-info", _self.info, _I, _NONE, "Tell which commands are admitted now.", "as qemu-ga", essential=True),
     Rpc(
         "guest-fsfreeze-status",
-        guest_self.fsfreeze_status,
+        _self.fsfreeze_status,
         _I,
-        Disk.NONE,
-        "Tell whether the guest is frozen; in the middle of a freeze or thaw the answer waits.",
+        _NONE,
+        "Tell whether the guest is frozen; in the middle of a freeze or thaw the answer waits for the outcome.",
         "the string thawed or frozen",
         essential=True,
     ),
@@ -72,27 +112,171 @@ GUEST_ROWS = (
         freezing.fsfreeze,
         _W,
         Disk.FREEZES,
-        "Freeze the file systems with these mount points; unknown ones are ignored.",
+        "Freeze the file systems that have one of these mount points; unknown ones are ignored.",
         "number of file systems frozen",
-        (
-            Param(
-                "mountpoints",
-                Kind.LIST,
-                "mount points",
-                required=False,
-                fields=(Param("mountpoint", Kind.STRING, "path"),),
-            ),
-        ),
+        (_may("mountpoints", Kind.LIST, _TEXTS),),
         compensation="thaw",
         outlives=True,
     ),
     Rpc(
         "guest-fsfreeze-thaw",
-        guest_self.fsfreeze_thaw,
+        _self.fsfreeze_thaw,
         _I,
-        Disk.NONE,
-        "Thaw, as va.fsthaw does.",
+        _NONE,
+        "Thaw, as va.fsthaw does; tells once if the freeze was broken.",
         "number of file systems thawed",
         essential=True,
+    ),
+    _fact("get-time", _system.get_time, _NONE, "Tell the time of day."),
+    _fact("get-host-name", _system.get_host_name, _NONE, "Tell the host name."),
+    _fact("get-timezone", _system.get_timezone, _READ, "Tell the time zone."),
+    _fact("get-osinfo", _system.get_osinfo, _READ, "Tell kernel and distribution."),
+    _fact("get-users", _system.get_users, _READ, "Tell who is logged in."),
+    _fact("get-load", _system.get_load, _NONE, "Tell the load averages."),
+    _fact("get-cpustats", _cpus.get_cpustats, _NONE, "Tell what the processors did."),
+    _fact("get-vcpus", _cpus.get_vcpus, _NONE, "Tell which processors are online."),
+    _fact("get-memory-blocks", _cpus.get_memory_blocks, _NONE, "Tell which memory blocks are online."),
+    _fact("get-memory-block-info", _cpus.get_memory_block_info, _NONE, "Tell how large a memory block is."),
+    _fact("get-disks", _disks.get_disks, _NONE, "Tell the disks and partitions."),
+    _fact("get-diskstats", _disks.get_diskstats, _NONE, "Tell what the disks did."),
+    _fact("get-fsinfo", _disks.get_fsinfo, _READ, "Tell the mounted file systems and the disks that they lie on."),
+    _fact("network-get-interfaces", _network.network_get_interfaces, _NONE, "Tell interfaces and addresses."),
+    _fact("network-get-route", _network.network_get_route, _NONE, "Tell the routes."),
+    _act(
+        "set-time",
+        _machine.set_time,
+        "Set the clock, from the hardware's if no time is given.",
+        _may("time", Kind.INTEGER),
+    ),
+    Rpc(
+        "guest-set-vcpus",
+        _machine.set_vcpus,
+        _W,
+        _NONE,
+        "Take processors online or offline.",
+        "how many of the list were done",
+        (_given("vcpus", Kind.LIST, _CPU),),
+        limit=120,
+    ),
+    Rpc(
+        "guest-set-memory-blocks",
+        _machine.set_memory_blocks,
+        _W,
+        _NONE,
+        "Take memory blocks online or offline.",
+        "as qemu-ga",
+        (_given("mem-blks", Kind.LIST, _BLOCK),),
+        limit=120,
+    ),
+    Rpc(
+        "guest-fstrim",
+        _machine.fstrim,
+        _W,
+        _WRITE,
+        "Tell the disks which blocks are not used any more.",
+        "as qemu-ga",
+        (_may("minimum", Kind.INTEGER),),
+        limit=3600,
+    ),
+    Rpc(
+        "guest-shutdown",
+        _machine.shutdown,
+        _W,
+        _WRITE,
+        "Shut the guest down; thaws first.",
+        "nothing, and no reply",
+        (_may("mode", Kind.STRING),),
+        limit=30,
+        thaws_first=True,
+        adds=("command",),
+    ),
+    _act("suspend-disk", _machine.suspend_disk, "Suspend to the disk; no reply."),
+    _act("suspend-ram", _machine.suspend_ram, "Suspend to memory; no reply."),
+    _act("suspend-hybrid", _machine.suspend_hybrid, "Suspend to memory and disk; no reply."),
+    Rpc(
+        "guest-file-open",
+        _files.file_open,
+        _W,
+        _WRITE,
+        "Open a file and keep it open.",
+        "its handle",
+        (_given("path", Kind.STRING), _may("mode", Kind.STRING)),
+        limit=30,
+        keeps=_FILES_MAX,
+        adds=("handle",),
+    ),
+    _kept("close", _files.file_close, "Close the file."),
+    _kept("read", _files.file_read, "Read from the file, at most 48 MiB.", _may("count", Kind.INTEGER)),
+    _kept(
+        "write",
+        _files.file_write,
+        "Write to the file.",
+        _given("buf-b64", Kind.STRING, secret=True),
+        _may("count", Kind.INTEGER),
+    ),
+    _kept("seek", _files.file_seek, "Move in the file.", _given("offset", Kind.INTEGER), _given("whence", Kind.WHENCE)),
+    _kept("flush", _files.file_flush, "Hand what was written to the kernel."),
+    Rpc(
+        "guest-exec",
+        guest_exec.guest_exec,
+        _W,
+        _WRITE,
+        "Start a program, and keep what it prints and how it ends; it may run for the option exec-limit.",
+        "its pid",
+        (
+            _given("path", Kind.STRING),
+            _may("arg", Kind.LIST, _TEXTS),
+            _may("env", Kind.LIST, _TEXTS, secret=True),
+            _may("input-data", Kind.STRING, secret=True),
+            _may("capture-output", Kind.CAPTURE),
+        ),
+        limit=30,
+        keeps=_PROGRAMS_MAX,
+        adds=("limit", "grace"),
+    ),
+    Rpc(
+        "guest-exec-status",
+        guest_exec.exec_status,
+        _K,
+        _NONE,
+        "Tell whether the program has ended, once how, and what it printed.",
+        "as qemu-ga",
+        (_given("pid", Kind.INTEGER),),
+        limit=30,
+        kept_by="guest-exec",
+        unknown=_NO_PID,
+    ),
+    _act(
+        "set-user-password",
+        _accounts.set_user_password,
+        "Set a user's password.",
+        _USER,
+        _given("password", Kind.STRING, secret=True),
+        _given("crypted", Kind.BOOLEAN),
+    ),
+    Rpc(
+        "guest-ssh-get-authorized-keys",
+        _accounts.ssh_get_authorized_keys,
+        _W,
+        _READ,
+        "Tell a user's SSH keys.",
+        "as qemu-ga",
+        (_USER,),
+        limit=30,
+    ),
+    _act(
+        "ssh-add-authorized-keys",
+        _accounts.ssh_add_authorized_keys,
+        "Add to a user's SSH keys, or replace them.",
+        _USER,
+        _KEYS,
+        _may("reset", Kind.BOOLEAN),
+    ),
+    _act(
+        "ssh-remove-authorized-keys",
+        _accounts.ssh_remove_authorized_keys,
+        "Remove from a user's SSH keys.",
+        _USER,
+        _KEYS,
     ),
 )

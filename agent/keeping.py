@@ -24,7 +24,7 @@ class Kept:
     key: int
     value: Any
     ended: bool = False
-    """After an answer with this set the worker ends."""
+    """After an answer or a fault with this set the worker ends."""
     notify_loose: Callable[[], None] = staticmethod(lambda: None)
     """Called by it, from any thread, when it may be dropped should room be needed."""
 

@@ -64,6 +64,7 @@ class Loop:
         self._listeners: list[channel.Listener] = []
         self._queue: deque[events.Event] = deque()
         self._feeding = False
+        self._turns: deque[channel.Conversation] = deque()
         self._talks: dict[int, channel.Conversation] = {}
         self._last_talk = 0
         self._notify = notify
@@ -131,6 +132,8 @@ class Loop:
                 self.feed(events.Woken())
             self._expire(now)
             self._feed_watchdog(now)
+            while self._turns:
+                self._listen_to(self._turns.popleft())
         self._close()
         return self._exit
 
@@ -215,7 +218,9 @@ class Loop:
             if isinstance(value, Record):
                 value = value.dump(self._processes.state)
             talk.stream.reply(answer.token, value)
-        self._listen_to(talk)  # what waited for its turn has it now
+        # What waited for its turn has it now, but must not be taken before what stands in the queue.
+        self._turns.append(talk)
+        self._settle(talk)
 
     def _set_title(self, title: events.SetTitle) -> None:
         text = printable(title.text)

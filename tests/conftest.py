@@ -7,7 +7,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
+
+# No test asserts on a time: a slow machine is not a defect.
+hypothesis.settings.register_profile("virtagent", deadline=None)
+hypothesis.settings.load_profile("virtagent")
 
 if TYPE_CHECKING:
     from harness.namespace import Area

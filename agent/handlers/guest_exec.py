@@ -216,7 +216,7 @@ class Program(Kept):
             stream.drain()
         code = self._process.returncode
         self._worker.title(f"{self._name}, pid {self.key}, {f'signal {-code}' if code < 0 else f'exit code {code}'}")
-        self.loose = True
+        self.notify_loose()
         self._over.set()
 
 

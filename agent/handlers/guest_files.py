@@ -59,7 +59,7 @@ def file_open(worker: Worker, args: dict[str, Any]) -> OpenFile:
 
     Raises Fault: PARAMS if the mode is none, FAILED if the system refuses.
     """
-    path, mode = args["path"], args["mode"] or "r"
+    path, mode = args["path"], "r" if args["mode"] is None else args["mode"]
     flags = flags_of(mode) | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     worker.title(f"opening {path}")
     name = octets(path)

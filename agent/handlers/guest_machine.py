@@ -44,8 +44,10 @@ def set_time(
     if not os.access(hwclock, os.X_OK):
         raise Fault(Code.FAILED, f"this feature or command is not currently supported: there is no {hwclock}")
     if now is not None:
-        if not 0 <= now < _TIME_MAX:
+        if now >= _TIME_MAX:
             raise Fault(Code.PARAMS, "Invalid time")
+        if now < 0:
+            raise Fault(Code.PARAMS, "Failed to set time to guest: Invalid argument")
         try:
             set_clock(time.CLOCK_REALTIME, now)
         except OSError as error:

@@ -27,6 +27,8 @@ WAITING = frozenset(
 """What may wait for a freeze or thaw. What comes behind it is answered at once; behind any other it waits its turn."""
 SILENT = frozenset({"guest-shutdown", "guest-suspend-disk", "guest-suspend-ram", "guest-suspend-hybrid"})
 """What sends no reply if it succeeds."""
+OURS = ("va.", "system.")
+"""How the names of our own methods begin, which take their parameters by place, too."""
 LARGE = b'"guest-file-write"'
 LARGE_MAX = 48 << 20
 """Bytes of a guest-file-write; its name must stand in the first LARGE_WITHIN of them."""
@@ -36,6 +38,9 @@ LARGE_WITHIN = 4096
 _PLAIN = re.compile(rb"[0-9a-zE+\-., :\t\r\n]*")
 _IN_STRING = {ord('"'): re.compile(rb'[^"\\\x00-\x1f\xff]*'), ord("'"): re.compile(rb"[^'\\\x00-\x1f\xff]*")}
 _WORD = re.compile(rb"[0-9a-zE+\-.]*")
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+WORD_MAX = 64
+"""Bytes of a word outside of any bracket, which is an error however it goes on."""
 _QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -104,7 +109,7 @@ class Message:
     def fault(self, fault: Fault) -> None:
         """Send `fault` with qemu-ga's class and text; one of our own methods has the fault's number and name, too."""
         error: dict[str, Any] = {"class": "GenericError", "desc": fault.text}
-        ours = self._method.startswith(("va.", "system."))
+        ours = self._method.startswith(OURS)
         if fault.code is Code.METHOD:
             error = {"class": "CommandNotFound", "desc": f"The command {self._method} has not been found"}
         elif fault.code is Code.BLOCKED:
@@ -187,17 +192,17 @@ class Message:
         if byte in b",:":
             self._at += 1
             return "JSON parse error, expecting value"
-        end = _match_end(_WORD, self._text, self._at)
-        if end == len(self._text) and end - self._at < 64:
+        end = min(_match_end(_WORD, self._text, self._at), self._at + WORD_MAX)
+        if end == len(self._text) and end - self._at < WORD_MAX:
             return ""
         word = self._text[self._at : end].decode("ascii")
         self._at = end
-        if word[:64] in ("null", "true", "false") or re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", word[:64]):
+        if len(word) < WORD_MAX and (word in ("null", "true", "false") or _NUMBER.fullmatch(word)):
             return "QMP input must be a JSON object"
-        self.skip = SKIP_GARBAGE
         if word.isalpha() and word.islower():
-            return f"JSON parse error, invalid keyword '{word[:64]}'"
-        return f"JSON parse error, stray '{word[:64]}'"
+            return f"JSON parse error, invalid keyword '{word}'"
+        self.skip = SKIP_GARBAGE
+        return f"JSON parse error, stray '{word}'"
 
     def _stray(self, begin: int) -> str:
         byte = self._text[self._at] if self._at < len(self._text) else 0
@@ -239,7 +244,7 @@ class Message:
                     raise _input("member 'execute' must be a string")
                 method = value
             elif name == "arguments":
-                positional = isinstance(value, list) and str(found.get("execute")).startswith(("va.", "system."))
+                positional = isinstance(value, list) and str(found.get("execute")).startswith(OURS)
                 if not isinstance(value, dict) and not positional:
                     raise _input("member 'arguments' must be an object")
             elif name != "id":
@@ -249,7 +254,8 @@ class Message:
         self._method = method
         self.resets = method in SYNCS
         self.waits = method in WAITING or not method.startswith("guest-")
-        return Request(self._token, method, found.get("arguments", {}), self.tag)
+        none: list[Any] | dict[str, Any] = [] if method.startswith(OURS) else {}
+        return Request(self._token, method, found.get("arguments", none), self.tag)
 
     def _refuse(self, text: str) -> Refused:
         self._text = bytearray()
@@ -326,11 +332,16 @@ def _words(error: json.JSONDecodeError) -> str:
     """Return what qemu-ga says about what json found wrong."""
     rest = error.doc[error.pos : error.pos + 64]
     word = re.match(r"[a-z]+", rest)
+    number = re.search(r"-?\d+$", error.doc[max(0, error.pos - 64) : error.pos])
     match error.msg:
         case "Expecting ':' delimiter":
             return "missing : in object pair"
+        case "Expecting ',' delimiter" if number and (rest[0].isdigit() or rest[0] in ".eE"):
+            return f"stray '{number[0]}{rest[: 1 if rest[0].isdigit() else 2]}'"
         case "Expecting ',' delimiter" if not word:
             return "expected separator in dict or list"
+        case "Expecting value" if rest[:1] == "-":
+            return f"stray '{rest[:2]}'"
         case "Invalid \\escape" | "Invalid \\uXXXX escape" | "Invalid \\escape: ":
             return "invalid escape sequence in string"
         case "Expecting property name enclosed in double quotes" if rest[:1] not in "},":

@@ -150,10 +150,17 @@ class Drive:
 
     def ask(self, method: str, *params: Any, connection: int | None = None) -> Asked:
         """Make a request, by default on a connection of its own."""
+        return self._ask(method, list(params), connection)
+
+    def ask_by_name(self, method: str, arguments: dict[str, Any], connection: int | None = None) -> Asked:
+        """Make a request as JSON does, its arguments by name."""
+        return self._ask(method, arguments, connection)
+
+    def _ask(self, method: str, params: list[Any] | dict[str, Any], connection: int | None) -> Asked:
         token = len(self.asked)
         call = Asked(1000 + token if connection is None else connection, token, method)
         self.asked.append(call)
-        self.feed(events.Requested(call.connection, token, method, list(params), PEER, 1.7e9))
+        self.feed(events.Requested(call.connection, token, method, params, PEER, 1.7e9))
         return call
 
     def hang_up(self, call: Asked) -> None:

@@ -117,13 +117,14 @@ def test_a_signal(start: Start) -> None:
 def test_running_and_then_over(start: Start) -> None:
     program = start("cat", given=b"x" * MIB, capture="stderr", limit=1000)
     assert outcome(program) == {"exitcode": 0}
-    program = start("sleep", "1000")
+    program, loose = start("sleep", "1000"), threading.Event()
+    program.notify_loose = loose.set
     assert handlers.exec_status(program, {"pid": program.key}) == {"exited": False}
     assert not program.ended
-    assert not program.loose
+    assert not loose.is_set()
     os.kill(program.key, signal.SIGTERM)
     assert outcome(program) == {"signal": 15}
-    assert program.loose
+    assert loose.is_set()
     assert program._worker.titles[-1] == f"sleep, pid {program.key}, signal 15"  # type: ignore[attr-defined]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from virtagent.agent.errors import Code, Fault
 from virtagent.agent.mounts import (
@@ -123,7 +123,6 @@ def kernel_escape(text: str) -> str:
 BYTES = st.binary(max_size=30).map(lambda raw: raw.decode("utf-8", "surrogateescape"))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(BYTES, BYTES, BYTES)))
 def test_what_the_kernel_escapes_comes_back(texts: list[tuple[str, str, str]]) -> None:
     lines = [
@@ -137,7 +136,6 @@ GOOD = "36 35 98:0 / /a\\040b rw master:1 - ext3 /dev/root rw,errors=continue\n"
 SCRAPS = st.sampled_from([*GOOD, GOOD, "\\", " - ", "/", "\0", "\udc80", "\ud800", "9" * 5000, "\n"])
 
 
-@settings(deadline=None)
 @given(st.one_of(st.text(), st.lists(SCRAPS).map("".join)))
 def test_arbitrary_text_is_parsed_or_refused(text: str) -> None:
     try:
@@ -146,7 +144,6 @@ def test_arbitrary_text_is_parsed_or_refused(text: str) -> None:
         assert str(error).startswith("mountinfo line ")  # noqa: PT017
 
 
-@settings(deadline=None)
 @given(st.integers(0, 3 * len(GOOD)))
 def test_a_text_that_is_cut_is_parsed_or_refused(end: int) -> None:
     try:
@@ -281,7 +278,6 @@ def test_a_daemon_include_that_matches_nothing_is_no_error() -> None:
     assert plan(SRV, include=("/typo",)).mounts == ()
 
 
-@settings(deadline=None)
 @given(st.text(string.ascii_lowercase + "/*?[]!-^\\&~|.+()", max_size=12))
 def test_globs_are_those_of_fnmatchcase(glob: str) -> None:
     found = set(levels(plan(SRV, include=(glob,))))
@@ -617,7 +613,6 @@ def systems(draw: st.DrawFn) -> tuple[list[MountInfo], list[BlockDevice], Rules]
     return draw(st.permutations(mounts)), devices, Rules(exclude=tuple(f"/m{i}" for i in excluded))
 
 
-@settings(deadline=None)
 @given(systems())
 def test_every_host_has_a_higher_level_and_every_level_a_reason(system: Any) -> None:
     mounts, devices, rules = system
@@ -739,7 +734,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_load_of_a_mangled_plan_is_a_plan_or_a_value_error(data: st.DataObject) -> None:
     mangled = a_plan().dump()

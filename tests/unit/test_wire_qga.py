@@ -58,6 +58,8 @@ def desc(data: bytes, limits: Limits = Limits()) -> str:  # noqa: B008 - frozen
         (b"{'execute': 'it\\'s \"so\" {'}", 'it\'s "so" {', {}, None),
         (b'{"execute":"a","arguments":{"b":[1,{"c":"}]"}]},"id":null}', "a", {"b": [1, {"c": "}]"}]}, "id"),
         (b'{"execute":"va.fshold","arguments":[30]}', "va.fshold", [30], None),
+        (b'{"execute":"va.fsstatus"}', "va.fsstatus", [], None),
+        (b'{"execute":"va.fsstatus","arguments":{}}', "va.fsstatus", {}, None),
         (b'{"execute":"\\u00e9\\ud83d\\ude00\xc3\xa9\\/\\""}', 'é😀é/"', {}, None),
         (b'{"execute":"a","arguments":{"i":-9223372036854775808}}', "a", {"i": -(2**63)}, None),
     ],

@@ -1,0 +1,252 @@
+"""What workers keep for hosts: open files and started programs, asked one after another, lost with their worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fakes.drive import Asked, Drive
+from virtagent.agent import report
+from virtagent.agent.errors import Code
+from virtagent.agent.rpcs import RPCS
+from virtagent.supervisor import events
+from virtagent.supervisor.keeping import ASKED_MAX
+
+LOST = "handle '1000' has not been found"
+
+
+@pytest.fixture
+def drive() -> Drive:
+    return Drive(exec_limit=90)
+
+
+def ask(drive: Drive, command: str, connection: int | None = None, **arguments: Any) -> Asked:
+    """Call a command as JSON does."""
+    named = {name.replace("_", "-"): value for name, value in arguments.items()}
+    return drive.ask_by_name(f"guest-{command}", named, connection)
+
+
+def opened(drive: Drive, handle: int = 1000) -> int:
+    call = ask(drive, "file-open", path="/x")
+    worker = drive.newest
+    assert drive.spawned[worker].args["handle"] == handle
+    drive.report(worker, report.Started(1), report.Kept(handle, handle))
+    assert call.value == handle
+    return worker
+
+
+def started(drive: Drive, pid: int) -> int:
+    call = ask(drive, "exec", path="/bin/x")
+    worker = drive.newest
+    drive.report(worker, report.Started(1), report.Kept(pid, {"pid": pid}))
+    assert call.value == {"pid": pid}
+    return worker
+
+
+def told(drive: Drive, worker: int) -> list[report.Control]:
+    return [message for to, message in drive.told if to == worker]
+
+
+def test_a_file_is_opened_asked_and_closed(drive: Drive) -> None:
+    worker = opened(drive)
+    drive.wait(10_000)
+    assert worker in drive.live
+    assert worker not in drive.killed
+    read = ask(drive, "file-read", handle=1000, count=5)
+    [question] = told(drive, worker)
+    assert isinstance(question, report.Ask)
+    assert (question.rpc, question.args) == ("guest-file-read", {"handle": 1000, "count": 5})
+    assert len(drive.spawned) == 1
+    drive.report(worker, report.Replied(question.call, {"count": 0, "buf-b64": "", "eof": True}))
+    assert read.value["eof"] is True
+    close = ask(drive, "file-close", handle=1000)
+    last = told(drive, worker)[-1]
+    assert isinstance(last, report.Ask)
+    drive.report(worker, report.Replied(last.call, {}), report.Done(None))
+    drive.exit(worker)
+    assert close.value == {}
+    assert ask(drive, "file-close", handle=1000).fault.text == LOST
+    assert drive.idle()
+
+
+def test_numbers_of_files_are_given_once_and_kept_over_a_restart(drive: Drive) -> None:
+    opened(drive)
+    opened(drive, 1001)
+    assert [effect.next for effect in drive.of(events.KeepHandle)] == [1001, 1002]
+
+
+def test_a_refusal_of_the_keeper_is_the_answer_and_it_goes_on(drive: Drive) -> None:
+    worker = opened(drive)
+    call = ask(drive, "file-seek", handle=1000, offset=-1, whence="set")
+    [question] = told(drive, worker)
+    drive.report(worker, report.Declined(question.call, int(Code.FAILED), "Invalid argument"))
+    assert call.fault.text == "Invalid argument"
+    assert worker in drive.live
+    assert drive.core.nearest() is None
+
+
+def test_each_answer_has_its_limit_and_an_overrun_loses_the_file(drive: Drive) -> None:
+    worker = opened(drive)
+    limit = RPCS["guest-file-read"].limit or 0
+    first, second = ask(drive, "file-read", handle=1000), ask(drive, "file-flush", handle=1000)
+    drive.wait(limit - 1)
+    drive.report(worker, report.Replied(told(drive, worker)[0].call, {}))
+    assert first.value == {}
+    drive.wait(limit - 1)
+    assert not second.answered
+    drive.wait(2)
+    assert second.code is Code.OVERRUN
+    assert worker in drive.killed
+    assert ask(drive, "file-read", handle=1000).fault.text == LOST
+    drive.die(worker)
+    assert drive.idle()
+
+
+def test_the_death_of_the_keeper_answers_all_that_wait_for_it_and_no_other(drive: Drive) -> None:
+    worker, other = opened(drive), opened(drive, 1001)
+    calls = [ask(drive, "file-read", handle=1000) for _ in range(3)]
+    bystander = ask(drive, "file-read", handle=1001)
+    drive.die(worker)
+    assert {call.code for call in calls} == {Code.WORKER_DIED}
+    assert not bystander.answered
+    drive.report(other, report.Replied(told(drive, other)[0].call, {}))
+    assert bystander.value == {}
+
+
+def test_who_asks_behind_the_close_is_told_that_it_is_gone(drive: Drive) -> None:
+    worker = opened(drive)
+    ask(drive, "file-close", handle=1000)
+    late = ask(drive, "file-read", handle=1000)
+    drive.report(worker, report.Replied(told(drive, worker)[0].call, {}), report.Done(None))
+    drive.exit(worker)
+    assert late.fault.text == LOST
+
+
+def test_keepers_are_not_counted_as_workers_and_have_a_number_of_their_own(drive: Drive) -> None:
+    most = RPCS["guest-file-open"].keeps
+    for handle in range(1000, 1000 + most):
+        opened(drive, handle)
+    assert ask(drive, "file-open", path="/x").code is Code.BUSY
+    assert not drive.ask("va.getfile", "/x").answered
+
+
+def test_of_programs_those_that_have_ended_and_were_not_asked_about_make_room(drive: Drive) -> None:
+    most = RPCS["guest-exec"].keeps
+    workers = [started(drive, 100 + i) for i in range(most)]
+    assert ask(drive, "exec", path="/x").code is Code.BUSY
+    drive.report(workers[3], report.Loose())
+    drive.report(workers[7], report.Loose())
+    assert not ask(drive, "exec", path="/x").answered
+    assert told(drive, workers[3]) == [report.Drop()]
+    assert ask(drive, "exec-status", pid=103).fault.text == "Invalid parameter 'pid'"
+    drive.report(workers[3], report.Done(None))
+    drive.exit(workers[3])
+    assert told(drive, workers[7]) == []
+
+
+def test_a_pid_that_the_kernel_gives_out_again_means_the_newer_program(drive: Drive) -> None:
+    old, new = started(drive, 100), started(drive, 100)
+    assert told(drive, old) == [report.Drop()]
+    ask(drive, "exec-status", pid=100)
+    assert len(told(drive, new)) == 1
+
+
+def test_a_program_gets_the_limit_of_the_configuration(drive: Drive) -> None:
+    started(drive, 100)
+    assert drive.spawned[drive.newest].args["limit"] == 90
+
+
+@pytest.mark.parametrize("wrong", [report.Replied(99, 1), report.Declined(99, 12, "x")])
+def test_an_answer_that_nobody_asked_for_is_rubbish(drive: Drive, wrong: report.Report) -> None:
+    worker = opened(drive)
+    drive.report(worker, wrong)
+    assert worker in drive.killed
+
+
+def test_too_many_questions_to_one_keeper_are_refused(drive: Drive) -> None:
+    opened(drive)
+    for _ in range(ASKED_MAX):
+        assert not ask(drive, "file-read", handle=1000).answered
+    assert ask(drive, "file-read", handle=1000).code is Code.BUSY
+
+
+def test_the_status_of_a_program_is_told_while_frozen_and_files_are_refused(drive: Drive) -> None:
+    started(drive, 100)
+    opened(drive)
+    drive.hold()
+    assert not ask(drive, "exec-status", pid=100).answered
+    assert ask(drive, "file-read", handle=1000).code is Code.REFUSED_WHILE_FROZEN
+    assert ask(drive, "exec", path="/x").code is Code.REFUSED_WHILE_FROZEN
+
+
+def test_the_end_of_the_agent_ends_keepers(drive: Drive) -> None:
+    worker = opened(drive)
+    call = ask(drive, "file-read", handle=1000)
+    drive.feed(events.Stopped("SIGTERM"))
+    assert call.code is Code.WRONG_STATE
+    assert worker in drive.killed
+
+
+@pytest.mark.parametrize("state", ["INPROGRESS", "THAWINPROGRESS"])
+def test_fsfreeze_status_waits_for_the_outcome(drive: Drive, state: str) -> None:
+    assert ask(drive, "fsfreeze-status").value == "thawed"
+    _, worker = drive.begin()
+    if state == "INPROGRESS":
+        asked = [ask(drive, "fsfreeze-status") for _ in range(2)]
+        gone = ask(drive, "fsfreeze-status")
+        drive.hang_up(gone)
+        drive.sync(worker)
+        drive.freezes(worker, 0, 1)
+        drive.frozen(worker, 0, 1)
+        assert not asked[0].answered
+        drive.report(worker, report.Frozen(2, drive.now, drive.now + 60))
+        assert {call.value for call in asked} == {"frozen"}
+    else:
+        thaw = ask(drive, "fsfreeze-thaw")
+        status = ask(drive, "fsfreeze-status")
+        assert not status.answered
+        drive.die(worker)
+        assert status.value == "thawed"
+        assert thaw.value == 0
+
+
+def test_fsfreeze_status_says_frozen_of_what_cannot_be_thawed(drive: Drive) -> None:
+    _, worker = drive.hold()
+    drive.die(worker)
+    status = ask(drive, "fsfreeze-status")
+    assert not status.answered
+    drive.refuses()
+    assert status.value == "frozen"
+
+
+def test_guest_info_says_what_is_admitted_now(drive: Drive) -> None:
+    def enabled() -> dict[str, bool]:
+        commands = ask(drive, "info").value["supported_commands"]
+        return {command["name"]: command["enabled"] for command in commands}
+
+    assert all(enabled().values())
+    drive.hold()
+    now = enabled()
+    for command in ("sync", "sync-delimited", "ping", "info", "fsfreeze-status", "fsfreeze-thaw", "get-load"):
+        assert now[f"guest-{command}"], command
+    for command in ("fsfreeze-freeze", "fsfreeze-freeze-list", "exec", "file-read", "fstrim", "set-user-password"):
+        assert not now[f"guest-{command}"], command
+    drive = Drive(block_rpcs=("guest-exec",))
+    assert not enabled()["guest-exec"]
+
+
+def test_freeze_list_takes_mount_points_as_they_are(drive: Drive) -> None:
+    ask(drive, "fsfreeze-freeze-list", mountpoints=["/srv/*", "/x"])
+    assert drive.spawned[drive.newest].args["options"].rules.literal == ("/srv/*", "/x")
+    ask(Drive(), "fsfreeze-freeze")
+    fresh = Drive()
+    ask(fresh, "fsfreeze-freeze-list")
+    assert fresh.spawned[fresh.newest].args["options"].rules.literal is None
+
+
+def test_what_is_secret_is_not_in_the_audit_record(drive: Drive) -> None:
+    ask(drive, "set-user-password", username="tux", password="c2VjcmV0", crypted=False)
+    drive.report(drive.newest, report.Started(1), report.Done({}))
+    [line] = drive.logged("set-user-password")
+    assert "tux" in line
+    assert "c2VjcmV0" not in line
