@@ -18,7 +18,10 @@ PIPE_SIZE = 1 << 20  # a report pipe that is not read for a while must not stop 
 
 @dataclass(slots=True)
 class Child:
-    """One worker: its pid, the descriptors of the supervisor's side, -1 when closed."""
+    """One worker: its pid, the descriptors of the supervisor's side, -1 when closed.
+
+    `unsent` is what the control pipe has not taken yet, and `waits` whether the loop waits until it takes more.
+    """
 
     id: int
     pid: int
@@ -29,6 +32,7 @@ class Child:
     rubbish: bool = False
     adopted: bool = False
     unsent: deque[bytes] = field(default_factory=deque)
+    waits: bool = False
 
     def read(self) -> tuple[list[report.Report], str, bool] | None:
         """Read once; return the messages, what was wrong with the bytes (empty: nothing), and whether it is the end.

@@ -254,11 +254,11 @@ class Loop:
 
     def _write_to(self, child: Child) -> None:
         more = child.write()
-        waits = child.control_fd in self._select.get_map()
-        if more and not waits:
+        if more and not child.waits:
             self._select.register(child.control_fd, selectors.EVENT_WRITE, (2, lambda: self._write_to(child)))
-        elif waits and not more:
+        elif child.waits and not more:
             self._select.unregister(child.control_fd)
+        child.waits = more
 
     def _keep_handle(self, effect: events.KeepHandle) -> None:
         try:
@@ -292,7 +292,7 @@ class Loop:
         if child.report_fd >= 0:
             self._select.unregister(child.report_fd)
         self._select.unregister(child.pidfd)
-        if child.control_fd in self._select.get_map():
+        if child.waits:
             self._select.unregister(child.control_fd)
         child.close()
         self.feed(events.Exited(child.id, ended.signal, ended.code))

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from harness.daemon import Daemon
+from harness.peer import Talk
 from harness.processes import kill, until
 from harness.rig import Rig
 from virtagent.agent.errors import Code
@@ -35,7 +36,7 @@ def keeper(daemon: Daemon) -> int:
 
 def test_supervisor_imports_nothing_and_opens_nothing_on_a_disk(rig: Rig) -> None:
     """Promise 1, over everything that a host and a death can make it do."""
-    fs = rig.fs("ext4", name="odd\n\x1b\udcff")
+    fs, plain = rig.fs("ext4", name="odd\n\x1b\udcff"), rig.fs("ext4")
     notes = rig.area.fresh("notes")
     program = "/bin/true"
     daemon = rig.daemon(
@@ -47,15 +48,15 @@ def test_supervisor_imports_nothing_and_opens_nothing_on_a_disk(rig: Rig) -> Non
     host = daemon.proxy()
     for method in host.system.listMethods():
         host.system.methodHelp(method)
-    assert host.va.fsfreeze() == 1
+    assert host.va.fsfreeze() == 2
     daemon.status()
     host.va.fshold(10)
     host.va.getfile("/proc/version")
     host.va.getdmesg()
     host.va.fsplan()
     assert fault_of(host.va.getfile, "/no/\x1f such").faultCode in (Code.FAILED, Code.PARSE)
-    assert host.va.fsthaw() == 1
-    assert host.va.fsfreeze() == 1
+    assert host.va.fsthaw() == 2
+    assert host.va.fsfreeze() == 2
     kill(keeper(daemon))
     daemon.wait_state("THAWED")
     assert fault_of(host.va.fsthaw).faultCode == Code.FREEZE_BROKEN
@@ -63,8 +64,18 @@ def test_supervisor_imports_nothing_and_opens_nothing_on_a_disk(rig: Rig) -> Non
     for rubbish in (b"\x00", b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\n<a>", b"GET / HTTP/1.1\r\n\r\n", b"P"):
         sock = daemon.raw()
         sock.sendall(rubbish)
-        while sock.recv(4096) and rubbish[:4] != b"POST":
+        while sock.recv(4096) and rubbish == b"P":
             pass
+    talk = Talk(rig.area, str(daemon.socket))
+    for command in ("nope", "guest-info", "guest-get-fsinfo", "guest-get-osinfo", "guest-fsfreeze-status"):
+        talk.ask(command, id="\u00e9\ud83d\ude00")
+    assert talk.replies_to(b"{'nonsense': [1, '\\q']}")
+    handle = talk.ask("guest-file-open", {"path": f"{plain.path}/f", "mode": "w"})["return"]
+    talk.ask("guest-file-write", {"handle": handle, "buf-b64": "eA=="})
+    talk.ask("guest-file-close", {"handle": handle})
+    talk.ask("guest-exec", {"path": program})
+    talk.ask("guest-exec", {"path": "/bin/sleep", "arg": ["1000"]})
+    talk.close()
     daemon.process.send_signal(signal.SIGHUP)
     daemon.process.send_signal(signal.SIGUSR1)
     until(lambda: "status: {" in daemon.log(), 5, "the status record in the log")
