@@ -171,3 +171,27 @@ def test_our_own_methods_through_this_protocol(rig: Rig) -> None:
         assert talk.ask("va.getfile", ["/proc/sys/kernel/ostype"]) == {"return": "TGludXgK"}
     finally:
         talk.close()
+
+
+def test_shutdown_thaws_first_and_only_a_failure_is_told(rig: Rig) -> None:
+    fs = rig.fs("ext4")
+    noted = rig.area.fresh("noted")
+    program = rig.area.fresh("shutdown")
+    program.write_text(f'#!/bin/sh\necho "$@" >> {noted}\n[ "$1" != -H ] || {{ echo no >&2; exit 3; }}\n')
+    program.chmod(0o755)
+    daemon = rig.daemon([fs], ["--shutdown-command", str(program)])
+    talk = Talk(rig.area, str(daemon.socket))
+    try:
+        assert talk.ask("guest-fsfreeze-freeze") == {"return": 1}
+        # Sent past the fence: the program is the test's own.
+        talk.send(b'{"execute": "guest-shutdown", "arguments": {"mode": "reboot"}}')
+        daemon.wait_status(lambda r: r["state"] == "THAWED" and noted.exists() and not r["workers"])
+        fs.assert_thawed()
+        assert noted.read_text() == "-r now\n"
+        assert talk.ask("guest-ping") == {"return": {}}
+        talk.send(b'{"execute": "guest-shutdown", "arguments": {"mode": "halt"}}')
+        assert "no" in talk.line()["error"]["desc"]
+        talk.send(b'{"execute": "guest-shutdown"}')
+        daemon.wait_status(lambda r: noted.read_text().endswith("-P now\n"))
+    finally:
+        talk.close()
