@@ -1,6 +1,7 @@
-"""The only place that issues FIFREEZE, FITHAW, FITRIM, syncfs, mlockall and prctl.
+"""The only place that issues FIFREEZE, FITHAW, FITRIM, syncfs, mlockall, prctl and inotify.
 
-Each may block in D state for as long as a disk is stuck, so the supervisor calls none of them but mlockall, at start.
+The first four may block in D state for as long as a disk is stuck, so the supervisor calls none of them; inotify only
+looks up a path, and the supervisor asks it for paths of devices.
 fcntl.ioctl and ctypes release the interpreter lock: the threads of one worker freeze in parallel.
 """
 
@@ -10,6 +11,8 @@ import ctypes
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
+from enum import IntFlag
 
 # linux/fs.h: _IOWR('X', 119, int), _IOWR('X', 120, int) and _IOWR('X', 121, struct fstrim_range)
 _FIFREEZE = 0xC0045877
@@ -20,6 +23,7 @@ _U64_MAX = (1 << 64) - 1
 # linux/prctl.h, sys/mman.h
 _PR_SET_PDEATHSIG = 1
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+_INOTIFY_EVENT = struct.Struct("iIII")  # linux/inotify.h: wd, mask, cookie, length of the name behind it
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -71,6 +75,48 @@ def be_killed_like_others() -> None:
     """Give up what keeps the supervisor from being killed for its memory (proc(5), oom_score_adj)."""
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("0")
+
+
+class Inotify(IntFlag):
+    """What to watch for, and what happened (inotify(7))."""
+
+    ATTRIB = 0x4
+    CLOSE = 0x8 | 0x10
+    MOVED = 0x40 | 0x80
+    CREATE = 0x100
+    DELETE = 0x200
+    DELETE_SELF = 0x400
+    MOVE_SELF = 0x800
+    ONLYDIR = 0x01000000
+
+
+def inotify_open() -> int:
+    """Return a descriptor that does not block; raises OSError, EMFILE if the user has too many."""
+    fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    _check(min(fd, 0))
+    return fd
+
+
+def inotify_watch(fd: int, path: str, what: Inotify) -> int:
+    """Watch a path, following a link at its end; return the watch's number. Raises OSError."""
+    number: int = _libc.inotify_add_watch(fd, os.fsencode(path), int(what))
+    _check(min(number, 0))
+    return number
+
+
+def inotify_unwatch(fd: int, number: int) -> None:
+    """End a watch; raises OSError, EINVAL if it has ended by itself."""
+    _check(_libc.inotify_rm_watch(fd, number))
+
+
+def inotify_events(data: bytes) -> Iterator[tuple[int, str]]:
+    """Yield watch and name ("" is the watched thing itself) of what was read; watch -1: events were lost."""
+    at = 0
+    while at < len(data):
+        watch, _mask, _cookie, length = _INOTIFY_EVENT.unpack_from(data, at)
+        at += _INOTIFY_EVENT.size
+        yield watch, os.fsdecode(data[at : at + length].rstrip(b"\0"))
+        at += length
 
 
 def _check(result: int) -> None:

@@ -12,6 +12,7 @@ under() {
     rule=$root/etc/udev/rules.d/60-virtagent.rules
     daemon_link=$root/usr/local/sbin/virtagentd
     control_link=$root/usr/local/bin/virtagentctl
+    ga_link=$root/usr/local/sbin/virtagent-qemu-ga
 }
 
 # with_systemd: whether systemd runs this machine, and this machine is meant.

@@ -1,4 +1,4 @@
-"""Channels: listening sockets and the conversations on them. Non-blocking reads and partial writes, no decisions.
+"""Conversations: a peer on a byte stream. Non-blocking reads and partial writes, no decisions.
 
 A conversation whose peer does not read is not read either, until it has taken its replies; half a message and an unread
 reply may each be `message_age` seconds old. Above `max_clients` a client's first request is answered with BUSY.
@@ -6,12 +6,6 @@ reply may each be `message_age` seconds old. Above `max_clients` a client's firs
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import socket
-import struct
-from dataclasses import dataclass
 from typing import Protocol
 
 from ..agent.errors import Code, Fault
@@ -21,9 +15,7 @@ from .events import Peer
 
 READ = 64 << 10
 UNREAD_MAX = 256 << 10  # bytes of replies that a peer has not read, above which it is not listened to
-REFUSED_MAX = 16  # clients over max_clients that are told so at once; others wait in the backlog
 REFUSED_AGE = 5.0
-PAUSE = 1.0  # seconds until a listener that could not accept tries again
 
 
 class Port(Protocol):
@@ -74,6 +66,15 @@ class Conversation:
         if not data:
             self.gone = True
         self.stream.receive_data(data)
+
+    def drain(self) -> None:
+        """Throw away what there is to read: the peer is gone."""
+        try:
+            while self.port.recv(READ):
+                pass
+        except OSError:
+            pass  # nothing more, or not even that
+        self.gone = True
 
     def next_event(self, now: float) -> Incoming | None:
         """Return the next thing that the peer said, None if there is none or it should first read its replies."""
@@ -128,61 +129,3 @@ class Conversation:
             self._half_since = None
         else:
             self.gone = True
-
-
-@dataclass(slots=True)
-class Listener:
-    """A listening unix socket; `paused_until` while it cannot accept."""
-
-    spec: str
-    path: str
-    sock: socket.socket
-    paused_until: float | None = None
-
-    @classmethod
-    def open(cls, spec: str) -> Listener:
-        """Listen at `unix:PATH`, mode 0600, over a socket that nobody answers on any more; raises OSError."""
-        path = spec.partition(":")[2]
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            _unlink_stale(path)
-            before = os.umask(0o177)
-            try:
-                sock.bind(path)
-            finally:
-                os.umask(before)
-            sock.listen(128)
-        except BaseException:
-            sock.close()
-            raise
-        return cls(spec, path, sock)
-
-    def accept(self) -> tuple[socket.socket, Peer] | None:
-        """Accept one peer, None if there is none. Raises OSError if it cannot be had, EMFILE above all."""
-        try:
-            sock, _ = self.sock.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return None
-        sock.setblocking(False)
-        pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return sock, Peer(self.spec, f"pid:{pid},uid:{uid}")
-
-    def close(self) -> None:
-        """Stop listening and take the socket's name away."""
-        self.sock.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
-
-
-def _unlink_stale(path: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            pass
-    raise OSError(errno.EADDRINUSE, "another process listens there")

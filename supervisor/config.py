@@ -16,7 +16,8 @@ CONFIG_FILE = "/etc/virtagent/virtagentd.conf"
 STATE_DIR = "/run/virtagent"
 LEVELS = ("err", "warning", "notice", "info", "debug")
 TARGETS = ("stderr", "syslog", "journal")
-SCHEMES = ("unix",)
+SOCKET_PATH_MAX = 107  # bytes in the address of a unix socket
+PORT_MAX = 2**32 - 2  # of vsock; one above it stands for any
 NESTING_MAX = 256  # what repr and others who descend into a value can bear
 
 
@@ -32,6 +33,7 @@ class Config:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     strict: bool = False
+    vsock_any: bool = False
     plan_limit: float = 5
     sync_limit: float = 600
     freeze_limit: float = 30
@@ -113,18 +115,31 @@ def _level(name: str, text: str) -> str:
 
 
 def _target(name: str, text: str) -> str:
-    if text not in TARGETS:
-        raise ValueError(f"{name} is {text!r:.60}, expected one of {', '.join(TARGETS)}")
+    scheme, _, path = text.partition(":")
+    if text not in TARGETS and not (scheme == "file" and path.startswith("/") and "\0" not in path):
+        raise ValueError(
+            f"{name} is {text!r:.200}, expected one of {', '.join(TARGETS)}, or file: and an absolute path"
+        )
     return text
 
 
 def _channel(name: str, text: str) -> str:
-    scheme, colon, path = text.partition(":")
-    if scheme not in SCHEMES or not colon or not path.startswith("/") or "\0" in path:
-        raise ValueError(f"{name} is {text!r:.200}, expected unix:PATH with an absolute path")
-    if len(path.encode(errors="surrogateescape")) > 107:
-        raise ValueError(f"{name}: the path is over the 107 bytes that a unix socket's address holds")
-    return text
+    scheme, colon, rest = text.partition(":")
+    good = rest.startswith("/") and "\0" not in rest
+    match scheme:
+        case "unix" if not good:
+            raise ValueError(f"{name} is {text!r:.200}, expected unix:PATH with an absolute path")
+        case "unix" if len(rest.encode(errors="surrogateescape")) > SOCKET_PATH_MAX:
+            raise ValueError(f"{name}: the path is over the {SOCKET_PATH_MAX} bytes that a unix socket's address holds")
+        case "vsock" if not (rest.isdecimal() and rest.isascii() and 0 < int(rest) <= PORT_MAX):
+            raise ValueError(f"{name} is {text!r:.200}, expected vsock:PORT with a port from 1 to {PORT_MAX}")
+        case "virtio" if colon and not good:
+            raise ValueError(f"{name} is {text!r:.200}, expected virtio or virtio:PATH with an absolute path")
+        case "serial" if not good:
+            raise ValueError(f"{name} is {text!r:.200}, expected serial:PATH with an absolute path")
+        case "unix" | "vsock" | "virtio" | "serial":
+            return text
+    raise ValueError(f"{name} is {text!r:.200}, expected unix:PATH, vsock:PORT, virtio[:PATH] or serial:PATH")
 
 
 def _absolute(name: str, text: str) -> str:
@@ -155,7 +170,10 @@ def _command(name: str, text: str) -> tuple[str, ...]:
 
 OPTIONS: Mapping[str, Option] = {
     "channel": Option(
-        _channel, "SPEC", "listen here: unix:PATH (default unix:STATE-DIR/virtagentd.sock)", repeats=True
+        _channel,
+        "SPEC",
+        "serve hosts here: unix:PATH (default unix:STATE-DIR/virtagentd.sock), vsock:PORT, virtio[:PATH], serial:PATH",
+        repeats=True,
     ),
     "include": Option(_text, "GLOB", "freeze only file systems with a mount point that matches", repeats=True),
     "exclude": Option(_text, "GLOB", "never freeze file systems with a mount point that matches", repeats=True),
@@ -172,9 +190,9 @@ OPTIONS: Mapping[str, Option] = {
     "allow-rpcs": Option(_rpcs, "A,B", "admit only these RPCs"),
     "block-rpcs": Option(_rpcs, "A,B", "refuse these RPCs"),
     "log-level": Option(_level, "L", f"one of {', '.join(LEVELS)}"),
-    "log-target": Option(_target, "T", f"one of {', '.join(TARGETS)}"),
+    "log-target": Option(_target, "T", f"{', '.join(TARGETS)} or file:PATH"),
     "max-workers": Option(_count, "N", "workers at once"),
-    "max-clients": Option(_count, "N", "clients a listener"),
+    "max-clients": Option(_count, "N", "clients a listening channel"),
     "max-header": Option(_count, "BYTES", "longest request header"),
     "max-body": Option(_count, "BYTES", "longest request body"),
     "max-nesting": Option(_depth, "N", "deepest nesting in a request"),
@@ -182,9 +200,12 @@ OPTIONS: Mapping[str, Option] = {
     "audit-ring": Option(_count, "N", "audit records kept while frozen"),
     "shutdown-command": Option(_command, "COMMAND", "program that va.shutdown runs with -H, -P or -r and now"),
 }
-FIXED = ("channel", "state_dir", "log_target")
+FIXED = ("channel", "vsock_any", "state_dir", "log_target")
 """What changes only with a restart."""
-_FLAGS = {"strict": "a file system that cannot be frozen is an error"}
+_FLAGS = {
+    "strict": "a file system that cannot be frozen is an error",
+    "vsock-any": "let every CID connect to vsock channels, not only the host's",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -265,11 +286,14 @@ def build(
         values[name.replace("-", "_")] = tuple(converted) if option.repeats else converted[-1]
     for name in _FLAGS:
         texts = given.get(name) or from_file.get(name)
-        values[name] = texts is not None and texts[-1] not in ("no", "false")
+        values[name.replace("-", "_")] = texts is not None and texts[-1] not in ("no", "false")
     config = Config(**values)
     if config.hold_limit_max and not 0 < config.hold_limit <= config.hold_limit_max:
         most = f"at most hold-limit-max, {config.hold_limit_max:g}"
         raise BadConfig(f"hold-limit is {config.hold_limit:g}, expected over 0 and {most}")
+    for spec in config.channel:
+        if config.channel.count(spec) > 1:
+            raise BadConfig(f"channel {spec} is given twice")
     if not config.channel:
         values["channel"] = (f"unix:{config.state_dir}/virtagentd.sock",)
     return Config(**values)
@@ -286,7 +310,7 @@ def load(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     """Return the configuration of the command line and the file that it names; raise BadConfig."""
     namespace = parser().parse_args(arguments)
     given = {name: value for name, value in ((n, getattr(namespace, n.replace("-", "_"))) for n in OPTIONS) if value}
-    given |= {name: [""] for name in _FLAGS if getattr(namespace, name)}
+    given |= {name: [""] for name in _FLAGS if getattr(namespace, name.replace("-", "_"))}
     if namespace.plan and namespace.recover:
         raise BadConfig("--plan and --recover cannot be asked at once")
     path = namespace.config or CONFIG_FILE

@@ -30,6 +30,21 @@ class NotInMemory(BadStateDir):
     """It is not on tmpfs."""
 
 
+def kinds(path: str) -> set[str]:
+    """Return the type of the file system that the path lies on, as mountinfo has it; raises OSError."""
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return {info.fstype for info in sysfs.read_mountinfo() if info.device == number}
+
+
+def in_memory(path: str) -> bool:
+    """Return whether the path is there and lies on a tmpfs."""
+    try:
+        return bool(kinds(path).intersection(IN_MEMORY))
+    except OSError:
+        return False
+
+
 class Journal:
     """The journal of one state directory, which this process has for its own."""
 
@@ -37,14 +52,12 @@ class Journal:
         """Make the directory if need be and lock it; raises BadStateDir if it is in use or not on tmpfs."""
         try:
             os.makedirs(directory, mode=0o700, exist_ok=True)
-            device = os.stat(directory).st_dev
+            found = kinds(directory)
         except OSError as error:
             raise BadStateDir(f"state-dir {directory}: {error.strerror}") from None
-        number = f"{os.major(device)}:{os.minor(device)}"
-        kinds = {info.fstype for info in sysfs.read_mountinfo() if info.device == number}
-        if not kinds.intersection(IN_MEMORY):
+        if not found.intersection(IN_MEMORY):
             raise NotInMemory(
-                f"state-dir {directory} is on {', '.join(sorted(kinds)) or 'an unknown file system'}, not on tmpfs: "
+                f"state-dir {directory} is on {', '.join(sorted(found)) or 'an unknown file system'}, not on tmpfs: "
                 "writing there could block on a frozen file system"
             )
         self._path = os.path.join(directory, "journal")

@@ -18,20 +18,21 @@ from typing import Any
 import setproctitle
 
 from ..agent import worker
-from ..agent.errors import Fault
 from ..agent.text import printable
-from ..agent.wire.messages import Abandoned, Limits, Refused, Request
-from . import channel, events
+from . import events
 from .children import Child, Children
 from .config import Config
 from .core import Core
+from .hosts import Hosts
 from .journal import Journal, start_time
+from .listeners import Listener
 from .log import Log
+from .log_writer import AGAIN, LogFile
 from .notify import Notify
+from .ports import Device
 from .process import Processes
 from .status import Record
 
-UNSENT_MAX = 64 << 20  # bytes of replies that hosts have not read, above which only essential RPCs are admitted
 LONGEST = 86400.0  # seconds of one wait; epoll_wait(2) takes at most 2**31 ms
 _SIGNALS: dict[int, Callable[[int], events.Event]] = {
     signal.SIGTERM: lambda number: events.Stopped(signal.Signals(number).name),
@@ -54,22 +55,18 @@ class Loop:
         clock: Callable[[], float],
         notify: Notify,
     ) -> None:
-        self._config = config
         self._core = core
         self._journal = journal
         self._log = log
         self._processes = processes
         self._clock = clock
         self._children = Children(processes)
-        self._listeners: list[channel.Listener] = []
         self._queue: deque[events.Event] = deque()
         self._feeding = False
-        self._turns: deque[channel.Conversation] = deque()
-        self._talks: dict[int, channel.Conversation] = {}
-        self._last_talk = 0
         self._notify = notify
         self._feed_watchdog_at = None if notify.interval is None else clock()
         self._select = selectors.EpollSelector()
+        self._hosts = Hosts(config, self._select, log, clock, self.feed)
         self._log_waits = False
         self._exit: int | None = None
         self._effects: dict[type, Callable[[Any], events.Event | None]] = {
@@ -96,11 +93,13 @@ class Loop:
             signal.signal(number, lambda *_: None)  # the wake-up descriptor tells
         signal.set_wakeup_fd(wakeup_w.fileno())
         self._select.register(self._wakeup_r, selectors.EVENT_READ, (0, self._signalled))
+        self._log_file = log.sink if isinstance(log.sink, LogFile) else None
+        self._start_writer_at: float | None = None
+        self._watch_writer()
 
-    def listen(self, listener: channel.Listener) -> None:
-        """Accept hosts there."""
-        self._listeners.append(listener)
-        self._listen(listener)
+    def listen(self, way: Listener | Device) -> None:
+        """Have hosts come that way."""
+        self._hosts.listen(way)
 
     def feed(self, event: events.Event) -> None:
         """Have the core take an event, and apply what it decides, in order."""
@@ -121,6 +120,7 @@ class Loop:
     def run(self) -> int:
         """Serve until told to stop; return the exit code."""
         while self._exit is None:
+            self._write_log()
             ready = self._select.select(self._patience())
             for key, _ in sorted(ready, key=lambda item: item[0].data[0]):
                 # What stands before it in this turn may have closed it.
@@ -130,10 +130,10 @@ class Loop:
             nearest = self._core.nearest()
             if nearest is not None and nearest <= now:
                 self.feed(events.Woken())
-            self._expire(now)
+            self._hosts.expire(now)
             self._feed_watchdog(now)
-            while self._turns:
-                self._listen_to(self._turns.popleft())
+            self._start_writer(now)
+            self._hosts.take_turns()
         self._close()
         return self._exit
 
@@ -144,9 +144,8 @@ class Loop:
 
     def _patience(self) -> float | None:
         """Return how long to wait, in whole milliseconds rounded up, so that a deadline is past when it ends."""
-        moments = [t.deadline() for t in self._talks.values()] + [x.paused_until for x in self._listeners]
-        moments.append(self._feed_watchdog_at)
-        nearest = min((m for m in (self._core.nearest(), *moments) if m is not None), default=None)
+        moments = (self._core.nearest(), self._feed_watchdog_at, self._start_writer_at, *self._hosts.deadlines())
+        nearest = min((m for m in moments if m is not None), default=None)
         if nearest is None:
             return None
         return min(max(0.0, math.ceil((nearest - self._clock()) * 1000) / 1000), LONGEST)
@@ -172,6 +171,30 @@ class Loop:
         elif self._log_waits and not more:
             self._select.unregister(self._log.sink)
         self._log_waits = more
+
+    def _watch_writer(self) -> None:
+        if self._log_file is not None:
+            self._select.register(self._log_file.pidfd, selectors.EVENT_READ, (2, self._writer_ended))
+
+    def _writer_ended(self) -> None:
+        assert self._log_file is not None
+        self._select.unregister(self._log_file.pidfd)
+        ended = self._log_file.reap()
+        how = f"was killed by signal {ended.signal}" if ended and ended.signal else "ended"
+        self._log.add("warning", f"the log writer {how}: what it had not written yet is lost; another goes on")
+        self._start_writer_at = self._clock() + AGAIN
+
+    def _start_writer(self, now: float) -> None:
+        if self._log_file is None or self._start_writer_at is None or self._start_writer_at > now:
+            return
+        try:
+            self._log_file.start()
+        except OSError as error:
+            self._log.add("warning", f"the log writer could not be started: {error.strerror}")
+            self._start_writer_at = now + AGAIN
+            return
+        self._start_writer_at = None
+        self._watch_writer()
 
     # -- effects
 
@@ -200,7 +223,7 @@ class Loop:
         return events.Probed(probe.worker, self._processes.state(self._children.pid(probe.worker)))
 
     def _configured(self, effect: events.Configured) -> None:
-        self._config = effect.config
+        self._hosts.config = effect.config
         self._log.choose(effect.config.log_level)
 
     def _log_status(self, effect: events.LogStatus) -> None:
@@ -208,19 +231,10 @@ class Loop:
         self._log.add("notice", f"status: {json.dumps(status)}")
 
     def _answer(self, answer: events.Answer) -> None:
-        talk = self._talks.get(answer.connection)
-        if talk is None:
-            return
         value = answer.value
-        if isinstance(value, Fault):
-            talk.stream.fault(answer.token, value)
-        else:
-            if isinstance(value, Record):
-                value = value.dump(self._processes.state)
-            talk.stream.reply(answer.token, value)
-        # What waited for its turn has it now, but must not be taken before what stands in the queue.
-        self._turns.append(talk)
-        self._settle(talk)
+        if isinstance(value, Record):
+            value = value.dump(self._processes.state)
+        self._hosts.answer(answer.connection, answer.token, value)
 
     def _set_title(self, title: events.SetTitle) -> None:
         text = printable(title.text)
@@ -296,101 +310,10 @@ class Loop:
             self._select.unregister(child.control_fd)
         child.close()
         self.feed(events.Exited(child.id, ended.signal, ended.code))
-        self._resume(self._clock(), at_once=True)
-
-    # -- hosts
-
-    def _listen(self, listener: channel.Listener) -> None:
-        listener.paused_until = None
-        self._select.register(listener.sock, selectors.EVENT_READ, (3, lambda: self._accept(listener)))
-
-    def _pause(self, listener: channel.Listener) -> None:
-        listener.paused_until = self._clock() + channel.PAUSE
-        self._select.unregister(listener.sock)
-
-    def _resume(self, now: float, *, at_once: bool) -> None:
-        for listener in self._listeners:
-            if listener.paused_until is not None and (at_once or listener.paused_until <= now):
-                self._listen(listener)
-
-    def _accept(self, listener: channel.Listener) -> None:
-        mates = sum(talk.peer.channel == listener.spec for talk in self._talks.values())
-        if mates >= self._config.max_clients + channel.REFUSED_MAX:
-            self._pause(listener)
-            return
-        try:
-            accepted = listener.accept()
-        except OSError as error:
-            self._log.add("warning", f"{listener.spec}: accept: {error.strerror}")
-            self._pause(listener)
-            return
-        if accepted is None:
-            return
-        sock, peer = accepted
-        config = self._config
-        limits = Limits(config.max_header, config.max_body, config.max_nesting)
-        self._last_talk += 1
-        refused = mates >= config.max_clients
-        talk = channel.Conversation(self._last_talk, sock, peer, limits, config.message_age)
-        if refused:
-            talk.refuse(self._clock())
-        self._talks[talk.id] = talk
-        self._select.register(sock, selectors.EVENT_READ, (4, lambda: self._talk(talk)))
-
-    def _talk(self, talk: channel.Conversation) -> None:
-        now = self._clock()
-        talk.write(now)
-        if talk.reading:
-            talk.read(now)
-        self._listen_to(talk)
-
-    def _listen_to(self, talk: channel.Conversation) -> None:
-        while not talk.gone and (event := talk.next_event(self._clock())) is not None:
-            match event:
-                case Request(token, method, params):
-                    crowded = sum(t.stream.output_size for t in self._talks.values()) > UNSENT_MAX
-                    self.feed(events.Requested(talk.id, token, method, params, talk.peer, time.time(), crowded))
-                case Abandoned(token):
-                    self.feed(events.GivenUp(talk.id, token))
-                case Refused(code, text):
-                    self.feed(events.Malformed(code, text, talk.peer, time.time()))
-        self._settle(talk)
-        self._write_log()
-
-    def _settle(self, talk: channel.Conversation) -> None:
-        """Write what waits, then close the conversation or wait for what it needs next."""
-        if talk.id not in self._talks:
-            return
-        talk.write(self._clock())
-        if talk.over:
-            self._hang_up(talk)
-            return
-        wanted = selectors.EVENT_READ * talk.reading | selectors.EVENT_WRITE * talk.writing
-        key = self._select.get_key(talk.port)
-        if key.events != wanted:
-            self._select.modify(talk.port, wanted, key.data)
-
-    def _hang_up(self, talk: channel.Conversation) -> None:
-        del self._talks[talk.id]
-        self._select.unregister(talk.port)
-        talk.port.close()
-        self.feed(events.Disconnected(talk.id))
-        self._resume(self._clock(), at_once=True)
-
-    def _expire(self, now: float) -> None:
-        self._resume(now, at_once=False)
-        for talk in list(self._talks.values()):
-            deadline = talk.deadline()
-            if deadline is not None and deadline <= now:
-                talk.expire(now)
-                self._listen_to(talk)
+        self._hosts.resume(self._clock(), at_once=True)
 
     def _close(self) -> None:
-        for talk in list(self._talks.values()):
-            talk.write(self._clock())
-            talk.port.close()
-        for listener in self._listeners:
-            listener.close()
+        self._hosts.close()
         signal.set_wakeup_fd(-1)
         self._select.close()
         self._log.write()

@@ -7,21 +7,23 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..agent import __version__, kernel, sysfs
 from ..agent.errors import Fault
 from ..agent.mounts import Plan, Rules
 from ..agent.text import printable
 from . import journal, process, transaction
-from .channel import Listener
 from .config import BadConfig, Config, load
 from .core import Core
 from .events import JournalFound, Stopped, Woken
+from .listeners import Listener
 from .log import Log, Sink, Stderr, syslog
 from .log import journal as system_journal
+from .log_writer import LogFile
 from .loop import Loop
 from .notify import Notify
+from .ports import Device
 
 OOM_SCORE = -900  # killed last, but not never: a leak of ours must not take the guest down (proc(5), oom_score_adj)
 
@@ -29,7 +31,7 @@ OOM_SCORE = -900  # killed last, but not never: a leak of ours must not take the
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run virtagentd; return its exit code: 0 stopped by a signal, 1 it could not start, 2 a bad option or value."""
     for fd in range(3):
-        _have(fd)
+        have(fd)
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         try:
@@ -69,13 +71,26 @@ def describe(plan: Plan) -> str:
     return "\n".join(map(printable, lines)) + "\n"
 
 
-def serve(config: Config, processes: process.Processes, *, recover_only: bool = False) -> int:
+def serve(
+    config: Config,
+    processes: process.Processes,
+    *,
+    recover_only: bool = False,
+    notes: Sequence[str] = (),
+    ready: Callable[[], None] = lambda: None,
+) -> int:
     """Take the state directory, recover from the journal, open the channels, and serve; return the exit code.
 
-    With `recover_only` no channel is opened, and it ends as soon as nothing can be frozen any more.
+    `notes` are for the log; `ready` is called when hosts can come. With `recover_only` no channel is opened, and it
+    ends as soon as nothing can be frozen any more.
     """
     sys.dont_write_bytecode = True
-    log = Log(_sink(config.log_target), config.log_level)
+    try:
+        log = Log(_sink(config.log_target, processes), config.log_level)
+    except OSError as error:
+        return _say(f"log-target {config.log_target}: {error.strerror}", 1)
+    for note in notes:
+        log.add("warning", note)
     os.chdir("/")
     time.localtime()  # reads /etc/localtime, once
     try:
@@ -97,7 +112,8 @@ def serve(config: Config, processes: process.Processes, *, recover_only: bool = 
     try:
         # After the recovery has begun: a socket's path may lie on what is still frozen.
         for spec in config.channel:
-            loop.listen(Listener.open(spec))
+            listens = spec.startswith(("unix:", "vsock:"))
+            loop.listen(Listener.open(spec, any_cid=config.vsock_any) if listens else Device(spec))
     except OSError as error:
         _say(f"channel {spec}: {error.strerror}", 1)
         loop.feed(Stopped("a channel could not be opened"))
@@ -106,12 +122,15 @@ def serve(config: Config, processes: process.Processes, *, recover_only: bool = 
     log.add("notice", f"version {__version__} listens at {' '.join(config.channel)}")
     if wrong := notify.say("READY=1"):
         log.add("warning", wrong)
+    ready()
     return loop.run()
 
 
-def _sink(target: str) -> Sink:
+def _sink(target: str, processes: process.Processes) -> Sink:
     if target == "stderr":
         return Stderr(2, prefixed="JOURNAL_STREAM" in os.environ)
+    if target.startswith("file:"):
+        return LogFile(target.partition(":")[2], processes)
     return syslog() if target == "syslog" else system_journal()
 
 
@@ -155,7 +174,7 @@ def _stand_firm(log: Log) -> None:
         log.add("warning", f"oom_score_adj: {error.strerror}; the daemon may be killed early when memory is short")
 
 
-def _have(fd: int) -> None:
+def have(fd: int) -> None:
     """Have something at the descriptor, so that no socket or lock of ours takes its place."""
     try:
         os.fstat(fd)

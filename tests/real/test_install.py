@@ -21,6 +21,7 @@ PLACES = {
     "etc/virtagent/virtagentd.conf",
     "usr/local/sbin/virtagentd",
     "usr/local/bin/virtagentctl",
+    "usr/local/sbin/virtagent-qemu-ga",
 }
 # What the unit leaves to the daemon, as far as it can be had without systemd. 65: PR_SET_MDWE (Linux 6.3, else EINVAL).
 WITHOUT_RIGHTS = """#!{python} -I

@@ -13,6 +13,10 @@ from virtagent.supervisor.config import OPTIONS, BadConfig, Config, build, load,
 
 GOOD: list[tuple[str, str, Any]] = [
     ("channel", "unix:/run/a.sock", ("unix:/run/a.sock",)),
+    ("channel", "vsock:4294967294", ("vsock:4294967294",)),
+    ("channel", "virtio", ("virtio",)),
+    ("channel", "virtio:/dev/vport1p1", ("virtio:/dev/vport1p1",)),
+    ("channel", "serial:/dev/ttyS1", ("serial:/dev/ttyS1",)),
     ("include", "/srv/*", ("/srv/*",)),
     ("exclude", "/srv/a b", ("/srv/a b",)),
     ("plan-limit", "2.5", 2.5),
@@ -28,6 +32,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("block-rpcs", "va.getfile", ("va.getfile",)),
     ("log-level", "debug", "debug"),
     ("log-target", "journal", "journal"),
+    ("log-target", "file:/var/log/a b.log", "file:/var/log/a b.log"),
     ("max-workers", "1", 1),
     ("max-clients", "99", 99),
     ("max-header", "1024", 1024),
@@ -41,6 +46,8 @@ _NUMBERS = ["", " ", "x", "-1", "nan", "inf", "-inf", "1e400", "1,5", "1 2", "0x
 _COUNTS = ["", "0", "-1", "1.5", "x", "99999999999", "1e3"]
 BAD: list[tuple[str, str]] = [
     *[("channel", text) for text in ("", "/run/a", "unix:", "unix:a", "tcp:1", "UNIX:/a", "unix:/" + "x" * 107)],
+    *[("channel", f"vsock{rest}") for rest in ("", ":", ":0", ":-1", ":1:2", ":x", ":4294967295", ":\u0664", ": 1")],
+    *[("channel", text) for text in ("virtio:", "virtio:vport1p1", "virtio ", "serial", "serial:", "serial:ttyS0")],
     ("include", ""),
     ("exclude", "a\0b"),
     *[
@@ -60,6 +67,9 @@ BAD: list[tuple[str, str]] = [
     ("log-level", "INFO"),
     ("log-level", "chatty"),
     ("log-target", "file"),
+    ("log-target", "file:"),
+    ("log-target", "file:a"),
+    ("log-target", "file:/a\0b"),
     *[
         (n, t)
         for n in ("max-workers", "max-clients", "max-header", "max-body", "max-nesting", "audit-ring")
@@ -117,9 +127,16 @@ def test_a_list_that_allows_nothing_does_not_allow_everything(text: str) -> None
     assert not config.allows("va.fsfreeze")
 
 
-def test_a_channel_has_no_nul() -> None:
+@pytest.mark.parametrize("scheme", ["unix", "virtio", "serial"])
+def test_a_channel_has_no_nul(scheme: str) -> None:
     with pytest.raises(BadConfig):
-        build({}, {"channel": ["unix:/run/a\0b"]})
+        build({}, {"channel": [f"{scheme}:/run/a\0b"]})
+
+
+def test_channels_add_up_but_none_twice() -> None:
+    assert build({"channel": ["virtio", "vsock:1"]}, {}).channel == ("virtio", "vsock:1")
+    with pytest.raises(BadConfig, match="vsock:1 is given twice"):
+        build({"channel": ["vsock:1", "virtio", "vsock:1"]}, {})
 
 
 def test_defaults_are_the_designs() -> None:
@@ -240,3 +257,7 @@ def test_switches(tmp_path: Path) -> None:
     assert asked.plan
     assert not asked.version
     assert load(["--config", str(file), "--strict"])[0].strict
+    assert load(["--config", str(file), "--vsock-any"])[0].vsock_any
+    assert not load(["--config", str(file)])[0].vsock_any
+    file.write_text("vsock-any yes")
+    assert load(["--config", str(file)])[0].vsock_any

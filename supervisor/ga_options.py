@@ -1,0 +1,240 @@
+"""The command line and the key file of qemu-ga 7.2, with -a and -c of later ones: what they say, and what -D prints."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .key_file import BadKeyFile, form, parse, text_of, truth_of
+
+CONF = "/etc/qemu/qemu-ga.conf"
+STATE = "/var/run"
+HOOK = "/etc/qemu/fsfreeze-hook"
+METHODS = {"virtio-serial": "virtio", "isa-serial": "serial", "unix-listen": "unix", "vsock-listen": "vsock"}
+PATHS = {"virtio-serial": "/dev/virtio-ports/org.qemu.guest_agent.0", "isa-serial": "/dev/ttyS0"}
+
+
+class BadUsage(Exception):
+    """What qemu-ga would refuse; one sentence. `options` says that the words are no options at all."""
+
+    def __init__(self, text: str, *, options: bool = False) -> None:
+        super().__init__(text)
+        self.options = options
+
+
+class Option(NamedTuple):
+    """One option: its letter, its word, and whether it takes an argument ("no", "yes", "may")."""
+
+    letter: str
+    word: str
+    argument: str
+    help: str = ""
+
+
+OPTIONS = (
+    Option("m", "method", "yes", f"one of {', '.join(METHODS)} (default virtio-serial)"),
+    Option("p", "path", "yes", "path of the device or socket; CID:PORT for vsock-listen"),
+    Option("l", "logfile", "yes", "append the log to this file, through a process of its own (default stderr)"),
+    Option("f", "pidfile", "yes", "pid file of a daemon (default /var/run/qemu-ga.pid)"),
+    Option("F", "fsfreeze-hook", "may", "refused: hooks come with a later version"),
+    Option("t", "statedir", "yes", f"state is kept in DIR/virtagent if that is on tmpfs (default {STATE})"),
+    Option("v", "verbose", "no", "log more"),
+    Option("V", "version", "no", "print the version and end"),
+    Option("d", "daemonize", "no", "become a daemon"),
+    Option("b", "block-rpcs", "yes", 'commands to refuse, a comma between two; "help" lists all'),
+    Option("b", "blacklist", "yes"),
+    Option("a", "allow-rpcs", "yes", "the only commands to admit"),
+    Option("D", "dump-conf", "no", "print the configuration as a key file and end"),
+    Option("c", "config", "yes", f"key file to read first (default QGA_CONF, else {CONF})"),
+    Option("r", "retry-path", "no", "has no effect: a port that is not there is always waited for"),
+    Option("h", "help", "no", "print this and end"),
+)
+
+
+_ENDS = {"V": "version", "h": "help"}
+_TEXTS = {"m": "method", "p": "path", "l": "logfile", "f": "pidfile", "t": "statedir", "F": "hook"}
+_FLAGS = {"d": "daemon", "v": "verbose", "r": "retry"}
+
+
+@dataclass(slots=True)
+class Settings:
+    """What qemu-ga's options and key file say."""
+
+    daemon: bool = False
+    method: str | None = None
+    path: str | None = None
+    logfile: str | None = None
+    pidfile: str = "/var/run/qemu-ga.pid"
+    hook: str | None = None
+    statedir: str = STATE
+    verbose: bool = False
+    retry: bool = False
+    block: list[str] = field(default_factory=list)
+    allow: list[str] = field(default_factory=list)
+
+    def dump(self) -> str:
+        """Return the key file that qemu-ga prints for them."""
+        values: dict[str, str | bool] = {"daemon": self.daemon}
+        some = (("method", self.method), ("path", self.path), ("logfile", self.logfile))
+        values |= {key: value for key, value in some if value is not None}
+        values["pidfile"] = self.pidfile
+        values |= {} if self.hook is None else {"fsfreeze-hook": self.hook}
+        values |= {"statedir": self.statedir, "verbose": self.verbose, "retry-path": self.retry}
+        values["block-rpcs"] = ",".join(self.block)
+        values |= {"allow-rpcs": ",".join(self.allow)} if self.allow else {}
+        return form("general", values)
+
+
+def scan(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield letter and argument of each option, read as getopt_long(3) does; other words are ignored.
+
+    Raises BadUsage where it comes to a wrong one.
+    """
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if word == "--":
+            break
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            option = _by_word(name)
+            if equals and option.argument == "no":
+                raise BadUsage(f"option '--{option.word}' doesn't allow an argument", options=True)
+            if option.argument == "may" and not equals:
+                value = HOOK
+            if option.argument == "yes" and not equals:
+                value = _argument(left, f"option '--{option.word}' requires an argument")
+            yield option.letter, value
+        elif word.startswith("-") and word != "-":
+            cluster = word[1:]
+            while cluster:
+                letter, cluster = cluster[0], cluster[1:]
+                option = _by_letter(letter)
+                value = ""
+                if option.argument != "no":
+                    value, cluster = cluster, ""
+                if option.argument == "may":
+                    value = value or HOOK
+                if option.argument == "yes" and not value:
+                    value = _argument(left, f"option requires an argument -- '{letter}'")
+                yield letter, value
+
+
+def _by_word(name: str) -> Option:
+    exact = [option for option in OPTIONS if option.word == name]
+    begun = exact or [option for option in OPTIONS if option.word.startswith(name)]
+    if not begun:
+        raise BadUsage(f"unrecognized option '--{name}'", options=True)
+    if len({option.letter for option in begun}) > 1:
+        raise BadUsage(f"option '--{name}' is ambiguous", options=True)
+    return begun[0]
+
+
+def _by_letter(letter: str) -> Option:
+    for option in OPTIONS:
+        if option.letter == letter:
+            return option
+    raise BadUsage(f"invalid option -- '{letter}'", options=True)
+
+
+def _argument(left: list[str], missing: str) -> str:
+    if not left:
+        raise BadUsage(missing, options=True)
+    return left.pop(0)
+
+
+def items(text: str) -> list[str]:
+    """Return the items of a list in the order that qemu-ga keeps: the last one first."""
+    return text.split(",")[::-1] if text else []
+
+
+def read_conf(settings: Settings, data: bytes) -> None:
+    """Take what a key file says; raises BadKeyFile."""
+    raw = parse(data).get("general", {})
+    for name in _TEXTS.values():
+        key = "fsfreeze-hook" if name == "hook" else name
+        if key in raw:
+            setattr(settings, name, text_of(key, raw[key]))
+    for key, name in (("daemon", "daemon"), ("verbose", "verbose"), ("retry-path", "retry")):
+        if key in raw:
+            setattr(settings, name, truth_of(key, raw[key]))
+    blocked = [text_of(key, raw[key]) for key in ("block-rpcs", "blacklist") if key in raw]
+    settings.block += items(blocked[-1]) if blocked else []
+    settings.allow += items(text_of("allow-rpcs", raw["allow-rpcs"])) if "allow-rpcs" in raw else []
+
+
+def load(words: Sequence[str], environment: Mapping[str, str]) -> tuple[Settings, str]:
+    """Return the settings, and what is only to be printed: version, help, rpcs, dump, or "" to serve.
+
+    Raises BadUsage.
+    """
+    settings = Settings()
+    given: list[tuple[str, str]] = []
+    wrong: BadUsage | None = None
+    try:
+        given.extend(scan(words))
+    except BadUsage as error:
+        wrong = error  # what stands before it may end the run first, and the file comes before all
+    named = [value for letter, value in given if letter == "c"]
+    _read_file(settings, named[-1] if named else environment.get("QGA_CONF") or CONF, needed=bool(named))
+    asked = ""
+    for letter, value in given:
+        if letter in _ENDS or (letter == "b" and value in ("help", "?")):
+            return settings, _ENDS.get(letter, "rpcs")
+        asked = asked or ("dump" if letter == "D" else "")
+        _take(settings, letter, value)
+    if wrong is not None:
+        raise wrong
+    settings.method = "virtio-serial" if settings.method is None else settings.method
+    if settings.path is None:
+        settings.path = PATHS.get(settings.method)
+    if settings.path is None:
+        raise BadUsage("must specify a path for this channel")
+    if settings.block and settings.allow:
+        raise BadUsage("block-rpcs and allow-rpcs cannot be given at once")
+    return settings, asked
+
+
+def _read_file(settings: Settings, path: str, *, needed: bool) -> None:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise BadUsage(f"error loading configuration from path: {path}, Not a regular file")
+        with open(path, "rb") as file:
+            read_conf(settings, file.read())
+    except FileNotFoundError as error:
+        if needed:
+            raise BadUsage(f"error loading configuration from path: {path}, {error.strerror}") from None
+    except OSError as error:
+        raise BadUsage(f"error loading configuration from path: {path}, {error.strerror}") from None
+    except BadKeyFile as error:
+        raise BadUsage(f"error loading configuration from path: {path}, {error}") from None
+
+
+def _take(settings: Settings, letter: str, value: str) -> None:
+    match letter:
+        case "b":
+            settings.block += items(value)
+        case "a":
+            settings.allow += items(value)
+        case _ if letter in _TEXTS:
+            setattr(settings, _TEXTS[letter], value)
+        case _ if letter in _FLAGS:
+            setattr(settings, _FLAGS[letter], True)
+
+
+def usage() -> str:
+    """Return the text of --help."""
+    lines = [
+        "usage: virtagent-qemu-ga [-m METHOD -p PATH] [OPTION]...",
+        "",
+        "virtagentd with the options of qemu-ga.",
+        "",
+    ]
+    for option in OPTIONS:
+        if option.help:
+            lines.append(f"  {f'-{option.letter}, --{option.word}':<22} {option.help}")
+    lines += ["", "What else virtagentd offers is read from its own file, which VIRTAGENT_CONF may name."]
+    return "\n".join(lines) + "\n"

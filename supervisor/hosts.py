@@ -1,0 +1,238 @@
+"""Hosts: who comes by which way, what they say as events, and the answers to it. Part of the loop, which it calls back.
+
+Hosts come through a listening socket, each on a descriptor of its own, or are at the other end of a port (ports.py),
+where one after another has the same descriptor. Each host is a conversation with a number of its own: what was said in
+one, or is still to be answered, never reaches another.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..agent.errors import Fault
+from ..agent.wire.messages import Abandoned, Limits, Refused, Request
+from . import channel, events
+from .config import Config
+from .listeners import PAUSE, Listener, Stranger
+from .log import Log
+from .ports import Device
+
+UNSENT_MAX = 64 << 20  # bytes of replies that hosts have not read, above which only essential RPCs are admitted
+REFUSED_MAX = 16  # clients over max_clients that are told so at once; others wait in the backlog
+
+
+class Hosts:
+    """All conversations, and the ways that they come by."""
+
+    def __init__(
+        self,
+        config: Config,
+        select: selectors.EpollSelector,
+        log: Log,
+        clock: Callable[[], float],
+        feed: Callable[[events.Event], None],
+    ) -> None:
+        self.config = config
+        self._select = select
+        self._log = log
+        self._clock = clock
+        self._feed = feed
+        self._listeners: list[Listener] = []
+        self._devices: list[Device] = []
+        self._talks: dict[int, channel.Conversation] = {}
+        self._last_talk = 0
+        self._turns: deque[channel.Conversation] = deque()
+
+    def listen(self, way: Listener | Device) -> None:
+        """Have hosts come that way."""
+        if isinstance(way, Listener):
+            self._listeners.append(way)
+            self._listen(way)
+        else:
+            self._devices.append(way)
+            self._look(way)
+
+    def answer(self, connection: int, token: int, value: Any) -> None:
+        """Reply with a value or a Fault; nothing if the conversation has ended."""
+        talk = self._talks.get(connection)
+        if talk is None:
+            return
+        if isinstance(value, Fault):
+            talk.stream.fault(token, value)
+        else:
+            talk.stream.reply(token, value)
+        # What waited for its turn has it now, but must not be taken before what stands in the loop's queue.
+        self._turns.append(talk)
+        self._settle(talk)
+
+    def take_turns(self) -> None:
+        """Take what waited for its turn."""
+        while self._turns:
+            self._listen_to(self._turns.popleft())
+
+    def deadlines(self) -> Iterator[float | None]:
+        """Yield when `expire` is due."""
+        yield from (talk.deadline() for talk in self._talks.values())
+        yield from (listener.paused_until for listener in self._listeners)
+        yield from (device.look_at for device in self._devices)
+
+    def expire(self, now: float) -> None:
+        """Do what is due."""
+        self.resume(now, at_once=False)
+        for device in self._devices:
+            if device.look_at is not None and device.look_at <= now:
+                self._look(device, again=True)
+        for talk in list(self._talks.values()):
+            deadline = talk.deadline()
+            if deadline is not None and deadline <= now:
+                talk.expire(now)
+                self._listen_to(talk)
+
+    def resume(self, now: float, *, at_once: bool) -> None:
+        """Accept again where that was put off."""
+        for listener in self._listeners:
+            if listener.paused_until is not None and (at_once or listener.paused_until <= now):
+                self._listen(listener)
+
+    def close(self) -> None:
+        """Write what can be written now, and close all."""
+        for talk in list(self._talks.values()):
+            talk.write(self._clock())
+            talk.port.close()
+        for listener in self._listeners:
+            listener.close()
+        for device in self._devices:
+            device.close()
+            device.close_watch()
+
+    # -- listeners
+
+    def _listen(self, listener: Listener) -> None:
+        listener.paused_until = None
+        self._select.register(listener.sock, selectors.EVENT_READ, (3, lambda: self._accept(listener)))
+
+    def _pause(self, listener: Listener) -> None:
+        listener.paused_until = self._clock() + PAUSE
+        self._select.unregister(listener.sock)
+
+    def _accept(self, listener: Listener) -> None:
+        mates = sum(talk.peer.channel == listener.spec for talk in self._talks.values())
+        if mates >= self.config.max_clients + REFUSED_MAX:
+            self._pause(listener)
+            return
+        try:
+            accepted = listener.accept()
+        except Stranger as stranger:
+            if text := str(stranger):
+                self._log.add("warning", f"{listener.spec}: {text}")
+            return
+        except OSError as error:
+            self._log.add("warning", f"{listener.spec}: accept: {error.strerror}")
+            self._pause(listener)
+            return
+        if accepted is None:
+            return
+        sock, peer = accepted
+        talk = self._begin(sock, peer)
+        if mates >= self.config.max_clients:
+            talk.refuse(self._clock())
+        self._select.register(sock, selectors.EVENT_READ, (4, lambda: self._talk(talk)))
+
+    # -- devices
+
+    def _look(self, device: Device, *, again: bool = False) -> None:
+        """Open the port, or wait until it can be opened."""
+        if device.watch is not None:
+            self._select.unregister(device.watch)
+        before = device.why
+        if device.look(self._clock(), again=again):
+            self._log.add("notice", f"{device.spec}: open")
+            self._select.register(device, selectors.EVENT_READ, (4, lambda: self._hear(device)))
+            return
+        if device.why != before:
+            self._log.add("warning", f"{device.spec}: {device.why}; waiting for that to change")
+        if device.watch is not None:
+            self._select.register(device.watch, selectors.EVENT_READ, (3, lambda: self._look_if(device)))
+
+    def _look_if(self, device: Device) -> None:
+        if device.watch is not None and device.watch.happened():
+            self._look(device)
+
+    def _hear(self, device: Device) -> None:
+        gone = device.happened()
+        talk = device.talk = device.talk or self._begin(device, device.peer)
+        if gone and not talk.reading:
+            talk.drain()  # its replies are for nobody, and what it said last is not the next one's
+        self._talk(talk)
+
+    def _next(self, device: Device) -> None:
+        """Be ready for the host that comes next, or for what this one says next."""
+        device.talk = None
+        if device.dead:
+            self._select.unregister(device)
+            device.close()
+            self._log.add("notice", f"{device.spec}: hung up, unplugged or failed")
+            self._look(device)
+        elif not device.at_end:
+            device.arm(reading=True, writing=False)
+
+    # -- conversations
+
+    def _begin(self, port: channel.Port, peer: events.Peer) -> channel.Conversation:
+        config = self.config
+        self._last_talk += 1
+        limits = Limits(config.max_header, config.max_body, config.max_nesting)
+        talk = channel.Conversation(self._last_talk, port, peer, limits, config.message_age)
+        self._talks[talk.id] = talk
+        return talk
+
+    def _talk(self, talk: channel.Conversation) -> None:
+        now = self._clock()
+        talk.write(now)
+        if talk.reading:
+            talk.read(now)
+        self._listen_to(talk)
+
+    def _listen_to(self, talk: channel.Conversation) -> None:
+        while not talk.gone and (event := talk.next_event(self._clock())) is not None:
+            match event:
+                case Request(token, method, params):
+                    crowded = sum(t.stream.output_size for t in self._talks.values()) > UNSENT_MAX
+                    self._feed(events.Requested(talk.id, token, method, params, talk.peer, time.time(), crowded))
+                case Abandoned(token):
+                    self._feed(events.GivenUp(talk.id, token))
+                case Refused(code, text):
+                    self._feed(events.Malformed(code, text, talk.peer, time.time()))
+        self._settle(talk)
+
+    def _settle(self, talk: channel.Conversation) -> None:
+        """Write what waits, then close the conversation or wait for what it needs next."""
+        if talk.id not in self._talks:
+            return
+        talk.write(self._clock())
+        if talk.over:
+            self._hang_up(talk)
+        elif isinstance(talk.port, Device):
+            talk.port.arm(reading=talk.reading, writing=talk.writing)
+        else:
+            wanted = selectors.EVENT_READ * talk.reading | selectors.EVENT_WRITE * talk.writing
+            key = self._select.get_key(talk.port)
+            if key.events != wanted:
+                self._select.modify(talk.port, wanted, key.data)
+
+    def _hang_up(self, talk: channel.Conversation) -> None:
+        del self._talks[talk.id]
+        port = talk.port
+        if isinstance(port, Device):
+            if talk.stream.output_size:
+                port.drop()
+            self._next(port)
+        else:
+            self._select.unregister(port)
+            port.close()
+        self._feed(events.Disconnected(talk.id))
+        self.resume(self._clock(), at_once=True)

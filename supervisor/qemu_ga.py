@@ -1,0 +1,182 @@
+"""virtagent-qemu-ga: virtagentd with the command line of qemu-ga, to be put in its place.
+
+What its options and key file say is made into options of virtagentd. What only virtagentd has stands in
+virtagentd.conf, or the file that VIRTAGENT_CONF names.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from ..agent import __version__
+from ..agent.rpcs import RPCS
+from . import journal, process
+from .config import CONFIG_FILE, STATE_DIR, BadConfig, Config, build, read_file
+from .ga_options import METHODS, STATE, BadUsage, Settings, load, usage
+from .main import have, serve
+
+SAME_AS = {
+    "guest-file-open": "va.getfile",
+    "guest-file-read": "va.getfile",
+    "guest-shutdown": "va.shutdown",
+    "guest-fsfreeze-freeze": "va.fsfreeze",
+    "guest-fsfreeze-freeze-list": "va.fsfreeze",
+}
+"""What a host could call instead of a command: blocked with it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the agent; return its exit code: 0, 1 as qemu-ga, 2 what only virtagentd finds wrong."""
+    for fd in range(3):
+        have(fd)
+    try:
+        settings, asked = load(sys.argv[1:] if arguments is None else arguments, os.environ)
+        if asked:
+            sys.stdout.write(_answer(settings, asked))
+            return 0
+        config, notes = configure(settings, os.environ)
+    except BadUsage as error:
+        if error.options:
+            sys.stdout.write("Unknown option, try 'virtagent-qemu-ga --help' for more information.\n")
+        return _say(str(error), 1)
+    except BadConfig as error:
+        return _say(str(error), 2)
+    return daemonize(settings, config, notes) if settings.daemon else serve(config, process.System(), notes=notes)
+
+
+def _answer(settings: Settings, asked: str) -> str:
+    match asked:
+        case "version":
+            return f"QEMU Guest Agent (virtagent) {__version__}\n"
+        case "help":
+            return usage()
+        case "rpcs":
+            return "".join(f"{row.name}\n" for row in RPCS.values() if row.public)
+    return settings.dump()
+
+
+def configure(settings: Settings, environment: Mapping[str, str]) -> tuple[Config, list[str]]:
+    """Return the configuration, and what the log is to be told of it. Raises BadUsage, BadConfig."""
+    if settings.hook is not None:
+        raise BadConfig("fsfreeze-hook: programs around a freeze are not offered yet; take -F or fsfreeze-hook away")
+    path = environment.get("VIRTAGENT_CONF") or CONFIG_FILE
+    from_file, there = _read(path, needed="VIRTAGENT_CONF" in environment)
+    notes: list[str] = []
+    given = {"channel": [_channel(settings)]}
+    if settings.statedir != STATE or "state-dir" not in from_file:
+        given["state-dir"] = [_state_dir(settings.statedir, notes)]
+    if settings.logfile is not None:
+        given["log-target"] = [f"file:{os.path.abspath(settings.logfile)}"]
+    elif settings.daemon:
+        given["log-target"] = ["syslog"]  # a daemon has no stderr
+    if settings.verbose:
+        given["log-level"] = ["debug"]
+    for option, names in (("block-rpcs", settings.block), ("allow-rpcs", settings.allow)):
+        if known := _known(option, names, notes):
+            given[option] = [",".join(known + from_file.get(option, []) * (option == "block-rpcs"))]
+    config = build(given, from_file, (path, there))
+    if settings.daemon and not journal.in_memory(os.path.dirname(os.path.abspath(settings.pidfile))):
+        notes.append(f"pidfile {settings.pidfile} is not on tmpfs: the start waits if its file system is frozen")
+    return config, notes
+
+
+def _read(path: str, *, needed: bool) -> tuple[dict[str, list[str]], bool]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return read_file(file.read(), path), True
+    except FileNotFoundError as error:
+        if needed:
+            raise BadConfig(f"config {path}: {error.strerror}") from None
+        return {}, False
+    except OSError as error:
+        raise BadConfig(f"config {path}: {error.strerror}") from None
+
+
+def _channel(settings: Settings) -> str:
+    method, path = settings.method or "", settings.path or ""
+    if method not in METHODS:
+        raise BadUsage(f"unsupported channel method/type: {method}")
+    if method == "vsock-listen":
+        cid, colon, port = path.partition(":")
+        if not colon or not cid.removeprefix("-").isdecimal():
+            raise BadUsage(f"error parsing address '{path}'")
+        return f"vsock:{port}"
+    return f"{METHODS[method]}:{os.path.abspath(path)}"
+
+
+def _state_dir(wanted: str, notes: list[str]) -> str:
+    """Return where the journal goes: below the folder that is wanted, if that is in memory."""
+    if journal.in_memory(wanted):
+        return os.path.join(os.path.realpath(wanted), "virtagent")
+    notes.append(f"statedir {wanted} is not on tmpfs: state is kept in {STATE_DIR}")
+    return STATE_DIR
+
+
+def _known(option: str, names: Sequence[str], notes: list[str]) -> list[str]:
+    """Return the names that virtagentd knows; qemu-ga ignores others, but an empty list would allow everything."""
+    found: list[str] = []
+    for name in filter(None, names):
+        if name in RPCS and RPCS[name].public:
+            found.append(name)
+        else:
+            notes.append(f"{option}: there is no RPC {name!r:.80}")
+        if option == "block-rpcs" and name in SAME_AS:
+            found.append(SAME_AS[name])
+    if option == "allow-rpcs" and names and not found:
+        raise BadUsage(f"allow-rpcs: none of {','.join(names)!r:.200} is here, so that nothing would be allowed")
+    return list(dict.fromkeys(found))
+
+
+def daemonize(settings: Settings, config: Config, notes: Sequence[str]) -> int:
+    """Serve in a process that has left session and terminal; return in the caller when it is set up or has failed."""
+    read, write = os.pipe()
+    if os.fork():
+        os.close(write)
+        set_up = os.read(read, 1)
+        os.wait()
+        return 0 if set_up else 1
+    os.close(read)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    path = os.path.abspath(settings.pidfile)
+    try:
+        _lock_pid_file(path)
+    except OSError as error:
+        return _say(f"pidfile {path}: {error.strerror}", 1)
+    try:
+        return serve(config, process.System(), notes=notes, ready=_detach(write))
+    finally:
+        os.unlink(path)
+
+
+def _lock_pid_file(path: str) -> None:
+    """Write the pid file; its lock lasts as long as this process. Raises OSError, EAGAIN if another one has it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.ftruncate(fd, 0)
+    os.write(fd, f"{os.getpid()}\n".encode())
+
+
+def _detach(write: int) -> Callable[[], None]:
+    def detach() -> None:
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)
+        os.close(null)
+        os.write(write, b".")
+        os.close(write)
+
+    return detach
+
+
+def _say(text: str, code: int) -> int:
+    sys.stderr.write(f"virtagent-qemu-ga: {text}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
