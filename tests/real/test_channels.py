@@ -167,24 +167,30 @@ def test_what_is_no_port_is_waited_out(rig: Rig, path: Path) -> None:
 def test_half_a_message_of_one_host_is_not_the_next_ones(rig: Rig, path: Path, scheme: str) -> None:
     spec = f"{scheme}:{path}"
     stall = rig.stall("ext4")
-    daemon = rig.daemon([stall.fs], ["--channel", spec])
+    log = rig.area.fresh("log")  # to a file, since a log on stderr waits while anything may be frozen
+    daemon = rig.daemon([stall.fs], ["--channel", spec, "--log-target", f"file:{log}"])
+
+    def logged(text: str, times: int = 1) -> None:
+        until(lambda: log.exists() and log.read_text().count(f" {spec}: {text}\n") >= times, 10, text)
+
     with Line(path) as line:
-        opened(daemon, spec)
+        logged("open")
         assert b"dummy" in line.call("va.ping")
         stall.stall()
         line.send(request("va.fsfreeze"))
         daemon.wait_status(lambda r: r["phase"] == "sync")
         line.send(request("va.ping")[:60])
-    logged(daemon, f"{spec}: hung up")
+    logged("hung up, unplugged or failed")
     with Line(path) as line:
-        opened(daemon, spec, 2)
+        logged("open", 2)
         assert b"dummy" in line.call("va.ping")
         stall.release()
         daemon.wait_state("FROZEN")
         assert b"<int>2</int>" in line.call("va.fsstatus")
         assert b"<int>1</int>" in line.call("va.fsthaw")
         assert line.rest() == b"", "an answer that another host had asked for"
-    assert re.search(r'method="va.fsfreeze" .*outcome=abandoned', daemon.log())
+    until(lambda: 'method="va.fsthaw"' in log.read_text(), 10, "the records after the thaw")
+    assert re.search(r'method="va.fsfreeze" .*outcome=abandoned', log.read_text())
 
 
 def test_a_connection_that_would_be_closed_begins_anew(rig: Rig, path: Path) -> None:
