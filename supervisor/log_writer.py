@@ -89,20 +89,28 @@ class File:
         self._fd = -1
         self._lost = 0
         self._said = ""
+        self._stderr = True
 
     def append(self, data: bytes) -> None:
-        """Write all of `data`; what is refused is counted, and said on stderr once for each reason."""
+        """Write all of `data`; what is refused is counted. Before the first success it is said on stderr, too."""
         try:
             self._follow()
             if self._lost:
                 self._put(f"log: {self._lost} lines were lost: {self._said}\n".encode())
                 self._lost, self._said = 0, ""
             self._put(data)
+            self._leave_stderr()
         except OSError as error:
             self._lost += data.count(b"\n")
-            if self._said != error.strerror:
-                self._said = str(error.strerror)
-                sys.stderr.write(f"virtagentd: log file {self._path}: {self._said}\n")
+            if self._said != error.strerror and self._stderr:
+                sys.stderr.write(f"virtagentd: log file {self._path}: {error.strerror}\n")
+            self._said = str(error.strerror)
+
+    def _leave_stderr(self) -> None:
+        """Let go of what the daemon was started with: a caller may wait for its end."""
+        if self._stderr:
+            self._stderr = False
+            have_nothing_at(2)
 
     def _put(self, data: bytes) -> None:
         while data:
@@ -124,6 +132,14 @@ class File:
         self._fd = os.open(self._path, flags, MODE)
 
 
+def have_nothing_at(*fds: int) -> None:
+    """Put /dev/null in the place of these descriptors."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in fds:
+        os.dup2(null, fd)
+    os.close(null)
+
+
 def _run(pipe: int, path: str) -> NoReturn:
     code = 1
     try:
@@ -135,6 +151,7 @@ def _run(pipe: int, path: str) -> NoReturn:
         os.setsid()
         os.closerange(3, pipe)
         os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
+        have_nothing_at(0, 1)
         setproctitle.setproctitle(f"{worker.TITLE}log writer [{path}]")
         kernel.be_killed_like_others()
         file = File(path)

@@ -16,6 +16,7 @@ from ..agent.rpcs import RPCS
 from . import journal, process
 from .config import CONFIG_FILE, STATE_DIR, BadConfig, Config, build, read_file
 from .ga_options import METHODS, STATE, BadUsage, Settings, load, usage
+from .log_writer import have_nothing_at
 from .main import have, serve
 
 SAME_AS = {
@@ -163,10 +164,7 @@ def _lock_pid_file(path: str) -> None:
 
 def _detach(write: int) -> Callable[[], None]:
     def detach() -> None:
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in range(3):
-            os.dup2(null, fd)
-        os.close(null)
+        have_nothing_at(0, 1, 2)
         os.write(write, b".")
         os.close(write)
 
