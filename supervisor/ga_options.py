@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from .key_file import BadKeyFile, form, parse, text_of, truth_of
 
@@ -59,7 +59,7 @@ _TEXTS = {"m": "method", "p": "path", "l": "logfile", "f": "pidfile", "t": "stat
 _FLAGS = {"d": "daemon", "v": "verbose", "r": "retry"}
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What qemu-ga's options and key file say."""
 
@@ -72,8 +72,8 @@ class Settings:
     statedir: str = STATE
     verbose: bool = False
     retry: bool = False
-    block: list[str] = field(default_factory=list)
-    allow: list[str] = field(default_factory=list)
+    block: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
 
     def dump(self) -> str:
         """Return the key file that qemu-ga prints for them."""
@@ -146,24 +146,27 @@ def _argument(left: list[str], missing: str) -> str:
     return left.pop(0)
 
 
-def items(text: str) -> list[str]:
+def items(text: str) -> tuple[str, ...]:
     """Return the items of a list in the order that qemu-ga keeps: the last one first."""
-    return text.split(",")[::-1] if text else []
+    return tuple(text.split(",")[::-1]) if text else ()
 
 
-def read_conf(settings: Settings, data: bytes) -> None:
-    """Take what a key file says; raises BadKeyFile."""
+def read_conf(settings: Settings, data: bytes) -> Settings:
+    """Return what the settings are with a key file; raises BadKeyFile."""
     raw = parse(data).get("general", {})
+    changed: dict[str, Any] = {}
     for name in _TEXTS.values():
         key = "fsfreeze-hook" if name == "hook" else name
         if key in raw:
-            setattr(settings, name, text_of(key, raw[key]))
-    for key, name in (("daemon", "daemon"), ("verbose", "verbose"), ("retry-path", "retry")):
+            changed[name] = text_of(key, raw[key])
+    for name in _FLAGS.values():
+        key = "retry-path" if name == "retry" else name
         if key in raw:
-            setattr(settings, name, truth_of(key, raw[key]))
-    blocked = [text_of(key, raw[key]) for key in ("block-rpcs", "blacklist") if key in raw]
-    settings.block += items(blocked[-1]) if blocked else []
-    settings.allow += items(text_of("allow-rpcs", raw["allow-rpcs"])) if "allow-rpcs" in raw else []
+            changed[name] = truth_of(key, raw[key])
+    lists = {key: items(text_of(key, raw[key])) for key in ("block-rpcs", "blacklist", "allow-rpcs") if key in raw}
+    changed["block"] = lists.get("blacklist", lists.get("block-rpcs", ()))
+    changed["allow"] = lists.get("allow-rpcs", ())
+    return replace(settings, **changed)
 
 
 def load(words: Sequence[str], environment: Mapping[str, str]) -> tuple[Settings, str]:
@@ -171,7 +174,6 @@ def load(words: Sequence[str], environment: Mapping[str, str]) -> tuple[Settings
 
     Raises BadUsage.
     """
-    settings = Settings()
     given: list[tuple[str, str]] = []
     wrong: BadUsage | None = None
     try:
@@ -179,50 +181,48 @@ def load(words: Sequence[str], environment: Mapping[str, str]) -> tuple[Settings
     except BadUsage as error:
         wrong = error  # what stands before it may end the run first, and the file comes before all
     named = [value for letter, value in given if letter == "c"]
-    _read_file(settings, named[-1] if named else environment.get("QGA_CONF") or CONF, needed=bool(named))
+    settings = _read_file(named[-1] if named else environment.get("QGA_CONF") or CONF, needed=bool(named))
     asked = ""
     for letter, value in given:
         if letter in _ENDS or (letter == "b" and value in ("help", "?")):
             return settings, _ENDS.get(letter, "rpcs")
         asked = asked or ("dump" if letter == "D" else "")
-        _take(settings, letter, value)
+        settings = _take(settings, letter, value)
     if wrong is not None:
         raise wrong
-    settings.method = "virtio-serial" if settings.method is None else settings.method
-    if settings.path is None:
-        settings.path = PATHS.get(settings.method)
-    if settings.path is None:
+    method = "virtio-serial" if settings.method is None else settings.method
+    path = PATHS.get(method) if settings.path is None else settings.path
+    if path is None:
         raise BadUsage("must specify a path for this channel")
     if settings.block and settings.allow:
         raise BadUsage("block-rpcs and allow-rpcs cannot be given at once")
-    return settings, asked
+    return replace(settings, method=method, path=path), asked
 
 
-def _read_file(settings: Settings, path: str, *, needed: bool) -> None:
+def _read_file(path: str, *, needed: bool) -> Settings:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise BadUsage(f"error loading configuration from path: {path}, Not a regular file")
         with open(path, "rb") as file:
-            read_conf(settings, file.read())
+            return read_conf(Settings(), file.read())
     except FileNotFoundError as error:
         if needed:
             raise BadUsage(f"error loading configuration from path: {path}, {error.strerror}") from None
+        return Settings()
     except OSError as error:
         raise BadUsage(f"error loading configuration from path: {path}, {error.strerror}") from None
     except BadKeyFile as error:
         raise BadUsage(f"error loading configuration from path: {path}, {error}") from None
 
 
-def _take(settings: Settings, letter: str, value: str) -> None:
-    match letter:
-        case "b":
-            settings.block += items(value)
-        case "a":
-            settings.allow += items(value)
-        case _ if letter in _TEXTS:
-            setattr(settings, _TEXTS[letter], value)
-        case _ if letter in _FLAGS:
-            setattr(settings, _FLAGS[letter], True)
+def _take(settings: Settings, letter: str, value: str) -> Settings:
+    if letter == "b":
+        return replace(settings, block=settings.block + items(value))
+    if letter == "a":
+        return replace(settings, allow=settings.allow + items(value))
+    changed: dict[str, Any] = {_TEXTS[letter]: value} if letter in _TEXTS else {}
+    changed |= {_FLAGS[letter]: True} if letter in _FLAGS else {}
+    return replace(settings, **changed)
 
 
 def usage() -> str:

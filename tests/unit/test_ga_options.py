@@ -130,7 +130,7 @@ def test_the_command_line_wins_and_lists_add_up(tmp_path: Path) -> None:
     file.write_text("[general]\nblock-rpcs=guest-exec,guest-ping\npath=/a\nverbose=true\n")
     words = ["-b", "guest-info,guest-sync", "-b", "guest-get-time", "-p", "/b"]
     settings, _ = load(words, {"QGA_CONF": str(file)})
-    assert settings.block == ["guest-ping", "guest-exec", "guest-sync", "guest-info", "guest-get-time"]
+    assert settings.block == ("guest-ping", "guest-exec", "guest-sync", "guest-info", "guest-get-time")
     assert (settings.path, settings.verbose) == ("/b", True)
 
 

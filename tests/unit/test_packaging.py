@@ -114,7 +114,7 @@ def test_the_sample_configuration_says_nothing_but_the_defaults() -> None:
     found = config.read_file(shown, "sample")
     assert len(found) > 5
     taken = config.build({}, found)
-    for name in found.keys() - {"include", "exclude", "allow-rpcs", "block-rpcs"}:
+    for name in found.keys() - {"channel", "include", "exclude", "allow-rpcs", "block-rpcs"}:
         field = name.replace("-", "_")
         assert getattr(taken, field) == getattr(config.Config(), field), f"{name} is shown, but not as its default"
 

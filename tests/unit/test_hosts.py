@@ -1,0 +1,401 @@
+"""Hosts on ports and listeners, with real descriptors and no daemon: a port that is hung up as a virtio port is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import selectors
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.hosts import request
+from virtagent.supervisor import events, listeners, ports
+from virtagent.supervisor.config import Config
+from virtagent.supervisor.hosts import Hosts
+from virtagent.supervisor.listeners import Listener, Stranger
+from virtagent.supervisor.log import Log
+from virtagent.supervisor.ports import Device
+
+
+class Sink:
+    """A log that is read as a list."""
+
+    waits_while_frozen = False
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def fileno(self) -> int:
+        return -1
+
+    def line(self, priority: int, text: str) -> bytes:
+        return text.encode()
+
+    def write(self, data: bytes) -> int:
+        self.lines.append(data.decode())
+        return len(data)
+
+
+class Port(Device):
+    """A port made of a FIFO, which is hung up while no host has it open, all the time, as a virtio port is.
+
+    What is sent goes to `sent`, at most `room` bytes of it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"virtio:{path}")
+        self.sent = b""
+        self.room = 1 << 30
+        self.refused = 0
+
+    def _open(self, died: Any) -> None:
+        if self.refused:
+            raise OSError(self.refused, os.strerror(self.refused))
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+        self._edges = select.epoll()
+        self._edges.register(self._fd, ports._BASE)
+        self._mask = ports._BASE
+        self._heard = self.dead = self.at_end = False
+
+    def send(self, data: memoryview) -> int:
+        count = min(len(data), self.room)
+        if not count:
+            raise BlockingIOError
+        self.sent += bytes(data[:count])
+        self.room -= count
+        return count
+
+
+class Bench:
+    """Hosts, and what they fed: each request is answered with the number of its conversation."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.fed: list[events.Event] = []
+        self.sink = Sink()
+        self.log = Log(self.sink, "debug")
+        self.select = selectors.EpollSelector()
+        self.hosts = Hosts(Config(message_age=5), self.select, self.log, lambda: self.now, self.feed)
+        self.answers = True
+
+    def feed(self, event: events.Event) -> None:
+        self.fed.append(event)
+        if isinstance(event, events.Requested) and self.answers:
+            self.hosts.answer(event.connection, event.token, f"to {event.connection}")
+
+    def turn(self) -> int:
+        """Do what is ready, until nothing is; return how many turns that took."""
+        for turns in range(50):
+            ready = self.select.select(0)
+            if not ready:
+                return turns
+            for key, _ in ready:
+                key.data[1]()
+            self.hosts.take_turns()
+        raise AssertionError("it is ready all the time: the loop would spin")
+
+    def methods(self) -> list[tuple[int, str]]:
+        return [(e.connection, e.method) for e in self.fed if isinstance(e, events.Requested)]
+
+    def gone(self) -> list[int]:
+        return [e.connection for e in self.fed if isinstance(e, events.Disconnected)]
+
+    def lines(self) -> list[str]:
+        self.log.write()
+        return self.sink.lines
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.hosts.close()
+    made.select.close()
+
+
+@pytest.fixture
+def port(bench: Bench, tmp_path: Path) -> Port:
+    os.mkfifo(tmp_path / "port")
+    made = Port(tmp_path / "port")
+    bench.hosts.listen(made)
+    bench.turn()
+    return made
+
+
+def host(port: Port) -> int:
+    return os.open(port.path, os.O_WRONLY | os.O_NONBLOCK)
+
+
+def test_an_end_that_is_closed_costs_nothing_and_one_that_opens_is_heard_at_once(bench: Bench, port: Port) -> None:
+    for number in range(1, 4):
+        assert bench.turn() == 0
+        fd = host(port)
+        os.write(fd, request("va.ping"))
+        assert 1 <= bench.turn() <= 3
+        assert len(bench.methods()) == number
+        assert port.sent.count(b"dummy" if not bench.answers else b"to ") == number
+        os.close(fd)
+        bench.turn()
+        assert bench.turn() == 0, "it is hung up, and ready all the time"
+    talks = [connection for connection, _ in bench.methods()]
+    assert len(set(talks)) == 3
+    assert set(talks) <= set(bench.gone())
+    assert bench.lines() == [f"{port.spec}: open"]
+
+
+def test_what_was_said_before_the_end_is_done(bench: Bench, port: Port) -> None:
+    fd = host(port)
+    os.write(fd, request("va.ping") * 3)
+    os.close(fd)
+    bench.turn()
+    assert len(bench.methods()) == 3
+
+
+def test_half_a_message_is_not_the_next_hosts(bench: Bench, port: Port) -> None:
+    fd = host(port)
+    os.write(fd, request("va.ping")[:50])
+    bench.turn()
+    os.close(fd)
+    bench.turn()
+    fd = host(port)
+    os.write(fd, request("va.hello"))
+    bench.turn()
+    os.close(fd)
+    assert [method for _, method in bench.methods()] == ["va.hello"]
+    assert not [e for e in bench.fed if isinstance(e, events.Malformed)]
+
+
+def test_an_answer_that_comes_late_is_not_the_next_hosts(bench: Bench, port: Port) -> None:
+    bench.answers = False
+    fd = host(port)
+    os.write(fd, request("va.fsfreeze"))
+    bench.turn()
+    os.close(fd)
+    bench.turn()
+    fd = host(port)
+    os.write(fd, request("va.ping"))
+    bench.turn()
+    (old, _), (new, _) = bench.methods()
+    tokens = [e.token for e in bench.fed if isinstance(e, events.Requested)]
+    bench.hosts.answer(old, tokens[0], "too late")
+    bench.hosts.answer(new, tokens[1], "in time")
+    os.close(fd)
+    assert b"late" not in port.sent
+    assert b"in time" in port.sent
+
+
+def test_replies_that_were_not_taken_are_not_the_next_hosts(bench: Bench, port: Port) -> None:
+    port.room = 10
+    fd = host(port)
+    os.write(fd, request("va.ping"))
+    bench.turn()
+    assert len(port.sent) == 10
+    os.close(fd)
+    bench.turn()
+    port.room = 1 << 30
+    fd = host(port)
+    bench.turn()
+    os.write(fd, request("va.hello"))
+    bench.turn()
+    os.close(fd)
+    assert port.sent[10:].startswith(b"HTTP/1.1 200 OK")
+    assert port.sent.count(b"HTTP/1.1") == 2
+
+
+def test_a_host_that_does_not_read_and_goes_is_noticed(bench: Bench, port: Port) -> None:
+    """Not read any more, since too many replies wait: its end must still be seen, and what it said last thrown away."""
+    port.room = 0
+    bench.answers = False
+    fd = host(port)
+    os.write(fd, request("va.ping"))
+    bench.turn()
+    ((talk, _),) = bench.methods()
+    (token,) = [e.token for e in bench.fed if isinstance(e, events.Requested)]
+    bench.hosts.answer(talk, token, "x" * 300_000)
+    assert bench.turn() <= 2
+    os.write(fd, request("va.ping"))
+    assert bench.turn() <= 2, "what is not read keeps it awake"
+    os.close(fd)
+    assert bench.turn() <= 2
+    assert talk in bench.gone()
+    port.room, bench.answers = 1 << 30, True
+    fd = host(port)
+    os.write(fd, request("va.hello"))
+    bench.turn()
+    os.close(fd)
+    assert [method for _, method in bench.methods()] == ["va.ping", "va.hello"]
+    assert b"xxx" not in port.sent
+
+
+def test_what_is_left_unread_is_heard_when_the_replies_are_taken(bench: Bench, port: Port) -> None:
+    port.room, bench.answers = 0, False
+    fd = host(port)
+    os.write(fd, request("va.ping"))
+    bench.turn()
+    ((talk, _),) = bench.methods()
+    bench.hosts.answer(talk, next(e.token for e in bench.fed if isinstance(e, events.Requested)), "x" * 300_000)
+    os.write(fd, request("va.hello"))
+    bench.turn()
+    assert len(bench.methods()) == 1
+    port.room = 1 << 30
+    bench.hosts._talk(bench.hosts._talks[talk])  # as the kernel would say: it takes more
+    bench.turn()
+    assert [method for _, method in bench.methods()] == ["va.ping", "va.hello"]
+    os.close(fd)
+
+
+def test_a_host_that_reads_nothing_for_too_long_is_given_up_and_heard_anew(bench: Bench, port: Port) -> None:
+    port.room = 0
+    fd = host(port)
+    os.write(fd, request("va.ping"))
+    bench.turn()
+    assert [d for d in bench.hosts.deadlines() if d is not None] == [105.0]
+    bench.now = 105.0
+    bench.hosts.expire(bench.now)
+    assert [d for d in bench.hosts.deadlines() if d is not None] == []
+    bench.turn()
+    port.room = 1 << 30
+    os.write(fd, request("va.hello"))
+    bench.turn()
+    os.close(fd)
+    assert len({talk for talk, _ in bench.methods()}) == 2
+    assert port.sent.count(b"HTTP/1.1") == 1
+
+
+def test_a_port_that_dies_is_opened_again(bench: Bench, port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = host(port)
+    os.write(fd, request("va.ping"))
+    bench.turn()
+
+    def unplugged(*_: object) -> bytes:
+        raise OSError(errno.ENODEV, "No such device")
+
+    port.refused = errno.ENXIO
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "read", unplugged)
+        os.write(fd, b" ")
+        ((key, _),) = bench.select.select(0)
+        key.data[1]()
+    os.close(fd)
+    assert bench.gone() == [bench.methods()[0][0]]
+    assert bench.lines()[1:] == [
+        f"{port.spec}: hung up, unplugged or failed",
+        f"{port.spec}: No such device or address; waiting for that to change",
+    ]
+    assert bench.turn() <= 1, "the host's close is told once"
+    assert bench.turn() == 0
+    port.refused = 0
+    os.rename(port.path, port.path + ".new")
+    os.rename(port.path + ".new", port.path)
+    bench.turn()
+    assert bench.lines()[-1] == f"{port.spec}: open"
+
+
+def test_a_busy_port_is_looked_at_when_it_is_closed_and_once_more(bench: Bench, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "port")
+    holder = os.open(tmp_path / "port", os.O_RDWR | os.O_NONBLOCK)
+    port = Port(tmp_path / "port")
+    port.refused = errno.EBUSY
+    bench.hosts.listen(port)
+    assert bench.turn() == 0
+    assert port.look_at == 101.0
+    bench.now = 101.0
+    bench.hosts.expire(bench.now)
+    assert port.look_at is None, "it is not polled"
+    os.close(holder)
+    assert bench.turn() == 1
+    assert port.look_at == 102.0, "a close is told before it has happened"
+    port.refused = 0
+    bench.now = 102.0
+    bench.hosts.expire(bench.now)
+    assert bench.lines() == [f"{port.spec}: Device or resource busy; waiting for that to change", f"{port.spec}: open"]
+
+
+def test_without_inotify_it_is_looked_at_now_and_then(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: str) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(ports, "Watch", refused)
+    port = Device(f"virtio:{tmp_path}/none")
+    bench.hosts.listen(port)
+    assert port.look_at == 100.0 + ports.BLIND
+    assert "inotify: Too many open files" in bench.lines()[0]
+    bench.now = port.look_at
+    bench.hosts.expire(bench.now)
+    assert port.look_at == bench.now + ports.BLIND
+    assert len(bench.lines()) == 1
+
+
+# -- vsock
+
+
+class Sock:
+    """A listening socket whose peers are (CID, port)."""
+
+    def __init__(self, *peers: tuple[int, int]) -> None:
+        self.peers = list(peers)
+        self.ours: list[socket.socket] = []
+
+    def accept(self) -> tuple[socket.socket, tuple[int, int]]:
+        if not self.peers:
+            raise BlockingIOError
+        ours, theirs = socket.socketpair()
+        self.ours.append(theirs)
+        return ours, self.peers.pop(0)
+
+    def close(self) -> None:
+        for sock in self.ours:
+            sock.close()
+
+
+def test_only_the_host_may_connect_and_a_stranger_is_named_once() -> None:
+    sock: Any = Sock((2, 900), (3, 900), (3, 901), (1, 5), (2, 7))
+    listener = Listener("vsock:5", sock)
+    accepted = listener.accept()
+    assert accepted is not None
+    assert accepted[1] == events.Peer("vsock:5", "cid:2")
+    assert not accepted[0].getblocking()
+    said = []
+    for _ in range(3):
+        with pytest.raises(Stranger) as stranger:
+            listener.accept()
+        said.append(str(stranger.value))
+    assert said[0].startswith("CID 3 was turned away")
+    assert said[1] == ""
+    assert said[2].startswith("CID 1 was turned away")
+    assert all(sock.ours[i].recv(1) == b"" for i in (1, 2, 3)), "closed"
+    last = listener.accept()
+    assert last is not None
+    assert listener.accept() is None
+    for one in (accepted, last):
+        one[0].close()
+    listener.close()
+
+
+def test_any_cid_may_connect_if_it_is_told_so() -> None:
+    sock: Any = Sock((7, 900))
+    listener = Listener("vsock:5", sock, any_cid=True)
+    accepted = listener.accept()
+    assert accepted is not None
+    assert accepted[1].who == "cid:7"
+    accepted[0].close()
+    listener.close()
+
+
+def test_a_kernel_or_python_without_vsock_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(listeners.socket, "socket", refused)
+        with pytest.raises(OSError, match="this kernel has no vsock"):
+            Listener.open("vsock:5")
+    monkeypatch.delattr(socket, "AF_VSOCK")
+    with pytest.raises(OSError, match="this Python has no vsock"):
+        Listener.open("vsock:5")
