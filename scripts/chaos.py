@@ -12,9 +12,11 @@ from types import FrameType
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from harness import HarnessError, Unmet, namespace
+from harness.actions import sequence
 from harness.namespace import Area
 from harness.rig import Rig, closed
-from harness.storm import Tally, World, play, sequence
+from harness.storm import World, play
+from harness.tally import Tally
 
 MANY = 100_000
 """Storm N of seed S has the seed S * MANY + N, from which --replay makes it again."""

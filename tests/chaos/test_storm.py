@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from harness.actions import ACTIONS, draw
 from harness.namespace import Area
 from harness.rig import Rig, closed
-from harness.storm import ACTIONS, Storm, Tally, World, draw
+from harness.storm import Storm, World
+from harness.tally import Tally
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test

@@ -6,7 +6,6 @@ fork and pidfd_open fail at the supervisor's process façade, pipe2 in the super
 from __future__ import annotations
 
 import errno
-import fcntl
 import itertools
 import os
 import threading
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from virtagent.supervisor import journal, process
+
+from .orders import Orders
 
 CALLS = {
     "fork": ("EAGAIN", "ENOMEM"),
@@ -29,28 +30,18 @@ CALLS = {
 
 
 class Faults:
-    """The file of orders, one line a call that is to fail."""
+    """What is ordered to fail, one order a call."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "faults"
+        self._orders = Orders(folder, "fault")
 
     def check(self, call: str) -> None:
-        """Raise the OSError that is ordered for `call`, and take the order off the list."""
-        try:
-            file = open(self._path, "r+", encoding="utf-8")  # noqa: SIM115 - closed below
-        except FileNotFoundError:
+        """Raise the OSError that is ordered for `call`, once for each order."""
+        order = self._orders.take(lambda text: text.split()[0] == call)
+        if order is None:
             return
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            lines = file.read().splitlines()
-            mine = next((line for line in lines if line.split()[0] == call), None)
-            if mine is None:
-                return
-            lines.remove(mine)
-            file.seek(0)
-            file.write("".join(f"{line}\n" for line in lines))
-            file.truncate()
-        number = getattr(errno, mine.split()[1])
+        order.done()
+        number = getattr(errno, order.text.split()[1])
         raise OSError(number, os.strerror(number))
 
 

@@ -16,21 +16,24 @@ from virtagent.agent.states import Phase
 from virtagent.supervisor import main
 
 from . import faults, killing, linux
+from .orders import Orders
 
 
-def install_stall(flag: Path) -> None:
-    """Freeze the disk that the file `flag` names when a freeze worker says that its freeze phase begins.
+def install_stall(folder: Path) -> None:
+    """Freeze the disk that an order names when a freeze worker says that its freeze phase begins.
 
     So the sync phase has passed, and FIFREEZE finds a disk that has just stopped.
     """
     put = worker.Reporter.post
+    orders = Orders(folder, "stall")
 
     def post(self: worker.Reporter, message: report.Report) -> None:
         if isinstance(message, report.Progress) and message.phase == Phase.FREEZE.value:
-            with contextlib.suppress(OSError):
-                disk = flag.read_text(encoding="utf-8")
-                flag.unlink()
-                linux.freeze(disk)
+            order = orders.take(lambda _: True)
+            if order is not None:
+                with contextlib.suppress(OSError):
+                    linux.freeze(order.text)
+                order.done()
         put(self, message)
 
     replaced: Any = post
@@ -39,7 +42,7 @@ def install_stall(flag: Path) -> None:
 
 if __name__ == "__main__":
     folder = Path(os.environ["VIRTAGENT_HOOKS"])
-    install_stall(folder / "stall")
+    install_stall(folder)
     faults.install(folder)
     killing.install(folder)
     sys.exit(main.main())

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .namespace import Area
+from .orders import Orders
 
 
 class Hooks:
@@ -14,10 +15,10 @@ class Hooks:
     def __init__(self, area: Area) -> None:
         self.folder = area.fresh("hooks")
         self.folder.mkdir()
-        self._order = self.folder / "order"
         self._points = self.folder / "points"
-        self._faults = self.folder / "faults"
-        self._stall = self.folder / "stall"
+        self._order = Orders(self.folder, "order")
+        self._faults = Orders(self.folder, "fault")
+        self._stall = Orders(self.folder, "stall")
         self._clock = self.folder / "clock"
 
     @property
@@ -41,54 +42,52 @@ class Hooks:
         """Have `acts` be done when the point is passed for the first time: `kill:WHO`, `stop:WHO` or `fill`.
 
         WHO is supervisor, va.fsfreeze or thaw (the worker of that RPC). `fill` fills the report pipe of the worker.
+        What was ordered before and has not been done is taken back.
         """
-        fresh = self._order.with_suffix(".new")
-        fresh.write_text(f"{point}|{','.join(acts)}", encoding="utf-8")
-        fresh.rename(self._order)
+        self._order.take_back()
+        self._order.give(f"{point}|{','.join(acts)}")
 
     def disarm(self) -> bool:
         """Take the order back; return whether it was still waiting."""
-        try:
-            self._order.unlink()
-        except FileNotFoundError:
-            return False
-        return True
+        return bool(self._order.take_back())
 
     @property
     def spent(self) -> bool:
-        """Whether what was ordered has been done."""
-        return not self._order.exists()
+        """Whether somebody has begun to do what was ordered."""
+        return not self._order.waiting()
+
+    def under_way(self) -> bool:
+        """Tell whether a living process has taken an order and has not carried it out yet; it may be stopped."""
+        return any(orders.under_way() for orders in (self._order, self._faults, self._stall))
 
     # Calls that fail
 
     def fail(self, call: str, errno: str, times: int = 1) -> None:
         """Have the next calls fail; `faults.CALLS` names them."""
-        with open(self._faults, "a", encoding="utf-8") as file:
-            file.write(f"{call} {errno}\n" * times)
+        for _ in range(times):
+            self._faults.give(f"{call} {errno}")
 
     def fail_no_more(self) -> list[str]:
         """Take the orders back; return what has not failed yet."""
-        left = self.faults_left()
-        self._faults.unlink(missing_ok=True)
-        return left
+        return self._faults.take_back()
 
     def faults_left(self) -> list[str]:
         """Return what was ordered to fail and has not failed yet."""
-        return self._faults.read_text(encoding="utf-8").splitlines() if self._faults.exists() else []
+        return self._faults.waiting()
 
     # Disk and clock
 
     def stall_at_freeze(self, disk: Path) -> None:
         """Have the next freeze worker freeze `disk`, on which one of the planned lies, when its freeze phase begins."""
-        self._stall.write_text(str(disk), encoding="utf-8")
+        self._stall.give(str(disk))
 
     def stall_no_more(self) -> bool:
         """Take the order back; return whether it was still waiting."""
-        try:
-            self._stall.unlink()
-        except FileNotFoundError:
-            return False
-        return True
+        return bool(self._stall.take_back())
+
+    def stalling(self) -> bool:
+        """Tell whether a living worker has taken the order and has not stalled the disk yet."""
+        return self._stall.under_way()
 
     def step_the_clock(self, seconds: Iterable[float]) -> None:
         """Have each look at the time of day be wrong by the next of these seconds, round and round."""

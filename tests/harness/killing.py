@@ -2,7 +2,7 @@
 
 A point's name says when, who and what: `before va.fsfreeze Step 0 freezing` (the worker is about to send it),
 `after supervisor thaw Done` (the supervisor has handled it), `before journal rename 1`. `hooks.Hooks.at` orders what is
-done at the first passing of one of them: the file `order` is renamed, so only one process does it.
+done at the first passing of one of them, by the process that passes it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from typing import Any
 from virtagent.agent import report, worker
 from virtagent.supervisor import events, journal, loop
 
+from .orders import Orders
 from .processes import process_state, until
 
+PATIENCE = 3.0  # seconds to wait for what was killed or stopped to be so; shorter than any bound that a test has
 ADOPTED = "va.fsfreeze"
 """What a worker that was not forked by this supervisor was forked for."""
 _pids: dict[str, int] = {}
@@ -55,8 +57,7 @@ class Points:
 
     def __init__(self, folder: Path) -> None:
         self._list = folder / "points"
-        self._order = folder / "order"
-        self._taken = folder / "order.taken"
+        self._orders = Orders(folder, "order")
 
     def passed(self, point: str, reporter: worker.Reporter | None = None) -> None:
         """This point has been reached."""
@@ -64,15 +65,13 @@ class Points:
             line = os.open(self._list, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             os.write(line, f"{point}\n".encode())
             os.close(line)
-        try:
-            wanted, _, acts = self._order.read_text(encoding="utf-8").partition("|")
-            if wanted != point:
-                return
-            self._order.rename(self._taken)
-        except FileNotFoundError:
+        order = self._orders.take(lambda text: text.partition("|")[0] == point)
+        if order is None:
             return
+        acts = order.text.partition("|")[2]
         for act in sorted(acts.split(","), key=lambda act: act.endswith(self._myself())):
             self._do(act, reporter)
+        order.done()
 
     @staticmethod
     def _myself() -> str:
@@ -97,10 +96,10 @@ class Points:
         os.kill(pid, signal.SIGKILL if what == "kill" else signal.SIGSTOP)
         if pid == os.getpid():
             return
-        # In D it is neither yet; what was killed before does not stop.
         over = ("Z", "X", "") if what == "kill" else ("T", "D", "Z", "X", "")
-        # What follows must find it so.
-        until(lambda: process_state(pid) in over, 10, f"{act} of {pid}")
+        # What follows should find it so. In D it is not dead yet, and one that is stopped may go on before it was seen.
+        with contextlib.suppress(TimeoutError):
+            until(lambda: process_state(pid) in over, PATIENCE, f"{act} of {pid}")
 
 
 def _is_ours(pid: int) -> bool:

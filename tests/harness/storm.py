@@ -1,8 +1,8 @@
 """Storms: a seed's sequence of actions against a real daemon on real file systems, and what must be true afterwards.
 
 What judges is not the daemon: a writer on each file system shows whether it was held without a break from the moment
-that a host knew of the freeze until it asked to thaw. The same seed gives the same actions; when they strike depends
-on the machine.
+that a host knew of the freeze until it asked to thaw (`verdict.py`). The same seed gives the same actions; when they
+strike depends on the machine.
 
 A `World` has the file systems; a `Storm` is one run on it, with a daemon of its own: `do` actions, then `settle`.
 """
@@ -10,22 +10,22 @@ A `World` has the file systems; a `Storm` is one run on it, with a daemon of its
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import random
-import re
 import signal
+import subprocess
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from virtagent.agent.errors import Code
 
-from . import HarnessError, linux
+from . import HarnessError, linux, verdict
+from .actions import FILE_SYSTEMS, Action
 from .daemon import Daemon, process_line
-from .faults import CALLS
 from .filesystems import MIB, LoopFs
 from .hooks import Hooks
 from .hosts import GONE, Asking, Vanishing, call, code_of
@@ -33,123 +33,17 @@ from .processes import Action as Helper
 from .processes import process_state, until, wait_gone
 from .questions import orphans, resting, unwell
 from .rig import Rig
+from .tally import Tally
 from .writer import Writer
 
 BOUND = 15.0  # seconds from the last disturbance until all is thawed and every call is answered
 ANSWERS = 5.0  # seconds to the answer of a ping, on a machine that does a lot besides
+GOES_DOWN = 5.0  # seconds from the order to kill or stop the supervisor until it is seen to be so
+TROUBLE = (TimeoutError, AssertionError, OSError, HarnessError, subprocess.TimeoutExpired)
 OPTIONS = (
     *("--plan-limit", "5", "--sync-limit", "5", "--freeze-limit", "5", "--thaw-limit", "1"),
     *("--hold-limit", "4", "--hold-limit-max", "8", "--exit-grace", "0.5", "--kill-grace", "0.2"),
 )
-FILE_SYSTEMS = 4
-_DEFECTS = (Code.PARSE, Code.REQUEST, Code.METHOD, Code.INTERNAL, Code.AUDIT_FULL)
-_NUMBERED = re.compile(r"freeze (\d+) was broken")
-
-
-@dataclass(frozen=True)
-class Action:
-    """One thing that is done, with what it needs to be done again."""
-
-    kind: str
-    args: tuple[Any, ...] = ()
-
-    def __str__(self) -> str:
-        return " ".join([self.kind, *map(str, self.args)])
-
-
-def _points(r: random.Random) -> str:
-    mount = r.randrange(FILE_SYSTEMS)
-    steps = [f"Step {mount} {state}" for state in ("syncing", "freezing", "frozen", "thawing", "thawed")]
-    freezes = ["Started", "Plan", *(f"Progress {phase}" for phase in ("plan", "sync", "freeze")), "Frozen", "Thawing"]
-    said = [f"va.fsfreeze {what}" for what in (*freezes, *steps, *steps, "Done")]
-    said += [f"thaw {what}" for what in ("Started", *steps[3:], "Done")]
-    written = [f"journal {what} {number}" for what in ("write", "rename", "remove") for number in (1, 2)]
-    taken = [f"supervisor {what}" for what in (*said, "va.fsfreeze exit", "thaw exit")]
-    return f"{r.choice(('before', 'after'))} {r.choice((*said, *said, *written, *taken))}"
-
-
-_WHO = ("supervisor", "keeper", "worker", "thawer")
-_DEADLY = ("kill:supervisor", "kill:va.fsfreeze", "kill:thaw", "stop:supervisor", "stop:va.fsfreeze", "stop:thaw")
-_DEADLY_BOTH = ("kill:supervisor,kill:va.fsfreeze", "kill:supervisor,kill:thaw", "stop:supervisor,kill:va.fsfreeze")
-
-ACTIONS: dict[str, tuple[int, Callable[[random.Random], tuple[Any, ...]]]] = {
-    "freeze": (
-        16,
-        lambda r: (
-            r.choice((0.2, 0.6, 2, 5, 5, 5)),
-            r.choice((0.3, 1, 5, 5)),
-            r.choice((None, None, None, 0.0, 0.1)),
-            r.choice((None, None, None, *range(FILE_SYSTEMS))),
-        ),
-    ),
-    "freeze and vanish": (2, lambda r: (r.choice((0.2, 1)),)),
-    "thaw": (9, lambda r: (r.choice((None, None, None, 0.0, 0.2)),)),
-    "thaw and vanish": (1, lambda r: ()),
-    "hold": (2, lambda r: (r.choice((0.1, 1, 8)),)),
-    "ping": (2, lambda r: ()),
-    "look": (5, lambda r: ()),
-    "wait": (14, lambda r: (r.choice((0.02, 0.1, 0.4)),)),
-    "wait frozen": (6, lambda r: ()),
-    "signal": (12, lambda r: (r.choice(_WHO), r.choice(("SIGKILL", "SIGKILL", "SIGSTOP", "SIGTERM")))),
-    "kill both": (2, lambda r: ()),
-    "continue": (5, lambda r: ()),
-    "arm": (8, lambda r: (_points(r), r.choice((*_DEADLY, *_DEADLY, *_DEADLY_BOTH)))),
-    "restart": (6, lambda r: ()),
-    "stall": (3, lambda r: ()),
-    "stall at freeze": (4, lambda r: ()),
-    "release": (4, lambda r: ()),
-    "dirty": (2, lambda r: (r.randrange(FILE_SYSTEMS),)),
-    "someone freezes": (2, lambda r: (r.randrange(FILE_SYSTEMS),)),
-    "someone thaws": (3, lambda r: (r.randrange(FILE_SYSTEMS),)),
-    "cover": (1, lambda r: (r.randrange(FILE_SYSTEMS),)),
-    "unmount": (1, lambda r: (r.randrange(FILE_SYSTEMS),)),
-    "bind": (1, lambda r: (r.randrange(FILE_SYSTEMS),)),
-    "undo mounts": (2, lambda r: ()),
-    "fail": (3, lambda r: (name := r.choice(list(CALLS)), r.choice(CALLS[name]), r.choice((1, 1, 3)))),
-}
-"""By kind: how often it is drawn, and how its arguments are."""
-
-
-def draw(kind: str, r: random.Random) -> Action:
-    """Return an action of that kind."""
-    return Action(kind, ACTIONS[kind][1](r))
-
-
-def sequence(seed: int) -> list[Action]:
-    """Return the actions of a seed."""
-    r = random.Random(seed)
-    kinds, weights = list(ACTIONS), [weight for weight, _ in ACTIONS.values()]
-    drawn = r.choices(kinds, weights, k=r.randint(8, 20))
-    # Most things happen only to a freeze that is there, and an order must be there before it.
-    first = r.choice((["freeze"], ["freeze", "wait frozen"], ["arm", "freeze"], ["arm", "freeze", "wait frozen"]))
-    return [draw(kind, r) for kind in (*first, *drawn)]
-
-
-@dataclass
-class Tally:
-    """What many storms did and showed."""
-
-    storms: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
-    freezes: int = 0
-    held: int = 0
-    told: int = 0
-    worst: float = 0.0
-    kernel: Counter[str] = field(default_factory=Counter)
-    violations: list[str] = field(default_factory=list)
-
-    def table(self) -> str:
-        """Return the figures as a table in Markdown."""
-        rows = [("storms", str(self.storms)), ("freezes that a host was told of", str(self.freezes))]
-        rows += [("of these thawed by a host, held without a break", str(self.held))]
-        rows += [("broken freezes told", str(self.told))]
-        rows += [("worst time from the last disturbance to all thawed", f"{self.worst:.2f} s")]
-        rows += [(f"fault: {kind}", str(count)) for kind, count in sorted(self.faults.items())]
-        rows += [(f"kernel: {kind}", str(count)) for kind, count in sorted(self.kernel.items())]
-        rows += [("faults injected", str(self.faults.total())), ("violations", str(len(self.violations)))]
-        width = max(len(name) for name, _ in rows)
-        lines = [f"| {'what':<{width}} | count |", f"|-{'-' * width}-|------:|"]
-        return "\n".join([*lines, *(f"| {name:<{width}} | {value:>5} |" for name, value in rows)])
 
 
 class World:
@@ -207,7 +101,7 @@ class Ask(Asking):
     def __init__(self, world: World, daemon: Daemon, method: str, *params: Any, number: int = -1) -> None:
         self.world = world
         self.scope = [number] if number >= 0 else list(range(FILE_SYSTEMS))
-        self.hold = params[0]["hold_limit"] if method == "va.fsfreeze" else 0.0
+        self.hold: float = params[0]["hold_limit"] if method == "va.fsfreeze" else 0.0
         self.counts: list[int] = world.counts() if method == "va.fsthaw" else []
         super().__init__(daemon, method, *params)
 
@@ -215,6 +109,21 @@ class Ask(Asking):
         """Take the writers' counts once the host knows that all is frozen."""
         if self.method == "va.fsfreeze" and isinstance(answer, int):
             self.counts = self.world.counts()
+
+    def said(self) -> verdict.Call:
+        """Return what the judge needs of it."""
+        answered = self.answer is not None
+        return verdict.Call(
+            self.method,
+            self.sent_at,
+            self.answered_at if answered else math.inf,
+            self.answer if answered else GONE,
+            params=self.params,
+            counts=self.counts,
+            scope=self.scope,
+            hold=self.hold,
+            daemon_pid=self.daemon_pid,
+        )
 
 
 class Storm:
@@ -227,15 +136,15 @@ class Storm:
         self.violations: list[str] = []
         self.logs: list[str] = []
         self._asks: list[Ask] = []
-        self._vanished_thaws = 0
-        self._vanished_freezes: list[float] = []
+        self._vanished: list[verdict.Call] = []
+        self._meddlings: list[verdict.Meddling] = []
         self._disturbed = 0
-        self._undo: list[Callable[[], object]] = []
+        self._undo: list[tuple[int, Callable[[], object]]] = []
         self._played: set[int] = set()
-        self._theirs: list[tuple[str, LoopFs, Helper | None]] = []
+        self._theirs: list[tuple[str, int, float, Helper | None]] = []
         self._thawing: list[Helper] = []
         self._dead: list[Daemon] = []
-        self._ended_by_us = self._terminated = self._worker_faults = self._killed = False
+        self._shot = self._terminated = self._worker_faults = self._killed = False
         self._pids: dict[str, int] = {}
         self._armed = ""
         self._stall_ordered = False
@@ -245,7 +154,7 @@ class Storm:
 
     def _start(self, **more: Any) -> Daemon:
         daemon = self.rig.daemon(self.world.every, OPTIONS, module="harness.hooked", env=self.hooks.env, **more)
-        self._ended_by_us = self._terminated = False
+        self._shot = self._terminated = False
         return daemon
 
     # -- what is done
@@ -276,7 +185,6 @@ class Storm:
         self._ask("va.fsfreeze", options, number=-1 if number is None else number)
 
     def _freeze_and_vanish(self, hold: float) -> str:
-        self._vanished_freezes.append(time.monotonic())
         self._vanish("va.fsfreeze", {"hold_limit": hold})
         return "host vanishes before the reply to its freeze"
 
@@ -284,11 +192,13 @@ class Storm:
         self._ask("va.fsthaw", *([{"wait": wait}] if wait is not None else []))
 
     def _thaw_and_vanish(self) -> str:
-        self._vanished_thaws += 1
         self._vanish("va.fsthaw")
         return "host vanishes before the reply to its thaw"
 
     def _vanish(self, method: str, *params: Any) -> None:
+        counts = self.world.counts()
+        now = time.monotonic()
+        self._vanished.append(verdict.Call(method, now, now, GONE, params, counts, vanished=True))
         with contextlib.suppress(OSError):
             Vanishing(self._daemon, method, *params).vanish()
 
@@ -300,8 +210,16 @@ class Storm:
             return
         begun = time.monotonic()
         answer = call(self._daemon, "va.ping", timeout=ANSWERS)
-        if answer != "dummy" and self._serves() and not self._terminated:
-            self._violation(f"ping: {answer} after {time.monotonic() - begun:.1f} s")
+        took = time.monotonic() - begun
+        if answer != "dummy" and not self._terminated and not self._goes_down():
+            self._violation(f"ping: {answer} after {took:.1f} s")
+
+    def _goes_down(self) -> bool:
+        """Tell whether the supervisor is dead or stopped, or is about to be since an order to that end was taken."""
+        if ":supervisor" in self._armed and self.hooks.spent:
+            with contextlib.suppress(TimeoutError):
+                until(lambda: not self._serves(), GOES_DOWN, "what was ordered of the supervisor")
+        return not self._serves()
 
     def _look(self) -> None:
         """Ask for the state; if it is THAWED, nothing may be frozen but by someone else."""
@@ -341,21 +259,21 @@ class Storm:
             return None
         number = signal.Signals[name]
         if who == "supervisor" and number == signal.SIGKILL:
-            self._ended_by_us = True
+            self._shot = True
             self._daemon.kill()
         else:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
         self._killed |= number == signal.SIGKILL or who == "thawer"
         if who == "supervisor" and number == signal.SIGTERM:
-            self._ended_by_us = self._terminated = True
+            self._terminated = True
         return f"{name} to the {who}"
 
     def _kill_both(self) -> str | None:
         keeper = self._find("keeper") or self._find("worker")
         if keeper is None or not self._daemon.is_running():
             return None
-        self._ended_by_us = self._killed = True
+        self._shot = self._killed = True
         os.kill(self._daemon.pid, signal.SIGSTOP)
         with contextlib.suppress(ProcessLookupError):
             os.kill(keeper, signal.SIGKILL)
@@ -373,11 +291,10 @@ class Storm:
         self.hooks.at(point, *acts.split(","))
         self._disturbed += 1
         self._killed |= "kill:" in acts
-        if "kill:supervisor" in acts:
-            self._ended_by_us = True
 
     def _take_back(self) -> None:
         if self._armed and not self.hooks.disarm():
+            self._shot |= "kill:supervisor" in self._armed
             self.tally.faults[f"at a message or write: {self._armed.replace('va.fsfreeze', 'worker')}"] += 1
         self._armed = ""
 
@@ -411,12 +328,14 @@ class Storm:
 
     def _order_stall_back(self) -> None:
         if self._stall_ordered and not self.hooks.stall_no_more():
+            self.world.stall.stalled = True
             self.tally.faults["disk stalls when a freeze begins"] += 1
         self._stall_ordered = False
 
     def _release(self) -> None:
         self._order_stall_back()
         self.world.stall.release()
+        self.world.stall.stalled = self.hooks.stalling()  # one that is stopped may do it yet
 
     def _dirty(self, number: int) -> None:
         if number not in self._played:
@@ -431,15 +350,38 @@ class Storm:
     def _someone(self, what: str, number: int) -> str:
         fs = self.world.every[number]
         if number not in self._played:
+            begun = time.monotonic()
             helper = fs.ioctl(what)
             try:
                 answer = helper.answer(0.3)
             except TimeoutError:
-                self._theirs.append((what, fs, helper))  # it is blocked
+                self._theirs.append((what, number, begun, helper))  # it is blocked
             else:
+                self._meddled(what, number, begun, answer)
                 if what == "freeze" and answer == "ok":
-                    self._theirs.append((what, fs, None))
+                    self._theirs.append((what, number, begun, None))
         return f"someone else {what}s"
+
+    def _meddled(self, what: str, number: int, begun: float, answer: str) -> None:
+        if answer == "ok":
+            self._meddlings.append(verdict.Meddling(what, number, begun, time.monotonic()))
+
+    def _take_theirs_back(self) -> None:
+        """Wait for what others have begun, and have what they froze be thawed."""
+        for what, number, begun, helper in self._theirs:
+            answer = "ok"
+            if helper is not None:
+                try:
+                    answer = helper.answer(BOUND)
+                except TimeoutError:
+                    self._meddlings.append(verdict.Meddling(what, number, begun))
+                else:
+                    self._meddled(what, number, begun, answer)
+            if what == "freeze" and answer == "ok":
+                self._meddlings.append(verdict.Meddling("thaw", number, time.monotonic()))
+                # It may have to wait until the daemon has thawed another.
+                self._thawing.append(self.world.every[number].ioctl("thaw"))
+        self._theirs.clear()
 
     def _play(self, number: int, game: Callable[[LoopFs], Callable[[], object]], name: str) -> str | None:
         if number in self._played:
@@ -448,7 +390,7 @@ class Storm:
         if any(other.outer is fs for other in self.world.every) and name == "unmounted":
             return None  # the image of another lies on it; it would still be mounted below
         try:
-            self._undo.append(game(fs))
+            self._undo.append((number, game(fs)))
         except OSError as error:
             self._violation(f"{name} {fs}: {error}")
             return None
@@ -479,16 +421,20 @@ class Storm:
             fs.aliases.remove(alias)
             linux.umount(str(alias))
 
-        self._undo.append(undo)
+        self._undo.append((number, undo))
         return "mount bound at a second place"
 
     def _undo_mounts(self) -> None:
-        for undo in reversed(self._undo):
+        """Undo what was done to the mounts; on a disk that may be stalled, mounting would wait for it."""
+        stalled = self.world.stall.stalled or self._stall_ordered
+        later = [(n, undo) for n, undo in self._undo if stalled and self.world.every[n] is self.world.stall.fs]
+        for number, undo in reversed(self._undo):
             try:
-                undo()
+                if (number, undo) not in later:
+                    undo()
             except OSError as error:
                 self._violation(f"undoing what was done to the mounts: {error}")
-        self._undo.clear()
+        self._undo = later
 
     def _fail(self, name: str, number: str, times: int) -> None:
         self._worker_faults |= name.startswith("worker_")
@@ -540,10 +486,11 @@ class Storm:
         """The supervisor is dead: was it we who ended it, and did it end well?"""
         code = self._daemon.process.wait()
         self._take_back()
-        if not self._ended_by_us:
+        right = {-signal.SIGKILL} if self._shot else set()
+        if self._terminated:
+            right |= {0, -signal.SIGTERM}  # a second SIGTERM ends its last steps
+        if code not in right:
             self._violation(f"the supervisor ended with {code}: {self._daemon.log()[-2000:]}")
-        elif self._terminated and code not in (0, -signal.SIGKILL, -signal.SIGTERM):  # a second one ends its last steps
-            self._violation(f"the supervisor ended with {code} upon SIGTERM: {self._daemon.log()[-2000:]}")
 
     def settle(self) -> list[str]:
         """Take back all that disturbs, ask whether every promise was kept, end the daemon; return what was not."""
@@ -552,54 +499,65 @@ class Storm:
             self._thaw_all()
             self._look_for_rests()
             self._freeze_calmly()
-        except (TimeoutError, AssertionError, OSError) as error:
-            self._violation(f"{type(error).__name__}: {error}")
+        except TROUBLE as error:
+            self.trouble(error)
         self._judge()
-        self._end()
+        try:
+            self._end()
+        except TROUBLE as error:
+            self.trouble(error)
         self.tally.violations += self.violations
         return self.violations
 
+    def trouble(self, error: BaseException) -> None:
+        """Something was not as it must be, and the storm could not go on as meant."""
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        self._violation(f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}:{place.lineno})")
+
     def _calm_down(self) -> None:
+        """Take back all that disturbs; what somebody is about to do is waited for, and who is stopped is let go."""
         self._fail_no_more()
         self._take_back()
+        self._order_stall_back()
+        until(self._nothing_is_under_way, BOUND, "what was ordered is done")
         self._continue()
         self._release()
         self._undo_mounts()
-        if not self._terminated:
-            self._restart()  # what lies on a file system that a dead daemon left frozen cannot be thawed
-        for what, fs, helper in self._theirs:
-            if helper is not None:
-                with contextlib.suppress(TimeoutError):
-                    helper.answer(BOUND)
-            if what == "freeze":
-                self._thawing.append(fs.ioctl("thaw"))  # it may have to wait until the daemon has thawed another
-        self._theirs.clear()
-        self._continue()  # what was stopped by an order that was taken just now
-        if self._terminated and self._daemon.is_running():
-            self._daemon.process.wait(BOUND)
+        self._restart()  # what lies on a file system that a dead daemon left frozen cannot be thawed
+        self._take_theirs_back()
+        self._continue()
+
+    def _nothing_is_under_way(self) -> bool:
+        self._continue()
+        return not self.hooks.under_way()
 
     def _thaw_all(self) -> None:
-        deadline = time.monotonic() + BOUND
+        begun = time.monotonic()
+        deadline = begun + BOUND
+        if self._terminated and self._daemon.is_running():
+            self._daemon.process.wait(BOUND)
         for ask in self._waiting():
             ask.join(max(0.1, deadline - time.monotonic()))
             if ask.is_alive():
                 self._violation(f"{ask.method}{ask.params}: no answer within {BOUND:g} s")
-        begun = time.monotonic()
-        deadline = begun + BOUND
         while time.monotonic() < deadline:
             self._restart()
             answer = self._ask("va.fsthaw").wait(BOUND)
             record = self._status()
-            if record is not None and record["state"] == "THAWED" and answer is not GONE:
+            # Any other answer told nobody how the freeze ended.
+            final = isinstance(answer, int) or code_of(answer) == Code.FREEZE_BROKEN
+            if record is not None and record["state"] == "THAWED" and final:
                 break
-            if record is not None:
+            if record is not None and record["state"] != "THAWED":
                 call(self._daemon, "va.fsstatus", {"since": record["seq"], "wait": 1})
         else:
             self._violation(f"not THAWED within {BOUND:g} s: {self._status()}")
         for helper in self._thawing:
             with contextlib.suppress(TimeoutError):
                 helper.answer(max(0.1, deadline - time.monotonic()))
-        spoilt = [fs for fs in self.world.every if fs.kind == "btrfs" and self._killed and is_read_only(fs)]
+        logs = [daemon.log() for daemon in (*self._dead, self._daemon)]
+        killed = self._killed or any("killed by SIGKILL" in log for log in logs)
+        spoilt = [fs for fs in self.world.every if fs.kind == "btrfs" and killed and is_read_only(fs)]
         stuck = self.world.wait_moving(deadline, spoilt)
         self.tally.worst = max(self.tally.worst, time.monotonic() - begun)
         for fs in (*spoilt, *stuck):
@@ -646,77 +604,24 @@ class Storm:
         for daemon in (*self._dead, self._daemon):
             self.violations += daemon.close()
             self.logs.append(daemon.log())
-            if not self._worker_faults:
-                self.violations += unwell(daemon.log())
+            wrong = unwell(daemon.log())
+            # The record of a call has no text; its answer has been judged.
+            may = self._worker_faults
+            self.violations += [w for w in wrong if not (may and (verdict.refused(w) or "fault=-32603" in w))]
             self.rig.daemons.remove(daemon)
 
-    # -- the truth
-
     def _judge(self) -> None:
-        """Compare what hosts were told with what the writers saw, freeze by freeze."""
-        for ask in self._asks:
-            code = code_of(ask.answer)
-            if code in _DEFECTS and not (code == Code.INTERNAL and self._worker_faults):
-                self._violation(f"{ask.method}{ask.params}: {ask.answer}")
-        self._judge_told()
-        freezes = [ask for ask in self._asks if ask.method == "va.fsfreeze" and _count(ask.answer)]
-        thaws = sorted((a for a in self._asks if a.method == "va.fsthaw"), key=lambda a: a.answered_at or 1e99)
-        # Another freeze that may have succeeded is what the next va.fsthaw is about.
-        others = [ask.sent_at for ask in self._asks if ask.method == "va.fsfreeze" and _may_freeze(ask.answer)]
-        others += self._vanished_freezes
-        for freeze in freezes:
-            self.tally.freezes += 1
-            end = min((at for at in others if at > freeze.answered_at), default=1e99)
-            after = [t for t in thaws if freeze.answered_at < t.sent_at < end]
-            # One that came while the freeze was being answered, or whose answer nobody read, may have had the news.
-            lost = [t for t in thaws if t.sent_at < freeze.answered_at <= (t.answered_at or 1e99)]
-            heard = [t for t in after if t.answer not in (GONE, None) and code_of(t.answer) != Code.IN_PROGRESS]
-            if heard:
-                lost += [t for t in after if t not in heard and t.sent_at < heard[0].answered_at]
-                self._judge_one(freeze, heard[0], bool(lost or self._vanished_thaws))
-
-    def _judge_one(self, freeze: Ask, thaw: Ask, uncertain: bool) -> None:
-        told = f"va.fsfreeze answered {freeze.answer}, va.fsthaw {thaw.answer}"
-        if _count(thaw.answer):
-            self.tally.held += 1
-            if uncertain:
-                return
-            if thaw.answer != freeze.answer:
-                self._violation(told)
-            for number in freeze.scope:
-                wrote = thaw.counts[number] - freeze.counts[number]
-                # One record may have been on its way from the disk to the writer's count.
-                if wrote > 1 and number not in self._played:
-                    self._violation(f"{told}, but {wrote} records were written to {self.world.every[number]} meanwhile")
-        elif thaw.answer == 0 and not uncertain:
-            self._violation(f"{told}: a broken freeze is not told")
-        elif code_of(thaw.answer) == Code.FREEZE_BROKEN:
-            passed = thaw.answered_at - freeze.answered_at > freeze.hold - 0.1
-            held = any(ask.method == "va.fshold" for ask in self._asks)
-            if not self._disturbed and not passed and not held:
-                self._violation(f"{told}, though nothing broke it")
-
-    def _judge_told(self) -> None:
-        """A broken freeze is told once, but to all who wait for the same thaw; who dies as it tells may tell again."""
-        told: dict[tuple[int, str], float] = {}
-        for ask in sorted(self._asks, key=lambda ask: ask.answered_at):
-            if ask.method == "va.fsthaw" and code_of(ask.answer) == Code.FREEZE_BROKEN:
-                self.tally.told += 1
-                found = _NUMBERED.search(ask.answer.faultString)
-                if not found:
-                    continue
-                first = told.setdefault((ask.daemon_pid, found[1]), ask.answered_at)
-                if ask.sent_at > first:
-                    self._violation(f"told twice: {ask.answer}")
-
-
-def _may_freeze(answer: Any) -> bool:
-    """Tell whether the freeze that was answered so may have succeeded."""
-    return answer is GONE or _count(answer) or code_of(answer) == Code.IN_PROGRESS
-
-
-def _count(answer: Any) -> bool:
-    return isinstance(answer, int) and answer > 0
+        """Compare what hosts were told with what the writers saw."""
+        judged = verdict.judge(
+            [*(ask.said() for ask in self._asks), *self._vanished],
+            played=self._played,
+            meddlings=self._meddlings,
+            disturbed=bool(self._disturbed),
+            worker_faults=self._worker_faults,
+        )
+        self.violations += judged.violations
+        for name in ("freezes", "held", "broken", "unclear", "told"):
+            setattr(self.tally, name, getattr(self.tally, name) + getattr(judged, name))
 
 
 def play(world: World, actions: Iterable[Action], tally: Tally) -> Storm:
@@ -725,6 +630,8 @@ def play(world: World, actions: Iterable[Action], tally: Tally) -> Storm:
     try:
         for action in actions:
             storm.do(action)
+    except TROUBLE as error:
+        storm.trouble(error)
     finally:
         storm.settle()
     return storm

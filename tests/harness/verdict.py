@@ -1,0 +1,187 @@
+"""What hosts were told, freeze by freeze, compared with what the writers saw. Pure.
+
+When the agent gave an answer is known only to lie between `sent_at` and `answered_at`, and threads of the driver may
+note two answers the wrong way round. So one call came before another only if it was answered before the other was
+sent. Where the order decides what an answer means and is not known, the freeze is unclear and nothing is claimed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from virtagent.agent.errors import Code
+
+from .hosts import GONE, code_of
+
+DEFECTS = (Code.PARSE, Code.REQUEST, Code.METHOD, Code.INTERNAL, Code.AUDIT_FULL)
+_NUMBERED = re.compile(r"freeze (\d+) was broken")
+_REFUSED = re.compile(r"can't start new thread|\[Errno \d+\] (Too many open files|Cannot allocate memory)")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a host. `answer` is a value, a Fault or GONE; a host that vanished has GONE at once.
+
+    `counts` are the writers', when the host knew of its freeze or was about to ask for the thaw; `scope` the file
+    systems that the freeze is about, `hold` its hold limit in seconds.
+    """
+
+    method: str
+    sent_at: float
+    answered_at: float
+    answer: Any
+    params: tuple[Any, ...] = ()
+    counts: Sequence[int] = ()
+    scope: Sequence[int] = ()
+    hold: float = 0.0
+    daemon_pid: int = 0
+    vanished: bool = False
+
+    def crosses(self, other: Call) -> bool:
+        """Tell whether neither is known to have come before the other.
+
+        Of one whose host vanished it is known that the agent took it after whatever was answered before.
+        """
+        if self.vanished:
+            return other.sent_at < self.sent_at < other.answered_at
+        return self.sent_at < other.answered_at and self.answered_at > other.sent_at
+
+
+@dataclass(frozen=True)
+class Meddling:
+    """Someone else froze or thawed a file system (`what`), or may have, between two moments."""
+
+    what: str
+    number: int
+    begun: float
+    ended: float = math.inf
+
+
+@dataclass
+class Verdict:
+    """How many freezes hosts were told of, how they ended, and what was not true."""
+
+    freezes: int = 0
+    held: int = 0
+    broken: int = 0
+    unclear: int = 0
+    told: int = 0
+    violations: list[str] = field(default_factory=list)
+
+
+def refused(text: str) -> bool:
+    """Tell whether a defect that is named so is only a system call that a worker was refused."""
+    return bool(_REFUSED.search(text))
+
+
+def judge(
+    calls: Sequence[Call],
+    *,
+    played: Container[int] = (),
+    meddlings: Sequence[Meddling] = (),
+    disturbed: bool = True,
+    worker_faults: bool = False,
+) -> Verdict:
+    """Judge all calls of one storm, each of which has ended.
+
+    `played`: file systems whose mounts were tampered with; `disturbed`: anything was done that may break a freeze;
+    `worker_faults`: system calls of workers were made to fail.
+    """
+    verdict = Verdict()
+    for call in calls:
+        code = code_of(call.answer)
+        if code in DEFECTS and not (code == Code.INTERNAL and worker_faults and refused(call.answer.faultString)):
+            verdict.violations.append(f"{call.method}{call.params}: {call.answer}")
+    _judge_told(calls, verdict)
+    for freeze in calls:
+        if freeze.method == "va.fsfreeze" and is_count(freeze.answer):
+            verdict.freezes += 1
+            _judge_freeze(freeze, calls, verdict, played, meddlings, disturbed)
+    return verdict
+
+
+def _judge_told(calls: Sequence[Call], verdict: Verdict) -> None:
+    """A broken freeze is told once, but to all who wait for the same thaw; who dies as it tells may tell again."""
+    told: dict[tuple[int, str], float] = {}
+    for call in sorted(calls, key=lambda call: call.answered_at):
+        if call.method != "va.fsthaw" or code_of(call.answer) != Code.FREEZE_BROKEN:
+            continue
+        verdict.told += 1
+        for number in _NUMBERED.findall(call.answer.faultString):
+            first = told.setdefault((call.daemon_pid, number), call.answered_at)
+            if call.sent_at > first:
+                verdict.violations.append(f"told twice: {call.answer}")
+
+
+def _judge_freeze(
+    freeze: Call,
+    calls: Sequence[Call],
+    verdict: Verdict,
+    played: Container[int],
+    meddlings: Sequence[Meddling],
+    disturbed: bool,
+) -> None:
+    # Another freeze that may have succeeded is what the next va.fsthaw is about.
+    rivals = [c for c in calls if c.method == "va.fsfreeze" and c is not freeze and _may_freeze(c)]
+    end = min((r.sent_at for r in rivals if r.sent_at >= freeze.answered_at), default=math.inf)
+    thaws = [c for c in calls if c.method == "va.fsthaw"]
+    after = [t for t in thaws if freeze.answered_at <= t.sent_at < end]
+    heard = [t for t in after if t.answered_at <= end and _tells(t)]
+    if not heard or any(r.crosses(freeze) for r in rivals) or any(t.crosses(freeze) for t in thaws):
+        verdict.unclear += 1
+        return
+    first = min(heard, key=lambda t: t.answered_at)
+    together = [t for t in heard if t.sent_at <= first.answered_at]
+    counts = [t for t in together if is_count(t.answer)]
+    broken = [t for t in together if code_of(t.answer) == Code.FREEZE_BROKEN]
+    told = f"va.fsfreeze answered {freeze.answer}, va.fsthaw {', '.join(repr(t.answer) for t in together)}"
+    if counts and broken:
+        verdict.violations.append(told)
+    elif counts:
+        verdict.held += 1
+        if any(t.answer != freeze.answer for t in counts):
+            verdict.violations.append(told)
+        asked = min(after, key=lambda t: t.sent_at)
+        for number in freeze.scope:
+            wrote = asked.counts[number] - freeze.counts[number]
+            # One record may have been on its way from the disk to the writer's count.
+            if wrote > 1 and number not in played and not _restored(number, freeze, first, meddlings):
+                verdict.violations.append(f"{told}, but {wrote} records were written to file system {number} meanwhile")
+    elif broken:
+        verdict.broken += 1
+        # The hold cannot have passed if less time lies between the moments that are known to lie outside of it.
+        passed = first.answered_at - freeze.sent_at > freeze.hold
+        if not (disturbed or passed or any(c.method == "va.fshold" for c in calls)):
+            verdict.violations.append(f"{told}, though nothing broke it")
+    elif any(t.sent_at <= first.answered_at and t not in heard and _may_have_told(t) for t in after):
+        verdict.unclear += 1
+    else:
+        verdict.violations.append(f"{told}: a broken freeze is not told")
+
+
+def _restored(number: int, freeze: Call, thaw: Call, meddlings: Sequence[Meddling]) -> bool:
+    """Tell whether someone else may have thawed and frozen it again meanwhile, which nobody can see afterwards."""
+    what = {m.what for m in meddlings if m.number == number and m.begun < thaw.answered_at and m.ended > freeze.sent_at}
+    return what == {"freeze", "thaw"}
+
+
+def is_count(answer: Any) -> bool:
+    """Tell whether the answer is a number of file systems over 0."""
+    return isinstance(answer, int) and answer > 0
+
+
+def _tells(call: Call) -> bool:
+    return isinstance(call.answer, int) or code_of(call.answer) == Code.FREEZE_BROKEN
+
+
+def _may_freeze(call: Call) -> bool:
+    return call.answer is GONE or is_count(call.answer) or code_of(call.answer) == Code.IN_PROGRESS
+
+
+def _may_have_told(call: Call) -> bool:
+    """Tell whether the thaw may have gone well, or have taken the news with it."""
+    return call.answer is GONE or _tells(call) or code_of(call.answer) in (Code.IN_PROGRESS, Code.FAILED)
