@@ -18,6 +18,8 @@ from virtagent.agent.errors import Code
 from .hosts import GONE, code_of
 
 DEFECTS = (Code.PARSE, Code.REQUEST, Code.METHOD, Code.INTERNAL, Code.AUDIT_FULL)
+_GOES_ON = (Code.IN_PROGRESS, Code.FAILED)
+"""A thaw that is answered so goes on, and how the freeze ended is for the next one."""
 _NUMBERED = re.compile(r"freeze (\d+) was broken")
 _REFUSED = re.compile(r"can't start new thread|\[Errno \d+\] (Too many open files|Cannot allocate memory)")
 
@@ -139,28 +141,35 @@ def _judge_freeze(
     counts = [t for t in together if is_count(t.answer)]
     broken = [t for t in together if code_of(t.answer) == Code.FREEZE_BROKEN]
     told = f"va.fsfreeze answered {freeze.answer}, va.fsthaw {', '.join(repr(t.answer) for t in together)}"
+    asked = min(after, key=lambda t: t.sent_at)
+    written = []
+    for number in freeze.scope:
+        wrote = asked.counts[number] - freeze.counts[number]
+        # One record may have been on its way from the disk to the writer's count.
+        if wrote > 1 and number not in played and not _restored(number, freeze, first, meddlings):
+            written.append(f"{wrote} records were written to file system {number} meanwhile")
+    silent = [t for t in after if t.sent_at <= first.answered_at and t not in heard]
     if counts and broken:
         verdict.violations.append(told)
     elif counts:
         verdict.held += 1
         if any(t.answer != freeze.answer for t in counts):
             verdict.violations.append(told)
-        asked = min(after, key=lambda t: t.sent_at)
-        for number in freeze.scope:
-            wrote = asked.counts[number] - freeze.counts[number]
-            # One record may have been on its way from the disk to the writer's count.
-            if wrote > 1 and number not in played and not _restored(number, freeze, first, meddlings):
-                verdict.violations.append(f"{told}, but {wrote} records were written to file system {number} meanwhile")
+        verdict.violations += [f"{told}, but {words}" for words in written]
     elif broken:
         verdict.broken += 1
         # The hold cannot have passed if less time lies between the moments that are known to lie outside of it.
         passed = first.answered_at - freeze.sent_at > freeze.hold
         if not (disturbed or passed or any(c.method == "va.fshold" for c in calls)):
             verdict.violations.append(f"{told}, though nothing broke it")
-    elif any(t.sent_at <= first.answered_at and t not in heard and _may_have_told(t) for t in after):
-        verdict.unclear += 1
-    else:
+    elif any(t.answer is GONE or _tells(t) for t in silent):
+        verdict.unclear += 1  # that one may have had the answer, or the news
+    elif not any(code_of(t.answer) in _GOES_ON for t in silent):
         verdict.violations.append(f"{told}: a broken freeze is not told")
+    elif written:
+        verdict.violations += [f"{told}, and nobody is told that {words}" for words in written]
+    else:
+        verdict.unclear += 1  # it went well, but nobody was told
 
 
 def _restored(number: int, freeze: Call, thaw: Call, meddlings: Sequence[Meddling]) -> bool:
@@ -180,8 +189,3 @@ def _tells(call: Call) -> bool:
 
 def _may_freeze(call: Call) -> bool:
     return call.answer is GONE or is_count(call.answer) or code_of(call.answer) == Code.IN_PROGRESS
-
-
-def _may_have_told(call: Call) -> bool:
-    """Tell whether the thaw may have gone well, or have taken the news with it."""
-    return call.answer is GONE or _tells(call) or code_of(call.answer) in (Code.IN_PROGRESS, Code.FAILED)
