@@ -38,6 +38,7 @@ from .writer import Writer
 
 BOUND = 15.0  # seconds from the last disturbance until all is thawed and every call is answered
 ANSWERS = 5.0  # seconds to the answer of a ping, on a machine that does a lot besides
+AT_ONCE = 2.0  # seconds from the death of the supervisor until its keeper has thawed, on such a machine
 GOES_DOWN = 5.0  # seconds from the order to kill or stop the supervisor until it is seen to be so
 TROUBLE = (TimeoutError, AssertionError, OSError, HarnessError, subprocess.TimeoutExpired)
 OPTIONS = (
@@ -254,10 +255,12 @@ class Storm:
                 ask.join(1.5)
 
     def _signal(self, who: str, name: str) -> str | None:
+        record = self._status()
         pid = self._find(who)
         if pid is None:
             return None
         number = signal.Signals[name]
+        holds = who == "supervisor" and self._is_held(record)
         if who == "supervisor" and number == signal.SIGKILL:
             self._shot = True
             self._daemon.kill()
@@ -267,7 +270,29 @@ class Storm:
         self._killed |= number == signal.SIGKILL or who == "thawer"
         if who == "supervisor" and number == signal.SIGTERM:
             self._terminated = True
+        if record is not None and holds:
+            self._watch_keeper(number, record["hold_left"])
         return f"{name} to the {who}"
+
+    def _is_held(self, record: dict[str, Any] | None) -> bool:
+        """Tell whether a keeper holds a freeze, and nothing hinders it to thaw."""
+        if record is None or record["state"] != "FROZEN" or self._waiting():
+            return False
+        if self.world.stall.stalled or self._stall_ordered or ":va.fsfreeze" in self._armed or ":thaw" in self._armed:
+            return False
+        return process_state(self._pids.get("keeper", 0)) in ("S", "R", "D")
+
+    def _watch_keeper(self, number: signal.Signals, hold_left: float) -> None:
+        """The supervisor alone was killed or stopped: the keeper thaws at once, or when its hold ends."""
+        if number == signal.SIGTERM or (number == signal.SIGSTOP and hold_left > 1):
+            return
+        due = time.monotonic() + (hold_left if number == signal.SIGSTOP else 0)
+        stuck = self.world.wait_moving(due + AT_ONCE, [self.world.every[n] for _, n, _, _ in self._theirs])
+        if stuck:
+            names = ", ".join(map(str, stuck))
+            self._violation(f"{AT_ONCE:g} s after {number.name} to the supervisor its keeper has not thawed {names}")
+        self.tally.alone += 1
+        self.tally.alone_worst = max(self.tally.alone_worst, time.monotonic() - due)
 
     def _kill_both(self) -> str | None:
         keeper = self._find("keeper") or self._find("worker")

@@ -18,6 +18,8 @@ class Tally:
     unclear: int = 0
     told: int = 0
     worst: float = 0.0
+    alone: int = 0
+    alone_worst: float = 0.0
     kernel: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
 
@@ -29,6 +31,8 @@ class Tally:
         rows += [("- superseded or crossed by other calls, so not judged", str(self.unclear))]
         rows += [("answers that told of a broken freeze", str(self.told))]
         rows += [("worst time from the last disturbance to all thawed", f"{self.worst:.2f} s")]
+        rows += [("keepers that thawed alone, the supervisor dead or stopped", str(self.alone))]
+        rows += [("- worst time from its death, or the end of the hold", f"{self.alone_worst:.2f} s")]
         rows += [(f"fault: {kind}", str(count)) for kind, count in sorted(self.faults.items())]
         rows += [(f"kernel: {kind}", str(count)) for kind, count in sorted(self.kernel.items())]
         rows += [("faults injected", str(self.faults.total())), ("violations", str(len(self.violations)))]
