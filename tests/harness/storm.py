@@ -425,7 +425,7 @@ class Storm:
     def _cover(self, number: int) -> str | None:
         def game(fs: LoopFs) -> Callable[[], object]:
             linux.mount("cover", str(fs.path), "tmpfs")
-            return lambda: linux.umount(str(fs.path))
+            return lambda: _let_go(str(fs.path))
 
         return self._play(number, game, "covered")
 
@@ -444,7 +444,7 @@ class Storm:
 
         def undo() -> None:
             fs.aliases.remove(alias)
-            linux.umount(str(alias))
+            _let_go(str(alias))
 
         self._undo.append((number, undo))
         return "mount bound at a second place"
@@ -588,6 +588,7 @@ class Storm:
         for fs in (*spoilt, *stuck):
             if fs in spoilt:
                 self.tally.kernel["btrfs read-only after SIGKILL inside FITHAW (docs/adr/0015)"] += 1
+                until(lambda: not self._daemon.children(), BOUND, "no worker is left")
                 self.world.mount_anew(fs)
             else:
                 self._violation(f"{fs} is not writable {BOUND:g} s after the last disturbance")
@@ -647,6 +648,11 @@ class Storm:
         self.violations += judged.violations
         for name in ("freezes", "held", "broken", "unclear", "told"):
             setattr(self.tally, name, getattr(self.tally, name) + getattr(judged, name))
+
+
+def _let_go(mountpoint: str) -> None:
+    """Unmount; a worker may have opened it just now, so it goes with its last user."""
+    linux.umount(mountpoint, linux.MNT_DETACH)
 
 
 def play(world: World, actions: Iterable[Action], tally: Tally) -> Storm:
