@@ -145,7 +145,8 @@ def loop_devices(under: str) -> dict[str, str]:
     found = {}
     for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            backing = entry.read_text().rstrip("\n")
+            # Others on the machine may name theirs as they like.
+            backing = entry.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n")
         except OSError:
             continue
         if backing.startswith(under.rstrip("/") + "/"):
