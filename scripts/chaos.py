@@ -15,7 +15,7 @@ from harness import HarnessError, Unmet, namespace
 from harness.actions import sequence
 from harness.namespace import Area
 from harness.rig import Rig, closed
-from harness.storm import World, play
+from harness.storm import TROUBLE, World, play
 from harness.tally import Tally
 
 MANY = 100_000
@@ -88,11 +88,16 @@ def main() -> int:
         signal.signal(number, stop)
     chosen = options()
     tally = Tally()
+    began = time.monotonic()
     with namespace.entered() as area:
         try:
             run(area, chosen, tally)
+        except TROUBLE as error:
+            tally.violations.append(f"{type(error).__name__}: {error}")
+            print(f"\nThe run could not go on: {tally.violations[-1]}", flush=True)
         finally:
-            print(f"\nscripts/chaos, seed {chosen.seed if chosen.replay is None else chosen.replay}:\n")
+            seed = chosen.seed if chosen.replay is None else chosen.replay
+            print(f"\nscripts/chaos, seed {seed}, {(time.monotonic() - began) / 60:.1f} minutes:\n")
             print(tally.table(), flush=True)
     return 1 if tally.violations else 0
 
