@@ -102,7 +102,10 @@ class Hosts:
         """Write what can be written now, and close all."""
         for talk in list(self._talks.values()):
             talk.write(self._clock())
-            talk.port.close()
+            if not isinstance(talk.port, Device):
+                talk.port.close()
+            elif talk.stream.output_size:
+                talk.port.drop()  # the host does not read, and closing would wait for it
         for listener in self._listeners:
             listener.close()
         for device in self._devices:
@@ -174,6 +177,7 @@ class Hosts:
         device.talk = None
         if device.dead:
             self._select.unregister(device)
+            device.drop()
             device.close()
             self._log.add("notice", f"{device.spec}: hung up, unplugged or failed")
             self._look(device)

@@ -98,11 +98,10 @@ class Device:
         self.dead = self.at_end = self._heard = False
 
     def close(self) -> None:
-        """Close the port; what is not written yet is dropped."""
+        """Close the port; a terminal first sends what it has taken."""
         if self._edges is not None:
             self._edges.close()
             self._edges = None
-            self.drop()
             os.close(self._fd)
             self._fd = -1
 

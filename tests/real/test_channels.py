@@ -193,6 +193,16 @@ def test_half_a_message_of_one_host_is_not_the_next_ones(rig: Rig, path: Path, s
     assert re.search(r'method="va.fsfreeze" .*outcome=abandoned', log.read_text())
 
 
+def test_the_last_answer_before_the_end_arrives(rig: Rig, path: Path) -> None:
+    with Line(path) as line:
+        daemon = start(rig, f"serial:{path}")
+        opened(daemon, f"serial:{path}")
+        line.send(request("va.ping"))
+        logged(daemon, 'method="va.ping"')
+        assert daemon.stop() == 0
+        assert b"dummy" in line.rest()
+
+
 def test_a_connection_that_would_be_closed_begins_anew(rig: Rig, path: Path) -> None:
     with Line(path) as line:
         daemon = start(rig, f"serial:{path}")
