@@ -8,11 +8,28 @@ under() {
     home=$root/opt/virtagent # tree-*, current -> one of them, conf.sum: what the sample was when it was installed
     current=$home/current
     conf=$root/etc/virtagent/virtagentd.conf
-    unit=$root/etc/systemd/system/virtagentd.service
+    units=$root/etc/systemd/system
+    # One of the two services is installed, and stays the one until the other is asked for.
+    service=virtagentd.service other=virtagent-qemu-ga.service
+    [ ! -e "$units/$other" ] || be_qemu_ga
     rule=$root/etc/udev/rules.d/60-virtagent.rules
     daemon_link=$root/usr/local/sbin/virtagentd
     control_link=$root/usr/local/bin/virtagentctl
     ga_link=$root/usr/local/sbin/virtagent-qemu-ga
+}
+
+# be_qemu_ga: the service is the one in the place of qemu-ga.
+be_qemu_ga() { service=virtagent-qemu-ga.service other=virtagentd.service; }
+
+# rival: print the unit of the real qemu-ga, unless it is masked or not there.
+rival() {
+    local folder file
+    for folder in etc run usr/local/lib usr/lib lib; do
+        file=$root/$folder/systemd/system/qemu-guest-agent.service
+        [ -e "$file" ] || [ -L "$file" ] || continue
+        [ "$(readlink "$file")" = /dev/null ] || printf '%s\n' "$file"
+        return 0
+    done
 }
 
 # with_systemd: whether systemd runs this machine, and this machine is meant.
@@ -48,6 +65,13 @@ agent_state() {
     printf '%s' "$answer" | python3 -c 'import json, sys; print(json.load(sys.stdin)["state"])'
 }
 
+# holds_state: whether a process has the state directory for its own: an agent, on whatever channels.
+holds_state() {
+    local lock
+    lock=$(state_dir)/lock
+    [ -e "$lock" ] && ! flock -n "$lock" true
+}
+
 # journal_names: print what the journal of a dead agent says: nothing, or why something may be frozen.
 journal_names() {
     python3 - "$(state_dir)/journal" <<'PYTHON'
@@ -77,5 +101,7 @@ refuse_while_frozen() {
         return 0
     fi
     why=$(journal_names)
-    [ -z "$why" ] || refuse "no agent answers, and $why: start virtagentd, which thaws, then try again"
+    [ -n "$why" ] || return 0
+    ! holds_state || refuse "an agent runs that has no socket to ask, and $why: have the host thaw, or stop the agent, which thaws"
+    refuse "no agent answers, and $why: start the agent, which thaws, then try again"
 }

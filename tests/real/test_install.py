@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
-from harness import linux
+from harness import confined, linux
 from harness.daemon import Daemon
 from harness.namespace import Area
 from harness.rig import Rig
@@ -23,18 +24,9 @@ PLACES = {
     "usr/local/bin/virtagentctl",
     "usr/local/sbin/virtagent-qemu-ga",
 }
-# What the unit leaves to the daemon, as far as it can be had without systemd. 65: PR_SET_MDWE (Linux 6.3, else EINVAL).
-WITHOUT_RIGHTS = """#!{python} -I
-import ctypes, os, resource, sys
-if {may_raise}:
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("-900")
-if ctypes.CDLL(None, use_errno=True).prctl(65, 1, 0, 0, 0) and ctypes.get_errno() != 22:
-    sys.exit("prctl failed")
-caps = "--bounding-set=-all,{capabilities}"
-os.execvp("setpriv", ["setpriv", caps, "--inh-caps=-all", "--no-new-privs", "{program}", *sys.argv[1:]])
-"""
+UNIT = "etc/systemd/system/virtagentd.service"
+GA_UNIT = "etc/systemd/system/virtagent-qemu-ga.service"
+RULE = "etc/udev/rules.d/60-virtagent.rules"
 
 
 class Installed:
@@ -135,19 +127,10 @@ def test_plan(rig: Rig, built: Installed) -> None:
 
 def test_the_rights_that_the_unit_leaves_are_enough(rig: Rig, installed: Installed) -> None:
     """A mount point and a file that root may not reach by ownership alone, the kernel's log, the titles, the end."""
-    (line,) = [
-        line
-        for line in (installed.prefix / "etc/systemd/system/virtagentd.service").read_text().splitlines()
-        if line.startswith("CapabilityBoundingSet=")
-    ]
-    names = line.partition("=")[2].lower().replace("cap_", "+").replace(" ", ",")
     program = rig.area.fresh("without-rights")
+    may_raise = confined.may_raise()
     python = installed.home / "current/bin/python"
-    may_raise = has_sys_resource()
-    program.write_text(
-        WITHOUT_RIGHTS.format(capabilities=names, python=python, program=installed.daemon, may_raise=may_raise)
-    )
-    program.chmod(0o755)
+    confined.make(program, (installed.prefix / UNIT).read_text(), python, installed.daemon, may_raise=may_raise)
     fs = rig.fs("ext4")
     secret = fs.path / "secret"
     secret.write_bytes(b"hidden\n")
@@ -177,12 +160,6 @@ def test_the_rights_that_the_unit_leaves_are_enough(rig: Rig, installed: Install
     finally:
         linux.umount(str(bound))
         inner.mount()
-
-
-def has_sys_resource() -> bool:
-    """Return whether this process has CAP_SYS_RESOURCE, bit 24."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")]
-    return bool(int(line.split()[1], 16) >> 24 & 1)
 
 
 def test_again_changes_nothing(built: Installed) -> None:
@@ -219,6 +196,55 @@ def test_uninstall_leaves_nothing(installed: Installed) -> None:
     succeeded(installed.script("uninstall"))
     assert list(installed.prefix.iterdir()) == []
     assert "nothing is installed" in refused(installed.script("uninstall"))
+
+
+def test_in_the_place_of_qemu_ga(installed: Installed) -> None:
+    succeeded(installed.script("install", "", "--as-qemu-ga"))
+    assert installed.places() == {GA_UNIT if place == UNIT else place for place in PLACES}
+    assert '+="virtagent-qemu-ga.service"' in (installed.prefix / RULE).read_text()
+    # An upgrade must not take the host its agent.
+    assert "nothing changed" in succeeded(installed.script("install"))
+    assert (installed.prefix / GA_UNIT).exists()
+    assert "nothing changed" in succeeded(installed.script("install", "", "--as-qemu-ga"))
+    succeeded(installed.script("uninstall"))
+    assert list(installed.prefix.iterdir()) == []
+
+
+def test_not_beside_a_qemu_ga_that_may_be_started(installed: Installed) -> None:
+    unit = installed.prefix / "usr/lib/systemd/system/qemu-guest-agent.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Service]\nExecStart=/usr/sbin/qemu-ga\n")
+    before = installed.files()
+    said = refused(installed.script("install", "", "--as-qemu-ga"))
+    assert f"{unit} would be started" in said
+    assert f"systemctl --root={installed.prefix} mask qemu-guest-agent.service" in said
+    assert installed.files() == before
+    succeeded(installed.script("install"))
+    mask = installed.prefix / "etc/systemd/system/qemu-guest-agent.service"
+    mask.symlink_to("/dev/null")
+    succeeded(installed.script("install", "", "--as-qemu-ga"))
+    succeeded(installed.script("uninstall"))
+    assert installed.places() == {
+        "usr/lib/systemd/system/qemu-guest-agent.service",
+        str(mask.relative_to(installed.prefix)),
+    }
+
+
+def test_an_agent_without_a_socket_is_noticed(installed: Installed) -> None:
+    installed.state_dir.mkdir(parents=True)
+    record = {"boot": boot_id(), "plan": {"mounts": [{"mountpoint": "/srv/db"}]}}
+    with open(installed.state_dir / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "still runs" in refused(installed.script("uninstall"))
+        (installed.state_dir / "journal").write_text(json.dumps(record))
+        for script in ("install", "uninstall"):
+            said = refused(installed.script(script))
+            assert "an agent runs" in said
+            assert "/srv/db" in said
+    (installed.state_dir / "journal").unlink()
+    (installed.state_dir / "handles").write_text("1001\n")
+    succeeded(installed.script("uninstall"))
+    assert list(installed.prefix.iterdir()) == []
 
 
 def test_uninstall_leaves_what_is_not_its_own(installed: Installed) -> None:

@@ -10,11 +10,20 @@ from pathlib import Path
 
 import pytest
 from harness.fixtures import unmet
-from virtagent.supervisor import config
+from virtagent.supervisor import config, ga_options, qemu_ga
 
 TREE = Path(__file__).resolve().parents[2]
 PACKAGING = TREE / "packaging"
 UNIT = PACKAGING / "virtagentd.service"
+GA_UNIT = PACKAGING / "virtagent-qemu-ga.service"
+LIFE = re.findall(
+    r"\w+",
+    """
+    Type NotifyAccess StartLimitIntervalSec IgnoreOnIsolate ExecReload ExecStopPost Restart RestartSec
+    RestartPreventExitStatus KillMode TimeoutStopSec WatchdogSec WatchdogSignal RuntimeDirectory RuntimeDirectoryMode
+    RuntimeDirectoryPreserve OOMScoreAdjust OOMPolicy LimitMEMLOCK TasksMax WantedBy
+    """,
+)
 # exec_needs_mount_namespace() of systemd 252 to 257.
 NAMESPACED = re.findall(
     r"\w+",
@@ -31,9 +40,9 @@ CLOSES_DEVICES = ("ProtectClock", "DevicePolicy", "DeviceAllow")
 EXPOSURE_MOST = 50  # tenths; systemd 252 gives 4.4, nearly all of it for the namespaces that it must not have
 
 
-def settings() -> dict[str, list[str]]:
+def settings(unit: Path = UNIT) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for line in UNIT.read_text(encoding="utf-8").splitlines():
+    for line in unit.read_text(encoding="utf-8").splitlines():
         if line and line[0] not in "#[":
             name, _, value = line.partition("=")
             found.setdefault(name, []).append(value)
@@ -50,10 +59,13 @@ def tool(name: str, package: str) -> str:
 @pytest.fixture
 def runnable(tmp_path: Path) -> Path:
     """The unit with programs that are there: systemd-analyze looks for them."""
-    text = re.sub(r"/opt/virtagent/current/bin/virtagentd", "/bin/true", UNIT.read_text(encoding="utf-8"))
-    unit = tmp_path / UNIT.name
-    unit.write_text(text, encoding="utf-8")
-    return unit
+    return with_programs(UNIT, tmp_path)
+
+
+def with_programs(unit: Path, folder: Path) -> Path:
+    text = re.sub(r"/opt/virtagent/current/bin/[a-z-]+", "/bin/true", unit.read_text(encoding="utf-8"))
+    (folder / unit.name).write_text(text, encoding="utf-8")
+    return folder / unit.name
 
 
 def analyze(*arguments: str) -> None:
@@ -66,6 +78,51 @@ def analyze(*arguments: str) -> None:
 
 def test_systemd_takes_the_unit(runnable: Path) -> None:
     analyze("verify", "--man=no", str(runnable))
+
+
+def test_systemd_takes_the_unit_in_the_place_of_qemu_ga(tmp_path: Path) -> None:
+    analyze("verify", "--man=no", str(with_programs(GA_UNIT, tmp_path)))
+
+
+def test_in_the_place_of_qemu_ga_it_lives_and_ends_the_same() -> None:
+    here, there = settings(UNIT), settings(GA_UNIT)
+    assert {name: there[name] for name in LIFE} == {name: here[name] for name in LIFE}
+
+
+def test_in_the_place_of_qemu_ga_programs_are_as_free() -> None:
+    more = {"Description", "Documentation", "Conflicts", "After", "ExecStart", "LimitCORE", "LimitNOFILE"}
+    assert settings(GA_UNIT).keys() == {*LIFE, *more}
+    # A program may raise them again.
+    assert settings(GA_UNIT)["LimitCORE"] == ["0:infinity"]
+    assert re.fullmatch(r"\d+:524288", *settings(GA_UNIT)["LimitNOFILE"])
+
+
+def test_one_agent_has_the_port() -> None:
+    (conflicts,), (after,) = settings(GA_UNIT)["Conflicts"], settings(GA_UNIT)["After"]
+    # Without the order one could start while the other has not ended.
+    assert set(conflicts.split()) == set(after.split()) == {UNIT.name, "qemu-guest-agent.service"}
+
+
+@pytest.mark.parametrize("state_dir", ["", "state-dir /run/elsewhere\n"])
+@pytest.mark.parametrize("key_file", ["", "[general]\nstatedir=/dev/shm\n"])
+def test_in_the_place_of_qemu_ga_recovery_finds_the_journal(tmp_path: Path, state_dir: str, key_file: str) -> None:
+    conf, keys = tmp_path / "virtagentd.conf", tmp_path / "qemu-ga.conf"
+    conf.write_text(state_dir)
+    keys.write_text(key_file)
+    (start,), (after,) = settings(GA_UNIT)["ExecStart"], settings(GA_UNIT)["ExecStopPost"]
+    taken, _ = ga_options.load(start.split()[1:], {"QGA_CONF": str(keys)})
+    served, _ = qemu_ga.configure(taken, {"VIRTAGENT_CONF": str(conf)})
+    recovered, _ = config.load([*after.split()[1:], "--config", str(conf)])
+    assert Path(served.state_dir).resolve() == Path(recovered.state_dir).resolve()
+    assert after.split()[0] == settings()["ExecStart"][0]
+
+
+def test_in_the_place_of_qemu_ga_the_port_is_served(tmp_path: Path) -> None:
+    (start,) = settings(GA_UNIT)["ExecStart"]
+    taken, _ = ga_options.load(start.split()[1:], {"QGA_CONF": str(tmp_path / "none")})
+    (tmp_path / "virtagentd.conf").touch()
+    served, _ = qemu_ga.configure(taken, {"VIRTAGENT_CONF": str(tmp_path / "virtagentd.conf")})
+    assert served.channel == ("virtio:/dev/virtio-ports/org.qemu.guest_agent.0",)
 
 
 def test_the_unit_is_as_closed_as_it_was(runnable: Path) -> None:
@@ -96,14 +153,16 @@ def test_a_bad_configuration_does_not_keep_the_guest_frozen() -> None:
     assert settings()["ExecStopPost"] == [f"{start} --recover"]
 
 
-def test_the_udev_rule_starts_the_unit() -> None:
+@pytest.mark.parametrize(
+    ("rules", "unit"), [("60-virtagent.rules", UNIT.name), ("60-virtagent-qemu-ga.rules", GA_UNIT.name)]
+)
+def test_the_udev_rule_starts_the_unit(rules: str, unit: str) -> None:
     (rule,) = [
-        line
-        for line in (PACKAGING / "60-virtagent.rules").read_text(encoding="utf-8").splitlines()
-        if not line.startswith("#")
+        line for line in (PACKAGING / rules).read_text(encoding="utf-8").splitlines() if not line.startswith("#")
     ]
     assert re.fullmatch(r'(, )?(\w+(\{\w+\})?(==|\+=)"[^"]+"(, )?)+', rule)
-    assert f'ENV{{SYSTEMD_WANTS}}+="{UNIT.name}"' in rule
+    assert 'ATTR{name}=="org.qemu.guest_agent.0"' in rule
+    assert f'ENV{{SYSTEMD_WANTS}}+="{unit}"' in rule
     assert 'TAG+="systemd"' in rule
 
 
