@@ -56,7 +56,7 @@ def _act(name: str, handler: object, doc: str, *params: Param) -> Rpc:
     return Rpc(f"guest-{name}", handler, _W, _WRITE, doc, "nothing", params, limit=60)  # type: ignore[arg-type]
 
 
-def _kept(name: str, handler: object, doc: str, *more: Param) -> Rpc:
+def _kept(name: str, handler: object, doc: str, *more: Param, bulky: bool = False) -> Rpc:
     return Rpc(
         f"guest-file-{name}",
         handler,  # type: ignore[arg-type]
@@ -68,6 +68,7 @@ def _kept(name: str, handler: object, doc: str, *more: Param) -> Rpc:
         limit=60,
         kept_by="guest-file-open",
         unknown=_NO_HANDLE,
+        bulky=bulky,
     )
 
 
@@ -206,7 +207,7 @@ GUEST_ROWS = (
         adds=("handle",),
     ),
     _kept("close", _files.file_close, "Close the file."),
-    _kept("read", _files.file_read, "Read from the file, at most 48 MiB.", _may("count", Kind.INTEGER)),
+    _kept("read", _files.file_read, "Read from the file, at most 48 MiB.", _may("count", Kind.INTEGER), bulky=True),
     _kept(
         "write",
         _files.file_write,
@@ -233,6 +234,7 @@ GUEST_ROWS = (
         limit=30,
         keeps=_PROGRAMS_MAX,
         adds=("limit", "grace"),
+        outlives=True,
     ),
     Rpc(
         "guest-exec-status",
@@ -245,6 +247,7 @@ GUEST_ROWS = (
         limit=30,
         kept_by="guest-exec",
         unknown=_NO_PID,
+        bulky=True,
     ),
     _act(
         "set-user-password",

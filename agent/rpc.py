@@ -34,11 +34,12 @@ class Rpc:
     `handler` is called as handler(agent, call, args) inline, as handler(worker, args) in a worker, or as
     handler(kept, args) in the worker that keeps what the first parameter names (`kept_by` is the row that it runs,
     `unknown` the fault's text if there is none). `keeps` is how many such workers there may be at once; the handler
-    returns a `keeping.Kept`. `adds` names what the supervisor adds to the arguments. `limit` is how long the worker may
-    run, or the keeper may take, in seconds; None: the phases of the freeze transaction have their own. `compensation`
-    names the row that undoes what a dead or killed worker may have left. A row that `thaws_first` is admitted in any
-    state and starts once the file systems are thawed, or cannot be. A row that `outlives` the supervisor goes on when
-    that dies, to thaw; the others die with it. A row that is not `public` is the agent's own.
+    returns a `keeping.Kept`. `adds` names what the supervisor adds to the arguments. A `bulky` row's reply may be tens
+    of megabytes. `limit` is how long the worker may run, or the keeper may take, in seconds; None: the phases of the
+    freeze transaction have their own. `compensation` names the row that undoes what a dead or killed worker may have
+    left. A row that `thaws_first` is admitted in any state and starts once the file systems are thawed, or cannot be.
+    A row that `outlives` the supervisor goes on when that dies, to thaw or to end what it has started; the others die
+    with it. A row that is not `public` is the agent's own.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Rpc:
     kept_by: str | None = None
     unknown: str = ""
     adds: tuple[str, ...] = ()
+    bulky: bool = False
 
     def help(self) -> str:
         """Return what it does, takes and returns, a line each."""

@@ -73,6 +73,7 @@ _ROWS = (
         "base64, the contents",
         params=(Param("path", Kind.STRING, "absolute path"),),
         limit=30,
+        bulky=True,
     ),
     Rpc(
         "va.getdmesg",
@@ -244,6 +245,8 @@ def refusal(row: Rpc, state: FreezeState, *, blocked: bool, audit_full: bool, st
         return Fault(Code.WRONG_STATE, f"{row.name} is refused: the agent is stopping")
     if state is FreezeState.THAWED or row.thaws_first or row.disk in (Disk.NONE, Disk.READ):
         return None
+    if row.is_guest:
+        return Fault(Code.REFUSED_WHILE_FROZEN, f"{row.name} is refused: the agent is in frozen state")
     if row.disk is Disk.FREEZES:
         return Fault(Code.WRONG_STATE, f"{row.name} needs state THAWED, the state is {state.name}")
     return Fault(Code.REFUSED_WHILE_FROZEN, f"{row.name} writes to a disk, the state is {state.name}: thaw first")

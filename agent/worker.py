@@ -127,6 +127,7 @@ def run(job: Job, report_fd: int, control_fd: int, supervisor: int) -> NoReturn:
             kernel.die_with_parent(signal.SIGKILL)
             if os.getppid() != supervisor:
                 os._exit(1)  # it died before that
+        if not row.outlives or row.keeps:
             kernel.be_killed_like_others()
         worker.reporter.send(report.Started(os.getpid()))
         outcome: report.Report

@@ -73,11 +73,14 @@ def line(call: Call, outcome: str, fault: Fault | None, now: float) -> str:
 
 
 def _without_secrets(method: str, params: list[Any] | dict[str, Any]) -> list[Any] | dict[str, Any]:
+    """Return the parameters as they may be logged: of what is no parameter only that it was there."""
     row = RPCS.get(method)
-    secret = {param.name for param in row.params if param.secret} if row else set()
-    if not secret or not isinstance(params, dict):
+    if row is None and isinstance(params, dict):
+        return {name[:80]: "(not shown)" for name in params}
+    if row is None or not isinstance(params, dict) or not any(param.secret for param in row.params):
         return params
-    return {name: "(secret)" if name in secret else value for name, value in params.items()}
+    shown = {param.name for param in row.params if not param.secret}
+    return {name[:80]: value if name in shown else "(not shown)" for name, value in params.items()}
 
 
 def malformed(event: Malformed) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,9 @@ class Calls:
         call = Call(self._last_id, request, now)
         self._open[call.id] = call
         return call
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self._open.values())
 
     def count(self, connection: int) -> int:
         """Return how many calls of that connection are open."""

@@ -6,6 +6,8 @@ reply may each be `message_age` seconds old. Above `max_clients` a client's firs
 
 from __future__ import annotations
 
+import select
+import socket
 from typing import Protocol
 
 from ..agent.errors import Code, Fault
@@ -44,6 +46,7 @@ class Conversation:
         self.stream = Stream(limits)
         self.refused = False
         self.gone = False
+        self._at_end = False
         self._age = age
         self._half_since: float | None = None
         self._unread_since: float | None = None
@@ -64,7 +67,9 @@ class Conversation:
         except OSError:
             data = b""
         if not data:
-            self.gone = True
+            # A socket's host may only have said all that it has to say, and wait for the answers.
+            self._at_end = isinstance(self.port, socket.socket) and not hung_up(self.port)
+            self.gone = not self._at_end
         self.stream.receive_data(data)
 
     def drain(self) -> None:
@@ -105,7 +110,8 @@ class Conversation:
     @property
     def over(self) -> bool:
         """Whether the conversation is to be closed."""
-        return self.gone or ((self.stream.closing or self._answered) and not self.stream.output_size)
+        done = self.stream.closing or self._answered or (self._at_end and not self.stream.busy)
+        return self.gone or (done and not self.stream.output_size)
 
     @property
     def writing(self) -> bool:
@@ -115,7 +121,7 @@ class Conversation:
     @property
     def reading(self) -> bool:
         """Whether to wait for more to read."""
-        return self.stream.output_size <= UNREAD_MAX and not self.stream.full
+        return self.stream.output_size <= UNREAD_MAX and not self.stream.full and not self._at_end
 
     def deadline(self) -> float | None:
         """Return when `expire` is due, or None."""
@@ -129,3 +135,10 @@ class Conversation:
             self._half_since = None
         else:
             self.gone = True
+
+
+def hung_up(sock: socket.socket) -> bool:
+    """Return whether the peer has closed both directions, so that nobody reads an answer either."""
+    now = select.poll()
+    now.register(sock, 0)  # what is asked for does not matter: a hang-up is always told
+    return bool(now.poll(0))

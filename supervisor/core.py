@@ -48,14 +48,14 @@ from .events import (
 from .freezing import Freezing
 from .journal import FIRST_HANDLE
 from .keeping import Keeping
-from .options import freeze_options
+from .options import additions, freeze_options
 from .polls import Polls
 from .state import State
 from .status import Record, record
 from .thawing import RETRY, Thawing
-from .workers import Worker, Workers
+from .workers import Worker, Workers, at
 
-EXEC_GRACE = 10.0  # seconds that a program over its limit has between SIGTERM and SIGKILL
+BULKY_MAX = 8  # calls under way whose replies may be tens of megabytes
 CALLS_MAX = 64  # calls under way on one connection: tagged ones need not give way to each other
 
 
@@ -165,10 +165,14 @@ class Core:
     def _requested(self, request: Requested) -> None:
         call = self._calls.open(request, self._now)
         self._thawing.wall = request.wall - self._now
+        if request.unheard:
+            self._calls.abandon(request.connection, request.token, self._now)
         try:
             if self._calls.count(request.connection) > CALLS_MAX:
                 raise Fault(Code.BUSY, f"{request.method[:80]}: {CALLS_MAX} calls of this connection wait already")
             row = public(request.method)
+            if row.bulky and self._bulky() > BULKY_MAX:
+                raise Fault(Code.BUSY, f"{row.name}: {BULKY_MAX} calls with large replies are under way")
             if request.crowded and not row.essential:
                 raise Fault(Code.BUSY, f"{row.name}: too many replies are not read; call again later")
             if (refused := self._refusal(row)) is not None:
@@ -176,6 +180,9 @@ class Core:
             self._run(call, row, arguments(row, request.params))
         except Fault as fault:
             self._calls.answer(call.id, fault, self._now)
+
+    def _bulky(self) -> int:
+        return sum(RPCS[call.request.method].bulky for call in self._calls if call.request.method in RPCS)
 
     def _refusal(self, row: Rpc) -> Fault | None:
         return refusal(
@@ -217,22 +224,12 @@ class Core:
         if "options" in args:
             args = {"options": freeze_options(self._config, row.name, args["options"])}
         if row.adds:
-            args = args | {name: self._extra(name) for name in row.adds}
+            added = additions(self._config, self._handle)
+            args = args | {name: added[name] for name in row.adds}
+        if "handle" in row.adds:
+            self._handle += 1
+            self._out.append(KeepHandle(self._handle))
         call.worker = self._workers.spawn(row, args, call.id, row.limit or 0, self._now).id
-
-    def _extra(self, name: str) -> Any:
-        """Return what a handler needs besides the host's arguments."""
-        match name:
-            case "command":
-                return self._config.shutdown_command
-            case "limit":
-                return self._config.exec_limit
-            case "grace":
-                return EXEC_GRACE
-        assert name == "handle", name
-        self._handle += 1
-        self._out.append(KeepHandle(self._handle))
-        return self._handle - 1
 
     # -- what is offered to the inline handlers
 
@@ -303,6 +300,8 @@ class Core:
                 case report.Failed(code, text):
                     self._calls.answer(worker.call, from_number(code, text), self._now)
                     self._keeping.lost(worker, from_number(code, text), self._now)
+                case report.Kept() | report.Replied() | report.Declined() | report.Loose() if not worker.alive:
+                    pass  # sent before the kill took effect; whoever waited was told
                 case report.Kept():
                     self._keeping.kept(worker, message, self._now)
                 case report.Replied() | report.Declined():
@@ -327,8 +326,8 @@ class Core:
         if self._freezing.owns(worker):
             self._freezing.killed(worker, self._now)
         else:
-            ran = self._now - worker.born
-            fault = Fault(code, f"{worker.name} was killed after {ran:.1f} s{why}")
+            ran = self._now - worker.phase_since
+            fault = Fault(code, f"{worker.name}{at(worker)} was killed after {ran:.1f} s{why}")
             self._calls.answer(worker.call, fault, self._now)
             self._keeping.lost(worker, fault, self._now)
 
@@ -352,6 +351,8 @@ class Core:
             self._kill(worker, WorkerEvent.GRACE, ": it did not end after its report", Code.WORKER_DIED)
         elif self._freezing.owns(worker):
             self._freezing.limit_passed(worker, self._now)
+        elif not self.thawed and Disk.WRITE in (worker.row.disk, self._keeping.disk(worker)):
+            self._workers.arm(worker, worker.limit, self._now)  # it may wait for the thaw, which is not its fault
         else:
             self._kill(worker, WorkerEvent.LIMIT, f": its limit of {worker.limit:g} s passed", Code.OVERRUN)
 
@@ -433,6 +434,6 @@ class Core:
                 self._calls.answer(worker.call, "dummy", now)  # it works: the signal comes from what it has started
         self._calls.answer_all(Fault(Code.WRONG_STATE, self._stopping), now)
         for worker in self._workers:
-            if worker.alive:
+            if worker.alive and not self._keeping.drop(worker):
                 self._workers.kill(worker, WorkerEvent.CANCELLED, f": {self._stopping}", now)
         self._out.append(Quit(0))

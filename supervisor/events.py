@@ -26,7 +26,8 @@ class Peer:
 class Requested:
     """A well-formed request came; `wall` is the time of day (seconds since the epoch) for the audit record.
 
-    `crowded` says that hosts leave so many replies unread that only essential RPCs are to be admitted.
+    `crowded` says that hosts leave so many replies unread that only essential RPCs are to be admitted, and `unheard`
+    that nobody waits for the answer any more.
     """
 
     connection: int
@@ -36,6 +37,7 @@ class Requested:
     peer: Peer
     wall: float
     crowded: bool = False
+    unheard: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import selectors
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..agent.errors import Fault
-from ..agent.wire.messages import Abandoned, Limits, Refused, Request
+from ..agent.wire.messages import Abandoned, Incoming, Limits, Refused, Request
 from . import channel, events
 from .config import Config
 from .listeners import PAUSE, Listener, Stranger
@@ -22,6 +21,7 @@ from .log import Log
 from .ports import Device
 
 UNSENT_MAX = 64 << 20  # bytes of replies that hosts have not read, above which only essential RPCs are admitted
+EVENTS_MAX = 64  # things that one host says in one turn of the loop
 REFUSED_MAX = 16  # clients over max_clients that are told so at once; others wait in the backlog
 
 
@@ -45,7 +45,7 @@ class Hosts:
         self._devices: list[Device] = []
         self._talks: dict[int, channel.Conversation] = {}
         self._last_talk = 0
-        self._turns: deque[channel.Conversation] = deque()
+        self._turns: dict[int, channel.Conversation] = {}
 
     def listen(self, way: Listener | Device) -> None:
         """Have hosts come that way."""
@@ -66,13 +66,15 @@ class Hosts:
         else:
             talk.stream.reply(token, value)
         # What waited for its turn has it now, but must not be taken before what stands in the loop's queue.
-        self._turns.append(talk)
+        self._turns[talk.id] = talk
         self._settle(talk)
 
-    def take_turns(self) -> None:
-        """Take what waited for its turn."""
-        while self._turns:
-            self._listen_to(self._turns.popleft())
+    def take_turns(self) -> bool:
+        """Take what waited for its turn, some of each; return whether there is more, for the next turn of the loop."""
+        turns, self._turns = self._turns, {}
+        for talk in turns.values():
+            self._listen_to(talk)
+        return bool(self._turns)
 
     def deadlines(self) -> Iterator[float | None]:
         """Yield when `expire` is due."""
@@ -199,19 +201,30 @@ class Hosts:
         talk.write(now)
         if talk.reading:
             talk.read(now)
+        elif not talk.writing and not isinstance(talk.port, Device):
+            talk.gone = True  # only a hang-up is told where nothing is waited for
         self._listen_to(talk)
 
     def _listen_to(self, talk: channel.Conversation) -> None:
-        while not talk.gone and (event := talk.next_event(self._clock())) is not None:
-            match event:
-                case Request(token, method, params):
-                    crowded = sum(t.stream.output_size for t in self._talks.values()) > UNSENT_MAX
-                    self._feed(events.Requested(talk.id, token, method, params, talk.peer, time.time(), crowded))
-                case Abandoned(token):
-                    self._feed(events.GivenUp(talk.id, token))
-                case Refused(code, text):
-                    self._feed(events.Malformed(code, text, talk.peer, time.time()))
+        for _ in range(EVENTS_MAX):
+            event = None if talk.gone else talk.next_event(self._clock())
+            if event is None:
+                break
+            self._tell(talk, event)
+        else:
+            self._turns[talk.id] = talk  # the others first
         self._settle(talk)
+
+    def _tell(self, talk: channel.Conversation, event: Incoming) -> None:
+        match event:
+            case Request(token, method, params):
+                crowded = sum(t.stream.output_size for t in self._talks.values()) > UNSENT_MAX
+                peer, wall = talk.peer, time.time()
+                self._feed(events.Requested(talk.id, token, method, params, peer, wall, crowded, event.unheard))
+            case Abandoned(token):
+                self._feed(events.GivenUp(talk.id, token))
+            case Refused(code, text):
+                self._feed(events.Malformed(code, text, talk.peer, time.time()))
 
     def _settle(self, talk: channel.Conversation) -> None:
         """Write what waits, then close the conversation or wait for what it needs next."""
@@ -229,6 +242,8 @@ class Hosts:
                 self._select.modify(talk.port, wanted, key.data)
 
     def _hang_up(self, talk: channel.Conversation) -> None:
+        for event in talk.stream.give_up():
+            self._tell(talk, event)  # what it asked is done, though nobody waits for it
         del self._talks[talk.id]
         port = talk.port
         if isinstance(port, Device):

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..agent import report
 from ..agent.errors import Code, Fault, from_number
-from ..agent.rpcs import Rpc
+from ..agent.rpcs import Disk, Rpc
 from ..agent.states import Phase
 from .calls import Calls
 from .events import Effect, Tell
 from .workers import Worker, Workers
 
 ASKED_MAX = 64  # requests that wait for one worker
+ASKED_BYTES = 64 << 20  # of all that wait for any
+LOOSE_MAX = 8  # of those that may be dropped, as many are kept all the same
+
+
+class _Asked(NamedTuple):
+    """A request that waits: the call, its row, how large its arguments are."""
+
+    call: int
+    row: Rpc
+    size: int
 
 
 @dataclass(slots=True)
@@ -26,9 +36,9 @@ class _Keeper:
     """A worker that keeps something: the row that it runs, its number for hosts, who waits for it, oldest first."""
 
     worker: Worker
-    key: int
+    key: int | None
     loose: bool = False
-    asked: deque[tuple[int, Rpc]] = field(default_factory=deque)
+    asked: deque[_Asked] = field(default_factory=deque)
 
 
 class Keeping:
@@ -72,20 +82,22 @@ class Keeping:
             raise Fault(Code.FAILED, row.unknown.format(key))
         if len(keeper.asked) >= ASKED_MAX:
             raise Fault(Code.BUSY, f"{row.name}: {ASKED_MAX} requests wait for {key} already")
-        keeper.asked.append((call, row))
+        size = sum(len(value) for value in args.values() if isinstance(value, str))
+        if size + sum(one.size for k in self._keepers.values() for one in k.asked) > ASKED_BYTES:
+            raise Fault(Code.BUSY, f"{row.name}: too much is to be written already; call again later")
+        keeper.asked.append(_Asked(call, row, size))
         if len(keeper.asked) == 1:
-            self._workers.enter_phase(keeper.worker, Phase.KEEP, row.limit or 0, now)
+            self._begin(keeper, now)
         self._out.append(Tell(keeper.worker.id, report.Ask(call, row.name, args)))
         return keeper.worker.id
 
     def replied(self, worker: Worker, message: report.Replied | report.Declined, now: float) -> str:
         """Take an answer; return what is wrong with it, empty if nothing."""
         keeper = self._keepers.get(worker.id)
-        if keeper is None or not keeper.asked or keeper.asked[0][0] != message.call:
+        if keeper is None or not keeper.asked or keeper.asked[0].call != message.call:
             return f"{type(message).__name__} to call {message.call}, which did not ask"
         keeper.asked.popleft()
-        limit = keeper.asked[0][1].limit or 0 if keeper.asked else 0
-        self._workers.enter_phase(worker, Phase.KEEP, limit, now)
+        self._begin(keeper, now)
         match message:
             case report.Replied(call, value):
                 self._calls.answer(call, value, now)
@@ -97,17 +109,39 @@ class Keeping:
         """What the worker keeps may be dropped when room is needed."""
         if worker.id in self._keepers:
             self._keepers[worker.id].loose = True
+            idle = [k for k in self._keepers.values() if k.loose and not k.asked]
+            if len(idle) > LOOSE_MAX:
+                self._drop(idle[0])
+
+    def disk(self, worker: Worker) -> Disk:
+        """Return what that which the worker was asked for does to the disk."""
+        keeper = self._keepers.get(worker.id)
+        return keeper.asked[0].row.disk if keeper is not None and keeper.asked else Disk.NONE
+
+    def drop(self, worker: Worker) -> bool:
+        """Have the worker let go of what it keeps, and end, if that outlives the agent; return whether it does."""
+        keeper = self._keepers.get(worker.id)
+        if keeper is None or not worker.row.outlives:
+            return False
+        self._drop(keeper)
+        return True
 
     def lost(self, worker: Worker, fault: Fault, now: float) -> None:
         """The worker is killed or gone, and with it what it kept: answer whoever waits for it."""
         keeper = self._keepers.pop(worker.id, None)
         if keeper is not None:
-            for call, row in keeper.asked:
+            for call, row, _ in keeper.asked:
                 # What ended as it should has answered all; for whoever came too late there is no such thing any more.
                 late = isinstance(worker.outcome, report.Done)
                 self._calls.answer(call, Fault(Code.FAILED, row.unknown.format(keeper.key)) if late else fault, now)
 
+    def _begin(self, keeper: _Keeper, now: float) -> None:
+        """The worker begins with what was asked first, and has its limit for that."""
+        row = keeper.asked[0].row if keeper.asked else None
+        self._workers.enter_phase(keeper.worker, Phase.KEEP, (row.limit or 0) if row else 0, now)
+        keeper.worker.doing = f"doing {row.name} of {keeper.key}" if row else f"keeping {keeper.key}"
+
     def _drop(self, keeper: _Keeper) -> None:
         self._out.append(Tell(keeper.worker.id, report.Drop()))
         keeper.loose = False
-        keeper.key = -1
+        keeper.key = None

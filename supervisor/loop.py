@@ -63,6 +63,7 @@ class Loop:
         self._children = Children(processes)
         self._queue: deque[events.Event] = deque()
         self._feeding = False
+        self._hurry = False
         self._notify = notify
         self._feed_watchdog_at = None if notify.interval is None else clock()
         self._select = selectors.EpollSelector()
@@ -133,7 +134,7 @@ class Loop:
             self._hosts.expire(now)
             self._feed_watchdog(now)
             self._start_writer(now)
-            self._hosts.take_turns()
+            self._hurry = self._hosts.take_turns()
         self._close()
         return self._exit
 
@@ -144,6 +145,8 @@ class Loop:
 
     def _patience(self) -> float | None:
         """Return how long to wait, in whole milliseconds rounded up, so that a deadline is past when it ends."""
+        if self._hurry:
+            return 0.0
         moments = (self._core.nearest(), self._feed_watchdog_at, self._start_writer_at, *self._hosts.deadlines())
         nearest = min((m for m in moments if m is not None), default=None)
         if nearest is None:

@@ -25,6 +25,8 @@ from .loop import Loop
 from .notify import Notify
 from .ports import Device
 
+# What the service manager tells this process alone: a program of the host's must not take it for its own.
+OURS_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM")
 OOM_SCORE = -900  # killed last, but not never: a leak of ours must not take the guest down (proc(5), oom_score_adj)
 
 
@@ -100,6 +102,8 @@ def serve(
         return _say(str(error), 2 if isinstance(error, journal.NotInMemory) else 1)
     _stand_firm(log)
     notify = Notify(os.environ)
+    for name in OURS_ALONE:
+        os.environ.pop(name, None)
     core = Core(config, __version__, process.monotonic(), kept.next_handle())
     loop = Loop(config, core, kept, log, processes, process.monotonic, notify)
     # What is there now stays: a worker's collector must not touch, and so copy, the pages it shares with us.

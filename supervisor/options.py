@@ -1,4 +1,4 @@
-"""What a freeze is to do: the request's options, bounded by the daemon's. Pure."""
+"""What a handler gets besides the host's arguments: the daemon's options, and the request's bounded by them. Pure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from ..agent.errors import Code, Fault
 from ..agent.freeze import Options
 from ..agent.mounts import Rules
 from .config import Config
+
+EXEC_GRACE = 10.0  # seconds that a program over its limit has between SIGTERM and SIGKILL
+
+
+def additions(config: Config, handle: int) -> dict[str, Any]:
+    """Return all that a row may have added to its arguments (`Rpc.adds`)."""
+    return {"command": config.shutdown_command, "limit": config.exec_limit, "grace": EXEC_GRACE, "handle": handle}
 
 
 def freeze_options(

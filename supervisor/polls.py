@@ -39,7 +39,7 @@ class Polls:
         In ERROR something is frozen and cannot be thawed for now: that lasts, and is no "thawed".
         """
         if state in _MOVING:
-            self._unsettled.append(call)
+            self._unsettled = [*filter(self._calls.waits, self._unsettled), call]
             return None
         return "thawed" if state is FreezeState.THAWED else "frozen"
 

@@ -189,8 +189,11 @@ class Program(Kept):
         return False
 
     def _signal(self, number: int) -> None:
-        with self._reaping:
-            os.killpg(self.key, number)
+        try:
+            with self._reaping:
+                os.killpg(self.key, number)
+        except PermissionError:  # it has become another user, and the service has no CAP_KILL
+            self._worker.title(f"{self._name}, pid {self.key}, cannot be signalled")
 
     def _has_company(self) -> bool:
         """Return whether others of the program's group live."""

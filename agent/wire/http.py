@@ -41,6 +41,7 @@ class Message:
         self.last = False
         self.resets = self.in_turn = False
         self.waits = True
+        self.size = 0
         self.skip: re.Pattern[bytes] | None = None
         self._token = token
         self._limits = limits

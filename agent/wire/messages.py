@@ -11,13 +11,15 @@ class Request:
     """A well-formed request. `token` names it to `reply` and `fault` of the stream that it came from.
 
     `params` is the list of positional parameters, or (JSON) the dict of arguments.
-    Values are str, int, float, bool, bytes, None, list and dict with str keys.
+    Values are str, int, float, bool, bytes, None, list and dict with str keys. `unheard` says that the host gave up on
+    it before its turn came: it is to be done, but there is nobody to be told.
     """
 
     token: int
     method: str
     params: list[Any] | dict[str, Any]
     tag: str | None = None
+    unheard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,10 @@ class Abandoned:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Bytes that are no request. The error reply already stands in the stream's output; this is for the log."""
+    """Bytes that are no request. The error reply already stands in the stream's output; this is for the log.
+
+    `text` quotes nothing of a value: the bytes may be a secret that was sent malformed.
+    """
 
     code: int
     text: str

@@ -21,15 +21,18 @@ from .messages import Limits, Refused, Request
 
 SYNCS = frozenset({"guest-sync", "guest-sync-delimited"})
 """What a host sends when it has given up on all that it asked before."""
-WAITING = frozenset(
-    {"guest-fsfreeze-freeze", "guest-fsfreeze-freeze-list", "guest-fsfreeze-thaw", "guest-fsfreeze-status"}
-)
-"""What may wait for a freeze or thaw. What comes behind it is answered at once; behind any other it waits its turn."""
 SILENT = frozenset({"guest-shutdown", "guest-suspend-disk", "guest-suspend-ram", "guest-suspend-hybrid"})
 """What sends no reply if it succeeds."""
+WAITING = SILENT | {
+    "guest-fsfreeze-freeze",
+    "guest-fsfreeze-freeze-list",
+    "guest-fsfreeze-thaw",
+    "guest-fsfreeze-status",
+}
+"""What may wait for a freeze or thaw. What comes behind it is answered at once; behind any other it waits its turn."""
 OURS = ("va.", "system.")
 """How the names of our own methods begin, which take their parameters by place, too."""
-LARGE = b'"guest-file-write"'
+LARGE = re.compile(rb'"execute"\s*:\s*"guest-file-write"')
 LARGE_MAX = 48 << 20
 """Bytes of a guest-file-write; its name must stand in the first LARGE_WITHIN of them."""
 LARGE_WITHIN = 4096
@@ -38,10 +41,13 @@ LARGE_WITHIN = 4096
 _PLAIN = re.compile(rb"[0-9a-zE+\-., :\t\r\n]*")
 _IN_STRING = {ord('"'): re.compile(rb'[^"\\\x00-\x1f\xff]*'), ord("'"): re.compile(rb"[^'\\\x00-\x1f\xff]*")}
 _WORD = re.compile(rb"[0-9a-zE+\-.]*")
+_QUOTE = re.compile(r'\\.|"')
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 WORD_MAX = 64
 """Bytes of a word outside of any bracket, which is an error however it goes on."""
 _QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
+ITEMS_MAX = 100_000
+"""Commas and brackets of one message: what is made of them costs the supervisor time, and memory many times theirs."""
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -58,6 +64,7 @@ class Message:
         self.resets = False
         self.waits = False
         self.in_turn = True
+        self.size = 0
         self.skip: re.Pattern[bytes] | None = None
         self._token = token
         self._limits = limits
@@ -70,6 +77,8 @@ class Message:
         self._quote_at = 0
         self._open = bytearray()  # the brackets that are, at most as deep as the limit
         self._beyond = 0  # how many more
+        self._items = 0
+        self._told = ""
         self._single = False
         self._trouble = ""
 
@@ -108,7 +117,7 @@ class Message:
 
     def fault(self, fault: Fault) -> None:
         """Send `fault` with qemu-ga's class and text; one of our own methods has the fault's number and name, too."""
-        error: dict[str, Any] = {"class": "GenericError", "desc": fault.text}
+        error: dict[str, Any] = {"class": "GenericError", "desc": self._told or fault.text}
         ours = self._method.startswith(OURS)
         if fault.code is Code.METHOD:
             error = {"class": "CommandNotFound", "desc": f"The command {self._method} has not been found"}
@@ -117,7 +126,7 @@ class Message:
                 "class": "CommandNotFound",
                 "desc": f"Command {self._method} has been disabled: the command is not allowed",
             }
-        elif not ours and fault.code in (Code.WRONG_STATE, Code.REFUSED_WHILE_FROZEN):
+        elif not ours and fault.code is Code.REFUSED_WHILE_FROZEN:
             error = {
                 "class": "CommandNotFound",
                 "desc": f"Command {self._method} has been disabled: the agent is in frozen state",
@@ -152,6 +161,7 @@ class Message:
                 continue
             at = self._at
             self._at = _match_end(_PLAIN, text, at)
+            self._items += text.count(b",", at, self._at)
             if not self._open and self._at > at:
                 self._at = at
                 if (wrong := self._outside()) is not None:
@@ -166,6 +176,7 @@ class Message:
                 self._at += 1
                 continue
             self._at += 1
+            self._items += 1
             if byte in b"{[":
                 if len(self._open) < self._limits.nesting:
                     self._open.append(byte)
@@ -215,8 +226,10 @@ class Message:
     def _check_size(self) -> None:
         """Keep no more than the limit; the scan goes on to where the message ends."""
         limit = self._limits.body
-        if len(self._text) > limit and self._text.find(LARGE, 0, LARGE_WITHIN) >= 0:
+        if len(self._text) > limit and LARGE.search(self._text, 0, LARGE_WITHIN):
             limit = max(limit, LARGE_MAX)
+        if self._items > ITEMS_MAX:
+            self._trouble = self._trouble or "JSON token count limit exceeded"
         if self._at > limit:
             self._trouble = self._trouble or "JSON token size limit exceeded"
         if self._trouble:
@@ -225,10 +238,14 @@ class Message:
 
     def _whole(self) -> Request | Refused:
         text, self._text = self._text, bytearray()
+        self.size = len(text)
         try:
-            return self._request(_load(text, self._single))
+            request = self._request(_load(text, self._single))
         except Fault as fault:
             return self._refuse(fault.text)
+        if self.size > self._limits.body and request.method != "guest-file-write":
+            return self._refuse("JSON token size limit exceeded")
+        return request
 
     def _request(self, found: Any) -> Request:
         """Return the request that a JSON value is; raise Fault in the words and in the order of qmp-dispatch.c."""
@@ -259,7 +276,9 @@ class Message:
 
     def _refuse(self, text: str) -> Refused:
         self._text = bytearray()
-        return Refused(Code.PARSE, text)
+        self._told = text
+        quotes = text.startswith("JSON parse error")
+        return Refused(Code.PARSE, re.sub(r" '.*", "", text, flags=re.DOTALL) if quotes else text)
 
 
 def _match_end(pattern: re.Pattern[bytes], text: bytearray, at: int) -> int:
@@ -297,7 +316,8 @@ def _doubled(match: re.Match[str]) -> str:
     quoted = match[0]
     if quoted[0] == '"':
         return quoted
-    return '"' + quoted[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
+    inside = quoted[1:-1].replace("\\'", "'")
+    return '"' + _QUOTE.sub(lambda found: found[0] if found[0][0] == "\\" else '\\"', inside) + '"'
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,11 +10,11 @@ The channel hands in what it read (`receive_data`), takes one `next_event` at a 
 A message is parsed only when it is asked for, so a request that is answered on the spot is never abandoned by the one
 behind it, and a channel whose peer does not read its replies stops asking. No I/O, no clock.
 
-The rule of replies. A host that sends another untagged message has given up on an older untagged request that waits
-for a freeze or thaw, or that came over HTTP: that reply is dropped, never sent late. JSON requests may be sent in one
-go, as to qemu-ga, which does one after another: an untagged one behind an untagged one that will be done soon waits
-for its turn. A sync gives up on all that is older, tagged or not; what still waited for its turn is done, unanswered.
-Tagged requests are answered as they finish.
+The rule of replies. A host that sends another untagged request has given up on an older untagged one that waits for a
+freeze or thaw, or that came over HTTP: that reply is dropped, never sent late. JSON requests may be sent in one go, as
+to qemu-ga, which does one after another: an untagged one behind an untagged one that will be done soon waits for its
+turn, and so does an error. A sync gives up on all that is older, tagged or not, an HTTP message on all that is older
+and untagged; what still waited for its turn is done, unheard. Tagged requests are answered as they finish.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from ..errors import Code, Fault
@@ -33,13 +34,14 @@ class Message(Protocol):
     """One message on its way in, then the way out for its reply; every protocol has its own.
 
     `tag` is known, and `last` (nothing can follow on this stream) true if it is, once `read` or `break_off` returned
-    something; so are `resets` (a sync), `waits` (perhaps for a freeze), `in_turn` (it does not give up on an older
-    one) and `skip` (what belongs to it of the bytes that follow). What is to be sent goes to the `write` that the
-    message was made with.
+    something; so are `size` (bytes), `resets` (a sync), `waits` (perhaps for a freeze), `in_turn` (it does not give up
+    on an older one) and `skip` (what belongs to it of the bytes that follow). What is to be sent goes to the `write`
+    that the message was made with.
     """
 
     tag: str | None
     last: bool
+    size: int
     resets: bool
     waits: bool
     in_turn: bool
@@ -64,6 +66,7 @@ _SPACE = re.compile(rb"[ \t\r\n]*")
 _SENTINEL = re.compile(rb"[ \t\r\n\xff]*")
 _SENTINEL_MAX = 256  # bytes without anything behind them
 WAITING_MAX = 64  # messages that wait for their turn; then no more are parsed
+WAITING_BYTES = 1 << 20  # of them together; the last may be longer
 _NOTHING = memoryview(b"")
 _DEFAULT = Limits()
 
@@ -101,7 +104,7 @@ class Stream:
 
     def next_event(self) -> Incoming | None:
         """Return what came next, or None when more bytes are needed."""
-        while not self._events and self._input and not self.full and self._read():
+        while not self._events and (self._take_turn() or (self._input and not self.full and self._read())):
             pass
         return self._events.popleft() if self._events else None
 
@@ -117,13 +120,11 @@ class Stream:
         """
         if (message := self._answered(token)) is not None:
             message.reply(value)
-            self._take_turns()
 
     def fault(self, token: int, fault: Fault) -> None:
         """Answer a request with `fault`; dropped, or KeyError, as with `reply`."""
         if (message := self._answered(token)) is not None:
             message.fault(fault)
-            self._take_turns()
 
     @property
     def mid_message(self) -> bool:
@@ -136,9 +137,23 @@ class Stream:
         return self._ended and not self._open and not self._waiting
 
     @property
+    def busy(self) -> bool:
+        """Whether a request is unanswered."""
+        return bool(self._open or self._waiting or self._events)
+
+    def give_up(self) -> list[Incoming]:
+        """The host is gone: return what it asked and was not done yet, unheard."""
+        self._ended = True
+        self._input.clear()
+        while self._waiting:
+            self._give_up(*self._waiting.popleft())
+        events, self._events = list(self._events), deque()
+        return events
+
+    @property
     def full(self) -> bool:
         """Whether so many messages wait for their turn that no more are to be read."""
-        return len(self._waiting) >= WAITING_MAX
+        return len(self._waiting) >= WAITING_MAX or sum(m.size for m, _ in self._waiting) > WAITING_BYTES
 
     @property
     def output_size(self) -> int:
@@ -193,22 +208,42 @@ class Stream:
         if message.last:
             self._ended = True
             self._input.clear()
-        if message.resets:
+        if message.resets or (message.tag is None and not message.in_turn):
             while self._waiting:
-                self._release(*self._waiting.popleft())
-            self._abandon(list(self._open))
-        elif message.tag is None:
-            untagged = [token for token, older in self._open.items() if older.tag is None]
-            if message.in_turn and (self._waiting or any(not self._open[token].waits for token in untagged)):
-                self._waiting.append((message, event))
-                return
+                self._give_up(*self._waiting.popleft())
+            self._abandon([token for token, older in self._open.items() if message.resets or older.tag is None])
+            self._release(message, event)
+        elif message.tag is not None:
+            self._release(message, event)
+        else:
+            self._waiting.append((message, event))
+
+    def _take_turn(self) -> bool:
+        """Release the next if it is its turn; behind what waits for a freeze it is a request's, but no error's alone.
+
+        One at a time, so that what is answered on the spot is never given up for what stands behind it.
+        """
+        untagged = [token for token, older in self._open.items() if older.tag is None]
+        requests = any(isinstance(event, Request) for _, event in self._waiting)
+        if not self._waiting or (untagged and not requests) or not all(self._open[token].waits for token in untagged):
+            return False
+        message, event = self._waiting.popleft()
+        if isinstance(event, Request):
             self._abandon(untagged)
         self._release(message, event)
+        return True
 
     def _abandon(self, tokens: list[int]) -> None:
         for token in tokens:
             del self._open[token]
             self._events.append(Abandoned(token))
+
+    def _give_up(self, message: Message, event: Request | Refused) -> None:
+        """Have a request done that nobody waits for any more; an error is still told."""
+        if isinstance(event, Request):
+            self._events.append(replace(event, unheard=True))
+        else:
+            self._release(message, event)
 
     def _release(self, message: Message, event: Request | Refused) -> None:
         if isinstance(event, Request):
@@ -221,11 +256,6 @@ class Stream:
         if not 0 <= token < self._tokens:
             raise KeyError(token)
         return self._open.pop(token, None)
-
-    def _take_turns(self) -> None:
-        """Release those whose turn it is, now that a reply was written."""
-        while self._waiting and all(older.tag is not None for older in self._open.values()):
-            self._release(*self._waiting.popleft())
 
     def _write(self, data: bytes) -> None:
         self._output.append(memoryview(data))

@@ -156,11 +156,18 @@ class Drive:
         """Make a request as JSON does, its arguments by name."""
         return self._ask(method, arguments, connection)
 
-    def _ask(self, method: str, params: list[Any] | dict[str, Any], connection: int | None) -> Asked:
+    def ask_unheard(self, method: str, arguments: dict[str, Any]) -> Asked:
+        """Make a request that its host has given up on already."""
+        return self._ask(method, arguments, None, unheard=True)
+
+    def _ask(
+        self, method: str, params: list[Any] | dict[str, Any], connection: int | None, *, unheard: bool = False
+    ) -> Asked:
         token = len(self.asked)
         call = Asked(1000 + token if connection is None else connection, token, method)
+        call.gone = unheard
         self.asked.append(call)
-        self.feed(events.Requested(call.connection, token, method, params, PEER, 1.7e9))
+        self.feed(events.Requested(call.connection, token, method, params, PEER, 1.7e9, unheard=unheard))
         return call
 
     def hang_up(self, call: Asked) -> None:

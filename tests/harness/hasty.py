@@ -2,8 +2,8 @@
 
 import sys
 
-from virtagent.supervisor import core, main
+from virtagent.supervisor import main, options
 
 if __name__ == "__main__":
-    core.EXEC_GRACE = 0.2
+    options.EXEC_GRACE = 0.2
     sys.exit(main.main())

@@ -70,19 +70,26 @@ def test_libvirt_freezes_and_thaws(guest: tuple[LoopFs, Daemon], wire: Wire) -> 
     wire.hears(b'{"return": 1}\n')
 
 
-def test_libvirt_gives_up_and_resynchronises(wire: Wire) -> None:
+def test_libvirt_gives_up_and_resynchronises(guest: tuple[LoopFs, Daemon], wire: Wire) -> None:
     """After a time-out it sends a sync with another number and throws away lines until that one comes back."""
-    wire.says(b'{"execute":"guest-exec","arguments":{"path":"/bin/sleep","arg":["30"]}}\n')
+    fs, daemon = guest
+    wire.says(b'{"execute":"guest-file-open","arguments":{"path":"%b/f","mode":"w"}}\n' % str(fs.path).encode())
+    wire.hears(b'{"return": 1000}\n')
+    [keeper] = daemon.children()
+    keeper.suspend()
+    wire.says(b'{"execute":"guest-file-flush","arguments":{"handle":1000}}\n')
     wire.says(b'{"execute":"guest-sync", "arguments":{"id":1700000000124}}\n')
     wire.hears(b'{"return": 1700000000124}\n')
     wire.says(b'{"execute":"guest-get-host-name"}\n')
     wire.hears(json.dumps({"return": {"host-name": socket.gethostname()}}).encode() + b"\n")
+    keeper.resume()
+    wire.says(b'{"execute":"guest-file-close","arguments":{"handle":1000}}\n')
+    wire.hears(b'{"return": {}}\n')
     wire.hears_nothing_more()
 
 
 def test_proxmox_sends_sync_and_command_in_one_go(guest: tuple[LoopFs, Daemon], wire: Wire) -> None:
     """It wants 0xFF, the sync's reply, and right after it the command's."""
-    sync = b'{"execute":"guest-sync-delimited","arguments":{"id":"%d"}}\n'
     sync = b'{"execute":"guest-sync-delimited","arguments":{"id":%d}}\n'
     wire.says(sync % 1 + b'{"execute":"guest-fsfreeze-freeze","arguments":{}}\n')
     wire.hears(b'\xff{"return": 1}\n')

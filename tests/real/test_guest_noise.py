@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import socket
+import subprocess
 from typing import Any
 
 import psutil
 import pytest
+from harness.daemon import Daemon
 from harness.peer import Talk
+from harness.processes import until
 from harness.rig import Rig
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -137,3 +140,81 @@ def test_many_requests_in_one_go_are_all_answered_in_order(rig: Rig) -> None:
                 wanted.append({"return": {"host-name": socket.gethostname()}})
         sock.sendall(batch)
         assert [json.loads(lines.readline()) for _ in wanted] == wanted
+
+
+def connect(daemon: Daemon) -> socket.socket:
+    return daemon.raw(20)
+
+
+def read_all(sock: socket.socket) -> bytes:
+    data = b""
+    while more := sock.recv(65536):
+        data += more
+    return data
+
+
+def test_a_host_that_has_said_all_is_answered_before_the_end(rig: Rig) -> None:
+    """As `echo ... | socat - UNIX:PATH` does."""
+    daemon = rig.daemon([rig.everywhere])
+    sock = connect(daemon)
+    sock.sendall(b'{"execute": "guest-get-host-name"}{"execute": "guest-ping"}')
+    sock.shutdown(socket.SHUT_WR)
+    assert [json.loads(line) for line in read_all(sock).splitlines()] == [
+        {"return": {"host-name": socket.gethostname()}},
+        {"return": {}},
+    ]
+
+
+def test_what_a_host_asked_before_it_went_is_done(rig: Rig) -> None:
+    fs = rig.fs("ext4")
+    daemon = rig.daemon([fs])
+    talk = Talk(rig.area, str(daemon.socket))
+    handle = talk.ask("guest-file-open", {"path": f"{fs.path}/f", "mode": "w"})["return"]
+    sock = connect(daemon)
+    write = {"execute": "guest-file-write", "arguments": {"handle": handle, "buf-b64": "eA=="}}
+    sock.sendall(b'{"execute": "guest-get-host-name"}' + json.dumps(write).encode())
+    sock.close()
+    until(lambda: (fs.path / "f").read_bytes() == b"x", 10, "what the host wrote before it went")
+    talk.close()
+
+
+def test_a_host_that_hangs_up_while_others_wait_costs_nothing(rig: Rig) -> None:
+    fs = rig.fs("ext4")
+    daemon = rig.daemon([fs])
+    talk = Talk(rig.area, str(daemon.socket))
+    handle = talk.ask("guest-file-open", {"path": f"{fs.path}/f", "mode": "w"})["return"]
+    [keeper] = daemon.children()
+    keeper.suspend()
+    sock = connect(daemon)
+    flush = {"execute": "guest-file-flush", "arguments": {"handle": handle}}
+    sock.sendall(json.dumps(flush).encode() + b'{"execute": "guest-ping"}' * 100)
+    talk.ask("guest-ping")
+    sock.close()
+    talk.ask("guest-ping")
+    supervisor = psutil.Process(daemon.pid)
+    before = supervisor.num_ctx_switches()
+    spent = sum(supervisor.cpu_times()[:2])
+    with pytest.raises(subprocess.TimeoutExpired):
+        daemon.process.wait(1.0)  # an end that does not come
+    after = supervisor.num_ctx_switches()
+    assert after.voluntary - before.voluntary <= 1
+    assert sum(supervisor.cpu_times()[:2]) - spent < 0.2
+    keeper.resume()
+    talk.close()
+
+
+def test_a_host_that_floods_does_not_hold_up_the_others(rig: Rig) -> None:
+    """However much one says, others have their turn after some of it: counted in answers, not in time."""
+    daemon = rig.daemon([rig.everywhere])
+    flood, other = connect(daemon), connect(daemon)
+    flood.setblocking(False)
+    sent, ping = 0, b'{"execute":"guest-ping"}' * 5000
+    try:
+        while True:
+            sent += flood.send(ping)
+    except BlockingIOError:
+        pass
+    other.sendall(b'{"execute":"guest-ping"}')
+    assert other.recv(100) == b'{"return": {}}\n'
+    flood.close()
+    other.close()

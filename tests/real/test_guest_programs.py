@@ -183,3 +183,38 @@ def test_a_file_on_a_stalled_disk_hurts_no_other(rig: Rig) -> None:
         stall.fs.thaw()
         one.close()
         two.close()
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_programs_end_with_the_agent_and_what_they_started_too(rig: Rig, how: str) -> None:
+    daemon = rig.daemon([rig.fs("ext4")])
+    talk = Talk(rig.area, str(daemon.socket))
+    pid = start(talk, "sh", "-c", "sleep 1000 & echo $!; wait", capture_output=True)
+    [child] = await_children(pid)
+    talk.close()
+    getattr(daemon, how)()
+    assert wait_gone([pid, child], 10) == []
+    daemon.wait_orphans()
+
+
+def await_children(pid: int) -> list[int]:
+    found: list[int] = []
+
+    def there() -> bool:
+        found[:] = [child.pid for child in psutil.Process(pid).children()]
+        return bool(found)
+
+    until(there, 10, f"a child of {pid}")
+    return found
+
+
+def test_a_program_is_told_nothing_that_is_the_agents_own(rig: Rig) -> None:
+    daemon = rig.daemon([rig.fs("ext4")], env={"WATCHDOG_USEC": "9000000", "LISTEN_FDS": "3"})
+    talk = Talk(rig.area, str(daemon.socket))
+    try:
+        pid = start(talk, "/usr/bin/env", capture_output=True)
+        printed = base64.b64decode(ended(talk, pid)["out-data"]).decode()
+        assert "PATH=" in printed
+        assert not [name for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS") if f"{name}=" in printed]
+    finally:
+        talk.close()

@@ -10,7 +10,8 @@ from virtagent.agent import report
 from virtagent.agent.errors import Code
 from virtagent.agent.rpcs import RPCS
 from virtagent.supervisor import events
-from virtagent.supervisor.keeping import ASKED_MAX
+from virtagent.supervisor.core import BULKY_MAX
+from virtagent.supervisor.keeping import ASKED_BYTES, ASKED_MAX, LOOSE_MAX
 
 LOST = "handle '1000' has not been found"
 
@@ -166,8 +167,100 @@ def test_an_answer_that_nobody_asked_for_is_rubbish(drive: Drive, wrong: report.
 def test_too_many_questions_to_one_keeper_are_refused(drive: Drive) -> None:
     opened(drive)
     for _ in range(ASKED_MAX):
+        assert not ask(drive, "file-flush", handle=1000).answered
+    assert ask(drive, "file-flush", handle=1000).code is Code.BUSY
+
+
+def test_too_many_bytes_to_write_are_refused(drive: Drive) -> None:
+    opened(drive)
+    opened(drive, 1001)
+    data = "A" * (ASKED_BYTES // 2)
+    assert not ask(drive, "file-write", handle=1000, buf_b64=data).answered
+    assert not ask(drive, "file-write", handle=1001, buf_b64=data[:-1000]).answered
+    assert ask(drive, "file-write", handle=1001, buf_b64="A" * 4000).code is Code.BUSY
+    assert not ask(drive, "file-flush", handle=1001).answered
+
+
+def test_too_many_large_replies_at_once_are_refused(drive: Drive) -> None:
+    opened(drive)
+    for _ in range(BULKY_MAX):
         assert not ask(drive, "file-read", handle=1000).answered
     assert ask(drive, "file-read", handle=1000).code is Code.BUSY
+    assert not ask(drive, "file-flush", handle=1000).answered
+
+
+def test_each_keeper_is_asked_only_what_is_its_own(drive: Drive) -> None:
+    opened(drive, 1000)
+    started(drive, 1000)
+    assert not ask(drive, "exec-status", pid=1000).answered
+    assert not ask(drive, "file-flush", handle=1000).answered
+    opened(drive, 1001)
+    assert ask(drive, "exec-status", pid=1001).fault.text == "Invalid parameter 'pid'"
+
+
+def test_the_first_question_has_its_limit(drive: Drive) -> None:
+    worker = opened(drive)
+    call = ask(drive, "file-read", handle=1000)
+    drive.wait((RPCS["guest-file-read"].limit or 0) + 1)
+    assert call.code is Code.OVERRUN
+    assert "guest-file-read of 1000" in call.fault.text
+    assert worker in drive.killed
+
+
+def test_what_a_keeper_says_after_it_was_killed_is_late_not_wrong(drive: Drive) -> None:
+    call = ask(drive, "file-open", path="/x")
+    worker = drive.newest
+    drive.report(worker, report.Started(1))
+    drive.wait((RPCS["guest-file-open"].limit or 0) + 0.1)
+    assert call.code is Code.OVERRUN
+    drive.report(worker, report.Kept(1000, 1000), report.Replied(7, 1), report.Loose())
+    drive.wait(2)
+    assert drive.logged("stuck")
+    assert ask(drive, "file-read", handle=1000).fault.text == LOST
+    drive.die(worker)
+    assert drive.idle()
+
+
+def test_a_write_under_way_when_a_freeze_begins_may_wait_for_the_thaw(drive: Drive) -> None:
+    worker = opened(drive)
+    write, read = ask(drive, "file-write", handle=1000, buf_b64="eA=="), ask(drive, "file-read", handle=1000)
+    _, keeper = drive.hold(options={"hold_limit": 500})
+    drive.wait(400)
+    assert worker not in drive.killed
+    thaw = drive.ask("va.fsthaw")
+    drive.thaws(keeper)
+    assert thaw.value == 2
+    drive.report(worker, *(report.Replied(q.call, {}) for q in told(drive, worker) if isinstance(q, report.Ask)))
+    assert write.value == read.value == {}
+
+
+def test_only_a_few_that_may_be_dropped_are_kept(drive: Drive) -> None:
+    workers = [started(drive, 100 + i) for i in range(LOOSE_MAX + 1)]
+    for worker in workers[:-1]:
+        drive.report(worker, report.Loose())
+    assert not any(told(drive, worker) for worker in workers)
+    drive.report(workers[-1], report.Loose())
+    assert told(drive, workers[0]) == [report.Drop()]
+
+
+def test_a_thaw_that_nobody_waits_for_is_done_and_the_news_kept(drive: Drive) -> None:
+    _, keeper = drive.hold()
+    drive.die(keeper)
+    drive.compensates()
+    unheard = drive.ask_unheard("guest-fsfreeze-thaw", {})
+    assert not unheard.answered
+    assert ask(drive, "fsfreeze-thaw").code is Code.FREEZE_BROKEN
+    _, keeper = drive.hold()
+    drive.ask_unheard("guest-fsfreeze-thaw", {})
+    drive.thaws(keeper)
+    assert ask(drive, "fsfreeze-status").value == "thawed"
+
+
+def test_status_calls_that_were_given_up_are_forgotten(drive: Drive) -> None:
+    drive.begin()
+    for _ in range(100):
+        drive.give_up(ask(drive, "fsfreeze-status"))
+    assert len(drive.core._polls._unsettled) <= 1
 
 
 def test_the_status_of_a_program_is_told_while_frozen_and_files_are_refused(drive: Drive) -> None:
@@ -180,11 +273,13 @@ def test_the_status_of_a_program_is_told_while_frozen_and_files_are_refused(driv
 
 
 def test_the_end_of_the_agent_ends_keepers(drive: Drive) -> None:
-    worker = opened(drive)
+    worker, program = opened(drive), started(drive, 100)
     call = ask(drive, "file-read", handle=1000)
     drive.feed(events.Stopped("SIGTERM"))
     assert call.code is Code.WRONG_STATE
     assert worker in drive.killed
+    assert program not in drive.killed  # it ends its program first
+    assert told(drive, program) == [report.Drop()]
 
 
 @pytest.mark.parametrize("state", ["INPROGRESS", "THAWINPROGRESS"])

@@ -46,7 +46,7 @@ def desc(data: bytes, limits: Limits = Limits()) -> str:  # noqa: B008 - frozen
     assert isinstance(event, Refused)
     [reply] = lines(stream)
     assert reply["error"]["class"] == "GenericError"
-    assert reply["error"]["desc"] == event.text
+    assert reply["error"]["desc"].startswith(event.text)
     return str(reply["error"]["desc"])
 
 
@@ -55,6 +55,7 @@ def desc(data: bytes, limits: Limits = Limits()) -> str:  # noqa: B008 - frozen
     [
         (b'{"execute":"guest-ping"}', "guest-ping", {}, None),
         (b'\n {"execute" : "guest-ping" }\n', "guest-ping", {}, None),
+        (b"{'execute':'a\\\"b'}", 'a"b', {}, None),
         (b"{'execute': 'it\\'s \"so\" {'}", 'it\'s "so" {', {}, None),
         (b'{"execute":"a","arguments":{"b":[1,{"c":"}]"}]},"id":null}', "a", {"b": [1, {"c": "}]"}]}, "id"),
         (b'{"execute":"va.fshold","arguments":[30]}', "va.fshold", [30], None),
@@ -212,7 +213,7 @@ def test_what_sends_no_reply_when_it_succeeds(method: str) -> None:
     [
         (Code.METHOD, "CommandNotFound", "The command guest-x has not been found"),
         (Code.BLOCKED, "CommandNotFound", "Command guest-x has been disabled: the command is not allowed"),
-        (Code.WRONG_STATE, "CommandNotFound", "Command guest-x has been disabled: the agent is in frozen state"),
+        (Code.WRONG_STATE, "GenericError", "why"),
         (
             Code.REFUSED_WHILE_FROZEN,
             "CommandNotFound",
@@ -235,6 +236,20 @@ def test_a_fault_of_our_own_method_has_its_number() -> None:
     stream.fault(0, Fault(Code.WRONG_STATE, "why"))
     error = {"class": "GenericError", "desc": "why", "code": 2, "name": "WRONG_STATE"}
     assert lines(stream) == [{"error": error}]
+
+
+def test_a_message_of_many_values_is_refused_before_they_are_made() -> None:
+    large = b'{"execute":"guest-file-write","arguments":{"x":[' + b"[]," * 2_000_000 + b"1]}}"
+    assert desc(large) == "JSON token count limit exceeded"
+    hidden = b'{"id":"guest-file-write","execute":"guest-exec","arguments":{"input-data":"' + b"A" * (3 << 20) + b'"}}'
+    assert desc(hidden) == "JSON token size limit exceeded"
+
+
+def test_what_is_quoted_to_the_host_is_not_what_the_log_is_told() -> None:
+    stream = Stream()
+    [refused, *_] = receive(stream, b'{"execute":"guest-set-user-password","arguments":{"password":"c2VjcmV0\n"}}')
+    assert isinstance(refused, Refused)
+    assert "c2VjcmV0" not in refused.text
 
 
 # -- whose reply is sent
@@ -261,8 +276,8 @@ def test_a_sync_gives_up_on_all_that_is_older_and_what_waited_is_still_done(sync
     older = receive(stream, say("guest-get-fsinfo") + say("guest-fsfreeze-thaw") + say("guest-exec", id=1))
     assert [event.method for event in older] == ["guest-get-fsinfo", "guest-exec"]
     thaw, *rest, request = receive(stream, say(sync, arguments={"id": 3}, **more))
-    assert (thaw.method, request.method) == ("guest-fsfreeze-thaw", sync)
-    assert sorted(event.token for event in rest) == [0, 1, 2]
+    assert (thaw.method, thaw.unheard, request.method) == ("guest-fsfreeze-thaw", True, sync)
+    assert sorted(event.token for event in rest) == [0, 2]
     assert {type(event) for event in rest} == {Abandoned}
     for token in (0, 1, 2):
         stream.reply(token, "late")
@@ -280,6 +295,80 @@ def test_behind_what_waits_for_a_freeze_the_next_is_answered_at_once(waits: str)
     stream.reply(1, {})
     stream.reply(0, "late")
     assert lines(stream) == [{"return": {}}]
+
+
+def test_behind_something_short_a_freeze_and_a_ping_are_not_held_up_by_one_another() -> None:
+    stream = Stream()
+    [fsinfo] = receive(stream, say("guest-get-fsinfo") + say("guest-fsfreeze-freeze") + say("guest-ping"))
+    stream.reply(fsinfo.token, [])
+    freeze, given_up, ping = receive(stream, b"")
+    assert (freeze.method, given_up, ping.method) == ("guest-fsfreeze-freeze", Abandoned(freeze.token), "guest-ping")
+    stream.reply(ping.token, {})
+    [thaw] = receive(stream, say("guest-fsfreeze-thaw"))
+    assert thaw.method == "guest-fsfreeze-thaw"
+
+
+def test_what_is_answered_on_the_spot_is_not_given_up_for_what_stands_behind_it() -> None:
+    stream = Stream()
+    [fsinfo] = receive(stream, say("guest-get-fsinfo") + say("va.fsstatus") + say("va.ping") + say("guest-ping"))
+    stream.reply(fsinfo.token, "first")
+    answers = []
+    while (event := stream.next_event()) is not None:
+        assert isinstance(event, Request)
+        stream.reply(event.token, event.method)
+        answers.append(event.method)
+    assert answers == ["va.fsstatus", "va.ping", "guest-ping"]
+    assert [line["return"] for line in lines(stream)] == ["first", *answers]
+
+
+@pytest.mark.parametrize("garbage", [b"\0", b"nonsense\n", b'{"a" 1}'])
+def test_garbage_does_not_throw_away_the_reply_of_a_freeze(garbage: bytes) -> None:
+    stream = Stream()
+    [freeze] = receive(stream, say("guest-fsfreeze-freeze"))
+    assert receive(stream, garbage) == []
+    assert stream.output_size == 0
+    stream.reply(freeze.token, 3)
+    assert all(isinstance(event, Refused) for event in receive(stream, b""))
+    assert [list(line) for line in lines(stream)] == [["return"], ["error"]]
+
+
+def test_a_fault_lets_the_next_have_its_turn_as_a_value_does() -> None:
+    stream = Stream()
+    [first] = receive(stream, say("guest-file-open") + say("guest-ping"))
+    stream.fault(first.token, Fault(Code.FAILED, "no"))
+    [ping] = receive(stream, b"")
+    assert ping.method == "guest-ping"
+
+
+def test_an_http_message_gives_up_on_what_waits_too() -> None:
+    stream = Stream()
+    receive(stream, say("guest-file-flush") + say("guest-ping"))
+    post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
+    ping, given_up, refused = receive(stream, post)
+    assert isinstance(ping, Request)
+    assert ping.unheard
+    assert given_up == Abandoned(0)
+    assert isinstance(refused, Refused)
+    assert [event.method for event in receive(stream, say("guest-ping"))] == ["guest-ping"]
+
+
+def test_of_a_host_that_is_gone_what_waited_is_done() -> None:
+    stream = Stream()
+    receive(stream, say("guest-get-fsinfo") + say("guest-fsfreeze-thaw"))
+    assert stream.busy
+    [thaw] = stream.give_up()
+    assert isinstance(thaw, Request)
+    assert (thaw.method, thaw.unheard) == ("guest-fsfreeze-thaw", True)
+    stream.reset()
+    assert [event.method for event in receive(stream, say("guest-ping"))] == ["guest-ping"]
+    assert not stream.full
+
+
+def test_many_bytes_that_wait_fill_the_stream_too() -> None:
+    stream = Stream()
+    large = say("guest-file-write", arguments={"buf-b64": "A" * (1 << 20)})
+    receive(stream, say("guest-get-fsinfo") + large + large)
+    assert stream.full
 
 
 def test_requests_with_an_id_are_answered_as_they_finish() -> None:
