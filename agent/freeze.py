@@ -1,4 +1,4 @@
-"""The freeze transaction, as the worker runs it: plan, sync, freeze, hold, thaw.
+"""The freeze transaction, as the worker runs it: plan, sync, freeze, hold, thaw. And its sync phase alone (`Flush`).
 
 Write-ahead: `Step(mount, freezing)` is in the pipe before each FIFREEZE, `Step(mount, frozen)` follows it, so the
 supervisor always knows the set that may be frozen.
@@ -44,17 +44,96 @@ class Options:
     hold_limit: float
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit in seconds, 0 is none, and the CLOCK_MONOTONIC second at which it is enforced here."""
+
+    seconds: float = 0.0
+    until: float = math.inf
+
+    @classmethod
+    def of(cls, seconds: float, later: float = 0.0) -> Limit:
+        """Return the limit that begins now, enforced `later` seconds after it has passed."""
+        return cls(seconds, time.monotonic() + seconds + later) if seconds else cls()
+
+
 class GiveUp(Exception):
     """The freeze cannot go on; what is frozen is to be thawed."""
 
 
-class Transaction:
-    """One freeze from plan to thaw."""
+class Overran(GiveUp):
+    """A limit passed."""
+
+
+class _Together:
+    """What is done to all planned file systems at once, and the sync rounds."""
 
     def __init__(self, worker: Worker, options: Options) -> None:
         self._worker = worker
         self._options = options
-        self._wrong = [MountState.FAILED, MountState.BUSY]
+        self._wrong = [MountState.FAILED]
+
+    def _take(self, plan: mounts.Plan, *, obeys: bool) -> None:
+        self._board = Board(self._worker, enumerate(plan.mounts), obeys=obeys)
+        self._gauge = disks.Gauge({disk for mount in plan.mounts for disk in mount.disks})
+
+    def _rounds(self, limit: Limit) -> None:
+        """Sync all until a round leaves nothing worth another."""
+        before = math.inf
+        for number in range(1, SYNC_ROUNDS + 1):
+            begun = time.monotonic()
+            self._together(self._board.hands.values(), SYNC, Phase.SYNC, number, limit)
+            took = time.monotonic() - begun
+            if took < SYNC_SHORT or took > before * SYNC_GAIN:
+                break
+            before = took
+
+    def _together(self, hands: Iterable[Hand], verb: Verb, phase: Phase, number: int, limit: Limit) -> None:
+        """Do `verb` on all hands at once; raises GiveUp at the first that fails, with the others still in flight."""
+        self._worker.reporter.post(self._gauge.progress(phase, number))
+        for hand in hands:
+            hand.order(verb)
+        due = time.monotonic() + PROGRESS_EVERY
+        while self._board.busy():
+            self._board.describe(verb.during.value)
+            event = self._board.next(min(due, limit.until))
+            if not isinstance(event, Timeout):
+                self._attend(event)
+                continue
+            if time.monotonic() >= limit.until:
+                raise Overran(f"the {phase.value} limit of {limit.seconds:g} s passed")
+            self._worker.reporter.inform(self._gauge.progress(phase, number))
+            due = time.monotonic() + PROGRESS_EVERY
+
+    def _attend(self, event: Event) -> None:
+        match event:
+            case Result(hand) if hand.state in self._wrong:
+                raise GiveUp(f"{hand.mount.mountpoint}: {hand.words}")
+
+
+class Flush(_Together):
+    """One sync of the planned file systems, freezing nothing."""
+
+    def run(self) -> int:
+        """Return the number of file systems synced; raise Fault FAILED or OVERRUN, which names the mount."""
+        self._worker.title("planning")
+        self._take(sysfs.read_plan(self._options.rules), obeys=False)
+        try:
+            self._rounds(Limit.of(self._options.sync_limit))
+        except Overran as why:
+            at = ", ".join(hand.mount.mountpoint for hand in self._board.busy())
+            raise Fault(Code.OVERRUN, f"{why} while syncing {at}; nothing was frozen") from None
+        except GiveUp as why:
+            raise Fault(Code.FAILED, f"{why}; nothing was frozen") from None
+        return len(self._board.hands)
+
+
+class Transaction(_Together):
+    """One freeze from plan to thaw."""
+
+    def __init__(self, worker: Worker, options: Options) -> None:
+        super().__init__(worker, options)
+        self._wrong.append(MountState.BUSY)
         if options.strict:
             self._wrong.append(MountState.UNSUPPORTED)
         self._proceed = False
@@ -71,8 +150,7 @@ class Transaction:
         self._worker.reporter.send(report.Progress(Phase.PLAN.value))
         plan = sysfs.read_plan(self._options.rules)
         self._worker.reporter.send(report.Plan(plan.dump()))
-        self._board = Board(self._worker, enumerate(plan.mounts), obeys=True)
-        self._gauge = disks.Gauge({disk for mount in plan.mounts for disk in mount.disks})
+        self._take(plan, obeys=True)
         try:
             return self._freeze_and_hold()
         except GiveUp as why:
@@ -102,41 +180,16 @@ class Transaction:
         return count
 
     def _sync(self) -> None:
-        before = math.inf
-        for number in range(1, SYNC_ROUNDS + 1):
-            begun = time.monotonic()
-            self._together(self._board.hands.values(), SYNC, Phase.SYNC, number, math.inf)
-            took = time.monotonic() - begun
-            if took < SYNC_SHORT or took > before * SYNC_GAIN:
-                break
-            before = took
+        self._rounds(Limit())  # the supervisor kills at the limit
         while not self._proceed:
             self._attend(self._board.next())
 
     def _freeze(self) -> None:
         # The supervisor kills at the limit; this is for the case that it is stopped or stuck itself.
-        limit = self._options.freeze_limit
-        until = time.monotonic() + limit + OWN_LIMIT_LATER if limit else math.inf
+        limit = Limit.of(self._options.freeze_limit, OWN_LIMIT_LATER)
         hands = self._board.hands.values()
         for level in sorted({hand.mount.level for hand in hands}):
-            self._together([h for h in hands if h.mount.level == level], FREEZE, Phase.FREEZE, 0, until)
-
-    def _together(self, hands: Iterable[Hand], verb: Verb, phase: Phase, number: int, until: float) -> None:
-        """Do `verb` on all hands at once; raises GiveUp at the first that fails, with the others still in flight."""
-        self._worker.reporter.post(self._gauge.progress(phase, number))
-        for hand in hands:
-            hand.order(verb)
-        due = time.monotonic() + PROGRESS_EVERY
-        while self._board.busy():
-            self._board.describe(verb.during.value)
-            event = self._board.next(min(due, until))
-            if not isinstance(event, Timeout):
-                self._attend(event)
-                continue
-            if time.monotonic() >= until:
-                raise GiveUp(f"the freeze limit of {self._options.freeze_limit:g} s passed")
-            self._worker.reporter.inform(self._gauge.progress(phase, number))
-            due = time.monotonic() + PROGRESS_EVERY
+            self._together([h for h in hands if h.mount.level == level], FREEZE, Phase.FREEZE, 0, limit)
 
     def _attend(self, event: Event) -> None:
         match event:
@@ -146,8 +199,8 @@ class Transaction:
                 raise GiveUp("the freeze was cancelled")
             case Gone(reason):
                 raise GiveUp(reason)
-            case Result(hand) if hand.state in self._wrong:
-                raise GiveUp(f"{hand.mount.mountpoint}: {hand.words}")
+            case _:
+                super()._attend(event)
 
     def _hold(self, count: int) -> str:
         """Hold what is frozen; return why the hold ended, empty if the supervisor told so."""

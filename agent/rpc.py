@@ -36,10 +36,11 @@ class Rpc:
     `unknown` the fault's text if there is none). `keeps` is how many such workers there may be at once; the handler
     returns a `keeping.Kept`. `adds` names what the supervisor adds to the arguments. A `bulky` row's reply may be tens
     of megabytes. `limit` is how long the worker may run, or the keeper may take, in seconds; None: the phases of the
-    freeze transaction have their own. `compensation` names the row that undoes what a dead or killed worker may have
-    left. A row that `thaws_first` is admitted in any state and starts once the file systems are thawed, or cannot be.
-    A row that `outlives` the supervisor goes on when that dies, to thaw or to end what it has started; the others die
-    with it. A row that is not `public` is the agent's own.
+    freeze transaction have their own, or the option that `limited_by` names is the limit, which the worker keeps
+    itself. `compensation` names the row that undoes what a dead or killed worker may have left. A row that
+    `thaws_first` is admitted in any state and starts once the file systems are thawed, or cannot be. A row that
+    `outlives` the supervisor goes on when that dies, to thaw or to end what it has started; the others die with it. A
+    row that is not `public` is the agent's own.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Rpc:
     unknown: str = ""
     adds: tuple[str, ...] = ()
     bulky: bool = False
+    limited_by: str = ""
 
     def help(self) -> str:
         """Return what it does, takes and returns, a line each."""

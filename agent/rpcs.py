@@ -29,10 +29,11 @@ _SELECT = (
     Param("strict", Kind.BOOLEAN, "a file system that cannot be frozen is an error", required=False),
 )
 _WAIT = Param("wait", Kind.SECONDS, "how long the call waits; then fault IN_PROGRESS, the job goes on", required=False)
+_SYNC_LIMIT = Param("sync_limit", Kind.SECONDS, "limit of the sync phase", required=False)
 _FREEZE = (
     *_SELECT,
     _WAIT,
-    Param("sync_limit", Kind.SECONDS, "limit of the sync phase", required=False),
+    _SYNC_LIMIT,
     Param("freeze_limit", Kind.SECONDS, "limit of the freeze phase", required=False),
     Param("hold_limit", Kind.SECONDS, "limit of the hold", required=False),
 )
@@ -150,6 +151,16 @@ _ROWS = (
         limit=5,
     ),
     Rpc(
+        "va.fssync",
+        freezing.fssync,
+        _W,
+        Disk.WRITE,
+        "Sync the file systems that va.fsfreeze would freeze, as its sync phase does, freezing nothing.",
+        "number of file systems synced",
+        params=_struct(*_SELECT[:2], _WAIT, _SYNC_LIMIT),
+        limited_by="sync_limit",
+    ),
+    Rpc(
         "system.listMethods",
         self_description.list_methods,
         _I,
@@ -200,9 +211,10 @@ def table(rows: tuple[Rpc, ...]) -> Mapping[str, Rpc]:
     for row in rows:
         if row.disk is Disk.FREEZES and row.compensation is None:
             raise ValueError(f"{row.name} freezes and has no compensation")
-        if row.runs is Runs.INLINE and (row.disk is not Disk.NONE or row.compensation or row.limit):
+        limited = row.limit or row.limited_by
+        if row.runs is Runs.INLINE and (row.disk is not Disk.NONE or row.compensation or limited):
             raise ValueError(f"{row.name} runs inline and does what only a worker may")
-        if row.runs is not Runs.INLINE and row.public and row.disk is not Disk.FREEZES and not row.limit:
+        if row.runs is not Runs.INLINE and row.public and row.disk is not Disk.FREEZES and not limited:
             raise ValueError(f"{row.name} runs in a worker without a limit")
         keeper = by_name.get(row.kept_by or "")
         if (row.runs is Runs.KEEPER) != (keeper is not None and keeper.keeps > 0 and bool(row.params)):

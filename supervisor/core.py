@@ -48,7 +48,7 @@ from .events import (
 from .freezing import Freezing
 from .journal import FIRST_HANDLE
 from .keeping import Keeping
-from .options import additions, freeze_options
+from .options import additions, freeze_options, limit_of
 from .polls import Polls
 from .state import State
 from .status import Record, record
@@ -229,7 +229,7 @@ class Core:
         if "handle" in row.adds:
             self._handle += 1
             self._out.append(KeepHandle(self._handle))
-        call.worker = self._workers.spawn(row, args, call.id, row.limit or 0, self._now).id
+        call.worker = self._workers.spawn(row, args, call.id, limit_of(row, args), self._now).id
 
     # -- what is offered to the inline handlers
 
@@ -308,7 +308,7 @@ class Core:
                     wrong = self._keeping.replied(worker, message, self._now)
                 case report.Loose():
                     self._keeping.loose(worker)
-                case report.Started():
+                case report.Started() | report.Step() | report.Progress():
                     pass
                 case report.Done() if worker.row.keeps:
                     pass  # what it kept has ended, or was dropped

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..agent.errors import Code, Fault
-from ..agent.freeze import Options
+from ..agent.freeze import OWN_LIMIT_LATER, Options
 from ..agent.mounts import Rules
+from ..agent.rpcs import Rpc
 from .config import Config
 
 EXEC_GRACE = 10.0  # seconds that a program over its limit has between SIGTERM and SIGKILL
@@ -47,3 +48,11 @@ def freeze_options(
         freeze_limit=limit("freeze_limit", config.freeze_limit, config.freeze_limit),
         hold_limit=limit("hold_limit", config.hold_limit, config.hold_limit_max),
     )
+
+
+def limit_of(row: Rpc, args: dict[str, Any]) -> float:
+    """Return the seconds after which a worker is killed, 0 is never; one that keeps its own limit says more itself."""
+    if not row.limited_by:
+        return row.limit or 0
+    own: float = getattr(args["options"], row.limited_by)
+    return own and own + OWN_LIMIT_LATER

@@ -18,6 +18,7 @@ from .events import Adopt, Effect, Kill, Log, Spawn
 ORPHAN_GRACE = 0.5  # seconds that the worker of a dead supervisor has to thaw and end by itself
 LOOK_AGAIN = 1.0  # seconds until a worker that was in the kernel at its limit is looked at again
 _FREEZES = (report.Plan, report.Frozen, report.Held, report.Thawing)
+_SYNCS = (report.Step, report.Progress)
 _KEEPS = (report.Kept, report.Replied, report.Declined, report.Loose)
 ALIVE = (WorkerState.SPAWNED, WorkerState.RUNNING, WorkerState.HOLDING)
 
@@ -145,12 +146,17 @@ class Workers:
         """
         if isinstance(message, _FREEZES) and not worker.row.compensation:
             return f"{type(message).__name__} from a worker that does not freeze"
+        if isinstance(message, _SYNCS) and not (worker.row.outlives or worker.row.limited_by):
+            return f"{type(message).__name__} from {worker.row.name}"
         if isinstance(message, _KEEPS) and not worker.row.keeps:
             return f"{type(message).__name__} from a worker that keeps nothing"
         try:
             self.change(worker, WorkerEvent(type(message).__name__), now)
         except Unlisted as unlisted:
             return str(unlisted)
+        if isinstance(message, report.Progress) and worker.row.limited_by and worker.phase is Phase.RUN:
+            worker.phase, worker.phase_since = Phase.SYNC, now
+            self.changes += 1
         if isinstance(message, report.Done | report.Failed):
             worker.outcome = message
         return ""

@@ -21,6 +21,11 @@ def thaw(worker: Worker, args: dict[str, Any]) -> int:
     return freeze.thaw_again(worker, args["mounts"])
 
 
+def fssync(worker: Worker, args: dict[str, Any]) -> int:
+    """Sync what `args["options"]` (freeze.Options) chooses, freezing nothing; return the number of file systems."""
+    return freeze.Flush(worker, args["options"]).run()
+
+
 def fsplan(_worker: Worker, args: dict[str, Any]) -> dict[str, Any]:
     """Return the plan that va.fsfreeze would carry out."""
     return sysfs.read_plan(args["options"].rules).dump()

@@ -11,6 +11,7 @@ from virtagent.agent.rpcs import RPCS, Disk, Rpc, Runs, public, refusal, table
 from virtagent.agent.states import FreezeState
 
 FSFREEZE = {"include", "exclude", "strict", "wait", "sync_limit", "freeze_limit", "hold_limit"}
+FSSYNC = {"include", "exclude", "wait", "sync_limit"}
 DESIGN: dict[str, list[set[str] | str]] = {
     "va.ping": [],
     "va.capabilities": [],
@@ -23,6 +24,7 @@ DESIGN: dict[str, list[set[str] | str]] = {
     "va.fsstatus": [{"since", "wait"}],
     "va.fshold": ["seconds"],
     "va.fsplan": [FSFREEZE],
+    "va.fssync": [FSSYNC],
     "system.listMethods": [],
     "system.methodHelp": ["method"],
 }
@@ -87,7 +89,7 @@ def test_what_is_essential_is_what_the_promise_says() -> None:
 def test_every_worker_has_a_limit_or_phases_with_limits() -> None:
     for rpc in RPCS.values():
         if rpc.runs is not Runs.INLINE and rpc.public:
-            assert rpc.limit or rpc.disk is Disk.FREEZES, f"{rpc.name} may run for ever"
+            assert rpc.limit or rpc.limited_by or rpc.disk is Disk.FREEZES, f"{rpc.name} may run for ever"
     assert RPCS["va.fsfreeze"].compensation == "thaw"
 
 
