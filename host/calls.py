@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from .errors import BadReply
@@ -17,31 +17,70 @@ from .records import Capabilities, Plan, Status, load
 T = TypeVar("T")
 
 FREEZE_WAIT = 900.0  # the default limits of all phases together, and some more
+SYNC_WAIT = 630.0
 THAW_WAIT = 60.0
 STATUS_WAIT = 30.0
+SMALL = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One RPC. `wait` is how many seconds the agent may keep the answer back; `take` checks and converts it."""
+    """One RPC. `wait` is how many seconds the agent may keep the answer back; `take` checks and converts it.
+
+    `most` is how many bytes the answer may have, None as many as any.
+    """
 
     method: str
     params: Sequence[Any]
     take: Callable[[Any], T]
     wait: float = 0.0
+    most: int | None = SMALL
+
+    def within(self, wait: float) -> Call[T]:
+        """Return the call that asks the agent to keep its answer back no longer than `wait`."""
+        if self.wait <= wait:
+            return self
+        match self.params:
+            case [{"wait": _} as options]:
+                return replace(self, wait=wait, params=(options | {"wait": wait},))
+        return replace(self, wait=wait)
 
 
 def ping() -> Call[str]:
+    """Return "dummy"."""
     return _call("va.ping", str)
 
 
+def hello() -> Call[str]:
+    """Return "dummy", as in 2011."""
+    return _call("va.hello", str)
+
+
 def capabilities() -> Call[Capabilities]:
+    """Return the agent's version and methods."""
     return Call("va.capabilities", (), lambda value: load(Capabilities, value, "va.capabilities"))
 
 
 def plan(include: Sequence[str] = (), exclude: Sequence[str] = (), *, strict: bool = False) -> Call[Plan]:
+    """Return what `freeze` would do, freezing nothing."""
     options = _select(include, exclude, strict)
     return Call("va.fsplan", (options,), lambda value: load(Plan, value, "va.fsplan"))
+
+
+def sync(
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    *,
+    wait: float | None = None,
+    sync_limit: float | None = None,
+) -> Call[int]:
+    """Sync what `freeze` would freeze, freezing nothing; return the number of file systems.
+
+    Waits until the agent's limit ends the job, or `wait` seconds: then Fault IN_PROGRESS, and the job goes on.
+    """
+    wait = SYNC_WAIT + (sync_limit or 0) if wait is None else wait
+    options = _select(include, exclude, False) | _given(sync_limit=sync_limit) | {"wait": wait}
+    return _call("va.fssync", int, options, wait=wait)
 
 
 def freeze(
@@ -49,43 +88,67 @@ def freeze(
     exclude: Sequence[str] = (),
     *,
     strict: bool = False,
-    wait: float,
+    wait: float | None = None,
     sync_limit: float | None = None,
     freeze_limit: float | None = None,
     hold_limit: float | None = None,
 ) -> Call[int]:
-    limits = {"sync_limit": sync_limit, "freeze_limit": freeze_limit, "hold_limit": hold_limit}
-    options = _select(include, exclude, strict) | {k: v for k, v in limits.items() if v is not None} | {"wait": wait}
-    return _call("va.fsfreeze", int, options, wait=wait)
+    """Freeze, and return the number of file systems frozen; the agent thaws them when the hold limit passes.
+
+    The call waits until the agent's own limits end the job, or `wait` seconds: then Fault IN_PROGRESS, and the job
+    goes on, as it does after TimedOut.
+    """
+    wait = FREEZE_WAIT + (sync_limit or 0) + (freeze_limit or 0) if wait is None else wait
+    limits = _given(sync_limit=sync_limit, freeze_limit=freeze_limit, hold_limit=hold_limit)
+    return _call("va.fsfreeze", int, _select(include, exclude, strict) | limits | {"wait": wait}, wait=wait)
 
 
-def thaw(wait: float) -> Call[int]:
+def thaw(wait: float = THAW_WAIT) -> Call[int]:
+    """Thaw, or cancel a freeze, and return the number of file systems thawed.
+
+    Raises Fault FREEZE_BROKEN if they were not held frozen all the time: a snapshot taken meanwhile is worthless.
+    """
     return _call("va.fsthaw", int, {"wait": wait}, wait=wait)
 
 
-def status(since: int | None = None, wait: float = 0.0) -> Call[Status]:
+def status(since: int | None = None, wait: float = STATUS_WAIT) -> Call[Status]:
+    """Return the status record: at once, or with `since` when its `seq` is another, at the latest after `wait`."""
     options: dict[str, Any] = {} if since is None else {"since": since, "wait": wait}
+    wait = 0.0 if since is None else wait
     return Call("va.fsstatus", (options,), lambda value: load(Status, value, "va.fsstatus"), wait)
 
 
 def state() -> Call[int]:
+    """Return the number of the freeze state (`records.STATES`)."""
     return _call("va.fsstatus", int)
 
 
 def hold(seconds: float) -> Call[float]:
+    """Extend the hold to `seconds` from now, as far as the agent allows; return the seconds left."""
     return Call("va.fshold", (seconds,), lambda value: float(_of("va.fshold", int | float, value)))
 
 
 def getfile(path: str) -> Call[bytes]:
-    return Call("va.getfile", (path,), _contents)
+    """Return the contents of a file in the guest, at most 16 MiB."""
+    return Call("va.getfile", (path,), _contents, most=None)
 
 
 def getdmesg() -> Call[str]:
+    """Return the end of the guest's kernel log."""
     return _call("va.getdmesg", str)
 
 
 def shutdown(mode: str) -> Call[str]:
+    """Shut the guest down, after a thaw: "halt", "powerdown" or "reboot"."""
     return _call("va.shutdown", str, mode, wait=THAW_WAIT)
+
+
+def call(method: str, *params: Any, wait: float = 0.0) -> Call[Any]:
+    """Return what any method returned; `wait` is how long the agent was asked to keep the answer back.
+
+    A `guest-` command takes one dict, its arguments by name.
+    """
+    return Call(method, params, lambda value: value, wait, most=None)
 
 
 def _call(method: str, kind: type[T], *params: Any, wait: float = 0.0) -> Call[T]:
@@ -108,6 +171,10 @@ def _contents(value: Any) -> bytes:
         return base64.b64decode(_of("va.getfile", str, value), validate=True)
     except binascii.Error:
         raise BadReply("va.getfile returned a text that is not base64; see that the URL names a virtagentd") from None
+
+
+def _given(**limits: float | None) -> dict[str, Any]:
+    return {name: value for name, value in limits.items() if value is not None}
 
 
 def _select(include: Sequence[str], exclude: Sequence[str], strict: bool) -> dict[str, Any]:

@@ -1,37 +1,44 @@
-"""A host's hold on one agent: typed calls over a socket, each with a time-out of its own. Never trusts the guest."""
+"""A host's hold on one agent: typed calls, each with a time-out of its own. Never trusts the guest.
+
+`Agent` blocks and `AsyncAgent` awaits; what they say to the agent is one and the same (`link.py`, `holding.py`).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import itertools
-import secrets
-import select
-import socket
-import time
-from collections.abc import Sequence
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
 from . import calls
 from .calls import Call
-from .errors import Lost, TimedOut
-from .records import Capabilities, Plan, Status
-from .transports import DEFAULT_URL, connect, parse
-from .xmlrpc import REPLY_MAX, Exchange
+from .errors import FreezeBroken, HostError
+from .holding import Freeze, Holding, Pause, Script, Wanted, note
+from .link import Link, Speech
+from .methods import Methods
+from .transports import DEFAULT_URL, parse
+from .wire import AsyncWire, Wire, drive, drive_async
+from .xmlrpc import REPLY_MAX
 
 T = TypeVar("T")
 
-ANSWER = 30.0
-_CHUNK = 64 << 10
+EXTEND_SECONDS = 10.0
 
 
-class Agent:
-    """One agent by its URL. It connects at the first call and keeps the connection; not for two threads at once.
+class _Stop(Exception):
+    """The block has ended; nothing is to be extended any more."""
+
+
+class Agent(Methods):
+    """One agent by its URL. It connects at the first call and keeps the connection; calls of threads follow each other.
 
     `timeout` is how many seconds one call may take, connecting and waiting included; a wait longer than that is
     shortened. Without it a call may take ANSWER seconds and, on top, the wait that it asks the agent for.
-    Every call raises Fault (the agent refused or failed), a HostError (Unreachable, Lost, TimedOut, BadReply), or
-    Unsendable if an argument cannot travel. The constructor raises ValueError if `url` is none.
+    `protocol` is "json" or "xmlrpc" if it need not be found out.
+    Every call raises Fault (the agent refused or failed), a HostError (Unreachable, Lost, TimedOut, BadReply,
+    Unsupported), or Unsendable if an argument cannot travel. The constructor raises ValueError if `url` is none.
     """
 
     def __init__(
@@ -41,14 +48,24 @@ class Agent:
         timeout: float | None = None,
         connect_timeout: float = 5.0,
         reply_max: int = REPLY_MAX,
+        protocol: str = "auto",
     ) -> None:
-        self._endpoint = parse(url)
-        self._timeout = timeout
-        self._connect_timeout = connect_timeout
-        self._reply_max = reply_max
-        name = secrets.token_hex(4)
-        self._tags = (f"{name}-{n}" for n in itertools.count())
-        self._socket: socket.socket | None = None
+        self.url = url
+        endpoint = parse(url)
+        self._options: dict[str, Any] = {
+            "connect_timeout": connect_timeout,
+            "reply_max": reply_max,
+            "protocol": protocol,
+        }
+        self._link = Link(
+            endpoint,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            reply_max=reply_max,
+            speech=Speech(protocol),
+        )
+        self._wire = Wire(endpoint)
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Agent:
         return self
@@ -58,137 +75,206 @@ class Agent:
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        with self._lock:
+            self._link.open = False
+            self._wire.close()
 
-    def ping(self) -> str:
-        """Return "dummy"."""
-        return self._do(calls.ping())
+    @property
+    def stock(self) -> bool:
+        """Whether the other end, as of the last call, is a stock qemu-ga."""
+        return self._link.stock
 
-    def capabilities(self) -> Capabilities:
-        """Return the agent's version and methods."""
-        return self._do(calls.capabilities())
+    def carry_out(self, call: Call[T], timeout: float | None = None) -> T:
+        """Return what the call returns; `timeout` in the place of the agent's."""
+        with self._lock:
+            return self._wire.run(self._link, self._link.perform(call, timeout))
 
-    def plan(self, include: Sequence[str] = (), exclude: Sequence[str] = (), *, strict: bool = False) -> Plan:
-        """Return what `freeze` would do, freezing nothing."""
-        return self._do(calls.plan(include, exclude, strict=strict))
-
-    def freeze(
+    @contextlib.contextmanager
+    def frozen(
         self,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         *,
         strict: bool = False,
-        wait: float | None = None,
+        hold: float | None = None,
+        extend: bool = False,
         sync_limit: float | None = None,
         freeze_limit: float | None = None,
-        hold_limit: float | None = None,
-    ) -> int:
-        """Freeze, and return the number of file systems frozen; the agent thaws them when the hold limit passes.
+        thaw_wait: float = calls.THAW_WAIT,
+    ) -> Iterator[Freeze]:
+        """Hold the guest frozen while the block runs, and thaw it whatever happens.
 
-        The call waits until the agent's own limits end the job, or `wait` seconds: then Fault IN_PROGRESS, and the job
-        goes on, as it does after TimedOut.
+        Raises FreezeBroken after the block if the guest was not held frozen all the time, also NotThawed if it could
+        not be told to thaw. An exception of the block comes first, with that as a note. `hold` is the agent's limit in
+        seconds; `extend` has it extended as long as the block runs, from a thread with a connection of its own.
         """
-        if wait is None:
-            wait = calls.FREEZE_WAIT + (sync_limit or 0) + (freeze_limit or 0)
-        return self._do(
-            calls.freeze(
-                include,
-                exclude,
-                strict=strict,
-                wait=self._within(wait),
-                sync_limit=sync_limit,
-                freeze_limit=freeze_limit,
-                hold_limit=hold_limit,
-            )
-        )
-
-    def thaw(self, wait: float = calls.THAW_WAIT) -> int:
-        """Thaw, or cancel a freeze, and return the number of file systems thawed.
-
-        Raises Fault FREEZE_BROKEN if they were not held frozen all the time: a snapshot taken meanwhile is worthless.
-        """
-        return self._do(calls.thaw(self._within(wait)))
-
-    def status(self, since: int | None = None, wait: float = calls.STATUS_WAIT) -> Status:
-        """Return the status record: at once, or with `since` when its `seq` is another, at the latest after `wait`."""
-        return self._do(calls.status(since, 0.0 if since is None else self._within(wait)))
-
-    def state(self) -> int:
-        """Return the number of the freeze state (`records.STATES`)."""
-        return self._do(calls.state())
-
-    def hold(self, seconds: float) -> float:
-        """Extend the hold to `seconds` from now, as far as the agent allows; return the seconds left."""
-        return self._do(calls.hold(seconds))
-
-    def getfile(self, path: str) -> bytes:
-        """Return the contents of a file in the guest, at most 16 MiB."""
-        return self._do(calls.getfile(path))
-
-    def getdmesg(self) -> str:
-        """Return the end of the guest's kernel log."""
-        return self._do(calls.getdmesg())
-
-    def shutdown(self, mode: str) -> str:
-        """Shut the guest down, after a thaw: "halt", "powerdown" or "reboot"."""
-        return self._do(calls.shutdown(mode))
-
-    def call(self, method: str, *params: Any, wait: float = 0.0) -> Any:
-        """Return what any method returned; `wait` is how long the agent was asked to keep the answer back."""
-        return self._do(Call(method, params, lambda value: value, wait))
-
-    def _within(self, wait: float) -> float:
-        """Return the wait to ask for: a tenth of the time-out is left for the answer to arrive."""
-        return wait if self._timeout is None else min(wait, self._timeout * 0.9)
-
-    def _do(self, call: Call[T]) -> T:
-        seconds = ANSWER + call.wait if self._timeout is None else self._timeout
-        deadline = time.monotonic() + seconds
-        exchange = Exchange(call.method, call.params, tag=next(self._tags), reply_max=self._reply_max)
+        wanted = Wanted(include, exclude, strict, hold, sync_limit, freeze_limit)
+        holding = Holding(self.url, wanted, thaw_wait=thaw_wait)
+        freeze = self._play(holding.begin())
+        stop = threading.Event()
+        extender = threading.Thread(target=self._extend, args=(holding, stop), daemon=True, name="virtagent hold")
         try:
-            return call.take(self._converse(exchange, deadline))
-        except TimeoutError:
-            raise TimedOut(
-                f"{call.method} had no answer from {self._endpoint.url} within {seconds:g} s; "
-                "give it a longer time-out, or see whether the guest runs"
-            ) from None
-        except OSError as error:
-            raise Lost(f"the connection to {self._endpoint.url} is lost ({error.strerror}); call again") from None
+            if extend:
+                extender.start()
+            yield freeze
+        except BaseException as error:
+            stop.set()
+            try:
+                self._play(holding.end())
+            except FreezeBroken as broken:
+                note(error, f"besides: {broken}")
+            raise
+        else:
+            stop.set()
+            self._play(holding.end())
         finally:
-            if not exchange.reusable:
-                self.close()
+            if extender.ident is not None:
+                extender.join()
 
-    def _converse(self, exchange: Exchange, deadline: float) -> Any:
-        sock = self._connected(deadline)
-        sock.settimeout(_left(deadline))
-        # An agent that refuses may close before it has read all, and its answer is still to be read.
-        with contextlib.suppress(ConnectionError):
-            sock.sendall(exchange.request)
-        reply = None
-        while reply is None:
-            sock.settimeout(_left(deadline))
-            reply = exchange.receive(sock.recv(_CHUNK))
-        return reply.value
+    def _play(self, script: Script[T]) -> T:
+        never = threading.Event()
 
-    def _connected(self, deadline: float) -> socket.socket:
-        """Return the kept connection, or a new one if the agent has closed it or sent what nobody asked for."""
-        if self._socket is not None and _readable(self._socket):
-            self.close()
-        if self._socket is None:
-            self._socket = connect(self._endpoint, min(_left(deadline), self._connect_timeout))
-        return self._socket
+        def take(step: Call[Any] | Pause) -> Any:
+            return never.wait(step.seconds) if isinstance(step, Pause) else self.carry_out(step)
+
+        return drive(script, take)
+
+    def _extend(self, holding: Holding, stop: threading.Event) -> None:
+        # A channel that takes one client at a time has no second connection: then it is done on the first.
+        alone = False
+        with Agent(self.url, **self._options) as own, contextlib.suppress(_Stop):
+
+            def take(step: Call[Any] | Pause) -> Any:
+                if isinstance(step, Pause):
+                    if stop.wait(step.seconds):
+                        raise _Stop
+                    return None
+                nonlocal alone
+                try:
+                    if not alone:
+                        return own.carry_out(step, EXTEND_SECONDS / 4)
+                except HostError:
+                    alone = True
+                if stop.is_set():
+                    raise _Stop
+                return self.carry_out(step, EXTEND_SECONDS)
+
+            drive(holding.extension(), take)
 
 
-def _readable(sock: socket.socket) -> bool:
-    now = select.poll()
-    now.register(sock, select.POLLIN)
-    return bool(now.poll(0))
+class AsyncAgent(Methods):
+    """One agent by its URL, for asyncio: like `Agent`, and each method is awaited. Calls of tasks follow each other."""
 
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout: float | None = None,
+        connect_timeout: float = 5.0,
+        reply_max: int = REPLY_MAX,
+        protocol: str = "auto",
+    ) -> None:
+        self.url = url
+        endpoint = parse(url)
+        self._options: dict[str, Any] = {
+            "connect_timeout": connect_timeout,
+            "reply_max": reply_max,
+            "protocol": protocol,
+        }
+        self._link = Link(
+            endpoint,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            reply_max=reply_max,
+            speech=Speech(protocol),
+        )
+        self._wire = AsyncWire(endpoint)
+        self._lock = asyncio.Lock()
 
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
+    async def __aenter__(self) -> AsyncAgent:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another."""
+        self._link.open = False
+        self._wire.close()
+
+    @property
+    def stock(self) -> bool:
+        """Whether the other end, as of the last call, is a stock qemu-ga."""
+        return self._link.stock
+
+    async def carry_out(self, call: Call[T], timeout: float | None = None) -> T:
+        """Return what the call returns; `timeout` in the place of the agent's."""
+        async with self._lock:
+            return await self._wire.run(self._link, self._link.perform(call, timeout))
+
+    @contextlib.asynccontextmanager
+    async def frozen(
+        self,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        *,
+        strict: bool = False,
+        hold: float | None = None,
+        extend: bool = False,
+        sync_limit: float | None = None,
+        freeze_limit: float | None = None,
+        thaw_wait: float = calls.THAW_WAIT,
+    ) -> AsyncIterator[Freeze]:
+        """Hold the guest frozen while the block runs: see `Agent.frozen`. The hold is extended by a task."""
+        wanted = Wanted(include, exclude, strict, hold, sync_limit, freeze_limit)
+        holding = Holding(self.url, wanted, thaw_wait=thaw_wait)
+        freeze = await self.play(holding.begin())
+        extender = asyncio.ensure_future(self.extend(holding)) if extend else None
+        try:
+            yield freeze
+        except BaseException as error:
+            try:
+                await self._end(holding, extender)
+            except FreezeBroken as broken:
+                note(error, f"besides: {broken}")
+            raise
+        else:
+            await self._end(holding, extender)
+
+    async def _end(self, holding: Holding, extender: asyncio.Future[None] | None) -> None:
+        if extender is not None:
+            extender.cancel()
+        try:
+            await self.play(holding.end())
+        finally:
+            if extender is not None:
+                await asyncio.wait([extender])
+
+    async def play(self, script: Script[T]) -> T:
+        """Run a script of `holding`."""
+
+        async def take(step: Call[Any] | Pause) -> Any:
+            return await (asyncio.sleep(step.seconds) if isinstance(step, Pause) else self.carry_out(step))
+
+        return await drive_async(script, take)
+
+    async def extend(self, holding: Holding) -> None:
+        """Extend the hold until this is cancelled."""
+        # A channel that takes one client at a time has no second connection: then it is done on the first.
+        alone = False
+        async with AsyncAgent(self.url, **self._options) as own:
+
+            async def take(step: Call[Any] | Pause) -> Any:
+                if isinstance(step, Pause):
+                    return await asyncio.sleep(step.seconds)
+                nonlocal alone
+                try:
+                    if not alone:
+                        return await own.carry_out(step, EXTEND_SECONDS / 4)
+                except HostError:
+                    alone = True
+                return await self.carry_out(step, EXTEND_SECONDS)
+
+            await drive_async(holding.extension(), take)

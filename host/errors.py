@@ -4,7 +4,12 @@ from __future__ import annotations
 
 
 class HostError(Exception):
-    """The call has no answer to trust: one sentence says why and, after a semicolon, what to do next."""
+    """The call has no answer to trust: one sentence says why and, after a semicolon, what to do next.
+
+    `asked` is False if nothing of the call was sent, so that nothing of it can happen.
+    """
+
+    asked = True
 
 
 class Unreachable(HostError):
@@ -20,7 +25,23 @@ class TimedOut(HostError):
 
 
 class BadReply(HostError):
-    """What came back is no answer: not HTTP or XML-RPC, too big, broken off, or of another shape than promised."""
+    """What came back is no answer: no HTTP, XML-RPC or JSON, too big, broken off, or of another shape than promised."""
+
+
+class Unsupported(HostError):
+    """The other end is a stock qemu-ga, which cannot do this; nothing was asked."""
+
+
+class NothingFrozen(HostError):
+    """A freeze was answered with 0: a snapshot would be taken of a guest that writes."""
+
+
+class FreezeBroken(HostError):
+    """The file systems were not held frozen without a break: a snapshot taken meanwhile is worthless."""
+
+
+class NotThawed(FreezeBroken):
+    """The agent could not be told to thaw: the guest may be frozen, and how the freeze ended is not known."""
 
 
 class Unsendable(ValueError):

@@ -18,6 +18,9 @@ R = TypeVar("R")
 
 STATES: Mapping[str, int] = {"ERROR": -1, "THAWED": 0, "INPROGRESS": 1, "FROZEN": 2, "THAWINPROGRESS": 3}
 
+STOCK = "stock qemu-ga"
+"""How the version of an agent begins that is none of ours: its status knows only whether anything is frozen."""
+
 
 @dataclass(frozen=True, slots=True)
 class MountStatus:
@@ -98,6 +101,11 @@ class Status:
     version: str = ""
     uptime: float = -1
     error: str = ""
+
+    @property
+    def stock(self) -> bool:
+        """Whether it comes from a stock qemu-ga: only `state` and `code` say anything, and not how a freeze goes."""
+        return self.version.startswith(STOCK)
 
 
 @dataclass(frozen=True, slots=True)

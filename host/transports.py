@@ -6,32 +6,73 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from .errors import Unreachable
 
 DEFAULT_URL = "unix:/run/virtagent/virtagentd.sock"
 _PATH_MAX = 107  # sun_path of unix(7) without its closing NUL
+_WORD_MAX = (1 << 32) - 2  # of a CID or port; 2^32 - 1 is "any" (vsock(7))
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an agent listens: the URL as it was given, and what `socket` needs to go there."""
+    """Where an agent listens: the URL as it was given, and what is needed to go there.
+
+    That is a socket's family and address and, on Firecracker's hybrid vsock, the line `hello` that names the port. Or
+    it is a libvirt `domain` and its `connect` URI. `stock` says that the URL promises a stock qemu-ga.
+    """
 
     url: str
-    family: int
-    address: str
+    family: int = -1
+    address: Any = ""
+    hello: bytes = b""
+    domain: str = ""
+    connect: str | None = None
+    stock: bool = False
 
 
 def _unix(url: str, rest: str) -> Endpoint:
-    if not rest or "\0" in rest:
-        raise ValueError(f"{url!r} names no socket; expected unix:PATH")
-    if len(os.fsencode(rest)) > _PATH_MAX:
-        raise ValueError(f"{url!r} is over the {_PATH_MAX} bytes of a socket's path; use a shorter one")
-    return Endpoint(url, socket.AF_UNIX, rest)
+    return Endpoint(url, socket.AF_UNIX, _path(url, rest, "unix:PATH"))
 
 
-SCHEMES: Mapping[str, Callable[[str, str], Endpoint]] = {"unix": _unix}
+def _vsock(url: str, rest: str) -> Endpoint:
+    cid, _, port = rest.partition(":")
+    address = _number(url, cid, "CID", "vsock:CID:PORT"), _number(url, port, "port", "vsock:CID:PORT")
+    return Endpoint(url, socket.AF_VSOCK, address)
+
+
+def _firecracker(url: str, rest: str) -> Endpoint:
+    path, _, port = rest.rpartition(":")
+    number = _number(url, port, "port", "firecracker:PATH:PORT")
+    return Endpoint(url, socket.AF_UNIX, _path(url, path, "firecracker:PATH:PORT"), b"CONNECT %d\n" % number)
+
+
+def _libvirt(url: str, rest: str) -> Endpoint:
+    domain, mark, query = rest.partition("?")
+    connect = query.removeprefix("connect=")
+    if not domain or "\0" in rest:
+        raise ValueError(f"{url!r} names no domain; expected libvirt:DOMAIN[?connect=URI]")
+    if mark and (connect == query or not connect):
+        raise ValueError(f"{url!r} says {query!r} after the domain; expected libvirt:DOMAIN[?connect=URI]")
+    return Endpoint(url, domain=domain, connect=connect or None)
+
+
+def _qemu_ga(url: str, rest: str) -> Endpoint:
+    scheme = rest.partition(":")[0]
+    if scheme == "qemu-ga" or scheme not in SCHEMES:
+        raise ValueError(f"{url!r} says not where the qemu-ga listens; expected qemu-ga:unix:PATH")
+    return replace(SCHEMES[scheme](url, rest.partition(":")[2]), stock=True)
+
+
+SCHEMES: Mapping[str, Callable[[str, str], Endpoint]] = {
+    "unix": _unix,
+    "vsock": _vsock,
+    "firecracker": _firecracker,
+    "libvirt": _libvirt,
+    "qemu-ga": _qemu_ga,
+}
 
 
 def parse(url: str) -> Endpoint:
@@ -42,28 +83,51 @@ def parse(url: str) -> Endpoint:
     return SCHEMES[scheme](url, rest)
 
 
+def _path(url: str, path: str, expected: str) -> str:
+    if not path or "\0" in path:
+        raise ValueError(f"{url!r} names no socket; expected {expected}")
+    if len(os.fsencode(path)) > _PATH_MAX:
+        raise ValueError(f"{url!r} is over the {_PATH_MAX} bytes of a socket's path; use a shorter one")
+    return path
+
+
+def _number(url: str, text: str, what: str, expected: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _WORD_MAX):
+        raise ValueError(f"{url!r} has {text!r} for the {what}, which is no number up to {_WORD_MAX}; {expected}")
+    return int(text)
+
+
 def connect(endpoint: Endpoint, seconds: float) -> socket.socket:
     """Return a socket connected within `seconds`; raise Unreachable."""
     try:
         return _connected(endpoint, seconds)
-    except BlockingIOError:
-        why, advice = f"none within {seconds:.3g} s", "see that virtagentd is not stopped"
-    except PermissionError as error:
-        why, advice = str(error.strerror), "run this as the user who owns the socket"
     except OSError as error:
+        raise refused(endpoint, error, seconds) from None
+
+
+def refused(endpoint: Endpoint, error: OSError, seconds: float) -> Unreachable:
+    """Return the sentence for a connection that was refused, or did not come within `seconds`."""
+    if isinstance(error, BlockingIOError | TimeoutError):
+        why, advice = f"none within {seconds:.3g} s", "see that virtagentd is not stopped"
+    elif isinstance(error, PermissionError):
+        why, advice = str(error.strerror), "run this as the user who owns the socket"
+    else:
         why, advice = (
             str(error.strerror),
             "see that virtagentd runs and that --agent or $VIRTAGENT_AGENT names its socket",
         )
-    raise Unreachable(f"no connection to {endpoint.url} ({why}); {advice}")
+    return Unreachable(f"no connection to {endpoint.url} ({why}); {advice}")
 
 
 def _connected(endpoint: Endpoint, seconds: float) -> socket.socket:
     sock = socket.socket(endpoint.family, socket.SOCK_STREAM)
     try:
-        # On a unix socket only a blocking connect waits for room in the listener's queue. Its bound: 0 would be none.
-        bound = divmod(max(1, int(seconds * 1e6)), 1_000_000)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", *bound))
+        if endpoint.family == socket.AF_UNIX:
+            # Here only a blocking connect waits for room in the listener's queue. Its bound: 0 would be none.
+            bound = divmod(max(1, int(seconds * 1e6)), 1_000_000)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", *bound))
+        else:
+            sock.settimeout(seconds)
         sock.connect(endpoint.address)
     except BaseException:
         sock.close()

@@ -47,7 +47,7 @@ class Exchange:
         self._body = xmlrpc.dumps(tuple(_sendable(p) for p in params), _text(method)).encode()
         self._tag = tag.encode("ascii")
         self._reply_max = self._left = reply_max
-        self._begun = False
+        self.begun = False
         self.reusable = False
         self.request = self._expect()
 
@@ -72,9 +72,9 @@ class Exchange:
         Raises Fault if the reply is one, BadReply or Lost if there will be none. Afterwards `reusable` says
         whether the stream may carry another call.
         """
-        if not data and not self._begun:
+        if not data and not self.begun:
             raise Lost("the agent closed the connection without an answer; look at its log, then call again")
-        self._begun = True
+        self.begun = True
         self._left -= len(data)
         if self._left < 0:
             raise BadReply(f"the reply is over {self._reply_max} bytes; {_LOOK}")

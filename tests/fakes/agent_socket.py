@@ -1,12 +1,14 @@
-"""An agent of the test's making on a unix socket: sound answers through the standard library's codec, or raw bytes.
+"""An agent of the test's making on a unix socket: sound answers in both protocols, or raw bytes.
 
 And virtagentctl run against one, in this process or in its own.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
+import json
 import os
 import queue
 import signal
@@ -30,14 +32,18 @@ class FakeAgent:
     """Listens at `path` until the context ends. Each connection is one thread that runs `script`.
 
     `answer` returns the value for a method and its parameters, or raises xmlrpc.Fault. Every request is noted in
-    `asked` as (method, params) before it is answered.
+    `asked` as (method, params) before it is answered; what finds out who answers (guest-sync-delimited, guest-info) is
+    not, except that a `stock` one, which knows no va.* methods, is asked for its guest-info.
     """
 
-    def __init__(self, path: Path, answer: Answer | None = None, script: Script | None = None) -> None:
+    def __init__(
+        self, path: Path, answer: Answer | None = None, script: Script | None = None, *, stock: bool = False
+    ) -> None:
         self.url = f"unix:{path}"
         self.asked: queue.Queue[tuple[str, list[Any]]] = queue.Queue()
         self.connections = 0
         self._answer = answer
+        self._stock = stock
         self._script = script or self._serve
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
@@ -75,6 +81,9 @@ class FakeAgent:
             sock.shutdown(socket.SHUT_RDWR)
 
     def _serve(self, sock: socket.socket) -> None:
+        if sock.recv(1, socket.MSG_PEEK) in (b"\xff", b"{"):
+            self._serve_json(sock)
+            return
         while (request := read_request(sock)) is not None:
             tag, body = request
             params, method = xmlrpc.loads(body, use_builtin_types=True)
@@ -86,6 +95,53 @@ class FakeAgent:
             except xmlrpc.Fault as fault:
                 reply = xmlrpc.dumps(fault, methodresponse=True)
             sock.sendall(http(reply.encode(), tag))
+
+    def _serve_json(self, sock: socket.socket) -> None:
+        with sock.makefile("rb") as lines:
+            for line in lines:
+                request = json.loads(line.lstrip(b"\xff"))
+                echo = {"id": request["id"]} if "id" in request else {}
+                match request:
+                    case {"execute": "guest-sync-delimited", "arguments": {"id": number}}:
+                        sock.sendall(b"\xff" + json_line({"return": number}))
+                        continue
+                    case {"execute": "guest-info"} if not self._stock:
+                        sock.sendall(json_line({"return": GUEST_INFO, **echo}))
+                        continue
+                    case {"execute": str(method)}:
+                        params = request.get("arguments", [])
+                        params = params if isinstance(params, list) else [params]
+                self.asked.put((method, params))
+                assert self._answer is not None
+                try:
+                    sock.sendall(json_line({"return": self._answer(method, params), **echo}))
+                except xmlrpc.Fault as fault:
+                    error = {"class": "GenericError", "desc": fault.faultString}
+                    named = {} if self._stock else {"code": fault.faultCode, "name": "X"}
+                    sock.sendall(json_line({"error": error | named, **echo}))
+
+
+def introduce(sock: socket.socket) -> None:
+    """Answer what finds out who is there, as an agent that speaks JSON."""
+    for reply in ({}, {"return": GUEST_INFO}):
+        request = json.loads(read_line(sock).lstrip(b"\xff"))
+        if reply:
+            sock.sendall(json_line(reply | {"id": request["id"]}))
+        else:
+            sock.sendall(b"\xff" + json_line({"return": request["arguments"]["id"]}))
+
+
+def read_line(sock: socket.socket) -> bytes:
+    """Return one line, without reading on."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := sock.recv(1)):
+        line += byte
+    return line
+
+
+def json_line(reply: dict[str, Any]) -> bytes:
+    """Return a line of the QEMU guest agent protocol; bytes travel as base64."""
+    return json.dumps(reply, default=lambda value: base64.b64encode(value).decode()).encode() + b"\n"
 
 
 def read_request(sock: socket.socket) -> tuple[str, bytes] | None:
@@ -146,6 +202,7 @@ def virtagentctl(path: Path, answer: Answer, *argv: str, **options: Any) -> Iter
                 process.kill()
 
 
+GUEST_INFO = {"version": "1", "supported_commands": [{"name": "guest-info"}, {"name": "va.ping"}]}
 MOUNT = {
     "mountpoint": "/srv/db",
     "aliases": ["/mnt/db"],

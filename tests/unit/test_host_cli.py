@@ -11,7 +11,7 @@ from typing import Any
 from xmlrpc import client as xmlrpc
 
 import pytest
-from fakes.agent_socket import LAST, MOUNT, WORKER, Answer, read_request, run_virtagentctl, status_record
+from fakes.agent_socket import LAST, MOUNT, WORKER, Answer, introduce, read_line, run_virtagentctl, status_record
 from virtagent.host import text
 
 Run = Callable[..., tuple[int, str, str]]
@@ -225,11 +225,7 @@ SHOWN = "/srv/\\x1b]0;own\\x07\\n\\u202e\\u2028FROZEN\\x9b2J"
 
 
 @pytest.mark.parametrize("command", ["status", "watch", "plan", "freeze", "capabilities", "call", "fault", "error"])
-def test_what_a_guest_says_is_no_command_to_the_terminal(
-    run: Run, command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The codec of the standard library would carry no escape character: what it decodes is put in its place.
-    monkeypatch.setattr("virtagent.host.client.Exchange", _escaping(monkeypatch))
+def test_what_a_guest_says_is_no_command_to_the_terminal(run: Run, command: str) -> None:
     record = status_record(
         mounts=[MOUNT | {"mountpoint": "EVIL", "fstype": "EVIL", "aliases": ["EVIL"], "state": "failed"}],
         state="EVIL",
@@ -241,9 +237,9 @@ def test_what_a_guest_says_is_no_command_to_the_terminal(
     def answer(method: str, params: list[Any]) -> Any:
         match command, method:
             case "fault", _:
-                raise xmlrpc.Fault(7, "EVIL")
+                raise xmlrpc.Fault(7, EVIL)
             case "watch", "va.fsstatus" if "since" in params[0]:
-                raise xmlrpc.Fault(7, "EVIL")
+                raise xmlrpc.Fault(7, EVIL)
             case _, "va.fsfreeze":
                 return 1
             case _, "va.fsplan":
@@ -258,7 +254,7 @@ def test_what_a_guest_says_is_no_command_to_the_terminal(
         return record
 
     argv = {"fault": ["ping"], "error": ["ping"], "call": ["call", "m"]}.get(command, [command])
-    _, out, err = run(*argv, answer=answer)
+    _, out, err = run(*argv, answer=lambda method, params: _evil(answer(method, params)))
     both = out + err
     assert all(c.isprintable() or c == "\n" for c in both)
     assert command == "error" or "\\x1b]0;own\\x07" in both
@@ -266,29 +262,15 @@ def test_what_a_guest_says_is_no_command_to_the_terminal(
         assert SHOWN in both or command == "error"
 
 
-def _escaping(monkeypatch: pytest.MonkeyPatch) -> Any:
-    from virtagent.agent.errors import Fault
-    from virtagent.host.xmlrpc import Exchange, Reply
-
-    def evil(value: Any) -> Any:
-        match value:
-            case str():
-                return value.replace("EVIL", EVIL)
-            case list():
-                return [evil(item) for item in value]
-            case dict():
-                return {evil(key): evil(item) for key, item in value.items()}
-        return value
-
-    class Escaping(Exchange):
-        def receive(self, data: bytes) -> Reply | None:
-            try:
-                reply = super().receive(data)
-            except Fault as fault:
-                raise Fault(fault.code, evil(fault.text)) from None
-            return reply and Reply(evil(reply.value))
-
-    return Escaping
+def _evil(value: Any) -> Any:
+    match value:
+        case str():
+            return value.replace("EVIL", EVIL)
+        case list():
+            return [_evil(item) for item in value]
+        case dict():
+            return {_evil(key): _evil(item) for key, item in value.items()}
+    return value
 
 
 def test_call(run: Run) -> None:
@@ -307,7 +289,7 @@ def test_call(run: Run) -> None:
     assert json.loads(run("call", "--json", "va.x", answer=returning(b"\0\xff"))[1]) == "AP8="
 
 
-@pytest.mark.parametrize("argument", ["null", "a\x1bb", "[" * 90 + "]" * 90, "\udcff", "9" * 400])
+@pytest.mark.parametrize("argument", ["[" * 90 + "]" * 90, "\udcff", "9" * 400])
 def test_an_argument_that_cannot_travel(run: Run, argument: str) -> None:
     code, out, err = run("call", "va.x", argument, answer=returning(1))
     assert (code, out) == (2, "")
@@ -374,12 +356,14 @@ def test_every_other_ending_of_the_connection(run: Run) -> None:
     note = "a freeze may go on in the guest: `virtagentctl thaw` ends it\n"
 
     def silent(sock: socket.socket) -> None:
-        read_request(sock)
-        read_request(sock)
+        while read_line(sock):
+            pass
 
     def rubbish(sock: socket.socket) -> None:
-        read_request(sock)
-        sock.sendall(b"\x1b[2J\r\n\r\n")
+        introduce(sock)
+        read_line(sock)
+        sock.sendall(b"\x1b[2J\n")
+        read_line(sock)
 
     for script, code in ((lambda sock: None, 3), (silent, 4), (rubbish, 1)):
         for command in ("freeze", "ping"):

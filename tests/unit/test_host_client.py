@@ -28,6 +28,8 @@ def serving(tmp_path: Path) -> Serving:
     def serve(
         answer: Answer | None = None, script: Script | None = None, **options: Any
     ) -> Iterator[tuple[FakeAgent, Agent]]:
+        if script is not None:
+            options.setdefault("protocol", "xmlrpc")
         with FakeAgent(tmp_path / "a", answer, script) as fake, Agent(fake.url, **options) as agent:
             yield fake, agent
 
@@ -258,7 +260,7 @@ def test_sockets_are_closed_whatever_happens(serving: Serving) -> None:
             for _ in range(5):
                 with pytest.raises(HostError):
                     agent.ping()
-            assert agent._socket is None
+            assert not agent._link.open
         Path(fake.url.removeprefix("unix:")).unlink()
     assert len(os.listdir("/proc/self/fd")) == before
 

@@ -1,0 +1,255 @@
+"""A freeze around a block of code: what is asked of the agent, in which order, and when all was in vain. No I/O.
+
+A script is a generator that yields a Call or a Pause and is sent what came of it; a thread or an event loop runs it.
+Whatever happens in the block the guest is told to thaw, and asked whether it held without a break from the moment that
+freeze answered. What is not known to be good is broken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..agent.errors import Code, Fault
+from . import calls
+from .calls import Call
+from .errors import (
+    BadReply,
+    FreezeBroken,
+    HostError,
+    Lost,
+    NothingFrozen,
+    NotThawed,
+    TimedOut,
+    Unsendable,
+    Unsupported,
+)
+from .records import Status
+
+T = TypeVar("T")
+
+INTERRUPTS = 2  # so many Ctrl-C or cancellations do not keep the thaw from being told
+THAW_AGAIN_FIRST, THAW_AGAIN_MAX = 0.1, 2.0  # seconds
+_FACTOR = 3  # a hold is extended when a third of it has passed
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Nothing is to be done for so many seconds."""
+
+    seconds: float
+
+
+Script = Generator["Call[Any] | Pause", Any, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to freeze and how: the options of `freeze`. `hold` is the hold limit in seconds, None the agent's own."""
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    strict: bool = False
+    hold: float | None = None
+    sync_limit: float | None = None
+    freeze_limit: float | None = None
+
+    def freeze(self) -> Call[int]:
+        """Return the call that freezes."""
+        return calls.freeze(
+            self.include,
+            self.exclude,
+            strict=self.strict,
+            sync_limit=self.sync_limit,
+            freeze_limit=self.freeze_limit,
+            hold_limit=self.hold,
+        )
+
+    def sync(self) -> Call[int]:
+        """Return the call that syncs the same file systems."""
+        return calls.sync(self.include, self.exclude, sync_limit=self.sync_limit)
+
+
+@dataclass(slots=True)
+class Freeze:
+    """A freeze that is held, or was. Of a stock qemu-ga only `count` is known, the rest is -1 or empty.
+
+    `frozen_at` is when the host learned of it (seconds since the epoch), `hold_left` how long it was to be held then.
+    `not_extended` is why the hold could not be extended, at last. `broken` says, after the block, why a snapshot that
+    was taken in it is worthless; None if it is good.
+    """
+
+    count: int
+    freeze_id: int
+    mounts: tuple[str, ...]
+    frozen_at: float
+    hold_left: float
+    status: Status
+    held_seconds: float = -1
+    broken: FreezeBroken | None = None
+    not_extended: str = ""
+
+
+class Holding:
+    """One freeze: `begin` it, then `end` it. `thaw_wait` is how long the thaw is tried, in seconds."""
+
+    def __init__(
+        self,
+        url: str,
+        wanted: Wanted,
+        *,
+        thaw_wait: float = calls.THAW_WAIT,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._url = url
+        self._wanted = wanted
+        self._thaw_wait = thaw_wait
+        self._clock = clock
+        self._freeze: Freeze | None = None
+        self.begun = self.ended = 0.0
+        """When the host learned that all is frozen, and when it began to tell the thaw; seconds of the clock."""
+
+    def begin(self) -> Script[Freeze]:
+        """Freeze. Whatever is raised, by the agent or by who runs this, leaves nothing frozen that can be reached."""
+        frozen = False
+        try:
+            count = yield self._wanted.freeze()
+            self.begun = self._clock()
+            at = time.time()
+            frozen = True
+            if not count:
+                raise NothingFrozen(
+                    f"{self._url} froze nothing: the agent leaves every file system out; see what `plan` says"
+                )
+            status: Status = yield calls.status()
+            if status.state != "FROZEN":
+                raise FreezeBroken(f"{self._url} was frozen, and is {status.state} already; {_why(status)}")
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            if frozen or _may_be_frozen(error):
+                try:
+                    yield from self._thaw()
+                except (Fault, HostError) as worse:
+                    note(error, f"besides: {worse}")
+            raise
+        mounts = tuple(mount.mountpoint for mount in status.mounts if mount.state == "frozen")
+        self._freeze = Freeze(count, status.freeze_id, mounts, at, status.hold_left, status)
+        return self._freeze
+
+    def end(self) -> Script[None]:
+        """Thaw; raise FreezeBroken if the freeze is not known to have been held all the time."""
+        assert self._freeze is not None, "nothing is frozen"
+        freeze = self._freeze
+        self.ended = self._clock()
+        try:
+            try:
+                thawed = yield from self._thaw()
+            except Fault as fault:
+                raise FreezeBroken(f"{self._url}: {fault.text}; throw the snapshot away") from fault
+            if thawed < freeze.count:
+                raise FreezeBroken(
+                    f"{self._url}: {freeze.count} file systems were frozen and {thawed} still were at the thaw; "
+                    "someone else thawed, or the thaw's first answer was lost: throw the snapshot away"
+                )
+            if not freeze.status.stock:
+                yield from self._check(freeze)
+        except FreezeBroken as broken:
+            freeze.broken = broken
+            raise
+
+    def _check(self, freeze: Freeze) -> Script[None]:
+        try:
+            last = (yield calls.status()).last
+        except (Fault, HostError) as error:
+            raise FreezeBroken(
+                f"{self._url}: how the freeze ended is not known ({error}); throw the snapshot away"
+            ) from error
+        if last is None or last.freeze_id != freeze.freeze_id or not last.held_continuously:
+            how = f"{last.freeze_id} {last.outcome} {last.error}".strip() if last else "none"
+            raise FreezeBroken(
+                f"{self._url}: freeze {freeze.freeze_id} was not held without a break (the last is {how}); "
+                "throw the snapshot away"
+            )
+        freeze.held_seconds = last.held_seconds
+
+    def _thaw(self) -> Script[int]:
+        """Tell the thaw until there is an answer, also through some interruptions, which come afterwards.
+
+        A thaw may be told twice: what the second thaws is what the first did not.
+        """
+        until = self._clock() + self._thaw_wait
+        again = THAW_AGAIN_FIRST
+        interrupted: BaseException | None = None
+        interrupts = 0
+        while True:
+            left = max(1.0, until - self._clock())
+            try:
+                try:
+                    thawed: int = yield calls.thaw(left)
+                    break
+                except Fault as fault:
+                    if fault.code is not Code.IN_PROGRESS or self._clock() >= until:
+                        raise
+                except (Unsupported, Unsendable):
+                    raise
+                except HostError as error:
+                    if self._clock() >= until:
+                        raise NotThawed(
+                            f"{self._url} may be frozen, since no thaw was answered within {self._thaw_wait:g} s "
+                            f"({error}); throw the snapshot away"
+                        ) from error
+                yield Pause(again)
+                again = min(again * 2, THAW_AGAIN_MAX)
+            except (Exception, GeneratorExit):
+                raise
+            except BaseException as interrupt:
+                interrupts += 1
+                if interrupts > INTERRUPTS:
+                    raise
+                interrupted = interrupt
+        if interrupted is not None:
+            raise interrupted
+        return thawed
+
+    def extension(self) -> Script[None]:
+        """Extend the hold again and again, until this is closed or the agent holds nothing any more."""
+        assert self._freeze is not None, "nothing is frozen"
+        hold = self._freeze.hold_left if self._wanted.hold is None else self._wanted.hold
+        left = self._freeze.hold_left
+        while left > 0:
+            yield Pause(left / _FACTOR)
+            try:
+                left = yield calls.hold(hold)
+            except Fault as fault:
+                self._freeze.not_extended = str(fault)
+                if fault.code is Code.WRONG_STATE:
+                    return
+                left = min(left, 1.0)
+            except HostError as error:
+                self._freeze.not_extended = str(error)
+                left = min(left, 1.0)
+
+
+def note(error: BaseException, text: str) -> None:
+    """Add `text` to what a traceback of `error` shows (from Python 3.11 on)."""
+    notes = [*getattr(error, "__notes__", ()), text]
+    error.__notes__ = notes  # type: ignore[attr-defined,unused-ignore]
+
+
+def _may_be_frozen(error: BaseException) -> bool:
+    """Whether a freeze that ended so may go on, or may have frozen something."""
+    match error:
+        case Fault(code=code):
+            return code is Code.IN_PROGRESS
+        case Lost() | TimedOut() | BadReply():
+            return error.asked
+        case HostError() | Unsendable():
+            return False
+    return True
+
+
+def _why(status: Status) -> str:
+    return status.last.error if status.last and status.last.error else "look at the agent's log"

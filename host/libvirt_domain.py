@@ -1,0 +1,91 @@
+"""A domain of libvirt, whose daemon owns the channel to the agent: QGA JSON goes through libvirt-python.
+
+Its calls block, and wait for more than the agent: each domain has a thread of its own for them, so that a time-out
+here is one whatever libvirt does. libvirt turns an agent's error into one of its own, whose text alone is the agent's.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib
+import math
+import queue
+import threading
+from types import ModuleType
+from typing import Any
+
+from ..agent.errors import Code, Fault
+from .errors import Lost, Unreachable
+
+_AGENT_SAYS = "unable to execute QEMU agent command"
+_Order = tuple[str, float, "concurrent.futures.Future[str]"]
+
+
+class Domain:
+    """A domain by name, connected to at the first command. `uri` None is libvirt's own default."""
+
+    def __init__(self, name: str, uri: str | None) -> None:
+        self._name, self._uri = name, uri
+        self._orders: queue.SimpleQueue[_Order | None] | None = None
+
+    def ask(self, text: str, seconds: float) -> concurrent.futures.Future[str]:
+        """Return the reply to come. It raises Fault, Unreachable, Lost or TimeoutError."""
+        if self._orders is None:
+            self._orders = queue.SimpleQueue()
+            threading.Thread(
+                target=self._serve, args=(self._orders,), daemon=True, name=f"libvirt {self._name}"
+            ).start()
+        reply: concurrent.futures.Future[str] = concurrent.futures.Future()
+        self._orders.put((text, seconds, reply))
+        return reply
+
+    def close(self) -> None:
+        """Let the thread and its connection go, when what it does now has ended."""
+        if self._orders is not None:
+            self._orders.put(None)
+            self._orders = None
+
+    def _serve(self, orders: queue.SimpleQueue[_Order | None]) -> None:
+        connection: Any = None
+        domain: Any = None
+        while (order := orders.get()) is not None:
+            text, seconds, reply = order
+            if not reply.set_running_or_notify_cancel():
+                continue
+            try:
+                libvirt, qemu = _modules()
+                try:
+                    if domain is None:
+                        connection = libvirt.open(self._uri)
+                        domain = connection.lookupByName(self._name)
+                    reply.set_result(str(qemu.qemuAgentCommand(domain, text, max(1, math.ceil(seconds)), 0)))
+                except libvirt.libvirtError as error:
+                    raise self._meaning(libvirt, error) from None
+            except BaseException as error:  # noqa: BLE001 - whoever waits for the reply gets it
+                reply.set_exception(error)
+        if connection is not None:
+            connection.close()
+
+    def _meaning(self, libvirt: ModuleType, error: Any) -> Exception:
+        text = str(error.get_error_message() or error)
+        code = error.get_error_code()
+
+        def is_(*names: str) -> bool:
+            return code in [getattr(libvirt, f"VIR_ERR_{name}", None) for name in names]
+
+        if _AGENT_SAYS in text:
+            return Fault(Code.FAILED, text.partition(_AGENT_SAYS)[2].partition(": ")[2] or text)
+        if is_("AGENT_UNRESPONSIVE", "AGENT_UNSYNCED", "AGENT_COMMAND_TIMEOUT", "OPERATION_TIMEOUT"):
+            return TimeoutError(text)
+        if is_("NO_DOMAIN", "OPERATION_INVALID", "ARGUMENT_UNSUPPORTED", "CONFIG_UNSUPPORTED", "NO_CONNECT"):
+            return Unreachable(f"libvirt has no agent for domain {self._name!r} ({text}); see `virsh list`")
+        return Lost(
+            f"libvirt could not pass a command on to domain {self._name!r} ({text}); see its log, then call again"
+        )
+
+
+def _modules() -> tuple[ModuleType, ModuleType]:
+    try:
+        return importlib.import_module("libvirt"), importlib.import_module("libvirt_qemu")
+    except ImportError:
+        raise Unreachable("libvirt: URLs need libvirt-python; install virtagent[libvirt]") from None

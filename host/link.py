@@ -1,0 +1,318 @@
+"""How a call is carried to an agent and back: connecting, finding out what the other end speaks, resynchronising,
+trying again. No I/O: a conversation is a generator that yields what is to be done and is sent what came of it.
+
+A thread or an event loop drives it (`wire.py`), so that both say the same. What may have been executed is not sent
+again; what cannot have been is, once, on a new connection.
+
+The other end is asked once a connection, with a guest-sync-delimited and a guest-info. An agent of ours and a stock
+qemu-ga answer both, and only ours knows va.* methods; one that speaks XML-RPC alone answers HTTP or hangs up; whatever
+else comes is skipped until the time is up. What a guest answers to these two commands changes nothing in it.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import secrets
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..agent.errors import Fault
+from . import qga, stock, xmlrpc
+from .calls import Call
+from .errors import BadReply, HostError, Lost, TimedOut
+from .transports import Endpoint
+
+T = TypeVar("T")
+
+ANSWER = 30.0
+SYNC_SECONDS = 5.0
+HTTP_SECONDS = 1.0
+_HELLO_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Connect within `seconds`, in the place of what was open; raise Unreachable."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send `data` until `deadline` (seconds of the link's clock); return whether the other end took all of it."""
+
+    data: bytes
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Receive:
+    """Return some bytes, none at the end of the stream. Raise TimeoutError at `deadline`, OSError if it is lost."""
+
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Say whether there is something to receive now, be it the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Have libvirt send `text` to the agent; return the reply. Raises Fault, Unreachable, Lost or TimeoutError."""
+
+    text: str
+    deadline: float
+
+
+Step = Open | Send | Receive | Look | Command
+Conversation = Generator[Step, Any, T]
+Ask = Callable[..., Conversation[Any]]
+
+
+class Speech(enum.Enum):
+    """What the other end speaks."""
+
+    UNKNOWN = "auto"
+    XMLRPC = "xmlrpc"
+    JSON = "json"
+
+
+class _Unsent(Exception):
+    """The other end is gone and cannot have had the whole request."""
+
+
+class Link:
+    """What is known about the connection to one agent. `open` says whether the driver is to keep it.
+
+    `speech` other than UNKNOWN is taken for granted. Times are seconds of `clock`.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        timeout: float | None,
+        connect_timeout: float,
+        reply_max: int,
+        speech: Speech = Speech.UNKNOWN,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._endpoint = endpoint
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._reply_max = reply_max
+        self._known = Speech.JSON if endpoint.domain or endpoint.stock else speech
+        self._clock = clock
+        name = secrets.token_hex(4)
+        self._tags = (f"{name}-{n}" for n in itertools.count())
+        self.open = False
+        self.stock = False
+        self._speech = self._known
+        self._dirty = False
+
+    def perform(self, call: Call[T], timeout: float | None = None) -> Conversation[T]:
+        """Carry `call` out, within `timeout` seconds if given; return what it returns.
+
+        Raises Fault, a HostError, or Unsendable.
+        """
+        timeout = self._timeout if timeout is None else timeout
+        if timeout is not None:
+            call = call.within(timeout * 0.9)  # the rest is for the answer to arrive
+        seconds = ANSWER + call.wait if timeout is None else timeout
+        began = self._clock()
+        deadline = began + seconds
+        most = self._reply_max if call.most is None else min(call.most, self._reply_max)
+
+        asked = False
+
+        def ask(method: str, *params: Any) -> Conversation[Any]:
+            nonlocal asked
+            yield from self._ready(deadline)
+            asked = True
+            return (yield from self._ask(method, params, most, deadline))
+
+        try:
+            return call.take((yield from self._answered(call, ask, deadline, began, seconds)))
+        except HostError as error:
+            error.asked = asked
+            raise
+
+    def _answered(self, call: Call[Any], ask: Ask, deadline: float, began: float, seconds: float) -> Conversation[Any]:
+        try:
+            yield from self._ready(deadline)
+            return (yield from (stock.answer if self.stock else _as_it_is)(call.method, call.params, ask))
+        except TimeoutError:
+            waited = min(seconds, self._clock() - began)
+            raise TimedOut(
+                f"{call.method} had no answer from {self._endpoint.url} within {waited:.3g} s; "
+                "give it a longer time-out, or see whether the guest runs"
+            ) from None
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise Lost(f"the connection to {self._endpoint.url} is lost ({why}); call again") from None
+
+    def _ask(self, method: str, params: Sequence[Any], most: int, deadline: float) -> Conversation[Any]:
+        while True:
+            kept = yield from self._ready(deadline)
+            try:
+                return (yield from self._exchange(method, params, most, deadline))
+            except _Unsent:
+                if not kept:
+                    raise Lost(
+                        f"the connection to {self._endpoint.url} ended at once; look at the agent's log"
+                    ) from None
+
+    def _exchange(self, method: str, params: Sequence[Any], most: int, deadline: float) -> Conversation[Any]:
+        if self._speech is Speech.XMLRPC:
+            by_xml = xmlrpc.Exchange(method, params, tag=next(self._tags), reply_max=most)
+            return (yield from self._by_http(by_xml, deadline))
+        exchange = qga.Exchange(method, params, tag=next(self._tags), reply_max=most)
+        if self._endpoint.domain:
+            return (yield from self._by_libvirt(exchange, deadline))
+        self._dirty = True
+        try:
+            return (yield from self._converse(exchange, deadline)).value
+        finally:
+            self._dirty = not exchange.reusable
+            self.open = self.open and not exchange.ended
+
+    def _by_libvirt(self, exchange: qga.Exchange, deadline: float) -> Conversation[Any]:
+        self.open = False
+        text = yield Command(exchange.request.decode(), deadline)
+        self.open = True
+        if (reply := exchange.receive(text.encode("utf-8", "replace") + b"\n")) is None:
+            raise BadReply("libvirt passed on the answer to another command; call again")
+        return reply.value
+
+    def _by_http(self, exchange: xmlrpc.Exchange, deadline: float) -> Conversation[Any]:
+        try:
+            return (yield from self._converse(exchange, deadline)).value
+        finally:
+            self.open = self.open and exchange.reusable
+
+    def _converse(self, exchange: qga.Exchange | xmlrpc.Exchange, deadline: float) -> Conversation[xmlrpc.Reply]:
+        whole = yield Send(exchange.request, deadline)
+        try:
+            while True:
+                # An agent that refuses may close before it has read all, and its answer is still to be read.
+                data = yield Receive(deadline)
+                if not data and not whole and not exchange.begun:
+                    self.open = False
+                    raise _Unsent
+                if (reply := exchange.receive(data)) is not None:
+                    return reply
+        except ConnectionError:
+            self.open = False
+            if not whole and not exchange.begun:
+                raise _Unsent from None
+            raise
+
+    def _ready(self, deadline: float) -> Conversation[bool]:
+        """Make the connection fit for a call; return whether it is an old one, which may turn out to be dead."""
+        if self.open and not self._endpoint.domain and (yield Look()):
+            # It has ended, or holds what nobody asked for.
+            self._dirty = True
+            self.open = self._speech is Speech.JSON
+        if self.open and self._dirty:
+            try:
+                yield from self._sync(min(deadline, self._clock() + SYNC_SECONDS))
+            except (HostError, OSError):
+                self.open = False  # of the call nothing has been sent yet
+        if self.open:
+            return True
+        yield from self._connect(deadline)
+        return False
+
+    def _connect(self, deadline: float) -> Conversation[None]:
+        try:
+            yield from self._introduce(deadline)
+        except BaseException:
+            self.open = False
+            raise
+
+    def _introduce(self, deadline: float) -> Conversation[None]:
+        """Connect, and find out what the other end speaks."""
+        self._speech = self._known
+        if self._endpoint.domain:
+            self.open = True
+        else:
+            yield from self._reach(deadline)
+            until = min(deadline, self._clock() + SYNC_SECONDS)
+            if self._speech is not Speech.XMLRPC and (yield from self._sync(until)):
+                self._speech = Speech.XMLRPC
+                yield from self._reach(deadline)
+        self.stock = self._endpoint.stock
+        if self._speech is not Speech.XMLRPC:
+            self._speech = Speech.JSON
+            if not self.stock:
+                yield from self._tell_apart(deadline)
+
+    def _reach(self, deadline: float) -> Conversation[None]:
+        self.open = self._dirty = False
+        yield Open(min(_left(deadline, self._clock), self._connect_timeout))
+        self.open = True
+        if not self._endpoint.hello:
+            return
+        yield Send(self._endpoint.hello, deadline)
+        line = b""
+        while b"\n" not in line:
+            data = yield Receive(min(deadline, self._clock() + self._connect_timeout))
+            line += data
+            if not data or len(line) > _HELLO_MAX or not b"OK ".startswith(line[:3]):
+                raise Lost(
+                    f"{self._endpoint.url}: no port was opened ({line[:_HELLO_MAX]!r} in the place of OK); "
+                    "see that virtagentd listens on that vsock port"
+                )
+
+    def _sync(self, deadline: float) -> Conversation[bool]:
+        """Skip all that is old on the stream. Return whether the other end speaks XML-RPC alone."""
+        self._dirty = True
+        number = secrets.randbits(31)
+        sync = qga.Sync(number, self._reply_max)
+        ended = False
+        yield Send(sync.request, deadline)
+        try:
+            while not sync.receive((yield Receive(deadline))):
+                if sync.http and self._known is Speech.UNKNOWN:
+                    deadline = min(deadline, self._clock() + HTTP_SECONDS)
+        except (Lost, OSError):
+            ended = True
+            if not sync.http or self._known is not Speech.UNKNOWN:
+                self.open = False
+                raise
+        self._dirty = ended
+        return ended
+
+    def _tell_apart(self, deadline: float) -> Conversation[None]:
+        """Find out whether this is an agent of ours; both that and a stock one are left as they were."""
+        try:
+            found = yield from self._exchange("guest-info", (), self._reply_max, deadline)
+        except Fault:
+            found = None  # blocked by its configuration
+        match found:
+            case {"supported_commands": list(commands)}:
+                names = [c.get("name") for c in commands if isinstance(c, dict)]
+                self.stock = not any(isinstance(name, str) and name.startswith("va.") for name in names)
+            case None:
+                try:
+                    yield from self._exchange("va.ping", (), self._reply_max, deadline)
+                    self.stock = False
+                except Fault:
+                    self.stock = True
+            case _:
+                raise BadReply("guest-info answered no list of commands; see what the URL names")
+
+
+def _as_it_is(method: str, params: Sequence[Any], ask: Ask) -> Conversation[Any]:
+    return (yield from ask(method, *params))
+
+
+def _left(deadline: float, clock: Callable[[], float]) -> float:
+    left = deadline - clock()
+    if left <= 0:
+        raise TimeoutError
+    return left

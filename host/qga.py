@@ -1,0 +1,232 @@
+"""The QEMU guest agent protocol, the host's side: a call to bytes, bytes to a reply. No I/O and no clock.
+
+The guest is not trusted. A line's bytes, its nesting and the number of its values are bounded before it is parsed;
+whatever is no answer ends in BadReply. Each request carries an `id`, and what answers another is skipped, so that
+late and doubled replies harm nothing. `Sync` finds the place on a stream where nothing old can come any more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ..agent.errors import Code, Fault
+from ..agent.wire.messages import Limits
+from .errors import BadReply, Lost, Unsendable
+from .xmlrpc import REPLY_MAX, Reply
+
+VALUES_MAX = 1 << 20
+"""Values of a reply; each may take a hundred bytes of memory, whatever it takes on the wire."""
+_DIGITS_MAX = 20
+_NESTING = Limits().nesting + 2  # a value of the agent's, in the reply around it
+_SYNC_LINE_MAX = 1024
+_LOOK = "look at the agent's log in the guest"
+_SIGN = re.compile(rb"[][{},\"]")
+_IN_STRING = re.compile(rb'(?:[^"\\]+|\\.){0,4096}', re.DOTALL)  # bounded, since each round of it takes memory
+
+
+class Exchange:
+    """One call on a stream: send `request`, give what comes back to `receive` until it returns the reply."""
+
+    def __init__(self, method: str, params: Sequence[Any], *, tag: str, reply_max: int = REPLY_MAX) -> None:
+        """Raise Unsendable if a parameter cannot travel as JSON."""
+        message: dict[str, Any] = {"execute": method, "id": tag}
+        if not method.startswith("guest-"):
+            message["arguments"] = list(params)
+        elif len(params) == 1 and isinstance(params[0], dict):
+            message["arguments"] = params[0]
+        elif params:
+            raise Unsendable(f"{method} takes its arguments by name: one struct")
+        self.request = _dump(message) + b"\n"
+        self._method = method
+        self._tag = tag
+        self._reply_max = self._left = reply_max
+        self._line = bytearray()
+        self.begun = False
+        self.reusable = False
+        self.ended = False
+
+    def receive(self, data: bytes) -> Reply | None:
+        """Take bytes of the stream (none: it ended); return the reply when it is whole.
+
+        Raises Fault if the reply is one, BadReply or Lost if there will be none. Afterwards `reusable` says whether
+        the stream may carry another call as it is, `ended` whether it may not even be resynchronised.
+        """
+        if not data:
+            self.ended = True
+            if not self.begun:
+                raise Lost("the agent closed the connection without an answer; look at its log, then call again")
+            raise BadReply(f"the reply breaks off; {_LOOK}")
+        self.begun = True
+        self._left -= len(data)
+        if self._left < 0:
+            self.ended = True
+            raise BadReply(f"the reply is over {self._reply_max} bytes; {_LOOK}")
+        at = 0
+        while (end := data.find(b"\n", at)) >= 0:
+            self._line += data[at:end]
+            line, self._line = bytes(self._line), bytearray()
+            at = end + 1
+            if (found := self._answer(line)) is not None:
+                self.reusable = at == len(data)
+                if isinstance(found, Reply):
+                    return found
+                raise found
+        self._line += data[at:]
+        return None
+
+    def _answer(self, line: bytes) -> Reply | Fault | None:
+        """Return what the line answers to this call, None if it answers another."""
+        line = line[line.rfind(b"\xff") + 1 :].strip()
+        if not line:
+            return None
+        found = load(line)
+        if not isinstance(found, dict) or not {"return", "error"} & found.keys():
+            raise BadReply(f"the reply is JSON, but neither a return nor an error; {_LOOK}")
+        if "error" in found:
+            # An error without an id is about a request that the agent could not read, and nothing older can come.
+            return self._fault(found["error"]) if found.get("id", self._tag) == self._tag else None
+        return Reply(found["return"]) if found.get("id") == self._tag else None
+
+    def _fault(self, error: Any) -> Fault:
+        match error:
+            case {"desc": str(text), "code": int(number)}:
+                try:
+                    return Fault(Code(number), text)
+                except ValueError:
+                    return Fault(Code.FAILED, f"{text} (fault {number}, which this client is too old to name)")
+            case {"class": "CommandNotFound", "desc": str(text)}:
+                if "frozen state" in text:
+                    wrong = self._method.startswith("guest-fsfreeze-")
+                    return Fault(Code.WRONG_STATE if wrong else Code.REFUSED_WHILE_FROZEN, text)
+                return Fault(Code.BLOCKED if "disabled" in text else Code.METHOD, text)
+            case {"desc": str(text)}:
+                return Fault(Code.FAILED, text)
+        raise BadReply(f"the reply is an error without a text; {_LOOK}")
+
+
+class Sync:
+    """Finds on a stream the answer to the guest-sync-delimited `number`, behind which nothing old comes."""
+
+    def __init__(self, number: int, skip_max: int = REPLY_MAX) -> None:
+        # 0xFF ends whatever the agent has half read.
+        self.request = b"\xff" + _dump({"execute": "guest-sync-delimited", "arguments": {"id": number}}) + b"\n"
+        self._number = number
+        self._left = self._skip_max = skip_max
+        self._head = b""
+        self._after: bytearray | None = None
+        self.http = False
+        """Whether the stream began as one that speaks XML-RPC alone."""
+
+    def receive(self, data: bytes) -> bool:
+        """Take bytes of the stream (none: it ended); say whether the answer has come.
+
+        Raises Lost if the stream ends before, BadReply if too much is to be skipped.
+        """
+        if not data:
+            raise Lost("the agent closed the connection without an answer; look at its log, then call again")
+        self._left -= len(data)
+        if self._left < 0:
+            raise BadReply(f"over {self._skip_max} bytes came, none of which answers the sync; {_LOOK}")
+        if len(self._head) < 5:
+            self._head += data[:5]
+            self.http = self._head.startswith(b"HTTP/")
+        at = data.rfind(b"\xff")
+        if at >= 0:
+            self._after, data = bytearray(), data[at + 1 :]
+        if self._after is None:
+            return False
+        self._after += data
+        line, newline, rest = self._after.partition(b"\n")
+        if not newline:
+            if len(line) > _SYNC_LINE_MAX:
+                self._after = None
+            return False
+        self._after = None
+        try:
+            return not rest and load(bytes(line)) == {"return": self._number}
+        except BadReply:
+            return False
+
+
+def load(line: bytes) -> Any:
+    """Return the value of a line of JSON; raise BadReply if it is none, or nests or holds too much."""
+    _measure(line)
+    try:
+        return json.loads(line.decode("utf-8"), parse_int=_integer, parse_constant=_constant, parse_float=_real)
+    except (ValueError, RecursionError) as error:
+        raise BadReply(f"the reply is not JSON ({str(error)[:200]}); {_LOOK}") from None
+
+
+def _measure(line: bytes) -> None:
+    depth = values = at = 0
+    while sign := _SIGN.search(line, at):
+        at = sign.end()
+        match sign[0]:
+            case b'"':
+                at = _string_end(line, at)
+            case b"{" | b"[":
+                depth += 1
+                values += 1
+            case b"}" | b"]":
+                depth -= 1
+            case b",":
+                values += 1
+        if depth > _NESTING:
+            raise BadReply(f"the reply nests deeper than {_NESTING}; {_LOOK}")
+        if values > VALUES_MAX:
+            raise BadReply(f"the reply holds over {VALUES_MAX} values; {_LOOK}")
+
+
+def _string_end(line: bytes, at: int) -> int:
+    """Return where the string that is open at `at` has ended, or where the line does."""
+    while (some := _IN_STRING.match(line, at)) and some.end() > at:
+        at = some.end()
+    return at + 1
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _DIGITS_MAX:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def _real(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError("a number out of range")
+    return value
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} for a number")
+
+
+def _dump(message: Any) -> bytes:
+    try:
+        _check(message, Limits().nesting)
+        return json.dumps(message, allow_nan=False).encode("ascii")
+    except (TypeError, ValueError) as error:
+        raise error if isinstance(error, Unsendable) else Unsendable(f"JSON carries no such value: {error}") from None
+
+
+def _check(value: Any, nesting: int) -> None:
+    if nesting < 0:
+        raise Unsendable(f"values nest deeper than {Limits().nesting}")
+    match value:
+        case str():
+            if any("\ud800" <= c <= "\udfff" for c in value):
+                raise Unsendable(f"JSON carries no {value!r:.80}")
+        case int() if not -(1 << 63) <= value < 1 << 63:
+            raise Unsendable("an integer is too big for the agent's 64 bits")
+        case list() | tuple():
+            for item in value:
+                _check(item, nesting - 1)
+        case dict():
+            for name, item in value.items():
+                if not isinstance(name, str):
+                    raise Unsendable(f"a struct's members have names, not {type(name).__name__}")
+                _check(name, nesting)
+                _check(item, nesting - 1)
