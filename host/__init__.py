@@ -5,6 +5,7 @@ from .client import Agent, AsyncAgent
 from .errors import (
     BadReply,
     FreezeBroken,
+    GroupFailed,
     HostError,
     Lost,
     NothingFrozen,
@@ -14,16 +15,21 @@ from .errors import (
     Unsendable,
     Unsupported,
 )
+from .group import AgentGroup, AsyncAgentGroup, GroupFreeze
 from .holding import Freeze
 
 __all__ = [
     "Agent",
+    "AgentGroup",
     "AsyncAgent",
+    "AsyncAgentGroup",
     "BadReply",
     "Code",
     "Fault",
     "Freeze",
     "FreezeBroken",
+    "GroupFailed",
+    "GroupFreeze",
     "HostError",
     "Lost",
     "NotThawed",

@@ -260,10 +260,10 @@ class AsyncAgent(Methods):
 
         return await drive_async(script, take)
 
-    async def extend(self, holding: Holding) -> None:
-        """Extend the hold until this is cancelled."""
+    async def extend(self, holding: Holding, *, apart: bool = True) -> None:
+        """Extend the hold until this is cancelled; `apart` from other calls, on a connection of its own."""
         # A channel that takes one client at a time has no second connection: then it is done on the first.
-        alone = False
+        alone = not apart
         async with AsyncAgent(self.url, **self._options) as own:
 
             async def take(step: Call[Any] | Pause) -> Any:

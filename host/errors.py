@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class HostError(Exception):
     """The call has no answer to trust: one sentence says why and, after a semicolon, what to do next.
@@ -30,6 +32,14 @@ class BadReply(HostError):
 
 class Unsupported(HostError):
     """The other end is a stock qemu-ga, which cannot do this; nothing was asked."""
+
+
+class GroupFailed(HostError):
+    """Not all guests of a group could be frozen; all that were are thawed. `causes` has the errors by URL."""
+
+    def __init__(self, text: str, causes: Mapping[str, BaseException]) -> None:
+        super().__init__(text)
+        self.causes = causes
 
 
 class NothingFrozen(HostError):

@@ -103,13 +103,20 @@ class Holding:
         thaw_wait: float = calls.THAW_WAIT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._url = url
+        self.url = url
         self._wanted = wanted
         self._thaw_wait = thaw_wait
         self._clock = clock
         self._freeze: Freeze | None = None
         self.begun = self.ended = 0.0
         """When the host learned that all is frozen, and when it began to tell the thaw; seconds of the clock."""
+        self.begun_by_agent = -1.0
+        """When all was frozen as the agent tells it, -1 if it does not."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether `begin` has frozen, so that `end` is due."""
+        return self._freeze is not None
 
     def begin(self) -> Script[Freeze]:
         """Freeze. Whatever is raised, by the agent or by who runs this, leaves nothing frozen that can be reached."""
@@ -121,11 +128,11 @@ class Holding:
             frozen = True
             if not count:
                 raise NothingFrozen(
-                    f"{self._url} froze nothing: the agent leaves every file system out; see what `plan` says"
+                    f"{self.url} froze nothing: the agent leaves every file system out; see what `plan` says"
                 )
             status: Status = yield calls.status()
             if status.state != "FROZEN":
-                raise FreezeBroken(f"{self._url} was frozen, and is {status.state} already; {_why(status)}")
+                raise FreezeBroken(f"{self.url} was frozen, and is {status.state} already; {_why(status)}")
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -135,6 +142,8 @@ class Holding:
                 except (Fault, HostError) as worse:
                     note(error, f"besides: {worse}")
             raise
+        if status.phase == "hold" and status.since >= 0:
+            self.begun_by_agent = self._clock() - status.since
         mounts = tuple(mount.mountpoint for mount in status.mounts if mount.state == "frozen")
         self._freeze = Freeze(count, status.freeze_id, mounts, at, status.hold_left, status)
         return self._freeze
@@ -148,10 +157,10 @@ class Holding:
             try:
                 thawed = yield from self._thaw()
             except Fault as fault:
-                raise FreezeBroken(f"{self._url}: {fault.text}; throw the snapshot away") from fault
+                raise FreezeBroken(f"{self.url}: {fault.text}; throw the snapshot away") from fault
             if thawed < freeze.count:
                 raise FreezeBroken(
-                    f"{self._url}: {freeze.count} file systems were frozen and {thawed} still were at the thaw; "
+                    f"{self.url}: {freeze.count} file systems were frozen and {thawed} still were at the thaw; "
                     "someone else thawed, or the thaw's first answer was lost: throw the snapshot away"
                 )
             if not freeze.status.stock:
@@ -165,12 +174,12 @@ class Holding:
             last = (yield calls.status()).last
         except (Fault, HostError) as error:
             raise FreezeBroken(
-                f"{self._url}: how the freeze ended is not known ({error}); throw the snapshot away"
+                f"{self.url}: how the freeze ended is not known ({error}); throw the snapshot away"
             ) from error
         if last is None or last.freeze_id != freeze.freeze_id or not last.held_continuously:
             how = f"{last.freeze_id} {last.outcome} {last.error}".strip() if last else "none"
             raise FreezeBroken(
-                f"{self._url}: freeze {freeze.freeze_id} was not held without a break (the last is {how}); "
+                f"{self.url}: freeze {freeze.freeze_id} was not held without a break (the last is {how}); "
                 "throw the snapshot away"
             )
         freeze.held_seconds = last.held_seconds
@@ -198,7 +207,7 @@ class Holding:
                 except HostError as error:
                     if self._clock() >= until:
                         raise NotThawed(
-                            f"{self._url} may be frozen, since no thaw was answered within {self._thaw_wait:g} s "
+                            f"{self.url} may be frozen, since no thaw was answered within {self._thaw_wait:g} s "
                             f"({error}); throw the snapshot away"
                         ) from error
                 yield Pause(again)

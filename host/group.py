@@ -1,0 +1,258 @@
+"""One consistent point over many guests: all sync, and only when every one is flushed do all freeze together.
+
+`AsyncAgentGroup` is a task a guest on the caller's event loop; `AgentGroup` blocks, and has an event loop in a thread
+of its own. Any refusal, overrun or lost connection thaws all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+from ..agent.errors import Fault
+from . import calls
+from .client import AsyncAgent
+from .errors import FreezeBroken, GroupFailed, HostError
+from .holding import INTERRUPTS, Freeze, Holding, Wanted, note
+
+T = TypeVar("T")
+
+FREEZE_SECONDS = 60.0
+CONNECTS = 32  # at once
+_NAMED = 3
+
+
+@dataclass(slots=True)
+class GroupFreeze:
+    """All guests of a group, frozen, by their URLs. Seconds.
+
+    `skew` is the time between the first and the last answer that a guest is frozen, `skew_by_agents` the same from the
+    agents' own figures, -1 unless all tell. `window` is, after the block, how long all were frozen: from the last
+    answer to the first thaw that was told. `broken` says then why a snapshot is worthless; None if it is good.
+    """
+
+    guests: dict[str, Freeze]
+    skew: float
+    skew_by_agents: float
+    window: float = -1
+    broken: FreezeBroken | None = None
+
+
+class AsyncAgentGroup:
+    """Many agents, by their URLs. Raises ValueError if one is none, or stands twice.
+
+    `connects` is how many connections are opened at once; the other options are those of `AsyncAgent`.
+    """
+
+    def __init__(self, urls: Iterable[str], *, connects: int = CONNECTS, **options: Any) -> None:
+        self.urls = tuple(urls)
+        if not self.urls:
+            raise ValueError("a group of no agents; name one at least")
+        for url in self.urls:
+            if self.urls.count(url) > 1:
+                raise ValueError(f"{url!r} stands twice in the group")
+        self._agents = [AsyncAgent(url, **options) for url in self.urls]
+        self._connects = connects
+
+    @contextlib.asynccontextmanager
+    async def frozen(
+        self,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        *,
+        strict: bool = False,
+        hold: float | None = None,
+        extend: bool = False,
+        sync_limit: float | None = None,
+        freeze_limit: float | None = None,
+        freeze_wait: float = FREEZE_SECONDS,
+        thaw_wait: float = calls.THAW_WAIT,
+    ) -> AsyncIterator[GroupFreeze]:
+        """Hold all guests frozen while the block runs, and thaw them whatever happens.
+
+        Raises GroupFailed if one cannot be synced, or not all be frozen within `freeze_wait` seconds: then all are
+        thawed. Raises FreezeBroken after the block if one was not held frozen all the time. The rest is as in
+        `Agent.frozen`.
+        """
+        wanted = Wanted(include, exclude, strict, hold, sync_limit, freeze_limit)
+        holdings = [Holding(url, wanted, thaw_wait=thaw_wait) for url in self.urls]
+        gate = asyncio.Semaphore(self._connects)
+        extenders: list[asyncio.Future[None]] = []
+
+        async def connect(n: int) -> None:
+            async with gate:
+                await self._agents[n].ping()
+
+        try:
+            await self._together("connect", connect)
+            await self._together("sync", lambda n: self._agents[n].carry_out(wanted.sync()))
+            freezes = await self._freeze(holdings, freeze_wait)
+            group = _report(freezes, holdings)
+            if extend:
+                extenders = [
+                    asyncio.ensure_future(agent.extend(holding, apart=False))
+                    for agent, holding in zip(self._agents, holdings, strict=True)
+                ]
+            try:
+                yield group
+            except BaseException as error:
+                try:
+                    await self._end(group, holdings, extenders)
+                except FreezeBroken as broken:
+                    note(error, f"besides: {broken}")
+                raise
+            else:
+                await self._end(group, holdings, extenders)
+        finally:
+            await _cancelled(extenders)
+            for agent in self._agents:
+                agent.close()
+
+    async def _freeze(self, holdings: list[Holding], within: float) -> list[Freeze]:
+        try:
+            return await self._together("freeze", lambda n: self._agents[n].play(holdings[n].begin()), within)
+        except BaseException as error:
+            # Whoever was not frozen yet has undone that itself.
+            for broken in await self._thaw([n for n, holding in enumerate(holdings) if holding.frozen], holdings):
+                note(error, f"besides: {broken}")
+            raise
+
+    async def _end(self, group: GroupFreeze, holdings: list[Holding], extenders: list[asyncio.Future[None]]) -> None:
+        for extender in extenders:
+            extender.cancel()
+        broken = await self._thaw(range(len(holdings)), holdings)
+        group.window = min(h.ended for h in holdings) - max(h.begun for h in holdings)
+        if broken:
+            more = f" (and {len(broken) - _NAMED} more)" if len(broken) > _NAMED else ""
+            group.broken = FreezeBroken("; ".join(str(one) for one in broken[:_NAMED]) + more)
+            raise group.broken from broken[0]
+
+    async def _thaw(self, which: Iterable[int], holdings: list[Holding]) -> list[FreezeBroken]:
+        """Thaw; return what was broken."""
+        ends = [self._agents[n].play(holdings[n].end()) for n in which]
+        found = await asyncio.gather(*ends, return_exceptions=True)
+        for one in found:
+            if one is not None and not isinstance(one, FreezeBroken):
+                raise one
+        return [one for one in found if isinstance(one, FreezeBroken)]
+
+    async def _together(
+        self, what: str, doing: Callable[[int], Coroutine[Any, Any, T]], within: float | None = None
+    ) -> list[T]:
+        """Return what `doing` comes to for each guest; if one fails or is late, cancel all and raise GroupFailed."""
+        tasks = [asyncio.ensure_future(doing(n)) for n in range(len(self.urls))]
+        try:
+            _, late = await asyncio.wait(tasks, timeout=within, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            failed = {url: error for url, task in zip(self.urls, tasks, strict=True) if (error := _error(task))}
+            await _cancelled(tasks)
+        if not failed and not late:
+            return [task.result() for task in tasks]
+        causes = {url: error for url, error in failed.items() if isinstance(error, Fault | HostError | ValueError)}
+        if len(causes) < len(failed):
+            raise next(error for error in failed.values() if error not in causes.values())
+        if not failed:
+            slow = [url for url, task in zip(self.urls, tasks, strict=True) if task in late]
+            raise GroupFailed(f"{slow[0]} did not {what} within {within:g} s; all were thawed", {})
+        url, error = next(iter(causes.items()))
+        besides = f", and {len(causes) - 1} more" if len(causes) > 1 else ""
+        done = "all were thawed" if what == "freeze" else "nothing was frozen"
+        raise GroupFailed(f"{url}{besides} did not {what} ({error}); {done}", causes) from error
+
+
+def _error(task: asyncio.Future[Any]) -> BaseException | None:
+    return task.exception() if task.done() and not task.cancelled() else None
+
+
+async def _cancelled(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    """Cancel what has not ended, and wait until it has, however often this is cancelled meanwhile."""
+    for task in tasks:
+        task.cancel()
+    interrupted: asyncio.CancelledError | None = None
+    while waiting := [task for task in tasks if not task.done()]:
+        try:
+            await asyncio.wait(waiting)
+        except asyncio.CancelledError as error:
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
+
+
+def _report(freezes: list[Freeze], holdings: list[Holding]) -> GroupFreeze:
+    begun = [holding.begun for holding in holdings]
+    told = [holding.begun_by_agent for holding in holdings]
+    return GroupFreeze(
+        {holding.url: freeze for holding, freeze in zip(holdings, freezes, strict=True)},
+        skew=max(begun) - min(begun),
+        skew_by_agents=max(told) - min(told) if min(told) >= 0 else -1,
+    )
+
+
+class AgentGroup:
+    """Many agents, for a caller that blocks: see `AsyncAgentGroup`. One thread in all."""
+
+    def __init__(self, urls: Iterable[str], **options: Any) -> None:
+        self._options = options
+        self.urls = AsyncAgentGroup(urls, **options).urls
+
+    @contextlib.contextmanager
+    def frozen(self, include: Sequence[str] = (), exclude: Sequence[str] = (), **options: Any) -> Iterator[GroupFreeze]:
+        """Hold all guests frozen while the block runs: see `AsyncAgentGroup.frozen`, whose options it takes."""
+        with _Loop() as loop:
+            context = AsyncAgentGroup(self.urls, **self._options).frozen(include, exclude, **options)
+            group = loop.run(context.__aenter__())
+            try:
+                yield group
+            except BaseException as error:
+                loop.run(context.__aexit__(type(error), error, error.__traceback__))
+                raise
+            else:
+                loop.run(context.__aexit__(None, None, None))
+
+
+class _Loop:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="virtagent group")
+
+    def __enter__(self) -> _Loop:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def run(self, doing: Coroutine[Any, Any, T]) -> T:
+        """Return what `doing` comes to. A signal's exception here cancels it, waits until it has ended, and goes on."""
+        task: list[asyncio.Task[Any]] = []
+
+        async def body() -> T:
+            task.extend(filter(None, [asyncio.current_task()]))
+            return await doing
+
+        future = asyncio.run_coroutine_threadsafe(body(), self._loop)
+        interrupted: BaseException | None = None
+        interrupts = 0
+        while not future.done():
+            try:
+                future.exception()
+            except BaseException as error:
+                if future.done():
+                    break
+                interrupts += 1
+                if interrupts > INTERRUPTS:
+                    raise
+                interrupted = error
+                self._loop.call_soon_threadsafe(lambda: [one.cancel() for one in task])
+        if interrupted is not None:
+            raise interrupted
+        return future.result()
