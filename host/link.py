@@ -166,6 +166,9 @@ class Link:
                         f"the connection to {self._endpoint.url} ended at once; look at the agent's log"
                     ) from None
 
+    def _closed(self) -> Lost:
+        return Lost(f"{self._endpoint.url} closed the connection at once; look at the agent's log")
+
     def _exchange(self, method: str, params: Sequence[Any], most: int, deadline: float) -> Conversation[Any]:
         if self._speech is Speech.XMLRPC:
             by_xml = xmlrpc.Exchange(method, params, tag=next(self._tags), reply_max=most)
@@ -230,6 +233,9 @@ class Link:
     def _connect(self, deadline: float) -> Conversation[None]:
         try:
             yield from self._introduce(deadline)
+        except _Unsent:
+            self.open = False
+            raise self._closed() from None
         except BaseException:
             self.open = False
             raise

@@ -178,10 +178,17 @@ async def _connect(endpoint: Endpoint, seconds: float) -> socket.socket:
 
 
 async def _until(deadline: float, doing: Awaitable[T]) -> T:
+    # asyncio.wait_for of Python 3.11 loses a cancellation that comes together with the result.
+    task = asyncio.ensure_future(doing)
     try:
-        return await asyncio.wait_for(doing, max(0.0, deadline - time.monotonic()))
-    except asyncio.TimeoutError:
-        raise TimeoutError from None  # in Python 3.10 they are two
+        await asyncio.wait([task], timeout=max(0.0, deadline - time.monotonic()))
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+    if task.cancelled():
+        raise TimeoutError
+    return task.result()
 
 
 def _readable(sock: socket.socket) -> bool:

@@ -1,0 +1,332 @@
+"""frozen(): what is asked around the block, and when it ends in FreezeBroken. For Agent and AsyncAgent alike."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from xmlrpc import client as xmlrpc
+
+import pytest
+from fakes.agent_socket import LAST, MOUNT, FakeAgent, status_record
+from virtagent.agent.errors import Code, Fault
+from virtagent.host import (
+    Agent,
+    AsyncAgent,
+    Freeze,
+    FreezeBroken,
+    NothingFrozen,
+    NotThawed,
+    TimedOut,
+    Unreachable,
+    Unsupported,
+)
+from virtagent.host.calls import Call
+from virtagent.host.errors import HostError, Lost
+from virtagent.host.holding import Holding, Pause, Wanted
+from virtagent.host.records import Status, load
+from virtagent.host.wire import drive
+
+FROZEN = status_record(freeze_id=17, hold_left=30.0)
+GOOD = status_record(
+    state="THAWED", code=0, last=LAST | {"freeze_id": 17, "outcome": "thawed", "held_continuously": True}
+)
+
+
+def status(**changed: Any) -> Status:
+    return load(Status, FROZEN | changed, "status")
+
+
+class Told:
+    """What an agent answers to a holding, in order; what was asked; and a clock that pauses move."""
+
+    def __init__(self, **answers: list[Any]) -> None:
+        self.answers = {f"va.{name}": list(found) for name, found in answers.items()}
+        self.asked: list[str] = []
+        self.now = 0.0
+
+    def take(self, step: Call[Any] | Pause) -> Any:
+        if isinstance(step, Pause):
+            self.now += step.seconds
+            return None
+        self.asked.append(step.method)
+        answer = self.answers[step.method].pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def run(self, holding: Holding) -> Freeze:
+        freeze = drive(holding.begin(), self.take)
+        drive(holding.end(), self.take)
+        return freeze
+
+
+def holding(told: Told, **options: Any) -> Holding:
+    return Holding("unix:/a", Wanted(), clock=lambda: told.now, **options)
+
+
+BEGUN, ENDED = status(), load(Status, GOOD, "status")
+
+
+def test_a_good_freeze() -> None:
+    told = Told(fsfreeze=[1], fsstatus=[BEGUN, ENDED], fsthaw=[1])
+    freeze = told.run(holding(told))
+    assert told.asked == ["va.fsfreeze", "va.fsstatus", "va.fsthaw", "va.fsstatus"]
+    assert (freeze.count, freeze.freeze_id, freeze.mounts, freeze.hold_left) == (1, 17, ("/srv/db",), 30)
+    assert (freeze.broken, freeze.held_seconds) == (None, 60)
+
+
+@pytest.mark.parametrize(
+    ("thaw", "last", "words"),
+    [
+        ([Fault(Code.FREEZE_BROKEN, "the hold limit passed")], ENDED, "hold limit"),
+        ([Fault(Code.FAILED, "EIO")], ENDED, "EIO"),
+        ([0], ENDED, "0 still were"),
+        ([1], status(last={}), "none"),
+        ([1], status(last={"freeze_id": 18, "held_continuously": True}), "18"),
+        ([1], status(last=LAST | {"freeze_id": 17}), "expired"),
+        ([1], Fault(Code.AUDIT_FULL, "full"), "not known"),
+        ([1], Lost("gone"), "not known"),
+        ([TimedOut("late"), 0], ENDED, "first answer was lost"),
+    ],
+)
+def test_what_is_not_known_to_be_good_is_broken(thaw: list[Any], last: Any, words: str) -> None:
+    told = Told(fsfreeze=[1], fsstatus=[BEGUN, last], fsthaw=thaw)
+    it = holding(told)
+    freeze = drive(it.begin(), told.take)
+    with pytest.raises(FreezeBroken, match=words) as raised:
+        drive(it.end(), told.take)
+    assert freeze.broken is raised.value
+
+
+def test_a_thaw_is_told_until_it_is_answered() -> None:
+    gone: list[Any] = [Lost("gone"), Unreachable("none"), TimedOut("late"), Fault(Code.IN_PROGRESS, "slow"), 1]
+    told = Told(fsfreeze=[1], fsstatus=[BEGUN, ENDED], fsthaw=gone)
+    assert told.run(holding(told)).broken is None
+    assert told.now > 0
+
+
+def test_a_thaw_that_is_never_answered_is_said() -> None:
+    told = Told(fsfreeze=[1], fsstatus=[BEGUN], fsthaw=[Lost("gone")] * 99)
+    it = holding(told, thaw_wait=10)
+    drive(it.begin(), told.take)
+    with pytest.raises(NotThawed, match="may be frozen"):
+        drive(it.end(), told.take)
+    assert 10 <= told.now <= 13
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, asyncio.CancelledError, SystemExit])
+def test_interruptions_do_not_keep_the_thaw_from_being_told(interrupt: type[BaseException]) -> None:
+    told = Told(fsfreeze=[1], fsstatus=[BEGUN, ENDED], fsthaw=[interrupt(), interrupt(), 1])
+    it = holding(told)
+    drive(it.begin(), told.take)
+    with pytest.raises(interrupt):
+        drive(it.end(), told.take)
+    assert told.answers["va.fsthaw"] == []
+    told = Told(fsfreeze=[1], fsstatus=[BEGUN], fsthaw=[interrupt()] * 9)
+    it = holding(told)
+    drive(it.begin(), told.take)
+    with pytest.raises(interrupt):
+        drive(it.end(), told.take)
+    assert len(told.answers["va.fsthaw"]) == 6
+
+
+def unasked(error: HostError) -> HostError:
+    error.asked = False
+    return error
+
+
+@pytest.mark.parametrize(
+    ("freeze", "undone"),
+    [
+        (Fault(Code.FREEZE_FAILED, "EIO"), False),
+        (Fault(Code.WRONG_STATE, "another host's"), False),
+        (Fault(Code.IN_PROGRESS, "slow"), True),
+        (Unreachable("none"), False),
+        (Unsupported("stock"), False),
+        (Lost("gone"), True),
+        (TimedOut("late"), True),
+        (unasked(TimedOut("late")), False),
+        (KeyboardInterrupt(), True),
+        (asyncio.CancelledError(), True),
+        (0, True),
+    ],
+)
+def test_a_freeze_that_fails_leaves_nothing_frozen_and_touches_no_other(freeze: Any, undone: bool) -> None:
+    told = Told(fsfreeze=[freeze], fsthaw=[0])
+    with pytest.raises(BaseException) as raised:  # noqa: PT011
+        drive(holding(told).begin(), told.take)
+    assert raised.value is freeze or isinstance(raised.value, NothingFrozen)
+    assert told.asked == ["va.fsfreeze", *(["va.fsthaw"] if undone else [])]
+
+
+@pytest.mark.parametrize("answer", [Lost("gone"), Fault(Code.AUDIT_FULL, "full"), ENDED])
+def test_a_freeze_that_cannot_be_looked_at_is_undone(answer: Any) -> None:
+    told = Told(fsfreeze=[1], fsstatus=[answer], fsthaw=[Fault(Code.FREEZE_BROKEN, "it was")])
+    with pytest.raises((HostError, Fault)) as raised:
+        drive(holding(told).begin(), told.take)
+    assert told.asked[-1] == "va.fsthaw"
+    assert "it was" in raised.value.__notes__[0]  # type: ignore[attr-defined,unused-ignore]
+
+
+def test_of_a_stock_qemu_ga_the_count_decides() -> None:
+    stock = load(Status, {"state": "FROZEN", "code": 2, "seq": -1, "version": "stock qemu-ga"}, "status")
+    told = Told(fsfreeze=[2], fsstatus=[stock], fsthaw=[2])
+    assert told.run(holding(told)).freeze_id == -1
+    told = Told(fsfreeze=[2], fsstatus=[stock], fsthaw=[1])
+    with pytest.raises(FreezeBroken, match="1 still were"):
+        told.run(holding(told))
+
+
+def test_the_hold_is_extended_when_a_third_has_passed() -> None:
+    answers = [30.0, TimedOut("late"), 12.0, Fault(Code.WRONG_STATE, "thawed")]
+    told = Told(fsfreeze=[1], fsstatus=[BEGUN], fshold=answers)
+    it = holding(told)
+    freeze = drive(it.begin(), told.take)
+    pauses: list[float] = []
+
+    def take(step: Call[Any] | Pause) -> Any:
+        if isinstance(step, Pause):
+            pauses.append(step.seconds)
+        else:
+            assert step.params == (30,)
+        return told.take(step)
+
+    drive(it.extension(), take)
+    assert pauses == [10, 10, pytest.approx(1 / 3), 4]
+    assert "thawed" in freeze.not_extended
+
+
+# -- the two agents
+
+
+class Held:
+    """An agent that freezes, and holds until it is thawed."""
+
+    def __init__(self) -> None:
+        self.frozen = self.broken = False
+        self.extended = threading.Semaphore(0)
+
+    def __call__(self, method: str, params: list[Any]) -> Any:
+        match method:
+            case "va.fsfreeze":
+                self.frozen = True
+                return 1
+            case "va.fsstatus":
+                return FROZEN | {"mounts": [MOUNT], "hold_left": 0.03} if self.frozen else GOOD
+            case "va.fsthaw":
+                self.frozen = False
+                if self.broken:
+                    raise xmlrpc.Fault(8, "the keeper died")
+                return 1
+            case "va.fshold":
+                self.extended.release()
+                return 0.03
+        raise AssertionError(method)
+
+
+Block = Callable[[Freeze], None]
+Frozen = Callable[..., None]
+
+
+def by_thread(url: str, block: Block, **options: Any) -> None:
+    with Agent(url) as agent, agent.frozen(**options) as freeze:
+        block(freeze)
+
+
+def by_loop(url: str, block: Block, **options: Any) -> None:
+    async def run() -> None:
+        async with AsyncAgent(url) as agent, agent.frozen(**options) as freeze:
+            await asyncio.to_thread(block, freeze)
+
+    asyncio.run(run())
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[tuple[Held, FakeAgent]]:
+    held = Held()
+    with FakeAgent(tmp_path / "a", held) as fake:
+        yield held, fake
+
+
+both = pytest.mark.parametrize("frozen", [by_thread, by_loop])
+
+
+@both
+def test_a_block_is_run_frozen(held: tuple[Held, FakeAgent], frozen: Frozen) -> None:
+    agent, fake = held
+    seen: list[Freeze] = []
+
+    def block(freeze: Freeze) -> None:
+        assert agent.frozen
+        seen.append(freeze)
+
+    frozen(fake.url, block, hold=30)
+    assert not agent.frozen
+    assert seen[0].broken is None
+    assert fake.asked.get_nowait() == ("va.fsfreeze", [{"hold_limit": 30, "wait": 900.0}])
+
+
+@both
+def test_the_hold_is_extended_while_the_block_runs(held: tuple[Held, FakeAgent], frozen: Frozen) -> None:
+    agent, fake = held
+
+    def block(freeze: Freeze) -> None:
+        for _ in range(3):
+            assert agent.extended.acquire(timeout=10)
+
+    frozen(fake.url, block, extend=True)
+    assert fake.connections == 2
+    assert not any(thread.name == "virtagent hold" for thread in threading.enumerate())
+
+
+@both
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_exception_of_the_block_comes_first(held: tuple[Held, FakeAgent], frozen: Frozen, broken: bool) -> None:
+    agent, fake = held
+    agent.broken = broken
+    seen: list[Freeze] = []
+
+    def block(freeze: Freeze) -> None:
+        seen.append(freeze)
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine") as raised:
+        frozen(fake.url, block)
+    assert not agent.frozen
+    assert (seen[0].broken is not None) == broken
+    assert ["the keeper died" in note for note in getattr(raised.value, "__notes__", [])] == [True] * broken
+
+
+@both
+def test_a_broken_freeze_is_raised_after_the_block(held: tuple[Held, FakeAgent], frozen: Frozen) -> None:
+    agent, fake = held
+    agent.broken = True
+    with pytest.raises(FreezeBroken, match="the keeper died"):
+        frozen(fake.url, lambda freeze: None, extend=True)
+
+
+def test_a_task_that_is_cancelled_thaws(held: tuple[Held, FakeAgent]) -> None:
+    agent, fake = held
+
+    async def run() -> None:
+        inside = asyncio.Event()
+
+        async def freeze() -> None:
+            async with AsyncAgent(fake.url) as it, it.frozen(extend=True):
+                inside.set()
+                await asyncio.Event().wait()
+
+        task = asyncio.ensure_future(freeze())
+        await inside.wait()
+        assert agent.frozen
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+    asyncio.run(run())
+    assert not agent.frozen
