@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from ..agent.errors import Fault
 from . import calls
-from .client import AsyncAgent
+from .aio import AsyncAgent
 from .errors import FreezeBroken, GroupFailed, HostError
 from .holding import INTERRUPTS, Freeze, Holding, Wanted, note
 

@@ -39,6 +39,13 @@ class Domain:
         self._orders.put((text, seconds, reply))
         return reply
 
+    def wait(self, text: str, seconds: float) -> str:
+        """Return the reply, waiting at most so long."""
+        try:
+            return self.ask(text, seconds).result(seconds)
+        except concurrent.futures.TimeoutError:
+            raise TimeoutError from None  # in Python 3.10 they are two
+
     def close(self) -> None:
         """Let the thread and its connection go, when what it does now has ended."""
         if self._orders is not None:

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from . import calls
 from .calls import Call
+from .link import Link, Speech
+from .transports import DEFAULT_URL, Endpoint, parse
+from .xmlrpc import REPLY_MAX
 
 if TYPE_CHECKING:
-    from .client import Agent, AsyncAgent
+    from .aio import AsyncAgent
+    from .client import Agent
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,7 +42,44 @@ class Method(Generic[P, T]):
 
 
 class Methods:
-    """All RPCs. Each raises Fault (the agent refused or failed), a HostError, or Unsendable."""
+    """All RPCs of one agent by its URL, each with a time-out of its own. It never trusts the guest.
+
+    `timeout` is how many seconds one call may take, connecting and waiting included; a wait longer than that is
+    shortened. Without it a call may take ANSWER seconds and, on top, the wait that it asks the agent for.
+    `protocol` is "json" or "xmlrpc" if it need not be found out.
+    Every call raises Fault (the agent refused or failed), a HostError (Unreachable, Lost, TimedOut, BadReply,
+    Unsupported), or Unsendable if an argument cannot travel. The constructor raises ValueError if `url` is none.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout: float | None = None,
+        connect_timeout: float = 5.0,
+        reply_max: int = REPLY_MAX,
+        protocol: str = "auto",
+    ) -> None:
+        self.url = url
+        endpoint = parse(url)
+        self._options: dict[str, Any] = {"connect_timeout": connect_timeout, "protocol": protocol}
+        self._options["reply_max"] = reply_max
+        self._link = Link(
+            endpoint,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            reply_max=reply_max,
+            speech=Speech(protocol),
+        )
+        self._set_up(endpoint)
+
+    def _set_up(self, endpoint: Endpoint) -> None:
+        raise NotImplementedError
+
+    @property
+    def stock(self) -> bool:
+        """Whether the other end, as of the last call, is a stock qemu-ga."""
+        return self._link.stock
 
     ping = Method(calls.ping)
     hello = Method(calls.hello)

@@ -233,7 +233,7 @@ OLD = [
     b'"half a string',
     b"\xff" * 5,
     b"\xff" + b"x" * 3000,
-    b'{"return": 42}\n',
+    b'{"return": 43}\n',
     b"HTTP/1.1 400 Bad Request\r\n\r\n",
 ]
 

@@ -1,0 +1,97 @@
+"""Many agents of the test's making, on unix sockets in one thread: what a group of guests answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .agent_socket import GUEST_INFO, LAST, json_line, status_record
+
+Answer = Callable[[int, str], Any]
+
+
+class ManyAgents:
+    """`count` agents that listen in `folder` until the context ends. All answer what an agent that freezes would.
+
+    `answer(n, method)` may return something else for agent n, an exception to refuse with its text, or Ellipsis to
+    stay silent; None is the usual. `asked` has each (n, method) in the order in which they came.
+    """
+
+    def __init__(self, folder: Path, count: int, answer: Answer = lambda n, method: None) -> None:
+        self.urls = [f"unix:{folder}/{n}" for n in range(count)]
+        self.asked: list[tuple[int, str]] = []
+        self.frozen: set[int] = set()
+        self.connections = 0
+        self._answer = answer
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __enter__(self) -> ManyAgents:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(30)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(30)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _listen(self) -> None:
+        self._servers = []
+        for n, url in enumerate(self.urls):
+
+            async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, n: int = n) -> None:
+                self._tasks.add(asyncio.current_task())  # type: ignore[arg-type]
+                self.connections += 1
+                while line := await reader.readline():
+                    if reply := self._reply(n, json.loads(line.lstrip(b"\xff"))):
+                        writer.write(reply)
+                writer.close()
+
+            self._servers.append(await asyncio.start_unix_server(converse, url.removeprefix("unix:")))
+
+    async def _close(self) -> None:
+        for server in self._servers:
+            server.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=10)
+
+    def _reply(self, n: int, request: dict[str, Any]) -> bytes:
+        method = request["execute"]
+        if method == "guest-sync-delimited":
+            return b"\xff" + json_line({"return": request["arguments"]["id"]})
+        if method != "guest-info":
+            self.asked.append((n, method))
+        found = self._answer(n, method)
+        if found is ...:
+            return b""
+        if isinstance(found, Exception):
+            return json_line({"error": {"class": "GenericError", "desc": str(found), "code": 7}, "id": request["id"]})
+        return json_line({"return": self._usual(n, method) if found is None else found, "id": request["id"]})
+
+    def _usual(self, n: int, method: str) -> Any:
+        match method:
+            case "guest-info":
+                return GUEST_INFO
+            case "va.fsfreeze":
+                self.frozen.add(n)
+                return 1
+            case "va.fsthaw":
+                was = n in self.frozen
+                self.frozen.discard(n)
+                return int(was)
+            case "va.fsstatus" if n in self.frozen:
+                return status_record()
+            case "va.fsstatus":
+                last = LAST | {"freeze_id": 17, "outcome": "thawed", "held_continuously": True}
+                return status_record(state="THAWED", code=0, last=last)
+            case "va.fshold":
+                return 30
+        return 1 if method == "va.fssync" else "dummy"
