@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from . import calls
 from .calls import Call
-from .client import EXTEND_SECONDS
 from .errors import FreezeBroken, HostError
 from .holding import Freeze, Holding, Pause, Script, Wanted, note
 from .link import Command, Conversation, Link, Look, Open, Receive, Send, Step
@@ -109,10 +108,10 @@ class AsyncAgent(Methods):
                 nonlocal alone
                 try:
                     if not alone:
-                        return await own.carry_out(step, EXTEND_SECONDS / 4)
+                        return await own.carry_out(step, holding.patience)
                 except HostError:
                     alone = True
-                return await self.carry_out(step, EXTEND_SECONDS)
+                return await self.carry_out(step, 4 * holding.patience)
 
             await drive_async(holding.extension(), take)
 

@@ -21,8 +21,6 @@ from .wire import Wire, drive
 
 T = TypeVar("T")
 
-EXTEND_SECONDS = 10.0
-
 
 class _Stop(Exception):
     """The block has ended; nothing is to be extended any more."""
@@ -115,11 +113,11 @@ class Agent(Methods):
                 nonlocal alone
                 try:
                     if not alone:
-                        return own.carry_out(step, EXTEND_SECONDS / 4)
+                        return own.carry_out(step, holding.patience)
                 except HostError:
                     alone = True
                 if stop.is_set():
                     raise _Stop
-                return self.carry_out(step, EXTEND_SECONDS)
+                return self.carry_out(step, 4 * holding.patience)
 
             drive(holding.extension(), take)

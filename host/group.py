@@ -86,7 +86,8 @@ class AsyncAgentGroup:
 
         async def connect(n: int) -> None:
             async with gate:
-                await self._agents[n].ping()
+                with contextlib.suppress(Fault):  # to refuse it is an answer, too
+                    await self._agents[n].ping()
 
         try:
             await self._together("connect", connect)

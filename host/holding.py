@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 INTERRUPTS = 2  # so many Ctrl-C or cancellations do not keep the thaw from being told
 THAW_AGAIN_FIRST, THAW_AGAIN_MAX = 0.1, 2.0  # seconds
+EXTEND_SECONDS = 2.5
 _FACTOR = 3  # a hold is extended when a third of it has passed
 
 
@@ -117,6 +118,12 @@ class Holding:
     def frozen(self) -> bool:
         """Whether `begin` has frozen, so that `end` is due."""
         return self._freeze is not None
+
+    @property
+    def patience(self) -> float:
+        """Seconds that one try to extend the hold may take."""
+        assert self._freeze is not None, "nothing is frozen"
+        return min(EXTEND_SECONDS, max(0.0, self._freeze.hold_left) / 4)
 
     def begin(self) -> Script[Freeze]:
         """Freeze. Whatever is raised, by the agent or by who runs this, leaves nothing frozen that can be reached."""

@@ -112,7 +112,7 @@ class Link:
         self.open = False
         self.stock = False
         self._speech = self._known
-        self._dirty = False
+        self._dirty = self._named = False
 
     def perform(self, call: Call[T], timeout: float | None = None) -> Conversation[T]:
         """Carry `call` out, within `timeout` seconds if given; return what it returns.
@@ -180,6 +180,7 @@ class Link:
         try:
             return (yield from self._converse(exchange, deadline)).value
         finally:
+            self._named = exchange.ours
             self._dirty = not exchange.reusable
             self.open = self.open and not exchange.ended
 
@@ -308,7 +309,7 @@ class Link:
                     yield from self._exchange("va.ping", (), self._reply_max, deadline)
                     self.stock = False
                 except Fault:
-                    self.stock = True
+                    self.stock = not self._named  # blocked by the configuration, of an agent of ours
             case _:
                 raise BadReply("guest-info answered no list of commands; see what the URL names")
 

@@ -21,6 +21,7 @@ VALUES_MAX = 1 << 20
 """Values of a reply; each may take a hundred bytes of memory, whatever it takes on the wire."""
 _DIGITS_MAX = 20
 _NESTING = Limits().nesting + 2  # a value of the agent's, in the reply around it
+_ENDS = re.compile(rb"[\n\xff]")
 _SYNC_LINE_MAX = 1024
 _LOOK = "look at the agent's log in the guest"
 _SIGN = re.compile(rb"[][{},\"]")
@@ -47,6 +48,8 @@ class Exchange:
         self.begun = False
         self.reusable = False
         self.ended = False
+        self.ours = False
+        """Whether the reply is an error such as only an agent of ours has."""
 
     def receive(self, data: bytes) -> Reply | None:
         """Take bytes of the stream (none: it ended); return the reply when it is whole.
@@ -93,6 +96,7 @@ class Exchange:
     def _fault(self, error: Any) -> Fault:
         match error:
             case {"desc": str(text), "code": int(number)}:
+                self.ours = True
                 try:
                     return Fault(Code(number), text)
                 except ValueError:
@@ -108,15 +112,22 @@ class Exchange:
 
 
 class Sync:
-    """Finds on a stream the answer to the guest-sync-delimited `number`, behind which nothing old comes."""
+    """Finds on a stream the answer to the guest-sync-delimited `number`, behind which nothing old comes.
+
+    A refusal is one, too: the agent's configuration may block the command.
+    """
 
     def __init__(self, number: int, skip_max: int = REPLY_MAX) -> None:
         # 0xFF ends whatever the agent has half read.
-        self.request = b"\xff" + _dump({"execute": "guest-sync-delimited", "arguments": {"id": number}}) + b"\n"
+        self.request = (
+            b"\xff" + _dump({"execute": "guest-sync-delimited", "arguments": {"id": number}, "id": number}) + b"\n"
+        )
         self._number = number
         self._left = self._skip_max = skip_max
         self._head = b""
-        self._after: bytearray | None = None
+        self._line = b""
+        self._too_long = False
+        self._delimited = False
         self.http = False
         """Whether the stream began as one that speaks XML-RPC alone."""
 
@@ -133,22 +144,34 @@ class Sync:
         if len(self._head) < 5:
             self._head += data[:5]
             self.http = self._head.startswith(b"HTTP/")
-        at = data.rfind(b"\xff")
-        if at >= 0:
-            self._after, data = bytearray(), data[at + 1 :]
-        if self._after is None:
-            return False
-        self._after += data
-        line, newline, rest = self._after.partition(b"\n")
-        if not newline:
-            if len(line) > _SYNC_LINE_MAX:
-                self._after = None
-            return False
-        self._after = None
+        at = 0
+        found = False
+        for sign in _ENDS.finditer(data):
+            self._keep(data[at : sign.start()])
+            at = sign.end()
+            found = sign[0] == b"\n" and self._answers()
+            self._line, self._too_long, self._delimited = b"", False, sign[0] == b"\xff"
+        self._keep(data[at:])
+        return found and at == len(data)
+
+    def _keep(self, part: bytes) -> None:
+        self._too_long = self._too_long or len(self._line) + len(part) > _SYNC_LINE_MAX
+        self._line = b"" if self._too_long else self._line + part
+
+    def _answers(self) -> bool:
+        """Say whether the line is the answer, or its refusal."""
         try:
-            return not rest and load(bytes(line)) == {"return": self._number}
+            found = load(self._line)
         except BadReply:
             return False
+        match found:
+            case {"return": int(number), "id": int(tag)}:
+                return self._delimited and number == tag == self._number
+            case {"return": int(number)}:
+                return self._delimited and number == self._number
+            case {"error": _, "id": int(tag)}:
+                return tag == self._number
+        return False
 
 
 def load(line: bytes) -> Any:

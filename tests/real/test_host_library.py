@@ -54,6 +54,18 @@ def test_every_method_in_both_protocols(rig: Rig) -> None:
             one.assert_writable()
 
 
+def test_a_daemon_that_allows_only_the_freeze(rig: Rig) -> None:
+    fs = rig.fs("ext4")
+    daemon = rig.daemon([fs], ["--allow-rpcs", "va.fsfreeze,va.fsthaw,va.fsstatus"])
+    with Agent(daemon.url) as agent:
+        with agent.frozen() as freeze:
+            fs.assert_frozen()
+        assert freeze.broken is None
+        with pytest.raises(Fault) as refused:
+            agent.ping()
+        assert refused.value.code is Code.BLOCKED
+
+
 def test_sync_leaves_nothing_for_the_freeze(rig: Rig) -> None:
     fs = rig.fs("ext4", 256 << 20)
     daemon = rig.daemon([fs])

@@ -66,6 +66,8 @@ def test_admission_of_every_row_in_every_state(method: str, state: str) -> None:
         assert fresh == ([method] if state == "THAWED" else [])
     elif method == "va.fshold":
         assert codes == (set() if state == "FROZEN" else {Code.WRONG_STATE})
+    elif method == "va.fssync":
+        assert codes == (set() if state == "THAWED" else {Code.REFUSED_WHILE_FROZEN})
     elif method == "va.shutdown":
         assert codes == set()
         assert (method in fresh) == (state in ("THAWED", "ERROR"))

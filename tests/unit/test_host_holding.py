@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -281,6 +282,24 @@ def test_the_hold_is_extended_while_the_block_runs(held: tuple[Held, FakeAgent],
     frozen(fake.url, block, extend=True)
     assert fake.connections == 2
     assert not any(thread.name == "virtagent hold" for thread in threading.enumerate())
+
+
+@both
+def test_a_channel_that_takes_one_host_at_a_time_is_used_for_the_extension(tmp_path: Path, frozen: Frozen) -> None:
+    agent = Held()
+    one = threading.Lock()
+
+    def script(sock: socket.socket) -> None:
+        with one:
+            fake._serve(sock)
+
+    def block(freeze: Freeze) -> None:
+        for _ in range(3):
+            assert agent.extended.acquire(timeout=10)
+
+    with FakeAgent(tmp_path / "a", agent, script) as fake:
+        frozen(fake.url, block, extend=True)
+    assert not agent.frozen
 
 
 @both

@@ -136,6 +136,19 @@ def test_a_guest_info_that_is_blocked_says_nothing(ours: bool) -> None:
     assert to.stock != ours
 
 
+def test_an_agent_that_allows_next_to_nothing_is_still_ours() -> None:
+    def blocked(request: dict[str, Any]) -> bytes:
+        error = {"class": "CommandNotFound", "desc": "Command x has been disabled: the command is not allowed"}
+        ours = {"code": 10, "name": "BLOCKED"} if request["execute"].startswith("va.") else {}
+        return json_line({"id": request["id"], "error": error | ours})
+
+    guest = Guest([[blocked, blocked, blocked, DUMMY]])
+    to = link(guest)
+    assert ping(guest, to) == "dummy"
+    assert guest.asked == ["guest-sync-delimited", "guest-info", "va.ping", "va.ping"]
+    assert not to.stock
+
+
 @pytest.mark.parametrize("ends", [True, False])
 def test_an_agent_that_speaks_xmlrpc_alone(ends: bool) -> None:
     refusal = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"

@@ -262,6 +262,13 @@ def test_a_sync_that_never_comes_ends_at_the_limit() -> None:
         Sync(42).receive(b"")
 
 
+@pytest.mark.parametrize("tag", [42, 41])
+def test_a_sync_that_is_refused_is_one_too(tag: int) -> None:
+    parse_error = b'{"error": {"class": "GenericError", "desc": "JSON parse error"}}\n'
+    refusal = {"error": {"class": "CommandNotFound", "desc": "has been disabled"}, "id": tag}
+    assert Sync(42).receive(parse_error + json.dumps(refusal).encode() + b"\n") == (tag == 42)
+
+
 def test_sync_notices_an_agent_that_speaks_xmlrpc_alone() -> None:
     sync = Sync(42)
     for byte in b"HTTP/1.1 400 Bad Request\r\n":
