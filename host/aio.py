@@ -183,7 +183,10 @@ class AsyncWire:
 
 async def _connect(endpoint: Endpoint, seconds: float) -> socket.socket:
     deadline = time.monotonic() + seconds
-    sock = socket.socket(endpoint.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock = socket.socket(endpoint.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError as error:
+        raise refused(endpoint, error, seconds) from None
     try:
         if endpoint.family != socket.AF_UNIX:
             await _until(deadline, asyncio.get_running_loop().sock_connect(sock, endpoint.address))

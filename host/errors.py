@@ -51,7 +51,7 @@ class FreezeBroken(HostError):
 
 
 class NotThawed(FreezeBroken):
-    """The agent could not be told to thaw: the guest may be frozen, and how the freeze ended is not known."""
+    """The agent could not be told to thaw, or could not thaw yet: the guest may be frozen, and the freeze is broken."""
 
 
 class Unsendable(ValueError):

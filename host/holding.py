@@ -164,7 +164,8 @@ class Holding:
             try:
                 thawed = yield from self._thaw()
             except Fault as fault:
-                raise FreezeBroken(f"{self.url}: {fault.text}; throw the snapshot away") from fault
+                kind = NotThawed if fault.code in (Code.IN_PROGRESS, Code.FAILED) else FreezeBroken
+                raise kind(f"{self.url}: {fault.text}; throw the snapshot away") from fault
             if thawed < freeze.count:
                 raise FreezeBroken(
                     f"{self.url}: {freeze.count} file systems were frozen and {thawed} still were at the thaw; "

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import threading
+from pathlib import Path
+from textwrap import indent
 
 import pytest
 from harness.daemon import Daemon
@@ -262,5 +265,32 @@ def test_a_group_is_interrupted_by_a_signal(rig: Rig) -> None:
         pytest.fail("the block runs")
     syncing.join()
     stall.release()
+    for one in fs:
+        one.assert_writable()
+
+
+def test_the_page_says_what_runs(rig: Rig) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "host.md").read_text(encoding="utf-8")
+    urls = ("unix:/run/vm1/agent.sock", "vsock:3:9999", "vsock:4:9999")
+    fs = [rig.fs("ext4") for _ in urls]
+    daemons = [rig.daemon([one]) for one in fs]
+    for url, daemon in zip(urls, daemons, strict=True):
+        page = page.replace(url, daemon.url)
+    page = page.replace("/srv/*", rig.everywhere)
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    taken: list[object] = []
+
+    async def take_snapshot_later(mounts: tuple[str, ...]) -> None:
+        taken.append(mounts)
+
+    for block in blocks:
+        names = {"take_snapshot": taken.append, "take_snapshots": taken.append, "drop_snapshot": pytest.fail}
+        if "await " in block:
+            names["take_snapshot"] = take_snapshot_later
+            imports, _, rest = block.partition("\n\n")
+            exec(f"import asyncio\n{imports}\nasync def run():\n{indent(rest, '    ')}\nasyncio.run(run())", names)
+        else:
+            exec(block, names)
+    assert len(taken) == len(blocks) == 3
     for one in fs:
         one.assert_writable()

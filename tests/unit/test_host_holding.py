@@ -101,6 +101,7 @@ def test_what_is_not_known_to_be_good_is_broken(thaw: list[Any], last: Any, word
     with pytest.raises(FreezeBroken, match=words) as raised:
         drive(it.end(), told.take)
     assert freeze.broken is raised.value
+    assert isinstance(raised.value, NotThawed) == (words == "EIO")
 
 
 def test_a_thaw_is_told_until_it_is_answered() -> None:

@@ -138,6 +138,12 @@ def test_a_listener_without_room_is_tried_until_the_time_is_up(tmp_path: Path, u
 
 
 @both
+def test_a_vsock_port_where_nobody_listens(use: Use) -> None:
+    with pytest.raises(Unreachable, match="no connection to vsock:1:9"):
+        use("vsock:1:9", lambda agent: agent.ping(), connect_timeout=0.1)
+
+
+@both
 def test_firecracker(tmp_path: Path, use: Use) -> None:
     ports: list[bytes] = []
 
