@@ -167,7 +167,7 @@ class Link:
                     ) from None
 
     def _closed(self) -> Lost:
-        return Lost(f"{self._endpoint.url} closed the connection at once; look at the agent's log")
+        return Lost(f"{self._endpoint.url} closed the connection without an answer; look at its log, then call again")
 
     def _exchange(self, method: str, params: Sequence[Any], most: int, deadline: float) -> Conversation[Any]:
         if self._speech is Speech.XMLRPC:
