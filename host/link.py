@@ -162,9 +162,7 @@ class Link:
                 return (yield from self._exchange(method, params, most, deadline))
             except _Unsent:
                 if not kept:
-                    raise Lost(
-                        f"the connection to {self._endpoint.url} ended at once; look at the agent's log"
-                    ) from None
+                    raise self._closed() from None
 
     def _closed(self) -> Lost:
         return Lost(f"{self._endpoint.url} closed the connection without an answer; look at its log, then call again")
