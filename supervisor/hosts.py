@@ -223,7 +223,7 @@ class Hosts:
                 self._feed(events.Requested(talk.id, token, method, params, peer, wall, crowded, event.unheard))
             case Abandoned(token):
                 self._feed(events.GivenUp(talk.id, token))
-            case Refused(code, text):
+            case Refused(code, text) if not event.reset:
                 self._feed(events.Malformed(code, text, talk.peer, time.time()))
 
     def _settle(self, talk: channel.Conversation) -> None:

@@ -33,11 +33,13 @@ class Abandoned:
 class Refused:
     """Bytes that are no request. The error reply already stands in the stream's output; this is for the log.
 
-    `text` quotes nothing of a value: the bytes may be a secret that was sent malformed.
+    `text` quotes nothing of a value: the bytes may be a secret that was sent malformed. A `reset` is a byte 0xFF where
+    nothing was begun: a host that makes sure where it stands, which is no news.
     """
 
     code: int
     text: str
+    reset: bool = False
 
 
 Incoming = Request | Abandoned | Refused

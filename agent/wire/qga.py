@@ -79,6 +79,7 @@ class Message:
         self._beyond = 0  # how many more
         self._items = 0
         self._told = ""
+        self._reset = False
         self._single = False
         self._trouble = ""
 
@@ -218,6 +219,7 @@ class Message:
     def _stray(self, begin: int) -> str:
         byte = self._text[self._at] if self._at < len(self._text) else 0
         self._at += 1
+        self._reset = byte == 0xFF and not self._open and begin == self._at - 1
         if byte != 0xFF:
             self.skip = SKIP_GARBAGE
         token = bytes(self._text[begin : self._at]).decode("utf-8", "replace")[-64:]
@@ -278,7 +280,7 @@ class Message:
         self._text = bytearray()
         self._told = text
         quotes = text.startswith("JSON parse error")
-        return Refused(Code.PARSE, re.sub(r" '.*", "", text, flags=re.DOTALL) if quotes else text)
+        return Refused(Code.PARSE, re.sub(r" '.*", "", text, flags=re.DOTALL) if quotes else text, self._reset)
 
 
 def _match_end(pattern: re.Pattern[bytes], text: bytearray, at: int) -> int:

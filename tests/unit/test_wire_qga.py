@@ -139,6 +139,7 @@ def test_ff_resets_whatever_was_begun(half: bytes) -> None:
     assert stream.mid_message
     refused, request = receive(stream, b"\xff" + say("guest-sync-delimited", arguments={"id": 5}))
     assert isinstance(refused, Refused)
+    assert not refused.reset
     assert "JSON parse error, stray" in refused.text
     stream.reply(request.token, 5)
     assert written(stream).split(b"\n")[1] == b'\xff{"return": 5}'
@@ -152,7 +153,9 @@ def test_the_sentinel_of_2011_is_silent_and_a_reset_is_not() -> None:
     assert stream.output_size == 0
     stream = Stream()
     assert receive(stream, b"\xff\n") == []
-    assert len(receive(stream, say("guest-ping"))) == 2
+    reset, _ = receive(stream, say("guest-ping"))
+    assert isinstance(reset, Refused)
+    assert reset.reset
 
 
 def test_too_deep_and_too_long_are_read_past() -> None:
