@@ -118,7 +118,8 @@ class Hosts:
 
     def _listen(self, listener: Listener) -> None:
         listener.paused_until = None
-        self._select.register(listener.sock, selectors.EVENT_READ, (3, lambda: self._accept(listener)))
+        # After those who are there: one that leaves makes room for one that comes.
+        self._select.register(listener.sock, selectors.EVENT_READ, (5, lambda: self._accept(listener)))
 
     def _pause(self, listener: Listener) -> None:
         listener.paused_until = self._clock() + PAUSE
