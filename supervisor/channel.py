@@ -6,6 +6,7 @@ reply may each be `message_age` seconds old. Above `max_clients` a client's firs
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 from typing import Protocol
@@ -18,6 +19,7 @@ from .events import Peer
 READ = 64 << 10
 UNREAD_MAX = 256 << 10  # bytes of replies that a peer has not read, above which it is not listened to
 REFUSED_AGE = 5.0
+DOUBT = 0.1  # seconds after which what was said on a port is that host's who has gone, and not the next one's
 
 
 class Port(Protocol):
@@ -39,10 +41,14 @@ class Port(Protocol):
 class Conversation:
     """One peer on one byte stream."""
 
-    def __init__(self, number: int, port: Port, peer: Peer, limits: Limits, age: float) -> None:
+    def __init__(
+        self, number: int, port: Port, peer: Peer, limits: Limits, age: float, *, shared: bool = False
+    ) -> None:
+        """With `shared` one peer after another has the same port."""
         self.id = number
         self.port = port
         self.peer = peer
+        self.shared = shared
         self.stream = Stream(limits)
         self.refused = False
         self.gone = False
@@ -52,6 +58,8 @@ class Conversation:
         self._unread_since: float | None = None
         self._refuse_at: float | None = None
         self._answered = False
+        self._heard_at = -math.inf
+        self._gone_at: float | None = None
 
     def refuse(self, now: float) -> None:
         """Answer its first request with BUSY; it has not long to ask."""
@@ -59,17 +67,30 @@ class Conversation:
         self._refuse_at = now + REFUSED_AGE
 
     def read(self, now: float) -> None:
-        """Read once into the stream."""
+        """Read once into the stream.
+
+        A port at its end is believed at once only if nothing was said just now. What is read then is what the host said
+        last, or what another said that has come since: a virtio port has a host's first words before it tells that the
+        host is there, and takes no reply until then.
+        """
+        self._gone_at = None
         try:
             data = self.port.recv(READ)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
-            # A socket's host may only have said all that it has to say, and wait for the answers.
-            self._at_end = isinstance(self.port, socket.socket) and not hung_up(self.port)
+            self.gone = True
+            return
+        if data:
+            self._heard_at = now
+        elif isinstance(self.port, socket.socket):
+            # The host may only have said all that it has to say, and wait for the answers.
+            self._at_end = not hung_up(self.port)
             self.gone = not self._at_end
+        elif self.shared and now < self._heard_at + DOUBT and self.stream.owing and not self.stream.mid_message:
+            self._gone_at = self._heard_at + DOUBT
+        else:
+            self.gone = True
         self.stream.receive_data(data)
 
     def drain(self) -> None:
@@ -110,8 +131,13 @@ class Conversation:
     @property
     def over(self) -> bool:
         """Whether the conversation is to be closed."""
-        done = self.stream.closing or self._answered or (self._at_end and not self.stream.busy)
-        return self.gone or (done and not self.stream.output_size)
+        done = self.stream.closing or self._answered
+        return self.gone or (done and not self.stream.output_size) or (self._at_end and not self.stream.owing)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the port is at its end, and not to be read before something happens there."""
+        return self._gone_at is not None
 
     @property
     def writing(self) -> bool:
@@ -126,7 +152,7 @@ class Conversation:
     def deadline(self) -> float | None:
         """Return when `expire` is due, or None."""
         ages = [since + self._age for since in (self._half_since, self._unread_since) if since is not None]
-        return min([*ages, *([self._refuse_at] if self._refuse_at is not None else [])], default=None)
+        return min([*ages, *(at for at in (self._refuse_at, self._gone_at) if at is not None)], default=None)
 
     def expire(self, now: float) -> None:
         """End what has taken too long."""

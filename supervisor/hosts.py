@@ -193,7 +193,8 @@ class Hosts:
         config = self.config
         self._last_talk += 1
         limits = Limits(config.max_header, config.max_body, config.max_nesting)
-        talk = channel.Conversation(self._last_talk, port, peer, limits, config.message_age)
+        shared = isinstance(port, Device) and not port.terminal
+        talk = channel.Conversation(self._last_talk, port, peer, limits, config.message_age, shared=shared)
         self._talks[talk.id] = talk
         return talk
 
@@ -235,7 +236,8 @@ class Hosts:
         if talk.over:
             self._hang_up(talk)
         elif isinstance(talk.port, Device):
-            talk.port.arm(reading=talk.reading, writing=talk.writing)
+            doubt = talk.in_doubt  # the end is there all the time, and a host that comes is told of as one to write to
+            talk.port.arm(reading=talk.reading and not doubt, writing=talk.writing or doubt)
         else:
             wanted = selectors.EVENT_READ * talk.reading | selectors.EVENT_WRITE * talk.writing
             key = self._select.get_key(talk.port)

@@ -32,7 +32,7 @@ class Device:
     """A port, there or not; what reads and writes on it is a `Port` of channel.py.
 
     Either it is open and `fileno` is to be waited for, or it is not, `why` says so, and `watch` is to be waited for.
-    `dead` and `at_end` tell what the last read or write met.
+    `dead` and `at_end` tell what the last read or write met; a `terminal` at its end is dead.
     """
 
     def __init__(self, spec: str) -> None:
@@ -48,7 +48,7 @@ class Device:
         self._fd = -1
         self._edges: select.epoll | None = None
         self._mask = 0
-        self._terminal = False
+        self.terminal = False
         self._heard = False
         self._is: _Identity | None = None
 
@@ -84,8 +84,8 @@ class Device:
         fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         edges = select.epoll()
         try:
-            self._terminal = os.isatty(fd)
-            if self._terminal:
+            self.terminal = os.isatty(fd)
+            if self.terminal:
                 _make_raw(fd)
             edges.register(fd, _BASE)
         except (OSError, termios.error) as error:
@@ -114,7 +114,7 @@ class Device:
     def drop(self) -> None:
         """Drop what a terminal has not sent: it is not for the next host, and closing would wait until it is sent."""
         try:
-            if self._terminal:
+            if self.terminal:
                 termios.tcflush(self._fd, termios.TCOFLUSH)
         except termios.error:
             self.dead = True  # hung up
@@ -150,7 +150,7 @@ class Device:
             raise
         self._heard |= bool(data)
         self.at_end = not data
-        self.dead |= self.at_end and self._terminal
+        self.dead |= self.at_end and self.terminal
         return data
 
     def send(self, data: memoryview) -> int:

@@ -137,9 +137,9 @@ class Stream:
         return self._ended and not self._open and not self._waiting
 
     @property
-    def busy(self) -> bool:
-        """Whether a request is unanswered."""
-        return bool(self._open or self._waiting or self._events)
+    def owing(self) -> bool:
+        """Whether a reply is still to be made, or to be written."""
+        return bool(self._open or self._waiting or self._events or self._output)
 
     def give_up(self) -> list[Incoming]:
         """The host is gone: return what it asked and was not done yet, unheard."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from harness.hosts import request
-from virtagent.supervisor import events, listeners, ports
+from virtagent.supervisor import channel, events, listeners, ports
 from virtagent.supervisor.config import Config
 from virtagent.supervisor.hosts import Hosts
 from virtagent.supervisor.listeners import Listener, Stranger
@@ -174,6 +174,7 @@ def test_an_answer_that_comes_late_is_not_the_next_hosts(bench: Bench, port: Por
     fd = host(port)
     os.write(fd, request("va.fsfreeze"))
     bench.turn()
+    bench.now += channel.DOUBT
     os.close(fd)
     bench.turn()
     fd = host(port)
@@ -194,6 +195,7 @@ def test_replies_that_were_not_taken_are_not_the_next_hosts(bench: Bench, port: 
     os.write(fd, request("va.ping"))
     bench.turn()
     assert len(port.sent) == 10
+    bench.now += channel.DOUBT
     os.close(fd)
     bench.turn()
     port.room = 1 << 30
@@ -204,6 +206,51 @@ def test_replies_that_were_not_taken_are_not_the_next_hosts(bench: Bench, port: 
     os.close(fd)
     assert port.sent[10:].startswith(b"HTTP/1.1 200 OK")
     assert port.sent.count(b"HTTP/1.1") == 2
+
+
+def test_what_the_next_host_said_before_it_was_seen_is_answered(bench: Bench, port: Port) -> None:
+    """The kernel has its first words before it tells that a host is there, and takes no reply until then."""
+    port.room = 0
+    fd = host(port)
+    os.write(fd, request("va.ping"))
+    os.close(fd)
+    assert bench.turn() <= 3
+    assert bench.turn() == 0, "it is hung up, and ready all the time"
+    assert bench.gone() == []
+    assert [d for d in bench.hosts.deadlines() if d is not None] == [100.0 + channel.DOUBT]
+    bench.now += channel.DOUBT / 2
+    port.room = 1 << 30
+    fd = host(port)
+    os.write(fd, b"\n")  # a virtio port is ready to be written to when the host is there; a FIFO never
+    bench.turn()
+    assert b"to 1" in port.sent
+    bench.now += channel.DOUBT
+    bench.hosts.expire(bench.now)
+    assert bench.gone() == []
+    os.write(fd, request("va.hello"))
+    bench.turn()
+    os.close(fd)
+    assert bench.methods() == [(1, "va.ping"), (1, "va.hello")]
+
+
+def test_a_reply_is_not_kept_for_a_host_that_comes_later(bench: Bench, port: Port) -> None:
+    port.room = 0
+    fd = host(port)
+    os.write(fd, request("va.ping"))
+    os.close(fd)
+    bench.turn()
+    bench.now += channel.DOUBT
+    bench.hosts.expire(bench.now)
+    assert bench.gone() == [1]
+    assert [d for d in bench.hosts.deadlines() if d is not None] == []
+    assert bench.turn() == 0
+    port.room = 1 << 30
+    fd = host(port)
+    os.write(fd, request("va.hello"))
+    bench.turn()
+    os.close(fd)
+    assert port.sent.count(b"HTTP/1.1") == 1
+    assert b"to 2" in port.sent
 
 
 def test_a_host_that_does_not_read_and_goes_is_noticed(bench: Bench, port: Port) -> None:

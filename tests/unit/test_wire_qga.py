@@ -358,7 +358,7 @@ def test_an_http_message_gives_up_on_what_waits_too() -> None:
 def test_of_a_host_that_is_gone_what_waited_is_done() -> None:
     stream = Stream()
     receive(stream, say("guest-get-fsinfo") + say("guest-fsfreeze-thaw"))
-    assert stream.busy
+    assert stream.owing
     [thaw] = stream.give_up()
     assert isinstance(thaw, Request)
     assert (thaw.method, thaw.unheard) == ("guest-fsfreeze-thaw", True)
