@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ hypothesis.settings.load_profile("virtagent")
 
 if TYPE_CHECKING:
     from harness.namespace import Area
+
+# A virtual machine takes minutes: `scripts/test --vm` asks for it.
+collect_ignore = [] if os.environ.get("VIRTAGENT_VM") else ["vm"]
 
 TESTS = str(Path(__file__).parent)
 if TESTS not in sys.path:

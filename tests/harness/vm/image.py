@@ -1,0 +1,217 @@
+"""What the guest boots from: root file system and kernel of Debian's packages, made once, and an initramfs each run.
+
+Everything is made below a cache folder, ~/.cache/virtagent-vm or $VIRTAGENT_VM_CACHE, in a folder named by a checksum
+of what it is made from. Root is needed once, for debootstrap; nothing is mounted and nothing installed on this machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import Unmet
+
+TREE = Path(__file__).resolve().parents[3]
+INSIDE = Path(__file__).with_name("inside")
+PACKAGES = (
+    *("systemd", "systemd-sysv", "udev", "kmod", "procps", "rsyslog", "e2fsprogs", "xfsprogs", "btrfs-progs"),
+    *("python3", "python3-psutil", "python3-msgpack", "python3-setproctitle", "python3-h11", "python3-defusedxml"),
+    *("qemu-guest-agent",),
+)
+KERNEL = "linux-image-cloud-amd64"
+RECIPE = 1  # to be raised with a change of what is made from the packages
+MODULES = (
+    *("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci"),
+    *("virtio_blk", "virtio_console"),
+)
+PROGRAMS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "debootstrap": "debootstrap",
+    "busybox": "busybox-static",
+    "mkfs.ext4": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "mkfs.btrfs": "btrfs-progs",
+    "depmod": "kmod",
+}
+ROOT_SIZE = "1G"
+UNUSED = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info")
+# Nothing in the guest wakes up by itself, and nothing waits for a network.
+MASKED = (
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer"),
+    *("systemd-timesyncd.service", "systemd-networkd-wait-online.service", "getty.target", "e2scrub_reap.service"),
+    *("systemd-tmpfiles-clean.timer", "systemd-pstore.service", "qemu-guest-agent.service"),
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """What the packages made: a raw ext4 image, the kernel, its modules for the initramfs, a static busybox."""
+
+    folder: Path
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "root.img"
+
+    @property
+    def kernel(self) -> Path:
+        return self.folder / "vmlinuz"
+
+
+def base() -> Base:
+    """Return the cached base, made if it is not there (some two minutes, and the network)."""
+    lacking = sorted({package for program, package in PROGRAMS.items() if _program(program) is None})
+    if lacking:
+        raise Unmet(f"needs the Debian packages {' '.join(lacking)}")
+    site, suite = _mirror()
+    kernel = _newest_kernel()
+    made_from = "\n".join([str(RECIPE), suite, kernel, *PACKAGES, *MODULES, *UNUSED, *MASKED])
+    cache = Path(os.environ.get("VIRTAGENT_VM_CACHE") or Path.home() / ".cache/virtagent-vm")
+    folder = cache / f"base-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as work:
+            done = _make(Path(work), site, suite, kernel)
+            done.rename(folder)
+    return Base(folder)
+
+
+def initramfs(made: Base, into: Path, *more: Path) -> Path:
+    """Write the initramfs with this tree's code, what is in `inside`, and the trees `more` to lie over the root."""
+    folder = into / "initramfs"
+    shutil.copytree(made.folder / "initramfs", folder, symlinks=True)
+    for name in ("init", "runner.py"):
+        shutil.copy(INSIDE / name, folder / name)
+    (folder / "init").chmod(0o755)
+    over = folder / "over"
+    _install(over)
+    for tree in more:
+        shutil.copytree(tree, over, symlinks=True, dirs_exist_ok=True)
+    target = into / "initramfs.cpio"
+    names = "".join(f"{path.relative_to(folder)}\n" for path in sorted(folder.rglob("*")))
+    with open(target, "wb") as file:
+        archive = [str(_program("busybox")), "cpio", "-o", "-H", "newc"]
+        subprocess.run(archive, cwd=folder, input=names.encode(), stdout=file, stderr=subprocess.DEVNULL, check=True)
+    shutil.rmtree(folder)
+    return target
+
+
+def _install(over: Path) -> None:
+    """Lay this tree out as scripts/install does; what it depends on are the guest's packages."""
+    home = over / "opt/virtagent"
+    code = home / "current/lib/virtagent"
+    for package in ("agent", "supervisor", "host"):
+        shutil.copytree(TREE / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    programs = home / "current/bin"
+    programs.mkdir()
+    for name in ("virtagentd", "virtagentctl", "virtagent-qemu-ga"):
+        shutil.copy(TREE / "packaging/launcher", programs / name)
+        (programs / name).chmod(0o755)
+    (programs / "python").symlink_to("/usr/bin/python3")
+    found = over / "usr/local/lib/python3.11/dist-packages"
+    found.mkdir(parents=True)
+    (found / "virtagent.pth").write_text("/opt/virtagent/current/lib\n")
+    for target, source in (
+        ("etc/systemd/system/virtagentd.service", "packaging/virtagentd.service"),
+        ("etc/udev/rules.d/60-virtagent.rules", "packaging/60-virtagent.rules"),
+    ):
+        (over / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(TREE / source, over / target)
+    for where, name in (("sbin", "virtagentd"), ("bin", "virtagentctl"), ("sbin", "virtagent-qemu-ga")):
+        link = over / "usr/local" / where / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(f"/opt/virtagent/current/bin/{name}")
+
+
+def _make(work: Path, site: str, suite: str, kernel: str) -> Path:
+    done, tree, unpacked = work / "base", work / "tree", work / "kernel"
+    done.mkdir()
+    _run("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", suite, str(tree), site)
+    _run("apt-get", "-o", "APT::Sandbox::User=root", "download", kernel, cwd=work)
+    (package,) = work.glob("linux-image-*.deb")
+    _run("dpkg-deb", "-x", str(package), str(unpacked))
+    (modules,) = (unpacked / "lib/modules").iterdir()
+    (image,) = (unpacked / "boot").glob("vmlinuz-*")
+    shutil.move(image, done / "vmlinuz")
+    shutil.copytree(modules, tree / "lib/modules" / modules.name)
+    _run("depmod", "-b", str(tree), modules.name)
+    initial = done / "initramfs"
+    (initial / "modules").mkdir(parents=True)
+    (initial / "bin").mkdir()
+    shutil.copy(str(_program("busybox")), initial / "bin/busybox")
+    for name in MODULES:
+        (found,) = modules.rglob(f"{name}.ko")
+        shutil.copy(found, initial / "modules" / found.name)
+    (initial / "modules/order").write_text("".join(f"{name}\n" for name in MODULES))
+    _trim(tree)
+    _run("mkfs.ext4", "-q", "-d", str(tree), str(done / "root.img"), ROOT_SIZE)
+    return done
+
+
+def _trim(tree: Path) -> None:
+    for name in UNUSED:
+        shutil.rmtree(tree / name, ignore_errors=True)
+    units = tree / "etc/systemd/system"
+    for name in MASKED:
+        link = units / name
+        link.unlink(missing_ok=True)
+        link.symlink_to("/dev/null")
+    (units / "vm-test.service").write_text(_RUNNER)
+    wants = units / "sysinit.target.wants"
+    wants.mkdir(exist_ok=True)
+    (wants / "vm-test.service").symlink_to("/etc/systemd/system/vm-test.service")
+    (tree / "etc/hostname").write_text("guest\n")
+    (tree / "etc/fstab").write_text("")
+    (tree / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
+
+
+_RUNNER = """\
+[Unit]
+Description=Commands of the tests
+DefaultDependencies=no
+[Service]
+ExecStart=/usr/bin/python3 -I -B /run/ram/runner.py
+KillMode=process
+Restart=always
+OOMScoreAdjust=-1000
+"""
+
+
+def _mirror() -> tuple[str, str]:
+    """Return where this machine's Debian comes from, and which it is."""
+    shown = _run("apt-get", "indextargets", "--format", "$(SITE) $(CODENAME) $(COMPONENT)", "Created-By: Packages")
+    with open("/etc/os-release", encoding="utf-8") as file:
+        system = dict(line.rstrip().split("=", 1) for line in file if "=" in line)
+    suite = system.get("VERSION_CODENAME", "").strip('"')
+    for line in shown.splitlines():
+        site, codename, component = line.split(" ")
+        if codename == suite and component == "main":
+            return site, suite
+    raise Unmet("needs a Debian whose apt sources name its own release")
+
+
+def _newest_kernel() -> str:
+    for line in _run("apt-cache", "depends", KERNEL).splitlines():
+        name = line.strip().removeprefix("Depends: ")
+        if name.startswith("linux-image-") and name != KERNEL:
+            return name
+    raise Unmet(f"needs Debian's package {KERNEL} in the apt sources (apt-get update)")
+
+
+def _program(name: str) -> str | None:
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+
+
+def _run(program: str, *arguments: str, cwd: Path | None = None) -> str:
+    found = _program(program)
+    if found is None:
+        raise Unmet(f"needs {program}")
+    done = subprocess.run([found, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Unmet(f"{program} failed: {(done.stderr or done.stdout).strip()[-2000:]}")
+    return done.stdout
