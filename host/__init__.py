@@ -3,26 +3,25 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ..agent.errors import Code, Fault
-from .client import Agent
-from .errors import (
-    BadReply,
-    FreezeBroken,
-    GroupFailed,
-    HostError,
-    Lost,
-    NothingFrozen,
-    NotThawed,
-    TimedOut,
-    Unreachable,
-    Unsendable,
-    Unsupported,
-)
-from .holding import Freeze
-
 if TYPE_CHECKING:
+    from ..agent.errors import Code, Fault
     from .aio import AsyncAgent
+    from .client import Agent
+    from .errors import (
+        BadReply,
+        FreezeBroken,
+        GroupFailed,
+        HostError,
+        Lost,
+        NothingFrozen,
+        NotThawed,
+        TimedOut,
+        Unreachable,
+        Unsendable,
+        Unsupported,
+    )
     from .group import AgentGroup, AsyncAgentGroup, GroupFreeze
+    from .holding import Freeze
 
 __all__ = [
     "Agent",
@@ -46,11 +45,21 @@ __all__ = [
     "Unsupported",
 ]
 
-_LATER = {"AsyncAgent": "aio", "AgentGroup": "group", "AsyncAgentGroup": "group", "GroupFreeze": "group"}
+_WHERE = {
+    "Agent": ".client",
+    "AgentGroup": ".group",
+    "AsyncAgent": ".aio",
+    "AsyncAgentGroup": ".group",
+    "Code": "..agent.errors",
+    "Fault": "..agent.errors",
+    "Freeze": ".holding",
+    "GroupFreeze": ".group",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # asyncio takes a quarter of the time in which virtagentctl starts, and few of its runs need it.
-    if name not in _LATER:
+    # Nothing is imported before it is used: virtagentctl must be able to catch a Ctrl-C that comes meanwhile, and
+    # asyncio takes a quarter of the time in which it starts.
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+    return getattr(importlib.import_module(_WHERE.get(name, ".errors"), __name__), name)

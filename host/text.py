@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from .records import Audit, Last, LeftOut, MountStatus, Plan, PlannedMount, Progress, Status, WorkerStatus
 
 _SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 _KERNEL = {"disk-sleep": "waits in the kernel (D)", "zombie": "dead, not reaped (Z)", "stopped": "stopped (T)"}
-_LEFT_OUT = "left-out"
-_PSEUDO = "pseudo"
+LEFT_OUT = "left-out"
+PSEUDO = "pseudo"
 _LONG = 2.0  # seconds in one phase, from which on a worker in D is worth a line of `watch`
 _SYNCING = ("sync", "freeze")
+_GOING = ("syncing", "freezing", "thawing")
 
 
 def plain(text: str) -> str:
@@ -47,20 +49,20 @@ def duration(seconds: float) -> str:
 
 def status_lines(status: Status) -> Iterator[str]:
     """Say all of a status record, the state first."""
-    yield _headline(status)
-    if moved := _progress(status.progress):
-        yield f"  {moved}"
+    yield headline(status)
+    if going := moved(status.progress):
+        yield f"  {going}"
     if status.mounts:
-        named = [mount for mount in status.mounts if mount.reason != _PSEUDO]
+        named = [mount for mount in status.mounts if mount.reason != PSEUDO]
         yield "file systems"
-        yield from _table([_mount_row(mount) for mount in named])
-        yield from _pseudo(len(status.mounts) - len(named))
+        yield from table([mount_row(mount) for mount in named])
+        yield from pseudo(len(status.mounts) - len(named))
     if status.workers:
         yield "workers"
-        yield from _table([_worker_row(worker) for worker in status.workers])
-    yield f"last freeze: {_last(status.last)}" if status.last else "last freeze: none since the agent started"
-    yield f"audit: {_audit(status.audit)}"
-    yield f"agent: version {status.version or 'unknown'}, up {_known(status.uptime)}"
+        yield from table([worker_row(worker) for worker in status.workers])
+    yield f"last freeze: {last_freeze(status.last)}" if status.last else "last freeze: none since the agent started"
+    yield f"audit: {audit_line(status.audit)}"
+    yield f"agent: version {status.version or 'unknown'}, up {known(status.uptime)}"
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
@@ -68,33 +70,33 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield f"a freeze would freeze {count(len(plan.mounts))}" + (", level by level" if plan.mounts else "")
     for level in sorted({mount.level for mount in plan.mounts}):
         yield f"level {level}"
-        yield from _table([_planned_row(mount, plan) for mount in plan.mounts if mount.level == level])
+        yield from table([planned_row(mount, plan) for mount in plan.mounts if mount.level == level])
     if plan.left_out:
         yield "left out"
         # What an operator may miss is named; of /proc and its like the number says enough.
-        named = [left for left in plan.left_out if left.reason != _PSEUDO]
-        yield from _table([_left_out_row(left) for left in sorted(named, key=lambda x: (x.reason, x.mountpoint))])
-        yield from _pseudo(len(plan.left_out) - len(named))
+        named = [left for left in plan.left_out if left.reason != PSEUDO]
+        yield from table([left_out_row(left) for left in sorted(named, key=lambda x: (x.reason, x.mountpoint))])
+        yield from pseudo(len(plan.left_out) - len(named))
 
 
 def changes(before: Status | None, after: Status) -> Iterator[str]:
     """Say what of `after` matters to one who has seen `before`: state, phase, mounts, progress, stuck workers."""
     if before is None or _where(before) != _where(after):
-        yield _headline(after)
-    known = {mount.mountpoint: mount for mount in before.mounts} if before else {}
+        yield headline(after)
+    earlier = {mount.mountpoint: mount for mount in before.mounts} if before else {}
     for mount in _planned(after.mounts):
-        old = known.get(mount.mountpoint)
+        old = earlier.get(mount.mountpoint)
         if old is None or (old.state, old.error) != (mount.state, mount.error):
-            yield "  ".join(cell for cell in _mount_row(mount) if cell)
-    moved = _progress(after.progress) if after.phase in _SYNCING else ""
-    if moved and (before is None or _progress(before.progress) != moved):
-        yield moved
-    shown = {worker.id for worker in before.workers if _waits(worker, before)} if before else set()
+            yield "  ".join(cell for cell in mount_row(mount) if cell)
+    going = moved(after.progress) if after.phase in _SYNCING else ""
+    if going and (before is None or moved(before.progress) != going):
+        yield going
+    shown = {worker.id for worker in before.workers if waits(worker, before)} if before else set()
     for worker in after.workers:
-        if _waits(worker, after) and worker.id not in shown:
-            yield "worker " + ", ".join(cell for cell in _worker_row(worker) if cell)
+        if waits(worker, after) and worker.id not in shown:
+            yield "worker " + ", ".join(cell for cell in worker_row(worker) if cell)
     if after.last and (before is None or before.last != after.last):
-        yield f"last freeze: {_last(after.last)}"
+        yield f"last freeze: {last_freeze(after.last)}"
 
 
 def held(status: Status) -> str:
@@ -107,33 +109,57 @@ def held(status: Status) -> str:
 
 def not_frozen(mounts: Sequence[MountStatus]) -> Iterator[str]:
     """Name the planned file systems that a freeze that succeeded has not frozen."""
-    rows = [_mount_row(mount) for mount in mounts if mount.state in ("unsupported", "busy", "failed")]
+    rows = [mount_row(mount) for mount in mounts if mount.state in ("unsupported", "busy", "failed")]
     if rows:
         yield "not frozen:"
-        yield from _table(rows)
+        yield from table(rows)
 
 
-def _waits(worker: WorkerStatus, status: Status) -> bool:
+def waits(worker: WorkerStatus, status: Status) -> bool:
+    """Whether a worker has been in the kernel for so long that an operator should know."""
     return worker.process_state == "disk-sleep" and status.since >= _LONG
 
 
 def _planned(mounts: Sequence[MountStatus]) -> list[MountStatus]:
-    return [mount for mount in mounts if mount.state != _LEFT_OUT]
+    return [mount for mount in mounts if mount.state != LEFT_OUT]
 
 
-def _pseudo(number: int) -> Iterator[str]:
+def pseudo(number: int) -> Iterator[str]:
     if number:
-        yield f"  {count(number)} on no disk ({_PSEUDO})"
+        yield f"  {count(number)} on no disk ({PSEUDO})"
 
 
 def _where(status: Status) -> tuple[object, ...]:
     return status.state, status.phase, status.freeze_id, status.error
 
 
-def _headline(status: Status) -> str:
+def aged(status: Status, seconds: float) -> Status:
+    """Return the record as it would be so many seconds later if nothing happened: what is counted goes on."""
+
+    def up(value: float) -> float:
+        return value + seconds if value >= 0 else value
+
+    def down(value: float) -> float:
+        return max(0.0, value - seconds) if value >= 0 else value
+
+    return replace(
+        status,
+        since=up(status.since),
+        limit_left=down(status.limit_left),
+        hold_left=down(status.hold_left),
+        mounts=tuple(
+            replace(mount, seconds=up(mount.seconds)) if mount.state in _GOING else mount for mount in status.mounts
+        ),
+        progress=replace(status.progress, eta=down(status.progress.eta)),
+        workers=tuple(replace(worker, seconds=up(worker.seconds)) for worker in status.workers),
+        uptime=up(status.uptime),
+    )
+
+
+def headline(status: Status) -> str:
     facts = []
     if status.phase:
-        facts.append(f"{status.phase} for {_known(status.since)}")
+        facts.append(f"{status.phase} for {known(status.since)}")
     if status.freeze_id > 0 and status.state != "THAWED":
         facts.append(f"freeze {status.freeze_id}")
     if status.hold_left >= 0:
@@ -145,7 +171,7 @@ def _headline(status: Status) -> str:
     return f"{status.state}: {', '.join(facts)}" if facts else status.state
 
 
-def _progress(progress: Progress) -> str:
+def moved(progress: Progress) -> str:
     facts = []
     if progress.flushed_bytes >= 0:
         facts.append(f"{size(progress.flushed_bytes)} written")
@@ -158,32 +184,32 @@ def _progress(progress: Progress) -> str:
     return ", ".join(facts)
 
 
-def _mount_row(mount: MountStatus) -> tuple[str, ...]:
-    took = duration(mount.seconds) if mount.seconds > 0 and mount.state != _LEFT_OUT else ""
-    facts = [mount.reason, mount.error or (f"errno {mount.errno}" if mount.errno > 0 else ""), _also(mount.aliases)]
+def mount_row(mount: MountStatus) -> tuple[str, ...]:
+    took = duration(mount.seconds) if mount.seconds > 0 and mount.state != LEFT_OUT else ""
+    facts = [mount.reason, mount.error or (f"errno {mount.errno}" if mount.errno > 0 else ""), also(mount.aliases)]
     return mount.state, mount.mountpoint, mount.fstype, took, ", ".join(fact for fact in facts if fact)
 
 
-def _worker_row(worker: WorkerStatus) -> tuple[str, ...]:
+def worker_row(worker: WorkerStatus) -> tuple[str, ...]:
     state = _KERNEL.get(worker.process_state, worker.process_state)
-    return f"{worker.id} {worker.rpc}", f"pid {worker.pid}", worker.phase, _known(worker.seconds), state
+    return f"{worker.id} {worker.rpc}", f"pid {worker.pid}", worker.phase, known(worker.seconds), state
 
 
-def _planned_row(mount: PlannedMount, plan: Plan) -> tuple[str, ...]:
+def planned_row(mount: PlannedMount, plan: Plan) -> tuple[str, ...]:
     below = [plan.mounts[host].mountpoint for host in mount.hosts if 0 <= host < len(plan.mounts)]
-    facts = [_also(mount.aliases), f"lies on {', '.join(below)}" if below else ""]
+    facts = [also(mount.aliases), f"lies on {', '.join(below)}" if below else ""]
     return mount.mountpoint, mount.fstype, mount.source or mount.device, ", ".join(fact for fact in facts if fact)
 
 
-def _left_out_row(left: LeftOut) -> tuple[str, ...]:
-    return left.reason, left.mountpoint, left.fstype, _also(left.aliases)
+def left_out_row(left: LeftOut) -> tuple[str, ...]:
+    return left.reason, left.mountpoint, left.fstype, also(left.aliases)
 
 
-def _also(aliases: Sequence[str]) -> str:
+def also(aliases: Sequence[str]) -> str:
     return f"also {', '.join(aliases)}" if aliases else ""
 
 
-def _last(last: Last) -> str:
+def last_freeze(last: Last) -> str:
     facts = [f"{last.freeze_id} {last.outcome}"]
     if last.held_seconds >= 0:
         how = "without a break" if last.held_continuously else "with a break: a snapshot taken meanwhile is worthless"
@@ -197,7 +223,7 @@ def _last(last: Last) -> str:
     return ", ".join(facts)
 
 
-def _audit(audit: Audit) -> str:
+def audit_line(audit: Audit) -> str:
     waiting = f"{count(audit.waiting, 'record')} wait for the thaw" if audit.waiting else "no record waits"
     return waiting + (f", {count(audit.dropped, 'record')} lost" if audit.dropped else "")
 
@@ -209,11 +235,11 @@ def _clock(at: float) -> str:
         return f"at second {at:g}"
 
 
-def _known(seconds: float) -> str:
+def known(seconds: float) -> str:
     return duration(seconds) if seconds >= 0 else "an unknown time"
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     """Line up the cells. A row is escaped before it is measured."""
     cells = [[plain(cell) for cell in row] for row in rows]
     widths = [min(max(map(len, column)), 40) for column in zip(*cells, strict=True)]

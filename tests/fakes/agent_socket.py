@@ -189,7 +189,7 @@ def run_virtagentctl(
 def virtagentctl(path: Path, answer: Answer, *argv: str, **options: Any) -> Iterator[Any]:
     """Start one command in a process of its own, for what only a process can meet: signals and the ends of pipes."""
     path.unlink(missing_ok=True)
-    program = [sys.executable, "-c", "import sys; from virtagent.host.cli import main; sys.exit(main())"]
+    program = [sys.executable, "-c", "import sys; from virtagent.host.main import main; sys.exit(main())"]
     with FakeAgent(path, answer) as fake:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
         options["env"] = os.environ | {"VIRTAGENT_AGENT": fake.url} | options.get("env", {})

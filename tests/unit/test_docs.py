@@ -17,7 +17,7 @@ from virtagent.supervisor import config
 
 TREE = Path(__file__).resolve().parents[2]
 PAGES = [TREE / "README.md", *sorted((TREE / "docs").rglob("*.md"))]
-GENERATED = ("rpc.md", "states.md", "operations.md")
+GENERATED = ("rpc.md", "states.md", "operations.md", "virtagentctl.1")
 SOURCES = {
     path.relative_to(TREE).as_posix(): path.read_text(encoding="utf-8")
     for folder in ("agent", "supervisor", "host", "tests")
@@ -76,7 +76,7 @@ def test_a_stale_page_is_named_and_made_anew(copied: Path, name: str) -> None:
     assert generate(copied, "--check").returncode == 0
 
 
-@pytest.mark.parametrize("name", ["rpc.md", "states.md"])
+@pytest.mark.parametrize("name", ["rpc.md", "states.md", "virtagentctl.1"])
 def test_a_missing_page_is_made(copied: Path, name: str) -> None:
     (copied / "docs" / name).unlink()
     assert generate(copied, "--check").returncode == 1

@@ -1,0 +1,30 @@
+"""A guest followed by long polls: the agent answers when something has changed, at no interval. No I/O."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from . import calls
+from .errors import BadReply, TimedOut
+from .holding import Script
+from .records import Status
+
+
+def following(put: Callable[[Status], None], until: str | None, deadline: float) -> Script[None]:
+    """Give each record to `put`, as the agent tells them, until the state `until`; raise TimedOut at the deadline.
+
+    Now and then a record without a change is given, too.
+    """
+    record: Status = yield calls.status()
+    put(record)
+    while record.state != until:
+        began = time.monotonic()
+        if began >= deadline:
+            raise TimedOut(f"the state is still {record.state}; watch again, or longer")
+        wait = min(calls.STATUS_WAIT, deadline - began)
+        later: Status = yield calls.status(since=record.seq, wait=wait)
+        if later.seq == record.seq and time.monotonic() - began < wait / 10:
+            raise BadReply("the agent does not wait for a change; use `status` instead, or see that it is a virtagentd")
+        record = later
+        put(record)

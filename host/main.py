@@ -1,0 +1,37 @@
+"""virtagentctl's entry: a Ctrl-C while the rest is being imported ends it as one does later, without a traceback."""
+
+import os
+import sys
+from types import FrameType
+
+_INTERRUPTED = 130
+
+
+def main() -> int:
+    """Run virtagentctl; return the exit code."""
+    try:
+        import signal
+
+        untouched = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if untouched:  # else whoever started this wants no Ctrl-C to end it
+            signal.signal(signal.SIGINT, _leave)
+        from .cli import main as run
+
+        if untouched:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return run()
+        finally:
+            # All is done: what comes while the interpreter ends is too late.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    # An exception in an import can be lost, or told as one that was ignored. Nothing has been done yet.
+    os._exit(_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""virtagentctl's manual page, made from the parser: docs/virtagentctl.1, which scripts/docs keeps current."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+
+from .options import DESCRIPTION, EXIT_CODES, PROG, commands_of, options_of
+
+
+def page(top: argparse.ArgumentParser) -> str:
+    """Return the page as roff."""
+    return "\n".join(_page(top)) + "\n"
+
+
+def _page(top: argparse.ArgumentParser) -> Iterator[str]:
+    commands = commands_of(top)
+    yield '.\\" Made by scripts/docs from host/options.py. Do not edit.'
+    yield f'.TH {PROG.upper()} 1 "" "virtagent" "User Commands"'
+    yield ".SH NAME"
+    yield _plain(f"{PROG} - freeze and thaw a guest's file systems, and take snapshots meanwhile")
+    yield ".SH SYNOPSIS"
+    yield f".B {PROG}"
+    yield _plain("[--agent URL]... [--json] [--timeout S] COMMAND [ARGUMENT]...")
+    yield ".SH DESCRIPTION"
+    yield _plain(DESCRIPTION)
+    yield _plain(
+        "On a terminal, and with rich installed, it draws; else it prints plain lines. With --json it prints JSON."
+    )
+    yield ".SH OPTIONS"
+    yield _plain("These may stand before and after the command.")
+    shared = {action.dest for action in options_of(top)}
+    yield from _options(options_of(top))
+    yield ".SH COMMANDS"
+    for name, one in commands.items():
+        arguments = " ".join(_argument(action) for action in options_of(one) if not action.option_strings)
+        arguments = f"-- {arguments}" if name == "snapshot" else arguments
+        yield ".SS " + _plain(f"{name} {arguments}".strip())
+        yield _plain(one.description or "")
+        more = [a for a in options_of(one) if a.dest not in shared or (a.dest == "timeout" and name == "snapshot")]
+        yield from _options(more)
+        if one.epilog:
+            yield ".PP"
+            yield _plain(one.epilog)
+    yield ".SH EXIT STATUS"
+    for code, meaning in EXIT_CODES:
+        yield ".TP"
+        yield f".B {code}"
+        yield _plain(meaning)
+    yield ".SH ENVIRONMENT"
+    yield ".TP"
+    yield ".B VIRTAGENT_AGENT"
+    yield _plain("The agent's URL, unless --agent names one.")
+    yield ".SH SEE ALSO"
+    yield _plain("virtagentd, and docs/host.md of the sources: the URLs, recipes, and the library that does the same.")
+
+
+def _options(actions: Sequence[argparse.Action]) -> Iterator[str]:
+    for action in actions:
+        yield ".TP"
+        names = ", ".join(action.option_strings)
+        yield ".B " + _plain(" ".join(filter(None, [names, _argument(action)])))
+        yield _plain(action.help or "")
+
+
+def _argument(action: argparse.Action) -> str:
+    if action.nargs == 0:
+        return ""
+    shown = str(action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest))
+    return {"+": f"{shown}...", "*": f"[{shown}]..."}.get(str(action.nargs), shown)
+
+
+def _plain(words: str) -> str:
+    """Escape what roff would take for more than text."""
+    words = words.replace("\\", "\\e").replace("-", "\\-")
+    return f"\\&{words}" if words.startswith((".", "'")) else words

@@ -1,0 +1,172 @@
+"""virtagentctl's command line: every command and option. The completion and the manual page are made from this, too."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from . import calls, records
+from .transports import DEFAULT_URL
+
+PROG = "virtagentctl"
+DESCRIPTION = "Freeze and thaw a guest's file systems, take snapshots meanwhile, and see what the agent does."
+EXIT_CODES = (
+    (0, "done"),
+    (1, "the agent refused or failed, or the command of `snapshot` did"),
+    (2, "usage"),
+    (3, "no connection"),
+    (4, "timed out"),
+    (5, "the freeze was broken (the snapshot is not consistent)"),
+    (130, "interrupted"),
+)
+_TIMEOUT_MAX = 10_000_000
+
+
+class Bad(Exception):
+    """The arguments are wrong; the text says how, and which help tells more."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Bad(f"{message}; see `{self.prog} --help`")
+
+
+class _Agents(argparse.Action):
+    """Collects all URLs, those before the command and those after it. `agent` is the last, `agents` are all."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: str | None = None
+    ) -> None:
+        # A subparser has a namespace of its own, whose values replace the other's: the list is one for all.
+        self.const.append(value)
+        namespace.agent, namespace.agents = value, self.const
+
+
+def parser() -> Parser:
+    """Return a parser for one command line. `command` is then the command's name."""
+    urls: list[str] = []
+    codes = ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES)
+    top = Parser(prog=PROG, allow_abbrev=False, description=DESCRIPTION, epilog=f"exit codes: {codes}")
+    agent = os.environ.get("VIRTAGENT_AGENT") or DEFAULT_URL
+    top.set_defaults(agent=agent, agents=[agent], json=False, timeout=None)
+    asking, taking = Parser(add_help=False), Parser(add_help=False)
+    for options in (top, asking):
+        _common(options, urls, "give up after so long")
+    _common(taking, urls, "end COMMAND, and thaw, when it takes longer")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
+
+    def command(name: str, summary: str, common: Parser = asking, **more: Any) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", parents=[common], **more
+        )
+
+    command("ping", "see whether the agent answers")
+    command("capabilities", "show the agent's version and methods")
+    _selection(command("plan", "show what a freeze would do, level by level, and what it leaves out and why"))
+    syncing = command("sync", "write what is dirty on what a freeze would freeze, freezing nothing")
+    _globs(syncing)
+    syncing.add_argument("--wait", type=_seconds, metavar="S", help="wait at most so long; the sync goes on")
+    syncing.add_argument("--sync-limit", type=_seconds, metavar="S", help="limit of the sync")
+    freezing = command("freeze", "sync and freeze the file systems; the agent thaws them when the hold limit passes")
+    _selection(freezing)
+    freezing.add_argument("--wait", type=_seconds, metavar="S", help="wait at most so long; the freeze goes on")
+    _limits(freezing)
+    freezing.add_argument("--hold-limit", type=_seconds, metavar="S", help="thaw by itself after so long")
+    thawing = command("thaw", "thaw, or cancel a freeze; fails if the freeze was broken")
+    thawing.add_argument("--wait", type=_seconds, default=calls.THAW_WAIT, metavar="S", help="wait at most so long")
+    command("status", "show the state, each file system, and the last freeze")
+    watching = command("watch", "show changes as they come, until Ctrl-C")
+    watching.add_argument("--until", choices=list(records.STATES), metavar="STATE", help="end when in this state")
+    holding = command("hold", "hold the freeze for S seconds from now")
+    holding.add_argument("seconds", type=_seconds, metavar="S", help="seconds, as far as the agent allows")
+    _snapshot(command, taking)
+    calling = command("call", "call any method; an argument is JSON if it parses, else a string")
+    calling.add_argument("method", metavar="METHOD", help="its name, as `capabilities` lists it")
+    calling.add_argument("arguments", nargs="*", metavar="ARG", help="a parameter")
+    completing = command("completion", "print a script that completes this command's words in a shell")
+    completing.add_argument("shell", choices=["bash"], help="the shell")
+    return top
+
+
+def commands_of(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command, in the order of the help."""
+    for action in top._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def options_of(one: argparse.ArgumentParser) -> Sequence[argparse.Action]:
+    """Return the options and arguments of a parser, its commands left out."""
+    return [action for action in one._actions if not isinstance(action, argparse._SubParsersAction)]
+
+
+def _snapshot(command: Callable[..., argparse.ArgumentParser], common: Parser) -> None:
+    taking = command(
+        "snapshot",
+        "freeze, run COMMAND, and thaw whatever happens; several --agent give one consistent point",
+        common,
+        usage=f"{PROG} snapshot [options] -- COMMAND...",
+        epilog="COMMAND finds the number of the freeze in VIRTAGENT_FREEZE_ID, the mount points that are frozen in "
+        "VIRTAGENT_MOUNTS and the agents in VIRTAGENT_AGENTS, one a line; of several agents a line of VIRTAGENT_MOUNTS "
+        "begins with the agent and a tab. What is not printable in a mount point, and each backslash, is there as "
+        "\\ooo. It runs in a session of its own, and is ended with all its processes when it takes longer than "
+        "--timeout or this is interrupted.",
+    )
+    _selection(taking)
+    _limits(taking)
+    taking.add_argument("--hold", type=_seconds, metavar="S", help="the guest thaws by itself after so long")
+    taking.add_argument("--extend", action="store_true", help="extend the hold as long as COMMAND runs")
+    taking.add_argument("words", nargs="+", metavar="COMMAND", help="a program and its arguments, after --")
+
+
+def _common(one: argparse.ArgumentParser, urls: list[str], timeout: str) -> None:
+    """Add the options that may stand before and after the command."""
+    unset = argparse.SUPPRESS
+    one.add_argument(
+        "--agent",
+        action=_Agents,
+        const=urls,
+        default=unset,
+        metavar="URL",
+        help=f"the agent; if not given $VIRTAGENT_AGENT, or {DEFAULT_URL}",
+    )
+    one.add_argument("--json", action="store_true", default=unset, help="print JSON")
+    one.add_argument("--timeout", type=_timeout, default=unset, metavar="S", help=timeout)
+
+
+def _globs(one: argparse.ArgumentParser) -> None:
+    for name, summary in (("--include", "only what matches"), ("--exclude", "leave out what matches")):
+        one.add_argument(name, nargs="+", action="extend", default=[], metavar="GLOB", help=summary)
+
+
+def _selection(one: argparse.ArgumentParser) -> None:
+    _globs(one)
+    one.add_argument("--strict", action="store_true", help="fail if a file system cannot be frozen")
+
+
+def _limits(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--sync-limit", type=_seconds, metavar="S", help="limit of the sync, before anything freezes")
+    one.add_argument("--freeze-limit", type=_seconds, metavar="S", help="limit of the freezing itself")
+
+
+def _seconds(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{value!r} is no number of seconds")
+    return seconds
+
+
+def _timeout(value: str) -> float:
+    seconds = _seconds(value)
+    if not 0 < seconds <= _TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError(f"{value!r} is no time-out")
+    return seconds

@@ -1,0 +1,201 @@
+"""Records to what rich draws on a terminal: tables, a tree, a live picture. Imported only where one is drawn.
+
+What a guest says is text and never markup, and escaped as `text.plain` does.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from . import text
+from .records import Capabilities, Plan, Status
+
+_STYLES = {
+    "ERROR": "bold red",
+    "THAWED": "bold green",
+    "INPROGRESS": "bold yellow",
+    "FROZEN": "bold cyan",
+    "THAWINPROGRESS": "bold yellow",
+    "pending": "dim",
+    "syncing": "yellow",
+    "synced": "green",
+    "freezing": "yellow",
+    "frozen": "cyan",
+    "thawing": "yellow",
+    "thawed": "green",
+    "unsupported": "magenta",
+    "busy": "red",
+    "failed": "bold red",
+    "left-out": "dim",
+}
+_PLANNED_SHOWN = 30  # rows of one guest in a live picture; the rest is counted
+
+
+def console(stream: Any = None) -> Console:
+    """Return a console on `stream` (the standard output), of which nothing that is printed is interpreted."""
+    return Console(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
+
+
+def status(record: Status) -> RenderableType:
+    """Draw all of a status record, the state first."""
+    parts = [*_state(record), *_mounts(record, shown=len(record.mounts), left_out=True), *_workers(record)]
+    last = text.last_freeze(record.last) if record.last else "none since the agent started"
+    bad = record.last is not None and record.last.freeze_id > 0 and not record.last.held_continuously
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row(_dim("last freeze"), _cell(last, "red" if bad else ""))
+    facts.add_row(_dim("audit"), _cell(text.audit_line(record.audit), "red" if record.audit.dropped else ""))
+    facts.add_row(_dim("agent"), _cell(f"version {record.version or 'unknown'}, up {text.known(record.uptime)}"))
+    return Group(*parts, facts)
+
+
+def frozen(done: str, record: Status) -> RenderableType:
+    """Draw that a freeze is done, and each file system."""
+    return Group(_cell(done, "bold cyan"), *_mounts(record, shown=len(record.mounts)))
+
+
+def plan(found: Plan) -> RenderableType:
+    """Draw the plan as a tree of levels, and what is left out by its reason."""
+    tree = Tree(Text(f"a freeze would freeze {text.count(len(found.mounts))}", "bold"), guide_style="dim")
+    for level in sorted({mount.level for mount in found.mounts}):
+        branch = tree.add(Text(f"level {level}, all at once", "cyan"))
+        for mount in found.mounts:
+            if mount.level == level:
+                branch.add(_line(text.planned_row(mount, found)))
+    if found.left_out:
+        out = tree.add(Text("left out", "magenta"))
+        for reason in sorted({left.reason for left in found.left_out}):
+            some = [left for left in found.left_out if left.reason == reason]
+            branch = out.add(_cell(f"{reason}: {text.count(len(some))}", "magenta"))
+            if reason != text.PSEUDO:
+                for left in sorted(some, key=lambda one: one.mountpoint):
+                    branch.add(_line(text.left_out_row(left)[1:]))
+    return tree
+
+
+def capabilities(able: Capabilities) -> RenderableType:
+    """Draw the version, and the methods in columns by their family."""
+    grid = Table.grid(padding=(0, 2))
+    families: dict[str, list[str]] = {}
+    for name in able.methods:
+        families.setdefault(name.partition(".")[0] if "." in name else name.partition("-")[0], []).append(name)
+    for family, names in families.items():
+        grid.add_row(_dim(family), _cell(", ".join(names)))
+    return Group(_cell(f"virtagentd {able.version}", "bold"), grid)
+
+
+@dataclass
+class Board:
+    """What is known of each guest, drawn anew at each look: what is counted goes on between two records."""
+
+    title: str = ""
+    records: dict[str, tuple[Status, float]] = field(default_factory=dict)
+    blind: dict[str, str] = field(default_factory=dict)
+    """Why nothing is known of a guest, by its URL."""
+    began: float = field(default_factory=time.monotonic)
+
+    def put(self, url: str, record: Status) -> None:
+        """Take a new record."""
+        self.records[url] = record, time.monotonic()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        now = time.monotonic()
+        if self.title:
+            yield _cell(f"{self.title}, for {text.duration(round(now - self.began))}", "bold")
+        aged = {url: text.aged(record, now - at) for url, (record, at) in self.records.items()}
+        if len(aged) + len(self.blind) == 1:
+            for record in aged.values():
+                yield from _state(record)
+                yield from _mounts(record, shown=_PLANNED_SHOWN)
+                yield from _workers(record)
+                if record.last and record.state == "THAWED":
+                    yield _cell(f"last freeze: {text.last_freeze(record.last)}")
+        elif aged:
+            yield _guests(aged)
+        for url, why in self.blind.items():
+            yield _cell(f"{url}: no progress to be seen ({why})", "dim")
+
+
+def _guests(aged: dict[str, Status]) -> RenderableType:
+    grid = _table(("guest", "state", "file systems", "progress"))
+    for url, record in list(aged.items())[:_PLANNED_SHOWN]:
+        done: dict[str, int] = {}
+        for mount in record.mounts:
+            if mount.state != text.LEFT_OUT:
+                done[mount.state] = done.get(mount.state, 0) + 1
+        counts = ", ".join(f"{number} {state}" for state, number in done.items())
+        head = text.headline(record)
+        grid.add_row(
+            _cell(url), _cell(head, _STYLES.get(record.state, "")), _cell(counts), _cell(text.moved(record.progress))
+        )
+    if len(aged) > _PLANNED_SHOWN:
+        grid.add_row(_dim(f"and {len(aged) - _PLANNED_SHOWN} more"))
+    return grid
+
+
+def _state(record: Status) -> Iterable[RenderableType]:
+    head = _cell(text.headline(record))
+    head.stylize(_STYLES.get(record.state, "bold"), 0, len(text.plain(record.state)))
+    yield head
+    if going := text.moved(record.progress):
+        written, dirty = record.progress.flushed_bytes, record.progress.dirty_bytes
+        yield _cell(f"  {_bar(written, dirty)}{going}")
+
+
+def _bar(written: int, dirty: int, width: int = 24) -> str:
+    if written < 0 or dirty < 0 or written + dirty <= 0:
+        return ""
+    full = round(width * (written / (written + dirty)))
+    return f"[{'#' * full}{'.' * (width - full)}] "
+
+
+def _mounts(record: Status, shown: int, left_out: bool = False) -> Iterable[RenderableType]:
+    mounts = [m for m in record.mounts if m.state != text.LEFT_OUT or (left_out and m.reason != text.PSEUDO)]
+    if mounts:
+        grid = _table(("file system", "state", "type", "took", ""))
+        for mount in mounts[:shown]:
+            state, mountpoint, fstype, took, more = text.mount_row(mount)
+            style = _STYLES.get(state, "")
+            grid.add_row(_cell(mountpoint), _cell(state, style), _cell(fstype), _cell(took), _cell(more))
+        yield grid
+    if len(mounts) > shown:
+        yield _dim(f"and {text.count(len(mounts) - shown)} more")
+    if left_out:
+        yield from map(_dim, text.pseudo(sum(m.reason == text.PSEUDO for m in record.mounts)))
+
+
+def _workers(record: Status) -> Iterable[RenderableType]:
+    if record.workers:
+        grid = _table(("worker", "process", "phase", "for", "kernel"))
+        for worker in record.workers:
+            stuck = "bold red" if text.waits(worker, record) else ""
+            grid.add_row(*(_cell(one, stuck) for one in text.worker_row(worker)))
+        yield grid
+
+
+def _table(heads: Sequence[str]) -> Table:
+    grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for head in heads:
+        grid.add_column(head, overflow="fold")
+    return grid
+
+
+def _line(cells: Iterable[str]) -> Text:
+    first, *rest = cells
+    return Text.assemble(text.plain(first), *(("  " + text.plain(one), "dim") for one in rest if one))
+
+
+def _cell(words: str, style: str = "") -> Text:
+    return Text(text.plain(words), style)
+
+
+def _dim(words: str) -> Text:
+    return _cell(words, "dim")

@@ -1,0 +1,227 @@
+"""virtagentctl snapshot: freeze, run a command, thaw whatever happens, and say whether the freeze was good.
+
+One event loop carries all: a signal is noted in it and cancels the one task, once, so that it takes effect only where
+the task waits. There is no moment at which a guest is frozen and a signal could pass the thaw by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..agent.errors import Fault
+from . import text
+from .aio import AsyncAgent
+from .errors import FreezeBroken, HostError
+from .group import AsyncAgentGroup, GroupFreeze
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE = 2.0  # seconds from SIGTERM to SIGKILL, and for the end after that; the guests are frozen meanwhile
+
+
+@dataclass
+class Report:
+    """What came of a snapshot.
+
+    `freeze` is None if nothing was ever frozen. `status` is the command's: its exit code, the negative number of the
+    signal that killed it, None if it did not start or did not end. `error` is what else ended it, or broke the freeze.
+    """
+
+    freeze: GroupFreeze | None = None
+    status: int | None = None
+    seconds: float = -1
+    late: bool = False
+    interrupted: int = 0
+    interrupted_at: str = ""
+    error: Fault | HostError | OSError | None = None
+
+    @property
+    def broken(self) -> FreezeBroken | None:
+        """Why what was taken is worthless, whatever the command says of it."""
+        return self.error if isinstance(self.error, FreezeBroken) else None
+
+    @property
+    def good(self) -> bool:
+        """Whether the command has done all its work while all was frozen."""
+        return self.status == 0 and not (self.late or self.interrupted or self.error)
+
+
+class Snapshot:
+    """One run. `timeout` is the command's, `options` are those of `frozen`; `draws` shows how the guests freeze.
+
+    Raises ValueError if a URL is none, or stands twice.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        words: Sequence[str],
+        *,
+        timeout: float | None,
+        options: Mapping[str, Any],
+        stdout: Any = None,
+        draws: bool = False,
+    ) -> None:
+        self._urls = urls
+        self._group = AsyncAgentGroup(urls) if len(urls) > 1 else None
+        self._words = words
+        self._timeout = timeout
+        self._options = options
+        self._stdout = stdout
+        self._draws = draws
+        self._phase = "freezing"
+        self.report = Report()
+
+    def run(self) -> Report:
+        """Do it; return what came of it."""
+        asyncio.run(self._run())
+        return self.report
+
+    async def _run(self) -> None:
+        report = self.report
+        task = asyncio.current_task()
+        assert task is not None
+
+        def note(number: int) -> None:
+            if report.interrupted:
+                return  # the first has done all that can be done; what is still to do ends by itself
+            report.interrupted, report.interrupted_at = number, self._phase
+            if self._phase != "thawing":
+                task.cancel()
+
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                asyncio.get_running_loop().add_signal_handler(number, note, number)
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                picture = await self._picture(stack)
+                async with self._frozen() as report.freeze:
+                    if picture is not None:
+                        await picture.close()
+                        with contextlib.suppress(OSError):
+                            print(*map(text.plain, _begun(report.freeze)), sep="\n", file=sys.stderr, flush=True)
+                    try:
+                        await self._command(report.freeze)
+                    finally:
+                        self._phase = "thawing"
+        except asyncio.CancelledError:
+            if not report.interrupted:
+                raise
+            report.error = report.freeze.broken if report.freeze else None
+        except (Fault, HostError) as error:
+            report.error = error
+
+    async def _picture(self, stack: contextlib.AsyncExitStack) -> Any:
+        if not self._draws:
+            return None
+        from . import live, screen  # only a terminal needs them
+
+        board = screen.Board(f"freezing {len(self._urls)} guests" if len(self._urls) > 1 else "freezing")
+        picture = await stack.enter_async_context(live.Picture(board, sys.stderr, transient=True))
+        picture.follow(self._urls)
+        return picture
+
+    @contextlib.asynccontextmanager
+    async def _frozen(self) -> AsyncIterator[GroupFreeze]:
+        if self._group is not None:
+            async with self._group.frozen(**self._options) as group:
+                yield group
+            return
+        (url,) = self._urls
+        async with AsyncAgent(url) as agent, agent.frozen(**self._options) as freeze:
+            begun = time.monotonic()
+            one = GroupFreeze({url: freeze}, skew=0, skew_by_agents=0)
+            try:
+                yield one
+            finally:
+                one.window = time.monotonic() - begun
+
+    async def _command(self, freeze: GroupFreeze) -> None:
+        report = self.report
+        began = time.monotonic()
+        try:
+            process = subprocess.Popen(
+                self._words, env=environment(freeze), stdout=self._stdout, start_new_session=True
+            )
+        except (OSError, ValueError) as error:
+            report.error = error if isinstance(error, OSError) else OSError(0, str(error))
+            return
+        self._phase = "running"
+        watched = os.pidfd_open(process.pid)
+        try:
+            report.late = not await _gone(watched, self._timeout)
+        except asyncio.CancelledError:
+            await _end(process.pid, watched)
+            raise
+        else:
+            if report.late:
+                await _end(process.pid, watched)
+        finally:
+            os.close(watched)
+            report.status = process.poll()
+            report.seconds = time.monotonic() - began
+
+
+def _begun(freeze: GroupFreeze) -> Iterator[str]:
+    """Say what is frozen, before the command runs."""
+    if len(freeze.guests) > 1:
+        count = sum(one.count for one in freeze.guests.values())
+        yield f"frozen {text.count(count)} of {len(freeze.guests)} guests within {text.duration(freeze.skew)}"
+        return
+    for one in freeze.guests.values():
+        yield f"frozen {text.count(one.count)}{text.held(one.status)}"
+        yield from text.not_frozen(one.status.mounts)
+
+
+def environment(freeze: GroupFreeze) -> dict[str, str]:
+    """Return the environment of the command. Nothing that a guest says can break its lines."""
+    several = len(freeze.guests) > 1
+    mounts = [
+        f"{url}\t{_octal(mount)}" if several else _octal(mount)
+        for url, one in freeze.guests.items()
+        for mount in one.mounts
+    ]
+    return os.environ | {
+        "VIRTAGENT_FREEZE_ID": "\n".join(str(one.freeze_id) for one in freeze.guests.values()),
+        "VIRTAGENT_MOUNTS": "\n".join(mounts),
+        "VIRTAGENT_AGENTS": "\n".join(freeze.guests),
+    }
+
+
+def _octal(mountpoint: str) -> str:
+    """Escape what is not printable, and the backslash, byte by byte as mountinfo does."""
+    return "".join(
+        c if c.isprintable() and c != "\\" else "".join(f"\\{byte:03o}" for byte in c.encode(errors="surrogatepass"))
+        for c in mountpoint
+    )
+
+
+async def _gone(watched: int, timeout: float | None) -> bool:
+    """Wait until the process has ended; return whether it has."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(watched, ended.set)
+    try:
+        await asyncio.wait_for(ended.wait(), timeout)
+    except asyncio.TimeoutError:
+        return ended.is_set()
+    finally:
+        loop.remove_reader(watched)
+    return True
+
+
+async def _end(group: int, watched: int) -> None:
+    """End the process group. Its leader is not reaped meanwhile, so that the number stays its own."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGTERM)
+        await _gone(watched, GRACE)
+        os.killpg(group, signal.SIGKILL)
+    await _gone(watched, GRACE)
