@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    code = DONE
     try:
         code = _run(options.parser().parse_args(argv))
         print(end="", flush=True)
@@ -81,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         # What is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            return DONE  # whoever read the output has what it wanted
+        if code or isinstance(error, BrokenPipeError):
+            return code  # it has been told already, or whoever read the output has what it wanted
         return complain(f"the output cannot be written ({error.strerror}); give it another place", FAILED)
     return code
 
