@@ -99,7 +99,7 @@ def watch(url: str, timeout: float | None, until: str | None, deadline: float, p
 
     async def run() -> None:
         async with AsyncAgent(url, timeout=timeout) as agent:
-            await agent.ping()  # one that is not there is told without a picture
+            await agent.status()  # one that is not there is told without a picture
             async with Picture(screen.Board(), None, transient=False) as picture:
 
                 def both(record: Status) -> None:

@@ -32,8 +32,9 @@ def verdict(report: Report) -> tuple[str, int]:
     broken = f"; {report.broken}" if report.broken else ""
     if report.interrupted:
         name = signal.Signals(report.interrupted).name
+        besides = f"; {report.besides}" if report.besides else ""
         what = {
-            "freezing": "nothing was run, and nothing stays frozen",
+            "freezing": f"nothing was run, and what may have frozen was told to thaw{besides}",
             "running": f"the command was ended, and {_ALL_THAWED}",
         }.get(report.interrupted_at, f"the command had ended with {report.status}, and all is thawed")
         return f"interrupted by {name}; {broken[2:] or what}", cli.INTERRUPTED

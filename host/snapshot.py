@@ -33,6 +33,7 @@ class Report:
 
     `freeze` is None if nothing was ever frozen. `status` is the command's: its exit code, the negative number of the
     signal that killed it, None if it did not start or did not end. `error` is what else ended it, or broke the freeze.
+    `interrupted` is the signal that ended it, `interrupted_at` the phase that it came in, `besides` what failed then.
     """
 
     freeze: GroupFreeze | None = None
@@ -41,6 +42,7 @@ class Report:
     late: bool = False
     interrupted: int = 0
     interrupted_at: str = ""
+    besides: str = ""
     error: Fault | HostError | OSError | None = None
 
     @property
@@ -112,10 +114,11 @@ class Snapshot:
                         await self._command(report.freeze)
                     finally:
                         self._phase = "thawing"
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
             if not report.interrupted:
                 raise
             report.error = report.freeze.broken if report.freeze else None
+            report.besides = "; ".join(getattr(cancelled, "__notes__", ()))
         except (Fault, HostError) as error:
             report.error = error
 
@@ -136,13 +139,18 @@ class Snapshot:
                 yield group
             return
         (url,) = self._urls
-        async with AsyncAgent(url) as agent, agent.frozen(**self._options) as freeze:
-            begun = time.monotonic()
-            one = GroupFreeze({url: freeze}, skew=0, skew_by_agents=0)
-            try:
-                yield one
-            finally:
-                one.window = time.monotonic() - begun
+        one: GroupFreeze | None = None
+        try:
+            async with AsyncAgent(url) as agent, agent.frozen(**self._options) as freeze:
+                begun = time.monotonic()
+                one = GroupFreeze({url: freeze}, skew=0, skew_by_agents=0)
+                try:
+                    yield one
+                finally:
+                    one.window = time.monotonic() - begun
+        finally:
+            if one is not None:
+                one.broken = one.guests[url].broken
 
     async def _command(self, freeze: GroupFreeze) -> None:
         report = self.report

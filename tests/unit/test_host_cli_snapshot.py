@@ -206,6 +206,18 @@ def test_a_signal_while_the_command_runs(guest: Guest, number: signal.Signals, t
     assert not guest.frozen
 
 
+def test_a_signal_and_a_broken_freeze(tmp_path: Path) -> None:
+    guest = Guest(tmp_path / "a", last=LAST | {"freeze_id": 17})
+    argv = ("snapshot", "--", "sh", "-c", "echo; sleep 600")
+    with guest.agent, running(*argv, url=guest.agent.url, preexec_fn=default_signals) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"interrupted by SIGTERM; {guest.agent.url}: freeze 17 was not held without a break" in err
+
+
 def test_a_signal_that_is_ignored_stays_ignored(guest: Guest) -> None:
     argv = ("snapshot", "--", "sh", "-c", "echo; read line")
 

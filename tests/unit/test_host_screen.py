@@ -1,0 +1,153 @@
+"""What virtagentctl draws: by itself, and on a terminal in front of an agent of the test's making."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.agent_socket import LAST, MOUNT, WORKER, FakeAgent, status_record
+from harness.terminal import CTL, Terminal
+from rich.console import Console
+from virtagent.host import records, screen, text
+
+EVIL = "[red]/srv/\x1b]0;own\x07\n\u202e\u2028\x9b2J[/red]"
+SHOWN = "[red]/srv/\\x1b]0;own\\x07\\n\\u202e\\u2028\\x9b2J[/red]"
+
+
+def drawn(thing: Any, width: int = 200) -> str:
+    """Return what a terminal would show."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, highlight=False, markup=False, emoji=False)
+    console.print(thing)
+    styled = out.getvalue()
+    bare = re.sub(r"\x1b\[[0-9;]*m", "", styled)
+    assert all(c.isprintable() or c == "\n" for c in bare)
+    return "\n".join(line.rstrip() for line in bare.splitlines())
+
+
+def load(**changed: Any) -> records.Status:
+    return records.load(records.Status, status_record(**changed), "va.fsstatus")
+
+
+def test_status() -> None:
+    mounts = [
+        MOUNT,
+        MOUNT | {"mountpoint": "/srv/x", "aliases": [], "state": "failed", "errno": 5, "error": "EIO"},
+        MOUNT | {"mountpoint": "/net", "aliases": [], "state": "left-out", "reason": "network", "seconds": -1},
+        MOUNT | {"mountpoint": "/proc", "aliases": [], "state": "left-out", "reason": "pseudo", "seconds": -1},
+    ]
+    progress = {"dirty_bytes": 3 << 20, "flushed_bytes": 1 << 20, "bytes_per_second": 1 << 20, "eta": 3.0}
+    shown = drawn(screen.status(load(mounts=mounts, progress=progress, last=LAST)))
+    assert shown.startswith(
+        "FROZEN: hold for 19 s, freeze 17, thaws in 41 s\n"
+        "  [######..................] 1 MiB written, 3 MiB dirty, 1 MiB/s, 3 s left\n"
+        "file system  state     type  took\n"
+        "/srv/db      frozen    ext4  0.031 s  also /mnt/db\n"
+        "/srv/x       failed    ext4  0.031 s  EIO\n"
+        "/net         left-out  ext4           network\n"
+        "  1 file system on no disk (pseudo)\n"
+        "worker          process   phase  for   kernel\n"
+        "17 va.fsfreeze  pid 4711  hold   19 s  sleeping\n"
+        "last freeze  16 expired, held 1 min with a break"
+    )
+
+
+def test_plan() -> None:
+    mounts = (
+        records.PlannedMount("/srv/in", level=0, hosts=(1,), fstype="ext4", source="/dev/loop1"),
+        records.PlannedMount("/srv", level=1, fstype="xfs", source="/dev/loop0"),
+    )
+    left_out = (records.LeftOut("/proc", reason="pseudo"), records.LeftOut("/n", fstype="nfs4", reason="network"))
+    assert drawn(screen.plan(records.Plan(mounts, left_out))) == (
+        "a freeze would freeze 2 file systems\n"
+        "├── level 0, all at once\n"
+        "│   └── /srv/in  ext4  /dev/loop1  lies on /srv\n"
+        "├── level 1, all at once\n"
+        "│   └── /srv  xfs  /dev/loop0\n"
+        "└── left out\n"
+        "    ├── network: 1 file system\n"
+        "    │   └── /n  nfs4\n"
+        "    └── pseudo: 1 file system"
+    )
+
+
+def test_what_a_guest_says_is_neither_markup_nor_a_command_to_the_terminal() -> None:
+    mount = MOUNT | {"mountpoint": EVIL, "fstype": EVIL, "aliases": [EVIL], "state": EVIL}
+    worker = WORKER | {"rpc": EVIL, "process_state": EVIL}
+    record = load(state=EVIL, mounts=[mount], workers=[worker], last=LAST | {"error": EVIL}, version=EVIL, error=EVIL)
+    board = screen.Board()
+    board.put("unix:/a", record)
+    several = screen.Board("freezing 2 guests")
+    several.put("unix:/a", record)
+    several.blind["unix:/b"] = EVIL
+    plan = records.Plan((records.PlannedMount(EVIL, fstype=EVIL, source=EVIL),), (records.LeftOut(EVIL, reason=EVIL),))
+    able = records.Capabilities(EVIL, (EVIL,))
+    for thing in (screen.status(record), screen.plan(plan), screen.capabilities(able), board, several):
+        assert SHOWN in drawn(thing, 2000)
+
+
+def test_what_is_counted_goes_on() -> None:
+    mounts = [MOUNT | {"state": "syncing", "seconds": 1.0}, MOUNT]
+    progress = {"dirty_bytes": 1, "flushed_bytes": 0, "bytes_per_second": 1.0, "eta": 5.0}
+    later = text.aged(load(phase="sync", limit_left=10.0, hold_left=-1, mounts=mounts, progress=progress), 7)
+    assert (later.since, later.limit_left, later.hold_left, later.progress.eta) == (26, 3, -1, 0)
+    assert [mount.seconds for mount in later.mounts] == [8, 0.031]
+
+
+def test_many_guests_and_many_file_systems_are_counted() -> None:
+    board = screen.Board("freezing 40 guests")
+    for n in range(40):
+        board.put(f"unix:/{n}", load(mounts=[MOUNT, MOUNT | {"state": "freezing"}]))
+    shown = drawn(board)
+    assert "unix:/29     FROZEN: hold for 19 s, freeze 17, thaws in 41 s  1 frozen, 1 freezing" in shown
+    assert "and 10 more" in shown
+    assert "and 5 file systems more" in drawn(_board_of(35))
+
+
+def _board_of(mounts: int) -> screen.Board:
+    board = screen.Board()
+    board.put("unix:/a", load(mounts=[MOUNT] * mounts))
+    return board
+
+
+def test_without_rich_a_terminal_gets_lines(tmp_path: Path) -> None:
+    (tmp_path / "rich").mkdir()
+    (tmp_path / "rich" / "__init__.py").write_text("raise ImportError('no rich')\n")
+    with FakeAgent(tmp_path / "a", lambda method, params: status_record()) as fake:
+        for command, said in (("status", "  frozen  /srv/db  ext4"), ("watch", "FROZEN: hold for 19 s")):
+            argv = [*CTL, "--agent", fake.url, command]
+            with Terminal(argv, {"PYTHONPATH": str(tmp_path)}) as terminal:
+                terminal.read_until(said)
+                assert "\x1b" not in terminal.text
+
+
+@pytest.mark.parametrize("command", ["freeze", "watch"])
+def test_ctrl_c_ends_a_picture(tmp_path: Path, command: str) -> None:
+    over = threading.Event()
+
+    def answer(method: str, params: list[Any]) -> Any:
+        if method == "va.fsfreeze" or (params and params[0].get("since")):
+            assert over.wait(20)
+        return status_record(state="INPROGRESS", code=1, phase="sync", hold_left=-1)
+
+    with FakeAgent(tmp_path / "a", answer) as fake, Terminal([*CTL, "--agent", fake.url, command]) as terminal:
+        terminal.read_until("INPROGRESS: sync for ")
+        terminal.type(b"\x03")
+        assert terminal.wait() == 130
+        over.set()
+        assert "interrupted; a freeze may go on in the guest: `virtagentctl thaw` ends it" in terminal.text
+        assert "Traceback" not in terminal.text
+        assert terminal.text.rindex("\x1b[?25h") > terminal.text.rindex("\x1b[?25l"), "the cursor stays hidden"
+
+
+def test_a_channel_for_one_client_is_frozen_without_a_picture(tmp_path: Path) -> None:
+    def answer(method: str, params: list[Any]) -> Any:
+        return 1 if method == "va.fsfreeze" else "odd"
+
+    with FakeAgent(tmp_path / "a", answer) as fake, Terminal([*CTL, "--agent", fake.url, "freeze"]) as terminal:
+        assert terminal.wait() == 0
+        assert "frozen 1 file system" in terminal.text
