@@ -33,8 +33,8 @@ WAITING = SILENT | {
 OURS = ("va.", "system.")
 """How the names of our own methods begin, which take their parameters by place, too."""
 LARGE = re.compile(rb'"execute"\s*:\s*"guest-file-write"')
-LARGE_MAX = 48 << 20
-"""Bytes of a guest-file-write; its name must stand in the first LARGE_WITHIN of them."""
+LARGE_MAX = (48 << 20) + 4096
+"""Bytes of a guest-file-write: 48 MiB of base64 and what stands around it; its name must come within LARGE_WITHIN."""
 LARGE_WITHIN = 4096
 
 # A run of what neither opens nor closes anything, a string's inside, and what may not stand outside of strings.

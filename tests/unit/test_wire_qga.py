@@ -168,7 +168,7 @@ def test_too_deep_and_too_long_are_read_past() -> None:
 
 
 def test_a_file_write_may_be_large_and_takes_linear_time() -> None:
-    small, large = 2 << 20, 46 << 20
+    small, large = 2 << 20, 48 << 20
 
     def seconds(size: int) -> float:
         data = say("guest-file-write", arguments={"handle": 1000, "buf-b64": "A" * size})
