@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -108,7 +109,7 @@ def watch(url: str, timeout: float | None, until: str | None, deadline: float, p
 
                 await agent.play(following(both, until, deadline))
 
-    asyncio.run(run())
+    _interruptible(run())
 
 
 def beside(url: str, title: str, call: Call[T], timeout: float | None) -> T:
@@ -122,4 +123,31 @@ def beside(url: str, title: str, call: Call[T], timeout: float | None) -> T:
             picture.follow([url])
             return await agent.carry_out(call)
 
-    return asyncio.run(run())
+    return _interruptible(run())
+
+
+def _interruptible(doing: Coroutine[Any, Any, T]) -> T:
+    """Return what `doing` comes to; a Ctrl-C cancels it, and is raised when it has ended."""
+    interrupted = False
+
+    async def run() -> list[T]:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def note() -> None:
+            nonlocal interrupted
+            interrupted = True
+            task.cancel()
+
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, note)
+        try:
+            return [await doing]
+        except asyncio.CancelledError:
+            return []
+
+    # Not by asyncio.run alone: that of Python 3.10 raises KeyboardInterrupt amid the loop, and tells tracebacks of it.
+    found = asyncio.run(run())
+    if interrupted or not found:
+        raise KeyboardInterrupt
+    return found[0]
