@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 # A virtual machine takes minutes: `scripts/test --vm` asks for it.
 collect_ignore = [] if os.environ.get("VIRTAGENT_VM") else ["vm"]
+
+# A run in the background has these ignored, and would hand that on to whatever the tests start.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 TESTS = str(Path(__file__).parent)
 if TESTS not in sys.path:
