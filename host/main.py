@@ -24,8 +24,18 @@ def main() -> int:
         finally:
             # All is done: what comes while the interpreter ends is too late.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            _let_go()
     except KeyboardInterrupt:
         return _INTERRUPTED
+
+
+def _let_go() -> None:
+    """Leave nothing that cannot be written, as to a terminal that is gone: the interpreter would end with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
