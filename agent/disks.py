@@ -17,6 +17,7 @@ class Gauge:
         self._names = names
         self._begun = time.monotonic()
         self._written_before = 0
+        self.last = Progress(Phase.SYNC.value)
         self._written_before = self.progress(Phase.SYNC, 0).flushed_bytes
 
     def progress(self, phase: Phase, sync_round: int) -> Progress:
@@ -29,7 +30,8 @@ class Gauge:
         elapsed = time.monotonic() - self._begun
         rate = flushed / elapsed if elapsed > 0 else 0.0
         eta = dirty / rate if rate > 0 and dirty >= 0 else -1
-        return Progress(phase.value, sync_round, dirty, flushed, rate, eta)
+        self.last = Progress(phase.value, sync_round, dirty, flushed, rate, eta)
+        return self.last
 
     def _written(self) -> int:
         counters = psutil.disk_io_counters(perdisk=True, nowrap=False)

@@ -7,16 +7,17 @@ supervisor always knows the set that may be frozen.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import disks, kernel, mounts, report, sysfs
+from . import disks, kernel, mounts, rcu, report, sysfs
 from .errors import Code, Fault
-from .hands import FREEZE, SYNC, Board, Event, Gone, Hand, Result, Timeout, Told, Verb
+from .hands import FREEZE, SYNC, Board, Event, Gone, Hand, Result, Taken, Timeout, Told, Verb
 from .states import MountState, Phase
 
 if TYPE_CHECKING:
@@ -80,30 +81,35 @@ class _Together:
     def _rounds(self, limit: Limit) -> None:
         """Sync all until a round leaves nothing worth another."""
         before = math.inf
+        hands = list(self._board.hands.values())
         for number in range(1, SYNC_ROUNDS + 1):
+            self._worker.reporter.post(self._gauge.progress(Phase.SYNC, number))
             begun = time.monotonic()
-            self._together(self._board.hands.values(), SYNC, Phase.SYNC, number, limit)
+            self._board.announce(hands, SYNC)
+            self._together(hands, SYNC, Phase.SYNC, number, limit)
             took = time.monotonic() - begun
             if took < SYNC_SHORT or took > before * SYNC_GAIN:
                 break
             before = took
 
-    def _together(self, hands: Iterable[Hand], verb: Verb, phase: Phase, number: int, limit: Limit) -> None:
+    def _together(self, hands: Sequence[Hand], verb: Verb, phase: Phase, number: int, limit: Limit) -> None:
         """Do `verb` on all hands at once; raises GiveUp at the first that fails, with the others still in flight."""
-        self._worker.reporter.post(self._gauge.progress(phase, number))
-        for hand in hands:
-            hand.order(verb)
+        self._board.order(hands, verb)
+        self._board.describe(verb.during.value)
         due = time.monotonic() + PROGRESS_EVERY
-        while self._board.busy():
-            self._board.describe(verb.during.value)
+        while self._board.busy:
             event = self._board.next(min(due, limit.until))
             if not isinstance(event, Timeout):
                 self._attend(event)
                 continue
-            if time.monotonic() >= limit.until:
-                raise Overran(f"the {phase.value} limit of {limit.seconds:g} s passed")
+            self._check(limit, phase)
             self._worker.reporter.inform(self._gauge.progress(phase, number))
+            self._board.describe(verb.during.value)
             due = time.monotonic() + PROGRESS_EVERY
+
+    def _check(self, limit: Limit, phase: Phase) -> None:
+        if time.monotonic() >= limit.until:
+            raise Overran(f"the {phase.value} limit of {limit.seconds:g} s passed")
 
     def _attend(self, event: Event) -> None:
         match event:
@@ -121,7 +127,7 @@ class Flush(_Together):
         try:
             self._rounds(Limit.of(self._options.sync_limit))
         except Overran as why:
-            at = ", ".join(hand.mount.mountpoint for hand in self._board.busy())
+            at = ", ".join(hand.mount.mountpoint for hand in self._board.at_work())
             raise Fault(Code.OVERRUN, f"{why} while syncing {at}; nothing was frozen") from None
         except GiveUp as why:
             raise Fault(Code.FAILED, f"{why}; nothing was frozen") from None
@@ -137,6 +143,7 @@ class Transaction(_Together):
         if options.strict:
             self._wrong.append(MountState.UNSUPPORTED)
         self._proceed = False
+        self._expedites = False
 
     def run(self) -> int:
         """Carry the transaction through and return the number of file systems frozen and thawed.
@@ -149,8 +156,10 @@ class Transaction(_Together):
             kernel.lock_memory()  # the supervisor has logged that this is not allowed
         self._worker.reporter.send(report.Progress(Phase.PLAN.value))
         plan = sysfs.read_plan(self._options.rules)
-        self._worker.reporter.send(report.Plan(plan.dump()))
+        expedites = rcu.is_normal()
+        self._worker.reporter.send(report.Plan(plan.dump(), int(expedites)))
         self._take(plan, obeys=True)
+        self._expedites = expedites and bool(plan.mounts)
         try:
             return self._freeze_and_hold()
         except GiveUp as why:
@@ -187,9 +196,34 @@ class Transaction(_Together):
     def _freeze(self) -> None:
         # The supervisor kills at the limit; this is for the case that it is stopped or stuck itself.
         limit = Limit.of(self._options.freeze_limit, OWN_LIMIT_LATER)
-        hands = self._board.hands.values()
-        for level in sorted({hand.mount.level for hand in hands}):
-            self._together([h for h in hands if h.mount.level == level], FREEZE, Phase.FREEZE, 0, limit)
+        self._worker.reporter.post(dataclasses.replace(self._gauge.last, phase=Phase.FREEZE.value, round=0))
+        by_level: dict[int, list[Hand]] = {}
+        for hand in self._board.hands.values():
+            by_level.setdefault(hand.mount.level, []).append(hand)
+        expedited = False
+        try:
+            for level in sorted(by_level):
+                self._announce(by_level[level], limit)
+                if self._expedites and not expedited and rcu.is_normal():
+                    # Not before the first is announced: whoever has to thaw for a dead worker puts this back, too.
+                    rcu.expedite(True)
+                    expedited = True
+                self._together(by_level[level], FREEZE, Phase.FREEZE, 0, limit)
+        finally:
+            if expedited:
+                rcu.expedite(False)
+
+    def _announce(self, hands: Sequence[Hand], limit: Limit) -> None:
+        """Have it in the pipe that the hands are about to freeze; if that is given up they say that they do not."""
+        self._board.announce(hands, FREEZE)
+        try:
+            while not isinstance(event := self._board.next(limit.until, taken=True), Taken):
+                self._check(limit, Phase.FREEZE)
+                self._attend(event)
+        except GiveUp:
+            self._board.ending = True
+            self._board.order(hands, FREEZE)
+            raise
 
     def _attend(self, event: Event) -> None:
         match event:
@@ -245,11 +279,15 @@ class Transaction(_Together):
             raise Fault(Code.FAILED, f"{words}; thawing because {reason or 'the host asked'}")
 
 
-def thaw_again(worker: Worker, planned: dict[int, mounts.Mount]) -> int:
+def thaw_again(worker: Worker, planned: dict[int, mounts.Mount], expedited: bool) -> int:
     """Thaw the file systems of a freeze whose worker is dead or was killed; return how many are proved thawed.
 
-    Raises Fault FAILED that names those that the kernel refused to thaw.
+    `expedited`: it may have left grace periods expedited. Raises Fault FAILED that names those that the kernel refused
+    to thaw.
     """
+    if expedited:
+        with contextlib.suppress(OSError):  # no reason not to thaw
+            rcu.expedite(False)
     board = Board(worker, planned.items(), obeys=False)
     for hand in board.hands.values():
         hand.state = MountState.FROZEN

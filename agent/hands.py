@@ -72,7 +72,11 @@ class Timeout(NamedTuple):
     """The time that was waited for has come."""
 
 
-Event = Result | Told | Gone | Timeout
+class Taken(NamedTuple):
+    """The report pipe has taken all that was posted."""
+
+
+Event = Result | Told | Gone | Timeout | Taken
 
 
 class Hand(threading.Thread):
@@ -111,16 +115,12 @@ class Hand(threading.Thread):
     def _do(self, verb: Verb) -> int:
         reporter = self._board.worker.reporter
         begun = time.monotonic()
-        if verb is FREEZE:
-            reporter.send(report.Step(self.index, verb.during.value), lambda: self._board.ending)
-            if self._board.ending or reporter.closed:
-                return errno.ECANCELED
-        else:
-            reporter.post(report.Step(self.index, verb.during.value))
         error = 0
         try:
             if self._fd < 0:
-                self._fd = open_file_system(self.mount)
+                self._fd = open_file_system(self.mount, self._board.mounted)
+            if verb is FREEZE and (self._board.ending or reporter.closed):
+                raise OSError(errno.ECANCELED, "given up")
             verb.call(self._fd)
         except OSError as refused:
             error = refused.errno or errno.EIO
@@ -135,6 +135,8 @@ class Board:
     def __init__(self, worker: Worker, planned: Iterable[tuple[int, mounts.Mount]], *, obeys: bool) -> None:
         self.worker = worker
         self.ending = False
+        self.mounted = Mounted()
+        self.busy: set[int] = set()  # the hands that have not ended what they were told
         self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll = select.poll()
@@ -169,10 +171,23 @@ class Board:
         self._results.put(result)
         os.eventfd_write(self._wake, 1)
 
-    def next(self, until: float = math.inf) -> Event:
-        """Wait for the next event, at most until that CLOCK_MONOTONIC second."""
+    def announce(self, hands: Iterable[Hand], verb: Verb) -> None:
+        """Post that `verb` is about to begin on the hands."""
+        self.worker.reporter.post(*(report.Step(hand.index, verb.during.value) for hand in hands))
+
+    def order(self, hands: Iterable[Hand], verb: Verb) -> None:
+        """Have the hands do `verb`, all at once; they are idle."""
+        for hand in hands:
+            self.busy.add(hand.index)
+            hand.order(verb)
+
+    def next(self, until: float = math.inf, *, taken: bool = False) -> Event:
+        """Wait for the next event, at most until that CLOCK_MONOTONIC second; `taken`: or until all posted is taken."""
         while True:
-            self.worker.reporter.flush()
+            if not self.worker.reporter.flush():
+                self._poll.register(self.worker.reporter.fd, select.POLLOUT)
+            elif taken:
+                return Taken()
             try:
                 result = self._results.get_nowait()
             except queue.Empty:
@@ -190,6 +205,8 @@ class Board:
             for fd, _ in self._poll.poll(None if left == math.inf else math.ceil(left * 1000)):
                 if fd == self._wake:
                     os.eventfd_read(self._wake)
+                elif fd == self.worker.reporter.fd:
+                    self._poll.unregister(fd)
                 elif fd == self._signalled:
                     os.read(self._signalled, 4096)
                 elif fd == self.worker.control_fd:
@@ -199,6 +216,7 @@ class Board:
 
     def _note(self, result: Result) -> Result:
         hand = result.hand
+        self.busy.discard(hand.index)
         hand.doing = None
         hand.state, hand.words = judge(result.verb, result.error)
         hand.error = result.error
@@ -234,13 +252,13 @@ class Board:
         """Return the hands whose file system is in one of the states."""
         return [hand for hand in self.hands.values() if hand.state in states]
 
-    def busy(self) -> list[Hand]:
-        """Return the hands that have not ended what they were told."""
-        return [hand for hand in self.hands.values() if hand.doing is not None]
+    def at_work(self) -> list[Hand]:
+        """Return the hands that have not ended what they were told, in the order of the plan."""
+        return [self.hands[index] for index in sorted(self.busy)]
 
     def describe(self, what: str) -> None:
         """Put into the title what is in flight, and where."""
-        at = [hand.mount.mountpoint for hand in self.busy()]
+        at = [hand.mount.mountpoint for hand in self.at_work()]
         done = len(self.hands) - len(at)
         where = f" {at[0]}" + (f" +{len(at) - 1}" if len(at) > 1 else "") if at else ""
         self.worker.title(f"{what}{where} {done}/{len(self.hands)}")
@@ -254,13 +272,17 @@ class Board:
         self.ending = True
         while True:
             waiting = {h.index for h in self.in_state(MountState.FREEZING, MountState.FROZEN, MountState.THAWING)}
-            for hand in self.in_state(MountState.FROZEN):
-                if not waiting.intersection(hand.mount.hosts):
-                    hand.order(THAW)
-            if not self.busy():
+            below = {host for index in waiting for host in self.hands[index].mount.hosts}
+            free = [h for h in self.in_state(MountState.FROZEN) if not waiting.intersection(h.mount.hosts)]
+            self.announce(free, THAW)
+            self.order(free, THAW)
+            if not self.busy:
                 return
             self.describe("thawing")
-            self.next()
+            while self.busy:
+                match self.next():
+                    case Result(hand, verb) if verb is FREEZE or hand.index in below:
+                        break
 
 
 def judge(verb: Verb, error: int) -> tuple[MountState, str]:
@@ -279,32 +301,54 @@ def judge(verb: Verb, error: int) -> tuple[MountState, str]:
     return MountState.FAILED, words
 
 
-def open_file_system(mount: mounts.Mount) -> int:
+class Mounted:
+    """Which mount belongs to which superblock (mountinfo), read no more often than needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._read_at = -math.inf
+        self._mounts: dict[int, mounts.MountInfo] = {}
+
+    def now(self, opened_at: float) -> dict[int, mounts.MountInfo]:
+        """Return the mounts by id, read after that CLOCK_MONOTONIC second: what was opened before keeps its id."""
+        with self._lock:
+            if self._read_at <= opened_at:
+                self._read_at = time.monotonic()
+                self._mounts = {info.mount_id: info for info in sysfs.read_mountinfo()}
+            return self._mounts
+
+
+def open_file_system(mount: mounts.Mount, mounted: Mounted) -> int:
     """Open a mount point of the file system and return the descriptor.
 
     A path alone could lead to whatever was mounted over it since, so the mount id of what was opened
     (/proc/self/fdinfo, proc(5)) must be one that mountinfo gives for the superblock. O_PATH first: opening a FIFO or a
     device that is bind-mounted could block. Raises OSError, ENODEV if no mount point leads there.
     """
-    ids: dict[str, set[int]] = {}
-    for info in sysfs.read_mountinfo():
-        if info.device == mount.device:
-            ids.setdefault(info.mountpoint, set()).add(info.mount_id)
     refused = OSError(errno.ENODEV, "not mounted any more")
-    for path in sorted(ids, key=lambda p: p != mount.mountpoint):
+    tried = set()
+    begun = time.monotonic()
+    paths = [mount.mountpoint, *mount.aliases]
+    while paths:
+        tried.add(path := paths.pop(0))
         try:
             handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError as error:
             refused = error
-            continue
-        try:
-            mode = os.fstat(handle).st_mode
-            if _mount_id(handle) in ids[path] and (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-                return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            refused = error
-        finally:
-            os.close(handle)
+        else:
+            try:
+                mode = os.fstat(handle).st_mode
+                found = mounted.now(time.monotonic()).get(_mount_id(handle))
+                if found and found.device == mount.device and (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                    return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                refused = error
+            finally:
+                os.close(handle)
+        if not paths:  # it may be mounted elsewhere by now
+            there = {info.mountpoint for info in mounted.now(begun).values() if info.device == mount.device}
+            paths = sorted(there - tried)
+            refused = refused if there else OSError(errno.ENODEV, "not mounted any more")
     raise refused
 
 

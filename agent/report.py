@@ -37,10 +37,14 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the worker will freeze, before it does anything else: `mounts.Plan.dump()`."""
+    """What the worker will freeze, before it does anything else: `mounts.Plan.dump()`.
 
-    shape: ClassVar[Shape] = (dict,)
+    `expedites`: 1 if grace periods are going to be expedited meanwhile (`kernel.expedite`), and put back afterwards.
+    """
+
+    shape: ClassVar[Shape] = (dict, int)
     plan: dict[str, Any]
+    expedites: int = 0
 
 
 @dataclass(frozen=True, slots=True)

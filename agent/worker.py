@@ -8,6 +8,7 @@ be stopped, never delays a thaw.
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import select
 import signal
@@ -15,7 +16,6 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -27,7 +27,6 @@ from .rpcs import RPCS
 from .text import printable
 
 TITLE = "virtagentd: "
-LOOK_UP = 50  # milliseconds between two looks whether a full pipe is still worth waiting for
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +42,25 @@ class Reporter:
     """The worker's end of the report pipe; used by all its threads."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
         self._lock = threading.Lock()
         self._backlog: deque[bytes] = deque()
         self.closed = False
         os.set_blocking(fd, False)
 
-    def send(self, message: report.Report, given_up: Callable[[], bool] = lambda: False) -> None:
-        """Write `message`, waiting until the pipe has taken it; return at once if the supervisor is gone.
-
-        `given_up` is asked now and then whether to wait no longer; the message then goes when the pipe takes it.
-        """
+    def send(self, message: report.Report) -> None:
+        """Write `message`, waiting until the pipe has taken it; return at once if the supervisor is gone."""
         self.post(message)
         writable = select.poll()
-        writable.register(self._fd, select.POLLOUT)
-        while not self.flush() and not given_up():
-            writable.poll(LOOK_UP)
+        writable.register(self.fd, select.POLLOUT)
+        while not self.flush():
+            writable.poll()
 
-    def post(self, message: report.Report) -> None:
-        """Write `message` now, or keep it for the next flush if the pipe is full."""
+    def post(self, *messages: report.Report) -> None:
+        """Write the messages now, or keep them for the next flush if the pipe is full."""
+        frames = [frame for message in messages for frame in report.encode(message)]
         with self._lock:
-            self._backlog.extend(report.encode(message))
+            self._backlog.extend(frames)
             self._drain()
 
     def inform(self, message: report.Report) -> None:
@@ -81,8 +78,12 @@ class Reporter:
 
     def _drain(self) -> None:
         while self._backlog:
+            # As many frames as make one atomic write.
+            count, size = 1, len(self._backlog[0])
+            while count < len(self._backlog) and (size := size + len(self._backlog[count])) <= report.PIPE_BUF:
+                count += 1
             try:
-                os.write(self._fd, self._backlog[0])
+                os.write(self.fd, b"".join(itertools.islice(self._backlog, count)))
             except BlockingIOError:
                 return
             except BrokenPipeError:
@@ -90,7 +91,8 @@ class Reporter:
                 self.closed = True
                 self._backlog.clear()
                 return
-            self._backlog.popleft()
+            for _ in range(count):
+                self._backlog.popleft()
 
 
 class Worker:

@@ -143,8 +143,8 @@ class Core:
                 probed = self._workers.get(number)
                 if probed is not None and (probed.alive or probed.state is WorkerState.STUCK):
                     self._freezing.probed(probed, state, now)
-            case JournalFound(number, plan, untold, orphan):
-                self._freezing.recover(number, plan, untold, orphan, freeze_options(self._config, "start", None), now)
+            case JournalFound():
+                self._freezing.recover(event, freeze_options(self._config, "start", None), now)
             case Reload():
                 self._reload()
             case ShowStatus():

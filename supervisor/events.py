@@ -140,13 +140,15 @@ class JournalFailed:
 class JournalFound:
     """A supervisor before this one left a journal: what it planned to freeze, and what the host was not told yet.
 
-    `orphan` is the freeze worker that it left if that still lives, (0, 0) if not: its pid and start time.
+    `orphan` is the freeze worker that it left if that still lives, (0, 0) if not: its pid and start time. `expedites`:
+    that worker may have left grace periods expedited.
     """
 
     freeze: int
     plan: Plan
     untold: str
     orphan: tuple[int, int] = (0, 0)
+    expedites: bool = False
 
 
 @dataclass(frozen=True, slots=True)

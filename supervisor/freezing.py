@@ -22,7 +22,7 @@ from ..agent.states import (
     WorkerState,
 )
 from .calls import Calls
-from .events import Effect, Log, Probe, RemoveJournal, Tell, WriteJournal
+from .events import Effect, JournalFound, Log, Probe, RemoveJournal, Tell, WriteJournal
 from .state import State
 from .thawing import Thawing
 from .transaction import Freeze, Last, journal
@@ -122,11 +122,10 @@ class Freezing:
             self._thawing.try_now()
             self._thawing.advance(now)
 
-    def recover(
-        self, number: int, plan: Plan, untold: str, orphan: tuple[int, int], options: Options, now: float
-    ) -> None:
+    def recover(self, found: JournalFound, options: Options, now: float) -> None:
         """Thaw what the journal of a supervisor before this one names, and tell the next fsthaw."""
-        self._last_id = number
+        plan, untold, orphan = found.plan, found.untold, found.orphan
+        self._last_id = number = found.freeze
         if not plan.mounts:
             self._thawing.untold = untold
             self._thawing.last = Last(number, Outcome.BROKEN.value, False, 0.0, 0.0, untold, -1.0)
@@ -134,6 +133,7 @@ class Freezing:
         worker = self._workers.adopt(RPCS["va.fsfreeze"], orphan, now).id if orphan[0] else 0
         self._thawing.freeze = freeze = Freeze(number, worker, options)
         freeze.take(plan)
+        freeze.expedites = found.expedites
         freeze.suspect_all()
         freeze.reaped = not worker
         freeze.outcome = Outcome.BROKEN
@@ -298,10 +298,11 @@ class Freezing:
             return "a second Plan"
         try:
             freeze.take(Plan.load(message.plan))
+            freeze.expedites = bool(message.expedites)
         except ValueError as error:
             return f"Plan: {error}"
         untold = "; ".join(filter(None, (self._thawing.untold, self._broken("the agent died"))))
-        self._out.append(WriteJournal(freeze.id, worker.pid, journal(freeze.id, freeze.plan, untold)))
+        self._out.append(WriteJournal(freeze.id, worker.pid, journal(freeze.id, freeze.plan, untold, freeze.expedites)))
         return ""
 
     def _step(self, freeze: Freeze, worker: Worker, step: report.Step, now: float) -> str:
@@ -333,6 +334,7 @@ class Freezing:
             or frozen.until != (limit and frozen.at + limit)
         ):
             return f"Frozen for {frozen.count} of {len(freeze.held)}, from {frozen.at:g} to {frozen.until:g}"
+        freeze.expedites = False  # it has put that back
         freeze.frozen_at, freeze.until = float(frozen.at), float(frozen.until)
         if self._thawing.untold:
             # Whoever asks for a thaw from now on asks for that of this freeze.

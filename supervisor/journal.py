@@ -108,7 +108,8 @@ class Journal:
                     # Nothing stays frozen over a boot.
                     return JournalFound(freeze, Plan((), ()), told)
                 lives = pid > 0 and start_time(pid) == started
-                return JournalFound(freeze, Plan.load(plan), told, (pid, started) if lives else (0, 0))
+                orphan = (pid, started) if lives else (0, 0)
+                return JournalFound(freeze, Plan.load(plan), told, orphan, record.get("expedites") is True)
         raise ValueError("not a journal")
 
     def keep_handle(self, number: int) -> None:

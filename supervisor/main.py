@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from ..agent import __version__, kernel, sysfs
+from ..agent import __version__, kernel, rcu, sysfs
 from ..agent.errors import Fault
 from ..agent.mounts import Plan, Rules
 from ..agent.text import printable
@@ -169,6 +169,8 @@ def _stand_firm(log: Log) -> None:
         kernel.lock_memory()
     except OSError as error:
         log.add("warning", f"mlockall: {error.strerror}; the daemon may wait for a swap file")
+    if why := rcu.why_not():
+        log.add("info", f"{why}; a freeze waits for grace periods of the kernel, some 25 ms longer")
     if os.geteuid() != 0:
         log.add("warning", "not root: nothing can be frozen")
     try:

@@ -85,7 +85,9 @@ class Thawing:
 
     def _compensate(self, freeze: Freeze, wanted: set[int], now: float) -> Worker:
         mounts = {index: freeze.marks[index].mount for index in sorted(wanted)}
-        worker = self._workers.spawn(RPCS["thaw"], {"mounts": mounts}, None, self.limit, now)
+        worker = self._workers.spawn(
+            RPCS["thaw"], {"mounts": mounts, "expedited": freeze.expedites}, None, self.limit, now
+        )
         worker.doing = "thawing " + ", ".join(m.mountpoint for m in list(mounts.values())[:3])
         self._workers.enter_phase(worker, Phase.THAW, self.limit, now)
         freeze.thawers[worker.id] = wanted

@@ -62,6 +62,7 @@ class Freeze:
     worker: int
     options: Options
     caller: int | None = None
+    expedites: bool = False
     plan: Plan = field(default_factory=lambda: Plan((), ()))
     marks: list[Mark] = field(default_factory=list)
     touched: set[int] = field(default_factory=set)
@@ -173,6 +174,6 @@ class Freeze:
         )
 
 
-def journal(freeze: int, plan: Plan, untold: str) -> dict[str, Any]:
+def journal(freeze: int, plan: Plan, untold: str, expedites: bool = False) -> dict[str, Any]:
     """Return what the journal keeps: what may be frozen, and what the next fsthaw is to be told if the agent dies."""
-    return {"freeze": freeze, "plan": plan.dump(), "untold": untold}
+    return {"freeze": freeze, "plan": plan.dump(), "untold": untold, "expedites": expedites}

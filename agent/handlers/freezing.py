@@ -18,7 +18,7 @@ def fsfreeze(worker: Worker, args: dict[str, Any]) -> int:
 
 def thaw(worker: Worker, args: dict[str, Any]) -> int:
     """Thaw the file systems of `args["mounts"]` (index -> mounts.Mount); return how many are proved thawed."""
-    return freeze.thaw_again(worker, args["mounts"])
+    return freeze.thaw_again(worker, args["mounts"], args["expedited"])
 
 
 def fssync(worker: Worker, args: dict[str, Any]) -> int:

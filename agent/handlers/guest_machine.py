@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import kernel, programs, sysfs
 from ..errors import Code, Fault
-from ..hands import open_file_system
+from ..hands import Mounted, open_file_system
 from ..mounts import NETWORK_TYPES, Mount, MountInfo, superblocks
 from . import machine
 
@@ -170,7 +170,7 @@ def _trim(mount: Mount, minimum: int) -> dict[str, Any]:
     if mount.fstype.startswith("fuse"):  # never opened: who serves it may be gone
         return {"error": "trim not supported"}
     try:
-        fd = open_file_system(mount)
+        fd = open_file_system(mount, Mounted())
     except OSError as error:
         return {"error": f"failed to open: {error.strerror}"}
     try:

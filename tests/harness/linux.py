@@ -187,3 +187,9 @@ def mounts_under(folder: str) -> list[Mount]:
 def nodev_types() -> set[str]:
     with open("/proc/filesystems", encoding="ascii") as lines:
         return {line.split()[1] for line in lines if line.startswith("nodev")}
+
+
+def expedited() -> str:
+    """Return what /sys/kernel/rcu_expedited has, empty if the kernel has no such file."""
+    file = Path("/sys/kernel/rcu_expedited")
+    return file.read_text().strip() if file.exists() else ""

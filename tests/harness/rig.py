@@ -26,10 +26,11 @@ class Footprint:
     mounts: tuple[str, ...]
     processes: tuple[str, ...]
     fds: tuple[str, ...]
+    expedited: tuple[str, ...]
 
     def difference(self, later: Footprint) -> list[str]:
         found = []
-        for name in ("loops", "mounts", "processes", "fds"):
+        for name in ("loops", "mounts", "processes", "fds", "expedited"):
             before, after = list(getattr(self, name)), list(getattr(later, name))
             for one in before:
                 if one in after:
@@ -118,6 +119,7 @@ class Rig:
             tuple(sorted(m.mountpoint for m in linux.mounts_under(area))),
             tuple(sorted(processes)),
             tuple(daemon.fds()) if daemon else (),
+            (linux.expedited(),),
         )
 
     def assert_unchanged(self, before: Footprint, daemon: Daemon | None = None, timeout: float = 3) -> None:

@@ -25,12 +25,13 @@ def install(disk: str, fs: str, flag: Path) -> None:
     """Change the reporter here; forked workers inherit it."""
     put = worker.Reporter.post
 
-    def post(self: worker.Reporter, message: report.Report) -> None:
-        if isinstance(message, report.Progress) and message.phase == Phase.FREEZE.value and flag.exists():
+    def post(self: worker.Reporter, *messages: report.Report) -> None:
+        begins = any(isinstance(m, report.Progress) and m.phase == Phase.FREEZE.value for m in messages)
+        if begins and flag.exists():
             flag.unlink()
             Path(fs, "stalled").write_bytes(os.urandom(DIRTY))
             linux.freeze(disk)
-        put(self, message)
+        put(self, *messages)
 
     replaced: Any = post
     worker.Reporter.post = replaced  # type: ignore[method-assign]

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from harness import linux
 from harness.daemon import Daemon
 from harness.peer import Talk
 from harness.processes import kill, until
@@ -199,6 +200,7 @@ def test_supervisor_and_stuck_worker_killed(rig: Rig) -> None:
     sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     record = daemon.wait_status(lambda r: any(m["state"] == "freezing" for m in r["mounts"]))
     (worker,) = record["workers"]
+    until(lambda: linux.expedited() != "0", 5, "it freezes")
     daemon.kill()
     kill(worker["pid"])
     again = rig.daemon([stall.fs], ["--kill-grace", "0.2"], state_dir=daemon.state_dir)
@@ -207,6 +209,7 @@ def test_supervisor_and_stuck_worker_killed(rig: Rig) -> None:
     stall.release()
     again.wait_state("THAWED")
     stall.fs.assert_thawed()
+    assert linux.expedited() != "1", "the journal says that grace periods are to be put back"
     daemon.wait_orphans()
     assert fault_of(again.proxy().va.fsthaw).faultCode == Code.FREEZE_BROKEN
 

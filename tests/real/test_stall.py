@@ -6,9 +6,11 @@ import threading
 import time
 import xmlrpc.client
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import linux
 from harness.daemon import Daemon
 from harness.filesystems import KINDS, LoopFs
 from harness.rig import Rig
@@ -249,6 +251,42 @@ def test_supervisor_killed_while_stuck(scene: Scene, rig: Rig) -> None:
     scene.daemon.wait_orphans()
     for fs in scene.every:
         fs.assert_thawed()
+
+
+@with_options("--freeze-limit", "0.5", "--kill-grace", "0.2")
+def test_grace_periods_are_expedited_while_it_freezes_and_put_back_for_a_killed_worker(scene: Scene) -> None:
+    if linux.expedited() != "0":
+        pytest.skip("this kernel has no /sys/kernel/rcu_expedited, or it is set")
+    scene.stall_in_freeze()
+    asking = Asking(scene.daemon, "va.fsfreeze")
+    well = {str(fs.path) for fs in scene.well}
+    scene.daemon.wait_status(lambda r: {m["state"] for m in r["mounts"] if m["mountpoint"] in well} == {"frozen"})
+    assert linux.expedited() == "1"
+    scene.wait_well_thawed()
+    assert linux.expedited() == "0", "the worker is stuck, and was killed: who thaws for it puts this back first"
+    assert asking.answer().faultCode == Code.OVERRUN
+    scene.stall.release()
+    scene.daemon.wait_state("THAWED")
+
+
+@with_options("--freeze-limit", "0.5", "--kill-grace", "0.2")
+def test_grace_periods_that_someone_else_expedites_stay_so(scene: Scene) -> None:
+    if linux.expedited() != "0":
+        pytest.skip("this kernel has no /sys/kernel/rcu_expedited, or it is set")
+    file = Path("/sys/kernel/rcu_expedited")
+    file.write_text("1")
+    try:
+        assert scene.daemon.proxy().va.fsfreeze() == 3
+        assert scene.daemon.proxy().va.fsthaw() == 3
+        scene.stall_in_freeze()
+        assert Asking(scene.daemon, "va.fsfreeze").answer().faultCode == Code.OVERRUN
+        scene.wait_well_thawed()
+        assert linux.expedited() == "1"
+        scene.stall.release()
+        scene.daemon.wait_state("THAWED")
+        assert linux.expedited() == "1"
+    finally:
+        file.write_text("0")
 
 
 def _ignore(daemon: Daemon) -> None:

@@ -545,3 +545,37 @@ def test_a_thaw_worker_answers_only_for_what_it_was_given(drive: Drive) -> None:
         drive.compensates(drive.newest)
     assert drive.state is FreezeState.THAWED
     assert thaw.value == 2
+
+
+# -- grace periods that were expedited
+
+
+def begin_expedited(drive: Drive) -> int:
+    drive.ask("va.fsfreeze")
+    worker = drive.newest
+    drive.report(worker, report.Started(1), report.Progress("plan"), report.Plan(plan_of(2).dump(), 1))
+    drive.sync(worker)
+    drive.freezes(worker, 0, 1)
+    return worker
+
+
+def test_who_thaws_for_a_dead_freeze_worker_puts_back_what_it_expedited(drive: Drive) -> None:
+    worker = begin_expedited(drive)
+    assert drive.journal is not None
+    assert drive.journal["expedites"] is True
+    drive.die(worker)
+    assert drive.spawned[drive.newest].args["expedited"] is True
+
+
+def test_a_keeper_has_put_that_back_itself(drive: Drive) -> None:
+    worker = begin_expedited(drive)
+    drive.frozen(worker, 0, 1)
+    drive.report(worker, report.Frozen(2, drive.now, drive.now + 60))
+    drive.die(worker)
+    assert drive.spawned[drive.newest].args["expedited"] is False
+
+
+@pytest.mark.parametrize("expedites", [True, False])
+def test_what_a_dead_agent_expedited_is_put_back(drive: Drive, expedites: bool) -> None:
+    drive.feed(events.JournalFound(3, plan_of(1), "freeze 3 was broken", expedites=expedites))
+    assert drive.spawned[drive.newest].args["expedited"] is expedites
