@@ -38,7 +38,6 @@ from .events import (
     ReportEnded,
     Requested,
     RubbishReported,
-    SetTitle,
     ShowStatus,
     Spawned,
     SpawnFailed,
@@ -79,7 +78,7 @@ class Core:
         self._polls = Polls(self._calls, self._deadlines, self._status)
         self._after_thaw: list[tuple[calls.Call, Rpc, dict[str, Any]]] = []
         self._stopping = ""
-        self._title: tuple[str, float | None] = ("", None)
+        self._title = titles.Title()
         self._configure(config)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -91,16 +90,17 @@ class Core:
         while (key := self._deadlines.take_due(now)) is not None:
             self._due(key)
         self._take(event)
+        if not (isinstance(event, Reported) and event.more):
+            self._show(now)
+        effects, self._out[:] = list(self._out), ()
+        return effects
+
+    def _show(self, now: float) -> None:
+        """Let the change be seen: by who waits for it, in the audit log, in the title."""
         self._polls.tell(self._seq(), self._state.now, now)
         if self._state.now is FreezeState.THAWED:
             self._out.extend(Log("audit", text) for text in self._audit.take())
-        title = titles.supervisor(self._state, self._thawing.freeze, self._workers)
-        if title != self._title:
-            self._title = title
-            self._out.append(SetTitle(*title))
-        effects = list(self._out)
-        self._out.clear()
-        return effects
+        self._out.extend(self._title.changed(self._state, self._thawing.freeze, self._workers))
 
     def nearest(self) -> float | None:
         """Return the second at which `handle(Woken())` is due, or None."""

@@ -83,10 +83,11 @@ class SpawnFailed:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """The worker sent a message."""
+    """The worker sent a message; `more`: another that came with it follows at once."""
 
     worker: int
     message: report.Report
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -311,7 +311,7 @@ class Freezing:
         if freeze.note(worker.id, step, MountState(step.state), now) and freeze.outcome is Outcome.THAWED:
             why = f"someone else had thawed {freeze.marks[step.mount].mount.mountpoint}"
             freeze.outcome, freeze.fault = Outcome.BROKEN, Fault(Code.FREEZE_BROKEN, self._broken(why))
-        worker.doing = freeze.doing()
+        worker.doing = freeze.doing
         return ""
 
     def _progress(self, freeze: Freeze, worker: Worker, progress: report.Progress, now: float) -> str:

@@ -289,8 +289,8 @@ class Loop:
         if taken is None:
             return False
         messages, wrong, end = taken
-        for message in messages:
-            self.feed(events.Reported(child.id, message))
+        for left, message in zip(range(len(messages), 0, -1), messages, strict=True):
+            self.feed(events.Reported(child.id, message, more=left > 1))
         if wrong:
             self.feed(events.RubbishReported(child.id, wrong))
         if end:

@@ -6,7 +6,10 @@ which has nothing else to do, counts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ..agent.states import FreezeState, MountState
+from .events import SetTitle
 from .state import State
 from .transaction import Freeze
 from .workers import Workers
@@ -29,3 +32,17 @@ def supervisor(state: State, freeze: Freeze | None, workers: Workers) -> tuple[s
     thawed = sum(m.state is MountState.THAWED for m in marks)
     doing = freeze.doing() if freeze else ""
     return f"thawing {thawed}/{len(marks)}{': ' + doing if doing else ''}", None
+
+
+class Title:
+    """The title that is shown now."""
+
+    def __init__(self) -> None:
+        self._shown: tuple[str, float | None] = ("", None)
+
+    def changed(self, state: State, freeze: Freeze | None, workers: Workers) -> Iterator[SetTitle]:
+        """Yield what is to be shown if it is another."""
+        title = supervisor(state, freeze, workers)
+        if title != self._shown:
+            self._shown = title
+            yield SetTitle(*title)

@@ -6,7 +6,7 @@ Pure: forking, killing and reaping are effects. What a worker's life means for a
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ..agent import report
@@ -25,7 +25,7 @@ ALIVE = (WorkerState.SPAWNED, WorkerState.RUNNING, WorkerState.HOLDING)
 
 @dataclass(slots=True)
 class Worker:
-    """One forked process. `doing` says what it was at last; times are seconds of the loop's clock."""
+    """One forked process. `doing` says what it was at last, or finds out; times are seconds of the loop's clock."""
 
     id: int
     row: Rpc
@@ -36,7 +36,7 @@ class Worker:
     phase: Phase = Phase.RUN
     phase_since: float = 0.0
     limit: float = 0.0
-    doing: str = ""
+    doing: str | Callable[[], str] = ""
     why_killed: str = ""
     rubbish: bool = False
     killed: bool = False
@@ -169,7 +169,8 @@ class Workers:
 
 def at(worker: Worker) -> str:
     """Return ` while doing so and so`, or nothing."""
-    return f" while {worker.doing}" if worker.doing else ""
+    doing = worker.doing if isinstance(worker.doing, str) else worker.doing()
+    return f" while {doing}" if doing else ""
 
 
 def signal_name(number: int) -> str:
