@@ -11,22 +11,24 @@ from .states import Phase
 
 
 class Gauge:
-    """Counts from its making on what the given disks (names of /proc/diskstats) have written."""
+    """Counts from its first look on what the given disks (names of /proc/diskstats) have written."""
 
     def __init__(self, names: set[str]) -> None:
         self._names = names
         self._begun = time.monotonic()
-        self._written_before = 0
+        self._written_before: int | None = None
         self.last = Progress(Phase.SYNC.value)
-        self._written_before = self.progress(Phase.SYNC, 0).flushed_bytes
 
     def progress(self, phase: Phase, sync_round: int) -> Progress:
         """Return the figures of now: bytes dirty in the whole guest, bytes that the disks wrote, rate, eta."""
         try:
-            flushed = max(0, self._written() - self._written_before)
+            written = self._written()
             dirty = dirty_bytes()
         except OSError:
             return Progress(phase.value, sync_round)  # mere figures: no freeze ends for want of a descriptor
+        if self._written_before is None:
+            self._written_before = written
+        flushed = max(0, written - self._written_before)
         elapsed = time.monotonic() - self._begun
         rate = flushed / elapsed if elapsed > 0 else 0.0
         eta = dirty / rate if rate > 0 and dirty >= 0 else -1

@@ -143,7 +143,6 @@ class Transaction(_Together):
         if options.strict:
             self._wrong.append(MountState.UNSUPPORTED)
         self._proceed = False
-        self._expedites = False
 
     def run(self) -> int:
         """Carry the transaction through and return the number of file systems frozen and thawed.
@@ -156,10 +155,9 @@ class Transaction(_Together):
             kernel.lock_memory()  # the supervisor has logged that this is not allowed
         self._worker.reporter.send(report.Progress(Phase.PLAN.value))
         plan = sysfs.read_plan(self._options.rules)
-        expedites = rcu.is_normal()
-        self._worker.reporter.send(report.Plan(plan.dump(), int(expedites)))
+        self._grace = rcu.Expediter()
+        self._worker.reporter.send(report.Plan(plan.dump(), int(self._grace.able)))
         self._take(plan, obeys=True)
-        self._expedites = expedites and bool(plan.mounts)
         try:
             return self._freeze_and_hold()
         except GiveUp as why:
@@ -200,18 +198,14 @@ class Transaction(_Together):
         by_level: dict[int, list[Hand]] = {}
         for hand in self._board.hands.values():
             by_level.setdefault(hand.mount.level, []).append(hand)
-        expedited = False
         try:
             for level in sorted(by_level):
                 self._announce(by_level[level], limit)
-                if self._expedites and not expedited and rcu.is_normal():
-                    # Not before the first is announced: whoever has to thaw for a dead worker puts this back, too.
-                    rcu.expedite(True)
-                    expedited = True
+                # Not before the first is announced: whoever has to thaw for a dead worker puts this back, too.
+                self._grace.begin()
                 self._together(by_level[level], FREEZE, Phase.FREEZE, 0, limit)
         finally:
-            if expedited:
-                rcu.expedite(False)
+            self._grace.end()
 
     def _announce(self, hands: Sequence[Hand], limit: Limit) -> None:
         """Have it in the pipe that the hands are about to freeze; if that is given up they say that they do not."""
@@ -287,7 +281,7 @@ def thaw_again(worker: Worker, planned: dict[int, mounts.Mount], expedited: bool
     """
     if expedited:
         with contextlib.suppress(OSError):  # no reason not to thaw
-            rcu.expedite(False)
+            rcu.put_back()
     board = Board(worker, planned.items(), obeys=False)
     for hand in board.hands.values():
         hand.state = MountState.FROZEN

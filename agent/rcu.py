@@ -9,6 +9,7 @@ processors must not be interrupted, as in real-time guests, /sys/kernel/rcu_norm
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 EXPEDITED = "/sys/kernel/rcu_expedited"
@@ -17,22 +18,46 @@ EXPEDITED = "/sys/kernel/rcu_expedited"
 def why_not() -> str:
     """Return why grace periods cannot be expedited, empty if they can."""
     try:
-        os.close(os.open(EXPEDITED, os.O_WRONLY | os.O_CLOEXEC))
+        os.close(_open())
     except OSError as error:
         return f"{EXPEDITED}: {error.strerror}"
     return ""
 
 
-def is_normal() -> bool:
-    """Return whether grace periods are not expedited now, and can be."""
+class Expediter:
+    """Expedites grace periods if they are not expedited already, and puts that back. `able`: they were normal."""
+
+    def __init__(self) -> None:
+        self._yes = False
+        self._fd = -1
+        with contextlib.suppress(OSError):  # the supervisor has logged why
+            self._fd = _open()
+        self.able = self._normal()
+
+    def _normal(self) -> bool:
+        return self._fd >= 0 and os.pread(self._fd, 16, 0).strip() == b"0"
+
+    def begin(self) -> None:
+        """Expedite; nothing if that is done, or if they are not normal: whoever has set that wants it to stay."""
+        if self.able and not self._yes and self._normal():
+            os.pwrite(self._fd, b"1", 0)
+            self._yes = True
+
+    def end(self) -> None:
+        """Put back what `begin` changed."""
+        if self._yes:
+            os.pwrite(self._fd, b"0", 0)
+            self._yes = False
+
+
+def put_back() -> None:
+    """Have grace periods be normal, for a process that died between `begin` and `end`; raises OSError."""
+    fd = _open()
     try:
-        with open(EXPEDITED, encoding="ascii") as file:
-            return file.read().strip() == "0" and not why_not()
-    except OSError:
-        return False
+        os.pwrite(fd, b"0", 0)
+    finally:
+        os.close(fd)
 
 
-def expedite(yes: bool) -> None:
-    """Have grace periods expedited, or not any more; raises OSError."""
-    with open(EXPEDITED, "w", encoding="ascii") as file:
-        file.write(str(int(yes)))
+def _open() -> int:
+    return os.open(EXPEDITED, os.O_RDWR | os.O_CLOEXEC)

@@ -39,7 +39,7 @@ class Started:
 class Plan:
     """What the worker will freeze, before it does anything else: `mounts.Plan.dump()`.
 
-    `expedites`: 1 if grace periods are going to be expedited meanwhile (`kernel.expedite`), and put back afterwards.
+    `expedites`: 1 if grace periods are going to be expedited meanwhile (`rcu.Expediter`), and put back afterwards.
     """
 
     shape: ClassVar[Shape] = (dict, int)

@@ -24,6 +24,7 @@ from .mounts import (
     parse_mountinfo,
 )
 
+_CHUNK = 1 << 20
 _VANISHED = (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR)
 
 
@@ -83,7 +84,7 @@ def read_devices(mountinfo: Iterable[MountInfo], sysfs: str = "/sys") -> list[Bl
 def _read_device(folder: str, pools: dict[str, tuple[str, ...]]) -> BlockDevice | None:
     """Return the device of a folder below /sys/dev/block or /sys/class/block, None if it has vanished."""
     try:
-        real = os.path.realpath(folder, strict=True)
+        real = os.path.normpath(os.path.join(folder, "..", os.readlink(folder)))
         name = os.path.basename(real)
         return BlockDevice(
             name=name,
@@ -131,8 +132,15 @@ def _read_if_any(path: str) -> str:
 
 def _read(path: str) -> str:
     try:
-        with open(path, "rb") as file:  # bytes: a text file would take a lone \r in a path for the end of a line
-            return file.read().decode("utf-8", "surrogateescape")
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = b""
+            while more := os.read(fd, _CHUNK):
+                data += more
+        finally:
+            os.close(fd)
+        # Not as a text file, which would take a lone \r in a path for the end of a line.
+        return data.decode("utf-8", "surrogateescape")
     except OSError as error:
         error.filename = path  # a failed read does not say of what
         raise
