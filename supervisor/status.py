@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..agent import report
@@ -29,6 +29,9 @@ class MountRecord:
     error: str
     seconds: float
     reason: str
+
+
+_MOUNT = tuple(field.name for field in fields(MountRecord))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,8 @@ class Record:
         """Return the record as it is sent; `process_state` reads a pid's state."""
         record = {name: getattr(self, name) for name in ("state", "code", "seq", "freeze_id", "phase", "since")}
         record |= {"limit_left": self.limit_left, "hold_left": self.hold_left, "error": self.error}
-        record["mounts"] = [asdict(mount) for mount in self.mounts]
+        # Not asdict, which copies each value, twenty times as slow.
+        record["mounts"] = [{name: getattr(mount, name) for name in _MOUNT} for mount in self.mounts]
         progress = self.progress or report.Progress("")
         record["progress"] = {
             "dirty_bytes": progress.dirty_bytes,

@@ -17,21 +17,21 @@ from .workers import Workers
 
 def supervisor(state: State, freeze: Freeze | None, workers: Workers) -> tuple[str, float | None]:
     """Return the title's text and the second (of the loop's clock) whose time of day completes it."""
-    marks = freeze.marks if freeze else []
+    planned = len(freeze.marks) if freeze else 0
     if state.now is FreezeState.THAWED:
         return "thawed", None
     if state.now is FreezeState.ERROR:
         return f"error: {state.error}", None
-    count = f"{sum(m.state is MountState.FROZEN for m in marks)}/{len(marks)}"
+    count = f"{len(freeze.in_state[MountState.FROZEN]) if freeze else 0}/{planned}"
     if state.now is FreezeState.FROZEN and freeze is not None:
         return (f"frozen {count}, thaws at", freeze.until) if freeze.until else (f"frozen {count}", None)
     if state.now is FreezeState.INPROGRESS and freeze is not None:
         worker = workers.get(freeze.worker)
         phase = worker.phase.value if worker else ""
         return f"{phase} {freeze.doing() or count}", None
-    thawed = sum(m.state is MountState.THAWED for m in marks)
+    thawed = len(freeze.in_state[MountState.THAWED]) if freeze else 0
     doing = freeze.doing() if freeze else ""
-    return f"thawing {thawed}/{len(marks)}{': ' + doing if doing else ''}", None
+    return f"thawing {thawed}/{planned}{': ' + doing if doing else ''}", None
 
 
 class Title:

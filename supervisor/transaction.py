@@ -65,6 +65,7 @@ class Freeze:
     expedites: bool = False
     plan: Plan = field(default_factory=lambda: Plan((), ()))
     marks: list[Mark] = field(default_factory=list)
+    in_state: dict[MountState, set[int]] = field(default_factory=lambda: {state: set() for state in MountState})
     touched: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
     suspects: set[int] = field(default_factory=set)
@@ -97,18 +98,28 @@ class Freeze:
         self.planned = True
         self.plan = plan
         self.marks = [Mark(mount) for mount in plan.mounts]
+        self.in_state[MountState.PENDING].update(range(len(self.marks)))
+
+    def _enter(self, index: int, state: MountState) -> None:
+        """Set the state of a file system, the only place that does."""
+        mark = self.marks[index]
+        self.in_state[mark.state].remove(index)
+        self.in_state[state].add(index)
+        mark.state = state
 
     def suspect_all(self) -> None:
         """Take every planned file system for frozen: what was reported of them died with the agent."""
         self.touched, self.suspects = set(range(len(self.marks))), set(range(len(self.marks)))
-        for mark in self.marks:
-            mark.state, mark.error = MountState.FROZEN, "may be frozen: the agent died"
+        for index, mark in enumerate(self.marks):
+            self._enter(index, MountState.FROZEN)
+            mark.error = "may be frozen: the agent died"
 
     def note(self, worker: int, step: report.Step, state: MountState, now: float) -> bool:
         """Take a step of the freeze worker or a thaw worker; return whether it shows that someone else had thawed."""
         index, freezer = step.mount, worker == self.worker
         mark = self.marks[index]
-        before, mark.state = mark.state, state
+        before = mark.state
+        self._enter(index, state)
         mark.errno, mark.error, mark.seconds = step.errno, step.error, float(step.seconds)
         if state is MountState.THAWING:
             self.trying.setdefault(index, worker)
@@ -134,16 +145,17 @@ class Freeze:
             if freezer or (worker > self.floor and (self.reaped or step.errno == 0)):
                 self.suspects.discard(index)
             else:
-                mark.state, mark.error = MountState.THAWING, "not frozen yet, but its worker may still freeze it"
+                self._enter(index, MountState.THAWING)
+                mark.error = "not frozen yet, but its worker may still freeze it"
         return by_another
 
     def settle(self) -> None:
         """Have each file system say what it is when nothing is frozen any more."""
-        for mark in self.marks:
+        for index, mark in enumerate(self.marks):
             if mark.state in (MountState.SYNCING, MountState.SYNCED):
-                mark.state = MountState.PENDING
+                self._enter(index, MountState.PENDING)
             elif mark.state in (MountState.FREEZING, MountState.FROZEN, MountState.THAWING):
-                mark.state = MountState.THAWED
+                self._enter(index, MountState.THAWED)
 
     def what_was_undone(self) -> str:
         """Return how many of those that may have been frozen were thawed, to end a sentence; or nothing."""
@@ -158,8 +170,10 @@ class Freeze:
 
     def doing(self) -> str:
         """Return what is being done now, and where."""
-        now = [f"{m.state.value} {m.mount.mountpoint}" for m in self.marks if m.state in _MEANWHILE]
-        return ", ".join(now[:_NAMED]) + (f" and {len(now) - _NAMED} more" if len(now) > _NAMED else "")
+        now = sorted(index for state in _MEANWHILE for index in self.in_state[state])
+        named = (self.marks[index] for index in now[:_NAMED])
+        more = f" and {len(now) - _NAMED} more" if len(now) > _NAMED else ""
+        return ", ".join(f"{mark.state.value} {mark.mount.mountpoint}" for mark in named) + more
 
     def summary(self, fault: Fault | None, now: float, at: float) -> Last:
         """Return how the freeze ended."""
