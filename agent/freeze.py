@@ -19,6 +19,7 @@ from . import disks, kernel, mounts, rcu, report, sysfs
 from .errors import Code, Fault
 from .hands import FREEZE, SYNC, Board, Event, Gone, Hand, Result, Taken, Timeout, Told, Verb
 from .states import MountState, Phase
+from .text import listed
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -127,7 +128,7 @@ class Flush(_Together):
         try:
             self._rounds(Limit.of(self._options.sync_limit))
         except Overran as why:
-            at = ", ".join(hand.mount.mountpoint for hand in self._board.at_work())
+            at = listed(hand.mount.mountpoint for hand in self._board.at_work())
             raise Fault(Code.OVERRUN, f"{why} while syncing {at}; nothing was frozen") from None
         except GiveUp as why:
             raise Fault(Code.FAILED, f"{why}; nothing was frozen") from None
@@ -181,7 +182,7 @@ class Transaction(_Together):
         self._thaw(reason)
         lost = [h.mount.mountpoint for h in self._board.hands.values() if h.froze and h.error == errno.EINVAL]
         if lost:
-            reason = reason or f"someone else had thawed {', '.join(lost)}"
+            reason = reason or f"someone else had thawed {listed(lost)}"
         if reason:
             raise Fault(Code.FREEZE_BROKEN, reason)
         return count
@@ -269,7 +270,7 @@ class Transaction(_Together):
                 hand.state = MountState.FROZEN
             self._board.thaw()
         if refused:
-            words = "; ".join(f"{h.mount.mountpoint}: {h.words}" for h in refused)
+            words = listed((f"{h.mount.mountpoint}: {h.words}" for h in refused), "; ")
             raise Fault(Code.FAILED, f"{words}; thawing because {reason or 'the host asked'}")
 
 
@@ -288,5 +289,5 @@ def thaw_again(worker: Worker, planned: dict[int, mounts.Mount], expedited: bool
     board.thaw()
     failed = board.in_state(MountState.FAILED)
     if failed:
-        raise Fault(Code.FAILED, "; ".join(f"{h.mount.mountpoint}: {h.words}" for h in failed))
+        raise Fault(Code.FAILED, listed((f"{h.mount.mountpoint}: {h.words}" for h in failed), "; "))
     return len(board.hands)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
 from .errors import Code, Fault
 from .states import Reason
+from .text import listed
 
 # fmt: off
 NETWORK_TYPES = frozenset({
@@ -186,11 +187,9 @@ def build_plan(
     hosts = {i: _reachable(edges, i) & planned - {i} for i in planned}
     for i in planned:
         if circle := [j for j in hosts[i] if i in hosts[j]]:
-            names = ", ".join(found[j].points[0] for j in sorted([i, *circle]))
-            raise Fault(
-                Code.FREEZE_FAILED,
-                f"no order of freezing: {names} lie on each other in a circle; exclude one of them; nothing was frozen",
-            )
+            names = listed(found[j].points[0] for j in sorted([i, *circle]))
+            why = f"{names} lie on each other in a circle; exclude one of them"
+            raise Fault(Code.FREEZE_FAILED, f"no order of freezing: {why}; nothing was frozen")
 
     level = dict.fromkeys(planned, 0)
     # What lies on another one has that one and all its hosts: so from the most hosts to the fewest is inside out.
@@ -229,33 +228,33 @@ def superblocks(mountinfo: Sequence[MountInfo]) -> list[Superblock]:
     found = []
     for same in mounts.values():
         # A path that leads elsewhere is of no use; a mount of the whole file system is known to be a folder.
-        primary = min(same, key=lambda m: (leads_to(m.mountpoint) != m.mount_id, m.root != "/"))
+        primary = min(same, key=lambda m: (leads_to[m.mountpoint] != m.mount_id, m.root != "/"))
         points = dict.fromkeys((primary.mountpoint, *(m.mountpoint for m in same)))
         found.append(Superblock(primary, tuple(points)))
     return found
 
 
-def _path_walk(mountinfo: Sequence[MountInfo]) -> Callable[[str], int]:
-    """Return the function that gives the id of the mount to which a mount point's path leads.
+def _path_walk(mountinfo: Sequence[MountInfo]) -> dict[str, int]:
+    """Return for each mount point the id of the mount to which its path leads, as the kernel walks: from the root.
 
-    It walks as the kernel does, from the root through what is mounted on what. The order in mountinfo does not tell
-    what covers what: the root is often mounted after /proc and /dev, which were moved there.
+    The order in mountinfo does not tell what covers what: the root is often mounted after /proc and /dev, moved there.
     """
     outside = -1
     ids = {m.mount_id for m in mountinfo}
-    on = {}
+    on: dict[str, dict[int, int]] = {}
     for m in mountinfo:
         inside = m.parent_id in ids and m.parent_id != m.mount_id  # the very first root is its own parent
-        on[m.parent_id if inside else outside, m.mountpoint] = m.mount_id
-
-    def leads_to(path: str) -> int:
-        here, seen = outside, {outside}
-        for step in reversed([path, *_parents(path)]):
-            while (top := on.get((here, step))) is not None and top not in seen:
-                here = top
-                seen.add(top)
-        return here
-
+        on.setdefault(m.mountpoint, {})[m.parent_id if inside else outside] = m.mount_id
+    leads_to: dict[str, int] = {}
+    # Each behind those on its way, not folder by folder: by FUSE any user may mount a thousand at paths of 4 KiB.
+    way: list[str] = []
+    for path in sorted(on, key=lambda path: path.rstrip("/").replace("/", "\0")):
+        while way and not path.startswith(way[-1].rstrip("/") + "/"):
+            way.pop()
+        leads_to[path] = leads_to[way[-1]] if way else outside
+        while (top := on[path].pop(leads_to[path], None)) is not None:
+            leads_to[path] = top
+        way.append(path)
     return leads_to
 
 
@@ -402,7 +401,8 @@ _SHAPES: Mapping[str, Callable[[Any], bool]] = {
 
 
 def _dump(record: Mount | LeftOut) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(record).items()}
+    values = {name: getattr(record, name) for name in record.__match_args__}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _load(kind: type[_T], data: object, where: str) -> _T:

@@ -12,6 +12,7 @@ from ..agent.errors import Code, Fault
 from ..agent.mounts import Plan
 from ..agent.rpcs import RPCS
 from ..agent.states import FreezeEvent, FreezeState, Outcome, Phase, WorkerState
+from ..agent.text import listed
 from .calls import Calls
 from .deadlines import Deadlines
 from .events import Effect, Log, RemoveJournal, WriteJournal
@@ -96,7 +97,7 @@ class Thawing:
 
     def _give_error(self, event: FreezeEvent, freeze: Freeze, why: str, now: float) -> None:
         self._state.enter(event, why, now)
-        left = ", ".join(freeze.marks[index].mount.mountpoint for index in sorted(freeze.suspects))
+        left = listed(freeze.marks[index].mount.mountpoint for index in sorted(freeze.suspects))
         still = f"{why}; not yet thawed: {left or 'nothing, but a worker may still freeze'}; trying again"
         if freeze.fault is not None and self._calls.answer(
             freeze.caller, Fault(freeze.fault.code, f"{freeze.fault.text}; {still}"), now
