@@ -77,7 +77,7 @@ class Journal:
         whole = {"version": VERSION, "boot": boot_id(), "worker": [pid, start_time(pid)], **record}
         fresh = self._path + ".new"
         with open(fresh, "w", encoding="ascii") as file:
-            json.dump(whole, file)
+            file.write(json.dumps(whole))  # json.dump would take ten times as long: it is not the encoder in C
         os.rename(fresh, self._path)
 
     def remove(self) -> None:

@@ -6,9 +6,11 @@ which has nothing else to do, counts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from ..agent.states import FreezeState, MountState
+from ..agent.text import brief
 from .events import SetTitle
 from .state import State
 from .transaction import Freeze
@@ -17,21 +19,20 @@ from .workers import Workers
 
 def supervisor(state: State, freeze: Freeze | None, workers: Workers) -> tuple[str, float | None]:
     """Return the title's text and the second (of the loop's clock) whose time of day completes it."""
-    planned = len(freeze.marks) if freeze else 0
+    tally, planned = (freeze.tally, len(freeze.marks)) if freeze else (Counter[MountState](), 0)
     if state.now is FreezeState.THAWED:
         return "thawed", None
     if state.now is FreezeState.ERROR:
         return f"error: {state.error}", None
-    count = f"{len(freeze.in_state[MountState.FROZEN]) if freeze else 0}/{planned}"
+    count = f"{tally[MountState.FROZEN]}/{planned}"
     if state.now is FreezeState.FROZEN and freeze is not None:
         return (f"frozen {count}, thaws at", freeze.until) if freeze.until else (f"frozen {count}", None)
     if state.now is FreezeState.INPROGRESS and freeze is not None:
         worker = workers.get(freeze.worker)
         phase = worker.phase.value if worker else ""
-        return f"{phase} {freeze.doing() or count}", None
-    thawed = len(freeze.in_state[MountState.THAWED]) if freeze else 0
-    doing = freeze.doing() if freeze else ""
-    return f"thawing {thawed}/{planned}{': ' + doing if doing else ''}", None
+        return f"{phase} {freeze.doing(brief) or count}", None
+    doing = freeze.doing(brief) if freeze else ""
+    return f"thawing {tally[MountState.THAWED]}/{planned}{': ' + doing if doing else ''}", None
 
 
 class Title:

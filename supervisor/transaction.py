@@ -11,7 +11,10 @@ that (its number is over `floor`) proves anything.
 from __future__ import annotations
 
 import errno
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from ..agent import report
@@ -55,7 +58,8 @@ class Freeze:
     `held` are those frozen that none of ours has begun to thaw: one that is found thawed is someone else's doing.
     `undone` are those that a FITHAW of ours has thawed. `trying` maps a mount to the worker that has an attempt to
     thaw it in flight, `thawers` the thaw workers to the mounts that each was given. `caller` waits for va.fsfreeze's
-    answer; `told` says that it learned how the freeze ended.
+    answer; `told` says that it learned how the freeze ended. `tally` counts the marks by state and `moving` are those
+    that something is being done to, the longest first: with many file systems each step must cost the same.
     """
 
     id: int
@@ -65,7 +69,6 @@ class Freeze:
     expedites: bool = False
     plan: Plan = field(default_factory=lambda: Plan((), ()))
     marks: list[Mark] = field(default_factory=list)
-    in_state: dict[MountState, set[int]] = field(default_factory=lambda: {state: set() for state in MountState})
     touched: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
     suspects: set[int] = field(default_factory=set)
@@ -87,6 +90,8 @@ class Freeze:
     planned: bool = False
     held: set[int] = field(default_factory=set)
     undone: set[int] = field(default_factory=set)
+    tally: Counter[MountState] = field(default_factory=Counter)
+    moving: dict[int, None] = field(default_factory=dict)
 
     @property
     def froze(self) -> set[int]:
@@ -98,14 +103,7 @@ class Freeze:
         self.planned = True
         self.plan = plan
         self.marks = [Mark(mount) for mount in plan.mounts]
-        self.in_state[MountState.PENDING].update(range(len(self.marks)))
-
-    def _enter(self, index: int, state: MountState) -> None:
-        """Set the state of a file system, the only place that does."""
-        mark = self.marks[index]
-        self.in_state[mark.state].remove(index)
-        self.in_state[state].add(index)
-        mark.state = state
+        self.tally = Counter({MountState.PENDING: len(self.marks)})
 
     def suspect_all(self) -> None:
         """Take every planned file system for frozen: what was reported of them died with the agent."""
@@ -113,6 +111,15 @@ class Freeze:
         for index, mark in enumerate(self.marks):
             self._enter(index, MountState.FROZEN)
             mark.error = "may be frozen: the agent died"
+
+    def _enter(self, index: int, state: MountState) -> None:
+        mark = self.marks[index]
+        self.tally[mark.state] -= 1
+        self.tally[state] += 1
+        mark.state = state
+        self.moving.pop(index, None)
+        if state in _MEANWHILE:
+            self.moving[index] = None
 
     def note(self, worker: int, step: report.Step, state: MountState, now: float) -> bool:
         """Take a step of the freeze worker or a thaw worker; return whether it shows that someone else had thawed."""
@@ -168,12 +175,12 @@ class Freeze:
         """Return what a dead freeze worker may have frozen; if it spoke rubbish, anything that was planned."""
         return set(range(len(self.marks))) if rubbish else self.froze
 
-    def doing(self) -> str:
-        """Return what is being done now, and where."""
-        now = sorted(index for state in _MEANWHILE for index in self.in_state[state])
-        named = (self.marks[index] for index in now[:_NAMED])
-        more = f" and {len(now) - _NAMED} more" if len(now) > _NAMED else ""
-        return ", ".join(f"{mark.state.value} {mark.mount.mountpoint}" for mark in named) + more
+    def doing(self, shown: Callable[[str], str] = str) -> str:
+        """Return what is being done now, and where; `shown` makes of a mount point what is to be shown of it."""
+        marks = [self.marks[index] for index in islice(self.moving, _NAMED)]
+        more = len(self.moving) - len(marks)
+        now = ", ".join(f"{mark.state.value} {shown(mark.mount.mountpoint)}" for mark in marks)
+        return now + (f" and {more} more" if more else "")
 
     def summary(self, fault: Fault | None, now: float, at: float) -> Last:
         """Return how the freeze ended."""

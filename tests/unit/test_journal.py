@@ -62,11 +62,18 @@ def test_it_is_replaced_as_a_whole(state_dir: Path, monkeypatch: pytest.MonkeyPa
     journal = Journal(str(state_dir))
     journal.write(0, WHOLE)
 
-    def torn(whole: object, file: Any) -> None:
-        file.write('{"version": 1, "bo')
-        raise OSError(28, "No space left on device")
+    def full(*args: Any, **more: Any) -> Any:
+        file = open(*args, **more)  # noqa: SIM115 - the caller closes it
+        whole = file.write
 
-    monkeypatch.setattr(module.json, "dump", torn)
+        def torn(text: str) -> int:
+            whole(text[:16])
+            raise OSError(28, "No space left on device")
+
+        file.write = torn  # type: ignore[method-assign]
+        return file
+
+    monkeypatch.setattr(module, "open", full, raising=False)
     with pytest.raises(OSError, match="No space"):
         journal.write(0, record(8, plan_of(1), "x"))
     found = journal.read()

@@ -1,0 +1,31 @@
+"""How much work something is, counted and not timed: the number of function calls that it makes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def calls(work: Callable[[], Any]) -> int:
+    """Return how many functions, of Python and of C, are called while `work` is done in this thread."""
+    count = 0
+
+    def note(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def assert_linear(work: Callable[[int], Callable[[], Any]], size: int) -> None:
+    """Fail if four times as much of it takes more than five times the calls; `work` prepares it for a size."""
+    once, fourfold = calls(work(size)), calls(work(4 * size))
+    assert once > size / 10, f"{once} calls for {size}: nothing was done"
+    assert fourfold < 5 * once, f"{once} calls for {size}, {fourfold} for {4 * size}"
