@@ -66,24 +66,46 @@ class System:
 
         "unknown" if /proc could not be read.
 
-        A killed process whose first thread has ended and another is stuck is a zombie to ps. psutil reads only
-        /proc/TID/stat for it, which a stuck process does not block.
+        A killed process whose first thread has ended and another is stuck is a zombie to ps. Only `stat` is read, which
+        a stuck process does not block, and not by psutil: a freeze worker may have a thousand threads.
         """
+        known = ""
         try:
-            states = [_thread_state(tid) for tid in os.listdir(f"/proc/{pid}/task")]
+            for tid in os.listdir(f"/proc/{pid}/task"):
+                letter = _thread_state(f"/proc/{pid}/task/{tid}/stat")
+                if letter == "D":
+                    return psutil.STATUS_DISK_SLEEP
+                known = known or letter
         except (FileNotFoundError, ProcessLookupError):
             return "gone"
         except OSError:
             return "unknown"
-        known = [state for state in states if state]
-        return psutil.STATUS_DISK_SLEEP if psutil.STATUS_DISK_SLEEP in known else (known or ["gone"])[0]
+        return _STATES.get(known, known) or "gone"
 
 
-def _thread_state(tid: str) -> str:
+_STATES = {
+    "R": psutil.STATUS_RUNNING,
+    "S": psutil.STATUS_SLEEPING,
+    "T": psutil.STATUS_STOPPED,
+    "t": psutil.STATUS_TRACING_STOP,
+    "Z": psutil.STATUS_ZOMBIE,
+    "X": psutil.STATUS_DEAD,
+    "I": psutil.STATUS_IDLE,
+}
+
+
+def _thread_state(stat: str) -> str:
+    """Return the letter of a thread's state (proc(5)), "" if it has just ended."""
     try:
-        return str(psutil.Process(int(tid)).status())
-    except psutil.NoSuchProcess:
-        return ""  # it has just ended
+        fd = os.open(stat, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    try:
+        return os.read(fd, 512).rpartition(b") ")[2][:1].decode("ascii")
+    except ProcessLookupError:
+        return ""
+    finally:
+        os.close(fd)
 
 
 def monotonic() -> float:

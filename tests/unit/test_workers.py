@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 from typing import Any
 
+import psutil
 import pytest
 from fakes.drive import Drive
 from virtagent.agent import report
 from virtagent.agent.rpcs import RPCS
 from virtagent.agent.states import Phase, Unlisted, WorkerEvent, WorkerState
 from virtagent.agent.worker import Job
-from virtagent.supervisor import events
+from virtagent.supervisor import events, process
 from virtagent.supervisor.children import Child, Children
 from virtagent.supervisor.deadlines import Deadlines
-from virtagent.supervisor.process import Ended
+from virtagent.supervisor.process import Ended, System
 from virtagent.supervisor.workers import Worker, Workers, at, signal_name
 
 NOW = 100.0
@@ -248,3 +251,32 @@ def test_a_worker_is_reaped_in_the_turn_in_which_its_grace_passes() -> None:
     drive.now += 5  # the daemon was stopped, or the machine paused
     drive.exit(worker)
     assert drive.idle()
+
+
+def test_the_state_of_a_process() -> None:
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(b"x")
+    child.stdout.read(1)  # it has begun
+    system = System()
+    child.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+    assert system.state(child.pid) == psutil.STATUS_STOPPED
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert system.state(child.pid) == psutil.STATUS_ZOMBIE
+    child.communicate()
+    assert system.state(child.pid) == "gone"
+    assert system.state(os.getpid()) == psutil.STATUS_RUNNING
+
+
+def test_any_thread_in_the_kernel_makes_a_process_one_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {"/proc/7/task/7/stat": "Z", "/proc/7/task/8/stat": "S", "/proc/7/task/9/stat": "D"}
+    monkeypatch.setattr(process.os, "listdir", lambda folder: ["7", "8", "9"])
+    monkeypatch.setattr(process, "_thread_state", states.__getitem__)
+    assert System().state(7) == psutil.STATUS_DISK_SLEEP
+    states["/proc/7/task/9/stat"] = ""
+    assert System().state(7) == psutil.STATUS_ZOMBIE
+    states.update(dict.fromkeys(states, ""))
+    assert System().state(7) == "gone"
