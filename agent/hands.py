@@ -9,10 +9,12 @@ SIGTERM and for the clock. It never touches a disk itself, so it can always thaw
 from __future__ import annotations
 
 import _thread
+import contextlib
 import errno
 import math
 import os
 import queue
+import resource
 import select
 import signal
 import stat
@@ -25,7 +27,7 @@ import setproctitle
 
 from . import kernel, mounts, report, sysfs
 from .states import MountState
-from .text import printable
+from .text import brief, printable
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -94,25 +96,35 @@ class Hand:
         self._board = board
         self._orders: queue.SimpleQueue[Verb] = queue.SimpleQueue()
         self._fd = -1
+        self.runs = False
+
+    def start(self) -> None:
+        """Start the thread; raises RuntimeError if there are no more threads."""
         # Not a threading.Thread, whose start waits until it runs: with hundreds of them that is most of the time.
         _thread.start_new_thread(self._run, ())
+        self.runs = True
 
     def order(self, verb: Verb) -> None:
         """Have the thread do `verb`; only when it is idle."""
         assert self.doing is None, f"{self.mount.mountpoint} is still {self.state.value}"
         self.doing = verb
         self.state = verb.during
-        self._orders.put(verb)
+        if self.runs:
+            self._orders.put(verb)
+        else:
+            self._obey(verb)  # it could not be started: after those that could, one by one, each as long as it takes
 
     def _run(self) -> None:
         # Signals are for the main thread.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         setproctitle.setthreadtitle(printable(self.mount.mountpoint)[-15:])
         while True:
-            verb = self._orders.get()
-            begun = time.monotonic()
-            error = self._do(verb)
-            self._board.post(Result(self, verb, error, time.monotonic() - begun))
+            self._obey(self._orders.get())
+
+    def _obey(self, verb: Verb) -> None:
+        begun = time.monotonic()
+        error = self._do(verb)
+        self._board.post(Result(self, verb, error, time.monotonic() - begun))
 
     def _do(self, verb: Verb) -> int:
         reporter = self._board.worker.reporter
@@ -149,8 +161,16 @@ class Board:
         self._supervisor = self._signalled = -1
         if obeys:
             self._obey()
+        _allow_open_files()
         threading.stack_size(_STACK)
         self.hands = {index: Hand(self, index, mount) for index, mount in planned}
+        for hand in self.hands.values():
+            try:
+                hand.start()
+            except RuntimeError:  # no more threads: a freeze has not begun then, but what is frozen must be thawed
+                if obeys:
+                    raise
+                break
 
     def _obey(self) -> None:
         self._supervisor = os.pidfd_open(self.worker.supervisor)
@@ -260,7 +280,7 @@ class Board:
         """Put into the title what is in flight, and where."""
         at = [hand.mount.mountpoint for hand in self.at_work()]
         done = len(self.hands) - len(at)
-        where = f" {at[0]}" + (f" +{len(at) - 1}" if len(at) > 1 else "") if at else ""
+        where = f" {brief(at[0])}" + (f" +{len(at) - 1}" if len(at) > 1 else "") if at else ""
         self.worker.title(f"{what}{where} {done}/{len(self.hands)}")
 
     def thaw(self) -> None:
@@ -283,6 +303,14 @@ class Board:
                 match self.next():
                     case Result(hand, verb) if verb is FREEZE or hand.index in below:
                         break
+
+
+def _allow_open_files() -> None:
+    """Each file system has a descriptor, and without systemd 1,024 are usual."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed < most:
+        with contextlib.suppress(ValueError):  # forbidden: as many as there are
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def judge(verb: Verb, error: int) -> tuple[MountState, str]:

@@ -54,7 +54,7 @@ def test_freeze_refused(rig: Rig, hooks: Hooks) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 4])
-@pytest.mark.parametrize(("name", "number"), [*IN_SUPERVISOR, ("worker_open", "EMFILE"), ("worker_thread", "EAGAIN")])
+@pytest.mark.parametrize(("name", "number"), [*IN_SUPERVISOR, ("worker_open", "EMFILE")])
 def test_compensation_refused(rig: Rig, hooks: Hooks, name: str, number: str, times: int) -> None:
     """The keeper is dead and no thaw worker can be had: it is tried again until one thaws."""
     every = nested(rig)
@@ -65,6 +65,21 @@ def test_compensation_refused(rig: Rig, hooks: Hooks, name: str, number: str, ti
     lose_keeper(daemon)
     assert daemon.wait_state("THAWED")["last"]["outcome"] == "broken"
     assert not hooks.faults_left()
+    assert code_of(call(daemon, "va.fsthaw")) == Code.FREEZE_BROKEN
+    assert_well(rig, daemon, every, rest, log=False)
+
+
+def test_compensation_without_threads(rig: Rig, hooks: Hooks) -> None:
+    """The keeper is dead and the thaw worker gets no thread: it does without, there and then."""
+    every = nested(rig)
+    daemon = start(rig, hooks)
+    rest = resting(rig, daemon)
+    assert call(daemon, "va.fsfreeze") == 2
+    hooks.fail("worker_thread", "EAGAIN")
+    lose_keeper(daemon)
+    assert daemon.wait_state("THAWED")["last"]["outcome"] == "broken"
+    assert not hooks.faults_left()
+    assert "thaw again" not in daemon.log()
     assert code_of(call(daemon, "va.fsthaw")) == Code.FREEZE_BROKEN
     assert_well(rig, daemon, every, rest, log=False)
 
