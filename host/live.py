@@ -43,7 +43,7 @@ class Picture:
             transient=transient,
             redirect_stdout=False,
             redirect_stderr=False,
-            vertical_overflow="crop" if transient else "visible",
+            vertical_overflow="crop",  # what has left the screen above cannot be drawn over; the last is drawn in full
         )
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Future[None]] = []

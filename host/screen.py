@@ -5,6 +5,7 @@ What a guest says is text and never markup, and escaped as `text.plain` does.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from . import text
-from .records import Capabilities, Plan, Status
+from .records import Capabilities, MountStatus, Plan, Status
 
 _STYLES = {
     "ERROR": "bold red",
@@ -38,6 +39,9 @@ _STYLES = {
     "left-out": "dim",
 }
 _PLANNED_SHOWN = 30  # rows of one guest in a live picture; the rest is counted
+_LEAST_SHOWN = 3  # on however low a terminal
+_ROOM_LEAST, _ROOM_OTHERS = 24, 38  # characters: for mount point and error, and for state, type, time and gaps
+_QUIET = ("pending", "synced", "frozen", "thawed")
 
 
 def console(stream: Any = None) -> Console:
@@ -47,7 +51,7 @@ def console(stream: Any = None) -> Console:
 
 def status(record: Status) -> RenderableType:
     """Draw all of a status record, the state first."""
-    parts = [*_state(record), *_mounts(record, shown=len(record.mounts), left_out=True), *_workers(record)]
+    parts = [*_state(record), *_mounts(record, left_out=True), *_workers(record)]
     last = text.last_freeze(record.last) if record.last else "none since the agent started"
     bad = record.last is not None and record.last.freeze_id > 0 and not record.last.held_continuously
     facts = Table.grid(padding=(0, 2))
@@ -59,7 +63,7 @@ def status(record: Status) -> RenderableType:
 
 def frozen(done: str, record: Status) -> RenderableType:
     """Draw that a freeze is done, and each file system."""
-    return Group(_cell(done, "bold cyan"), *_mounts(record, shown=len(record.mounts)))
+    return Group(_cell(done, "bold cyan"), *_mounts(record))
 
 
 def plan(found: Plan) -> RenderableType:
@@ -113,11 +117,15 @@ class Board:
         aged = {url: text.aged(record, now - at) for url, (record, at) in self.records.items()}
         if len(aged) + len(self.blind) == 1:
             for record in aged.values():
-                yield from _state(record)
-                yield from _mounts(record, shown=_PLANNED_SHOWN)
-                yield from _workers(record)
+                above, below = [*_state(record)], [*_workers(record)]
                 if record.last and record.state == "THAWED":
-                    yield _cell(f"last freeze: {text.last_freeze(record.last)}")
+                    below.append(_cell(f"last freeze: {text.last_freeze(record.last)}"))
+                shown = _PLANNED_SHOWN
+                if console.is_terminal:
+                    taken = sum(len(console.render_lines(part, options, pad=False)) for part in (*above, *below))
+                    heads = 3 + bool(self.title)  # the title, that of the table, what is counted, where the cursor is
+                    shown = min(shown, max(_LEAST_SHOWN, console.height - taken - heads))
+                yield from (*above, *_picture(record, shown, options.max_width), *below)
         elif aged:
             yield _guests(aged)
         for url, why in self.blind.items():
@@ -157,19 +165,36 @@ def _bar(written: int, dirty: int, width: int = 24) -> str:
     return f"[{'#' * full}{'.' * (width - full)}] "
 
 
-def _mounts(record: Status, shown: int, left_out: bool = False) -> Iterable[RenderableType]:
+def _mounts(record: Status, left_out: bool = False) -> Iterable[RenderableType]:
     mounts = [m for m in record.mounts if m.state != text.LEFT_OUT or (left_out and m.reason != text.PSEUDO)]
+    yield from _rows(mounts)
+    if left_out:
+        yield from map(_dim, text.pseudo(sum(m.reason == text.PSEUDO for m in record.mounts)))
+
+
+def _picture(record: Status, shown: int, width: int) -> Iterable[RenderableType]:
+    """Draw file systems one a line; if there are too many, those at which something goes on before the others."""
+    mounts = [dataclasses.replace(mount, aliases=()) for mount in record.mounts if mount.state != text.LEFT_OUT]
+    # Sorting is stable: among themselves they stay in their order.
+    chosen = sorted(mounts, key=lambda mount: mount.state in _QUIET)[:shown] if len(mounts) > shown else mounts
+    yield from _rows(chosen, max(_ROOM_LEAST, width - _ROOM_OTHERS))
+    if len(mounts) > shown:
+        yield _dim(f"and {text.count(len(mounts) - shown)} more")
+
+
+def _rows(mounts: Sequence[MountStatus], room: int = 0) -> Iterable[RenderableType]:
+    """Draw file systems, one a line if there is `room` (characters) for the mount point and what is wrong with it."""
     if mounts:
+        rows = [text.mount_row(mount) for mount in mounts]
         grid = _table(("file system", "state", "type", "took", ""))
-        for mount in mounts[:shown]:
-            state, mountpoint, fstype, took, more = text.mount_row(mount)
+        if room:
+            told = any(more for *_, more in rows)
+            for column, width in zip(grid.columns, (room // (1 + told), None, None, None, room // 2), strict=True):
+                column.no_wrap, column.overflow, column.max_width = True, "ellipsis", width
+        for state, mountpoint, fstype, took, more in rows:
             style = _STYLES.get(state, "")
             grid.add_row(_cell(mountpoint), _cell(state, style), _cell(fstype), _cell(took), _cell(more))
         yield grid
-    if len(mounts) > shown:
-        yield _dim(f"and {text.count(len(mounts) - shown)} more")
-    if left_out:
-        yield from map(_dim, text.pseudo(sum(m.reason == text.PSEUDO for m in record.mounts)))
 
 
 def _workers(record: Status) -> Iterable[RenderableType]:

@@ -18,10 +18,12 @@ EVIL = "[red]/srv/\x1b]0;own\x07\n\u202e\u2028\x9b2J[/red]"
 SHOWN = "[red]/srv/\\x1b]0;own\\x07\\n\\u202e\\u2028\\x9b2J[/red]"
 
 
-def drawn(thing: Any, width: int = 200) -> str:
+def drawn(thing: Any, width: int = 200, height: int = 60) -> str:
     """Return what a terminal would show."""
     out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=width, highlight=False, markup=False, emoji=False)
+    console = Console(
+        file=out, force_terminal=True, width=width, height=height, highlight=False, markup=False, emoji=False
+    )
     console.print(thing)
     styled = out.getvalue()
     bare = re.sub(r"\x1b\[[0-9;]*m", "", styled)
@@ -106,6 +108,27 @@ def test_many_guests_and_many_file_systems_are_counted() -> None:
     assert "unix:/29     FROZEN: hold for 19 s, freeze 17, thaws in 41 s  1 frozen, 1 freezing" in shown
     assert "and 10 more" in shown
     assert "and 5 file systems more" in drawn(_board_of(35))
+
+
+@pytest.mark.parametrize(("height", "shown"), [(24, 17), (50, 30), (6, 3)])
+def test_a_picture_fits_the_terminal(height: int, shown: int) -> None:
+    board = screen.Board()
+    long = [MOUNT | {"mountpoint": f"/{i}{'/x' * 500}", "aliases": ["/y" * 500]} for i in range(255)]
+    stuck = MOUNT | {"mountpoint": "/stuck", "state": "thawing"}
+    board.put("unix:/a", load(mounts=[*long, stuck], workers=[WORKER, WORKER]))
+    lines = drawn(board, 80, height).splitlines()
+    assert len(lines) < max(height, 10)
+    (first, *_, last) = [line for line in lines if line.startswith("/")]
+    assert first.split() == ["/stuck", "thawing", "ext4", "0.031", "s"]
+    assert last.split()[1:4] == ["frozen", "ext4", "0.031"]
+    assert last.startswith(f"/{shown - 2}/x")
+    assert f"and {256 - shown} file systems more" in lines
+
+
+def test_a_picture_that_fits_keeps_the_order() -> None:
+    board = screen.Board()
+    board.put("unix:/a", load(mounts=[MOUNT, MOUNT | {"mountpoint": "/z", "state": "thawing"}]))
+    assert [line.split()[0] for line in drawn(board, 80, 24).splitlines() if line.startswith("/")] == ["/srv/db", "/z"]
 
 
 def _board_of(mounts: int) -> screen.Board:
