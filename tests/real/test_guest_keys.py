@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
+import signal
 import stat
 import traceback
 from collections.abc import Callable
@@ -12,10 +14,12 @@ from typing import Any
 
 import pytest
 from harness.fixtures import unmet
+from virtagent.agent import kernel
 from virtagent.agent.errors import Fault
 from virtagent.agent.handlers import guest_accounts as accounts
 
-UID, GID = 54321, 54322
+UID, GID, OTHER_GID = 54321, 54322, 54323
+PR_GET_PDEATHSIG = 2
 
 
 class _Worker:
@@ -151,6 +155,42 @@ def test_a_link_or_a_hard_link_in_place_of_the_file(ann: Ann, secret: Path) -> N
         assert unharmed(secret)
         ann.file.unlink()
         os.link(secret / "authorized_keys", ann.file)
+
+
+def test_what_the_groups_of_the_agent_may_read_the_user_may_not(ann: Ann) -> None:
+    ann.ssh.mkdir()
+    ann.give(ann.ssh)
+    ann.file.write_text("root's\n")
+    os.chown(ann.file, 0, OTHER_GID)
+    ann.file.chmod(0o640)
+
+    def ask() -> str:
+        os.setgroups([OTHER_GID])
+        try:
+            return str(accounts.ssh_get_authorized_keys(WORKER, {"username": "ann"}, lookup=ann.lookup))
+        finally:
+            assert os.getgroups() == [OTHER_GID]
+
+    assert "Permission denied" in in_child(ask)
+
+
+def test_the_worker_dies_with_the_agent_whosever_rights_it_has(ann: Ann) -> None:
+    """A change of rights has the kernel forget that (prctl(2), PR_SET_PDEATHSIG)."""
+
+    def ask() -> str:
+        kernel.die_with_parent(signal.SIGKILL)
+        accounts._read = lambda place: [f"{os.geteuid()}: {death_signal()}".encode()]
+        said = accounts.ssh_get_authorized_keys(WORKER, {"username": "ann"}, lookup=ann.lookup)
+        return f"{said['keys']}, then {death_signal()}"
+
+    assert in_child(ask) == f"['{UID}: 9'], then 9"
+
+
+def death_signal() -> int:
+    """Return the signal that this process gets when its parent ends."""
+    found = ctypes.c_int()
+    assert ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(found), 0, 0, 0) == 0
+    return found.value
 
 
 def test_links_to_what_is_the_users_are_followed(ann: Ann) -> None:
