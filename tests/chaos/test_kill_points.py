@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from harness import linux
 from harness.daemon import Daemon
 from harness.filesystems import LoopFs
 from harness.hooks import Hooks
@@ -139,6 +140,25 @@ def test_killed_at_each_message_of_the_worker(rig: Rig, hooks: Hooks, acts: tupl
     for point in clean_run(rig, hooks, 2):
         if point.startswith("before va.fsfreeze "):
             dies(rig, hooks, every, point, *acts)
+
+
+@pytest.mark.parametrize("acts", [(WORKER,), (SUPERVISOR,), (SUPERVISOR, WORKER)], ids=["worker", "supervisor", "both"])
+def test_killed_while_grace_periods_are_expedited(rig: Rig, hooks: Hooks, acts: tuple[str, ...]) -> None:
+    every = nested(rig)
+    before = linux.expedited()
+    points = [point for point in clean_run(rig, hooks, 2) if point.split()[1] == "grace"]
+    assert {point.split()[2] for point in points} == {"expedite", "restore"}
+    for point in dict.fromkeys(points):
+        if acts == (WORKER,):
+            daemon = start(rig, hooks)
+            hooks.at(point, WORKER)
+            assert freeze_and_thaw(daemon) == [Code.WORKER_DIED, 0]
+            assert hooks.spent, f"nothing died at {point}"
+            assert_well(rig, daemon, every)
+            daemon.stop()
+        else:
+            dies(rig, hooks, every, point, *acts)
+        assert linux.expedited() == before, point
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

@@ -27,14 +27,14 @@ def install_stall(folder: Path) -> None:
     put = worker.Reporter.post
     orders = Orders(folder, "stall")
 
-    def post(self: worker.Reporter, message: report.Report) -> None:
-        if isinstance(message, report.Progress) and message.phase == Phase.FREEZE.value:
+    def post(self: worker.Reporter, *messages: report.Report) -> None:
+        if any(isinstance(m, report.Progress) and m.phase == Phase.FREEZE.value for m in messages):
             order = orders.take(lambda _: True)
             if order is not None:
                 with contextlib.suppress(OSError):
                     linux.freeze(order.text)
                 order.done()
-        put(self, message)
+        put(self, *messages)
 
     replaced: Any = post
     worker.Reporter.post = replaced  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from virtagent.agent import report, worker
+from virtagent.agent import rcu, report, worker
 from virtagent.supervisor import events, journal, loop
 
 from .orders import Orders
@@ -83,11 +83,11 @@ class Points:
         if what == "fill":
             assert reporter is not None
             with contextlib.suppress(OSError):  # what is in it already may be more
-                fcntl.fcntl(reporter._fd, fcntl.F_SETPIPE_SZ, report.PIPE_BUF)
+                fcntl.fcntl(reporter.fd, fcntl.F_SETPIPE_SZ, report.PIPE_BUF)
             frame = report.encode(report.Progress(_phase))[0]
             try:
                 while True:
-                    os.write(reporter._fd, frame)
+                    os.write(reporter.fd, frame)
             except BlockingIOError:
                 return
         pid = _pids.get(who, 0)
@@ -115,6 +115,7 @@ def install(folder: Path) -> None:
     points = Points(folder)
     _pids["supervisor"] = os.getpid()
     _install_reports(points)
+    _install_grace_periods(points)
     _install_journal(points)
     _install_supervisor(points)
 
@@ -123,20 +124,34 @@ def _install_reports(points: Points) -> None:
     put = worker.Reporter.post
     rpc = ""
 
-    def post(self: worker.Reporter, message: report.Report) -> None:
+    def post(self: worker.Reporter, *messages: report.Report) -> None:
         nonlocal rpc
         global _phase
-        if isinstance(message, report.Started):
-            rpc = sys._getframe(2).f_locals["job"].rpc
-            _pids[rpc] = os.getpid()
-        points.passed(f"before {rpc} {name_of(message)}", self)
-        put(self, message)
-        if isinstance(message, report.Progress):
-            _phase = message.phase
-        points.passed(f"after {rpc} {name_of(message)}", self)
+        for message in messages:
+            if isinstance(message, report.Started):
+                rpc = sys._getframe(2).f_locals["job"].rpc
+                _pids[rpc] = os.getpid()
+            points.passed(f"before {rpc} {name_of(message)}", self)
+            put(self, message)
+            if isinstance(message, report.Progress):
+                _phase = message.phase
+            points.passed(f"after {rpc} {name_of(message)}", self)
 
     replaced: Any = post
     worker.Reporter.post = replaced  # type: ignore[method-assign]
+
+
+def _install_grace_periods(points: Points) -> None:
+    def hooked(what: str, real: Any) -> Any:
+        def call(self: rcu.Expediter) -> None:
+            points.passed(f"before grace {what}")
+            real(self)
+            points.passed(f"after grace {what}")
+
+        return call
+
+    rcu.Expediter.begin = hooked("expedite", rcu.Expediter.begin)  # type: ignore[method-assign]
+    rcu.Expediter.end = hooked("restore", rcu.Expediter.end)  # type: ignore[method-assign]
 
 
 def _install_journal(points: Points) -> None:
