@@ -1,0 +1,96 @@
+"""The options of scripts/bench, which sets up and starts it. Needs root and a mount namespace of its own."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+TREE = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(TREE / "tests"), str(TREE / "scripts")]
+
+from harness import HarnessError, Unmet, namespace  # noqa: E402
+from harness.filesystems import MIB  # noqa: E402
+from harness.namespace import Area  # noqa: E402
+from harness.rig import Rig, closed  # noqa: E402
+
+from benching import stall  # noqa: E402
+from benching.figures import Figures, machine, progress, say  # noqa: E402
+from benching.ways import Bench  # noqa: E402
+
+PARTS: dict[str, Callable[[Bench, Figures], None]] = {
+    "stall": stall.measure,
+}
+
+
+def options() -> argparse.Namespace:
+    asked = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measures virtagentd beside qemu-ga, util-linux's fsfreeze and the least that is possible.",
+    )
+    asked.add_argument("--only", metavar="PART,...", help=f"of {', '.join(PARTS)}")
+    asked.add_argument("--rounds", type=int, default=10, help="how often each is measured (default 10)")
+    asked.add_argument("--quick", action="store_true", help="fewer rounds, smaller numbers")
+    asked.add_argument("--disk-rate", type=int, default=500, metavar="MB/S", help="0: no limit (default 500)")
+    asked.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="where the slow disk's image lies (default: memory)"
+    )
+    asked.add_argument("--json", type=Path, metavar="FILE", help="keep the figures")
+    return asked.parse_args()
+
+
+def stop(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def measure(area: Area, chosen: argparse.Namespace, parts: list[str]) -> None:
+    figures = Figures()
+    rig = Rig(area)
+    began = time.monotonic()
+    try:
+        rounds = min(chosen.rounds, 3) if chosen.quick else chosen.rounds
+        bench = Bench(rig, rounds, chosen.disk_rate * MIB, chosen.images, quick=chosen.quick)
+        bench.compile()
+        for part in parts:
+            progress(part)
+            shown = figures.parts()
+            PARTS[part](bench, figures)
+            for one in figures.parts():
+                if one not in shown:
+                    say(f"\n### {one}\n\n{figures.table(one)}")
+        for note in bench.notes:
+            say(f"Note: {note}")
+    finally:
+        closed(rig)
+    settings = {"rounds": rounds, "disk_rate_mib": chosen.disk_rate, "images": "disk" if chosen.images else "memory"}
+    if chosen.json:
+        figures.dump(chosen.json, settings, bench.notes)
+    say(f"{settings}, {machine()}; {time.monotonic() - began:.0f} s")
+
+
+def main() -> int:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    chosen = options()
+    parts = chosen.only.split(",") if chosen.only else list(PARTS)
+    if unknown := [part for part in parts if part not in PARTS]:
+        print(f"scripts/bench: --only {unknown[0]}: not one of {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    with namespace.entered() as area:
+        measure(area, chosen, parts)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (HarnessError, Unmet, TimeoutError, subprocess.CalledProcessError) as error:
+        print(f"scripts/bench: {error}", file=sys.stderr)
+        sys.exit(1)

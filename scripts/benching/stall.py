@@ -1,0 +1,162 @@
+"""How long a writer stands still over a freeze and the thaw that follows at once: on each file system one writer."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.filesystems import KINDS, MIB, LoopFs
+
+from .disk import Disk, Partition, sync
+from .figures import Figures, progress
+from .ways import Bench, Way, Ways, Writer
+
+PART = "write stall"
+DIRTY = 150 * MIB
+SIZE = {"ext4": 512 * MIB, "xfs": 512 * MIB, "btrfs": 2048 * MIB}
+FLOW, FLOW_BLOCK = 40 * MIB, 256 << 10
+_VM = Path("/proc/sys/vm")
+
+
+def measure(bench: Bench, figures: Figures) -> None:
+    """The write stalls of each kind of file system."""
+    with DirtyLimits(8 * DIRTY):
+        for kind in KINDS:
+            stalls(bench, figures, kind, 8)
+
+
+def stalls(bench: Bench, figures: Figures, kind: str, count: int) -> None:
+    """Clean, with dirty data, and with writers that never stop, on one disk."""
+    rig = bench.rig
+    disk = Disk(rig.area, count, SIZE[kind], bench.rate, bench.images)
+    made: list[LoopFs] = []
+    try:
+        for _ in range(count):
+            made.append(Partition(rig.area, kind, disk))
+            rig.filesystems.append(made[-1])
+        if bench.rate and not disk.throttled:
+            bench.notes.append("the disk was not throttled: this machine has no blkio.throttle for its root group")
+        ways = Ways(bench, made, none=True)
+        try:
+            writers = [Writer(bench, fs) for fs in made]
+            _rounds(bench, figures, ways, made, writers, f"{count} {kind}, clean", 0)
+            dirty = f"{count} {kind}, {DIRTY // MIB} MB dirty on each"
+            _rounds(bench, figures, ways, made, writers, dirty, DIRTY)
+            _end(bench, writers)
+            if kind == "ext4":
+                pause = FLOW_BLOCK / FLOW
+                writers = [Writer(bench, fs, FLOW_BLOCK, pause, 96 * MIB // FLOW_BLOCK) for fs in made[:4]]
+                flowing = f"{kind}, writing {FLOW // MIB} MB/s on 4 of {count}"
+                _rounds(bench, figures, ways, made, writers, flowing, 0)
+                _end(bench, writers)
+        finally:
+            ways.close()
+    finally:
+        take_down(bench, made)
+
+
+def take_down(bench: Bench, made: Sequence[LoopFs]) -> None:
+    """Unmount and detach; what fails is tried again when the rig closes."""
+    for fs in made:
+        fs.thaw()
+    for writer in [*bench.rig.writers]:
+        writer.close()
+        bench.rig.writers.remove(writer)
+    for fs in reversed(made):
+        fs.end_probes()
+        fs.unmount()
+        fs.detach()
+        bench.rig.filesystems.remove(fs)
+
+
+def _end(bench: Bench, writers: Sequence[Writer]) -> None:
+    for writer in writers:
+        writer.close()
+        bench.rig.writers.remove(writer)
+
+
+def _rounds(
+    bench: Bench,
+    figures: Figures,
+    ways: Ways,
+    filesystems: Sequence[LoopFs],
+    writers: Sequence[Writer],
+    what: str,
+    dirty: int,
+) -> None:
+    stood: dict[str, list[float]] = {}
+    mean: dict[str, list[float]] = {}
+    replied: dict[str, list[float]] = {}
+
+    def once(way: Way) -> None:
+        if dirty:
+            _make_dirty(bench, filesystems, dirty)
+        for writer in writers:
+            writer.moving()
+            writer.reset()
+        took = way.cycle()
+        found = [writer.moving().longest * 1000 for writer in writers]
+        stood.setdefault(way.name, []).append(max(found))
+        mean.setdefault(way.name, []).append(sum(found) / len(found))
+        replied.setdefault(way.name, []).append((took.freeze + took.thaw) * 1000)
+
+    progress(what)
+    rounds = bench.rounds if not dirty else max(3, bench.rounds // 2)
+    ways.rounds(1, once)  # the first time costs more, and does not count
+    for kept in (stood, mean, replied):
+        kept.clear()
+    ways.rounds(rounds, once)
+    for way in ways.all:
+        figures.add(PART, f"{what}: longest of all writers", way.name, "ms", stood[way.name])
+        figures.add(PART, f"{what}: mean of the writers", way.name, "ms", mean[way.name])
+        if way.name != "none":
+            figures.add("request to reply", f"{what}: freeze and thaw", way.name, "ms", replied[way.name])
+
+
+def _make_dirty(bench: Bench, filesystems: Sequence[LoopFs], size: int) -> None:
+    """Have `size` new bytes on each wait in memory; what was there before has been written."""
+    block = os.urandom(MIB)
+    for fs in filesystems:
+        (fs.path / "dirty").unlink(missing_ok=True)
+    for fs in filesystems:
+        sync(str(fs))
+    before = _waiting()
+    for fs in filesystems:
+        with open(fs.path / "dirty", "wb", buffering=0) as file:
+            for _ in range(size // MIB):
+                file.write(block)
+    waits, wanted = _waiting() - before, size * len(filesystems)
+    if waits < wanted * 0.9:
+        note = f"only {waits / wanted:.0%} of the dirty data was still in memory when the freeze began"
+        if note not in bench.notes:
+            bench.notes.append(note)
+
+
+def _waiting() -> int:
+    """Return the bytes that wait for a disk, of the whole machine."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return 1024 * sum(int(lines[name].split()[0]) for name in ("Dirty", "Writeback"))
+
+
+class DirtyLimits:
+    """While it lasts, `size` bytes can be dirty without anybody writing them; changes nothing if they can anyway."""
+
+    def __init__(self, size: int) -> None:
+        pages = re.search(r"nr_dirty_background_threshold (\d+)", Path("/proc/vmstat").read_text())
+        enough = pages is not None and int(pages[1]) * os.sysconf("SC_PAGE_SIZE") > size * 1.5
+        self._wanted = {} if enough else {"dirty_background_bytes": size * 2, "dirty_bytes": size * 4}
+        self._before: dict[str, str] = {}
+
+    def __enter__(self) -> None:
+        for name in self._wanted:
+            for each in (name, name.replace("bytes", "ratio")):
+                self._before[each] = (_VM / each).read_text().strip()
+        for name, value in self._wanted.items():
+            (_VM / name).write_text(str(value))
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self._before.items():
+            if value != "0":  # of bytes and ratio the one that counts: writing one clears the other
+                (_VM / name).write_text(value)
