@@ -63,6 +63,40 @@ def measure(runs: int, rig: Rig, filesystems: list[LoopFs], end: Callable[[Daemo
     return found
 
 
+def endings(rig: Rig) -> tuple[tuple[str, Callable[[Daemon], float]], ...]:
+    """Return the ways in which a freeze ends unasked, by name."""
+
+    def supervisor(daemon: Daemon) -> float:
+        begun = time.monotonic()
+        kill(daemon.pid)
+        return begun
+
+    def holder(daemon: Daemon) -> float:
+        pid = keeper(daemon)
+        begun = time.monotonic()
+        kill(pid)
+        return begun
+
+    def both(daemon: Daemon) -> float:
+        pid = keeper(daemon)
+        psutil.Process(pid).suspend()
+        daemon.kill()
+        kill(pid)
+        begun = time.monotonic()
+        rig.daemon([rig.everywhere], state_dir=daemon.state_dir).stop()
+        return begun
+
+    def hold(daemon: Daemon) -> float:
+        return time.monotonic() + daemon.proxy().va.fshold(0.5)
+
+    return (
+        ("supervisor SIGKILLed", supervisor),
+        ("keeper SIGKILLed", holder),
+        ("both SIGKILLed, from the start of the next daemon", both),
+        ("hold limit passed", hold),
+    )
+
+
 def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--runs", type=int, default=20)
@@ -72,36 +106,8 @@ def main() -> int:
     try:
         filesystems = [rig.fs(kind) for kind in ("ext4", "xfs", "btrfs")]
 
-        def supervisor(daemon: Daemon) -> float:
-            begun = time.monotonic()
-            kill(daemon.pid)
-            return begun
-
-        def holder(daemon: Daemon) -> float:
-            pid = keeper(daemon)
-            begun = time.monotonic()
-            kill(pid)
-            return begun
-
-        def both(daemon: Daemon) -> float:
-            pid = keeper(daemon)
-            psutil.Process(pid).suspend()
-            daemon.kill()
-            kill(pid)
-            begun = time.monotonic()
-            rig.daemon([rig.everywhere], state_dir=daemon.state_dir).stop()
-            return begun
-
-        def hold(daemon: Daemon) -> float:
-            return time.monotonic() + daemon.proxy().va.fshold(0.5)
-
         print("| what ends the freeze | runs | median ms | min | max |\n|---|---|---|---|---|")
-        for name, end in (
-            ("supervisor SIGKILLed", supervisor),
-            ("keeper SIGKILLed", holder),
-            ("both SIGKILLed, from the start of the next daemon", both),
-            ("hold limit passed", hold),
-        ):
+        for name, end in endings(rig):
             times = measure(runs, rig, filesystems, end)
             print(
                 f"| {name} | {runs} | {statistics.median(times):.1f} | {min(times):.1f} | {max(times):.1f} |",

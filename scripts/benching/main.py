@@ -19,12 +19,17 @@ from harness.filesystems import MIB  # noqa: E402
 from harness.namespace import Area  # noqa: E402
 from harness.rig import Rig, closed  # noqa: E402
 
-from benching import stall  # noqa: E402
+from benching import latency, life, scaling, stall  # noqa: E402
 from benching.figures import Figures, machine, progress, say  # noqa: E402
-from benching.ways import Bench  # noqa: E402
+from benching.ways import Bench, compile_still  # noqa: E402
 
 PARTS: dict[str, Callable[[Bench, Figures], None]] = {
     "stall": stall.measure,
+    "scaling": scaling.measure,
+    "latency": latency.measure,
+    "recovery": life.recover,
+    "start": life.start,
+    "memory": life.memory,
 }
 
 
@@ -49,28 +54,30 @@ def stop(number: int, _frame: FrameType | None) -> None:
 
 
 def measure(area: Area, chosen: argparse.Namespace, parts: list[str]) -> None:
+    """Measure the parts, each on file systems of its own, and print and keep the figures after each."""
     figures = Figures()
-    rig = Rig(area)
-    began = time.monotonic()
-    try:
-        rounds = min(chosen.rounds, 3) if chosen.quick else chosen.rounds
-        bench = Bench(rig, rounds, chosen.disk_rate * MIB, chosen.images, quick=chosen.quick)
-        bench.compile()
-        for part in parts:
-            progress(part)
-            shown = figures.parts()
-            PARTS[part](bench, figures)
-            for one in figures.parts():
-                if one not in shown:
-                    say(f"\n### {one}\n\n{figures.table(one)}")
-        for note in bench.notes:
-            say(f"Note: {note}")
-    finally:
-        closed(rig)
+    rounds = min(chosen.rounds, 3) if chosen.quick else chosen.rounds
     settings = {"rounds": rounds, "disk_rate_mib": chosen.disk_rate, "images": "disk" if chosen.images else "memory"}
-    if chosen.json:
-        figures.dump(chosen.json, settings, bench.notes)
-    say(f"{settings}, {machine()}; {time.monotonic() - began:.0f} s")
+    notes: list[str] = []
+    for part in parts:
+        progress(part)
+        began = time.monotonic()
+        shown = figures.parts()
+        rig = Rig(area)
+        try:
+            bench = Bench(rig, rounds, chosen.disk_rate * MIB, chosen.images, notes, quick=chosen.quick)
+            PARTS[part](bench, figures)
+        finally:
+            closed(rig)
+        for one in figures.parts():
+            if one not in shown:
+                say(f"\n### {one}\n\n{figures.table(one)}")
+        if chosen.json:
+            figures.dump(chosen.json, settings, notes)
+        progress(f"{part} took {time.monotonic() - began:.0f} s")
+    for note in notes:
+        say(f"Note: {note}")
+    say(f"{settings}, {machine()}")
 
 
 def main() -> int:
@@ -82,6 +89,7 @@ def main() -> int:
         print(f"scripts/bench: --only {unknown[0]}: not one of {', '.join(PARTS)}", file=sys.stderr)
         return 2
     with namespace.entered() as area:
+        compile_still(area)
         measure(area, chosen, parts)
     return 0
 
@@ -91,6 +99,6 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
-    except (HarnessError, Unmet, TimeoutError, subprocess.CalledProcessError) as error:
+    except (HarnessError, Unmet, AssertionError, TimeoutError, subprocess.CalledProcessError) as error:
         print(f"scripts/bench: {error}", file=sys.stderr)
         sys.exit(1)

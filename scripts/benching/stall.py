@@ -37,7 +37,7 @@ def stalls(bench: Bench, figures: Figures, kind: str, count: int) -> None:
             made.append(Partition(rig.area, kind, disk))
             rig.filesystems.append(made[-1])
         if bench.rate and not disk.throttled:
-            bench.notes.append("the disk was not throttled: this machine has no blkio.throttle for its root group")
+            bench.note("the disk was not throttled: this machine has no blkio.throttle for its root group")
         ways = Ways(bench, made, none=True)
         try:
             writers = [Writer(bench, fs) for fs in made]
@@ -129,9 +129,7 @@ def _make_dirty(bench: Bench, filesystems: Sequence[LoopFs], size: int) -> None:
                 file.write(block)
     waits, wanted = _waiting() - before, size * len(filesystems)
     if waits < wanted * 0.9:
-        note = f"only {waits / wanted:.0%} of the dirty data was still in memory when the freeze began"
-        if note not in bench.notes:
-            bench.notes.append(note)
+        bench.note(f"only {waits / wanted:.0%} of the dirty data was still in memory when a freeze began")
 
 
 def _waiting() -> int:

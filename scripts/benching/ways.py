@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from harness import HarnessError, linux
-from harness.daemon import Daemon
 from harness.filesystems import LoopFs
 from harness.namespace import Area
 from harness.peer import QemuGa, Talk
@@ -156,17 +155,25 @@ class Writer(Child):
 
 
 class Bench:
-    """What every part is given."""
+    """What every part is given: file systems and daemons come from its rig, which is the part's alone."""
 
-    def __init__(self, rig: Rig, rounds: int, rate: int, images: Path | None, *, quick: bool) -> None:
-        self.rig, self.rounds, self.rate, self.images, self.quick = rig, rounds, rate, images, quick
-        self.still = str(rig.area.root / "still")
-        self.notes: list[str] = []
+    def __init__(self, rig: Rig, rounds: int, rate: int, images: Path | None, notes: list[str], *, quick: bool) -> None:
+        self.rig, self.rounds, self.rate, self.images, self.notes = rig, rounds, rate, images, notes
+        self.quick = quick
+        self.still = still(rig.area)
 
-    def compile(self) -> None:
-        """Make `still`; raises CalledProcessError."""
-        source = Path(__file__).parent / "still.c"
-        subprocess.run(["cc", "-O2", "-pthread", "-o", self.still, str(source)], check=True)
+    def note(self, text: str) -> None:
+        """Have it said below the tables, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
 
-__all__ = ["Agent", "Bench", "Daemon", "Took", "Way", "Ways", "Writer"]
+def still(area: Area) -> str:
+    """Return where the program is that `compile_still` makes."""
+    return str(area.root / "still")
+
+
+def compile_still(area: Area) -> None:
+    """Make `still`; raises CalledProcessError."""
+    source = Path(__file__).parent / "still.c"
+    subprocess.run(["cc", "-O2", "-pthread", "-o", still(area), str(source)], check=True)
