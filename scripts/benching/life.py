@@ -57,7 +57,10 @@ def overrun(bench: Bench) -> list[float]:
             (fs.path / "blocked").touch()
         flag.touch()
         freeze = Asking(daemon, "va.fsfreeze", {"freeze_limit": FREEZE_LIMIT})
-        record = daemon.wait_status(lambda record: record["phase"] == "freeze")
+        names = {str(fs) for fs in others}
+        record = daemon.wait_status(
+            lambda record, names=names: names == {m["mountpoint"] for m in record["mounts"] if m["state"] == "frozen"}
+        )
         limit = time.monotonic() - record["since"] + FREEZE_LIMIT
         writers = [recovery.Blocked(fs) for fs in others]
         until(lambda now=writers: all(w.stands() for w in now), FREEZE_LIMIT, "every writer to stand still")
