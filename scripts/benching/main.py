@@ -19,7 +19,7 @@ from harness.filesystems import MIB  # noqa: E402
 from harness.namespace import Area  # noqa: E402
 from harness.rig import Rig, closed  # noqa: E402
 
-from benching import latency, life, scaling, stall  # noqa: E402
+from benching import counts, latency, life, scaling, stall  # noqa: E402
 from benching.figures import Figures, machine, progress, say  # noqa: E402
 from benching.ways import Bench, compile_still  # noqa: E402
 
@@ -46,6 +46,8 @@ def options() -> argparse.Namespace:
         "--images", type=Path, metavar="FOLDER", help="where the slow disk's image lies (default: memory)"
     )
     asked.add_argument("--json", type=Path, metavar="FILE", help="keep the figures")
+    asked.add_argument("--check", action="store_true", help="only compare counts with bench-counts.json; 1 if one grew")
+    asked.add_argument("--update", action="store_true", help="only count, and keep that in bench-counts.json")
     return asked.parse_args()
 
 
@@ -89,6 +91,9 @@ def main() -> int:
         print(f"scripts/bench: --only {unknown[0]}: not one of {', '.join(PARTS)}", file=sys.stderr)
         return 2
     with namespace.entered() as area:
+        if chosen.check or chosen.update:
+            found = counts.collect(area)
+            return counts.update(found) if chosen.update else counts.check(found)
         compile_still(area)
         measure(area, chosen, parts)
     return 0
