@@ -83,7 +83,7 @@ def _modules() -> Counts:
     )
     listed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     public = {name if name.startswith("virtagent.") else name.split(".")[0] for name in listed.split()}
-    return {name: 1 for name in sorted(public) if not name.startswith("_")}
+    return {name: 1 for name in sorted(public) if not name.startswith(("_", "sre_"))}
 
 
 def _calls(daemon: Daemon, paths: list[str]) -> Kept:
@@ -168,6 +168,8 @@ def room(section: str, name: str, count: int) -> int:
     """Return how much more than `count` is still no growth."""
     if not section.startswith("system calls"):
         return 0
+    if name in ("close", "openat"):
+        return 1  # Python 3.12 reads one file more than 3.11
     return count + 20 if name in WILD else count // 4 + 3 if name in LOOSE else 0
 
 
