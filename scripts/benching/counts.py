@@ -7,6 +7,7 @@ must not grow at all. `--update` keeps what is found now.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,17 +16,17 @@ from collections import Counter
 from pathlib import Path
 
 from harness.daemon import Daemon
-from harness.hooks import Hooks
 from harness.hosts import request
 from harness.namespace import Area
 from harness.peer import Talk
+from harness.processes import TESTS
 from harness.rig import Rig, closed
 from virtagent.host import Agent
 
 from .figures import progress, say
 from .life import switches
 from .scaling import SIZE
-from .traced import Counts, trace
+from .traced import Counts, least_of, trace
 
 KEPT = Path(__file__).resolve().parents[1] / "bench-counts.json"
 MOUNTS, TIMES, ASKED, IDLE = 8, 6, 5, 5
@@ -148,20 +149,19 @@ def _idle(daemon: Daemon) -> Counts:
 
 def _reports(rig: Rig) -> Counts:
     progress("reports")
-    hooks = Hooks(rig.area)
-    daemon = rig.daemon([rig.everywhere], module="harness.hooked", env=hooks.env)
+    listed = rig.area.fresh("reports")
+    path = os.pathsep.join(map(str, (TESTS, Path(__file__).parents[1])))
+    env = {"BENCH_REPORTS": str(listed), "PYTHONPATH": path}
+    daemon = rig.daemon([rig.everywhere], module="benching.listening", env=env)
     found = []
     with Agent(daemon.url) as agent:
         for _ in range(ASKED):
-            hooks.list_points()
+            listed.write_text("")
             agent.freeze()
             agent.thaw()
-            lines = (hooks.folder / "points").read_text(encoding="utf-8").splitlines()
-            hooks.points()
-            messages = [line.split()[2:] for line in lines if line.startswith("after va.fsfreeze ")]
-            found.append(Counter(" ".join(word for word in words if not word.isdigit()) for words in messages))
+            found.append(Counter(listed.read_text(encoding="utf-8").splitlines()))
     daemon.stop()
-    return {name: least for name in sorted(found[0]) if (least := min(one[name] for one in found))}
+    return least_of(found)
 
 
 def room(section: str, name: str, count: int) -> int:
@@ -169,7 +169,8 @@ def room(section: str, name: str, count: int) -> int:
     if not section.startswith("system calls"):
         return 0
     if name in ("close", "openat"):
-        return 1  # Python 3.12 reads one file more than 3.11
+        # Python 3.12 reads a file more than 3.11; and sysfs has what others mount meanwhile.
+        return 1 + count // 20
     return count + 20 if name in WILD else count // 4 + 3 if name in LOOSE else 0
 
 

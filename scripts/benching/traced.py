@@ -32,7 +32,7 @@ _ALIKE = (
     ("sendto", "sendmsg"),
     ("stat", "fstat lstat newfstatat statx"),
     ("unlink", "unlinkat"),
-    ("write", "writev"),
+    ("write", "pwrite64 writev"),
 )
 _NAMES = {name: common for common, names in _ALIKE for name in names.split()}
 """What one C library calls otherwise than another."""
@@ -96,9 +96,10 @@ def _least(log: str, supervisor: int, spans: list[tuple[float, float]]) -> tuple
         for number, (begun, ended) in enumerate(spans):
             if begun <= at <= ended:
                 found[number][int(call[1]) != supervisor][name] += 1
-    return _least_of([ours for ours, _ in found]), _least_of([workers for _, workers in found])
+    return least_of([ours for ours, _ in found]), least_of([workers for _, workers in found])
 
 
-def _least_of(all_: list[Counter[str]]) -> Counts:
+def least_of(all_: list[Counter[str]]) -> Counts:
+    """Return of each kind the least."""
     kinds = sorted({kind for one in all_ for kind in one})
     return {kind: least for kind in kinds if (least := min(one[kind] for one in all_))}

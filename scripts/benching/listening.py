@@ -1,0 +1,31 @@
+"""virtagentd whose workers list in the file BENCH_REPORTS what they report; it takes virtagentd's options."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from virtagent.agent import report
+from virtagent.supervisor import main
+
+
+def install(path: str) -> None:
+    """Change the codec here; forked workers inherit it."""
+    encode = report.encode
+
+    def listed(message: Any) -> Any:
+        name = type(message).__name__
+        if name in ("Step", "Progress"):
+            name += f" {getattr(message, 'state', getattr(message, 'phase', ''))}"
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.write(fd, f"{name}\n".encode())
+        os.close(fd)
+        return encode(message)
+
+    report.encode = listed
+
+
+if __name__ == "__main__":
+    install(os.environ["BENCH_REPORTS"])
+    sys.exit(main.main())
