@@ -181,7 +181,7 @@ def check(found: Kept) -> int:
     for section in sorted(found):
         for name, count in found[section].items():
             was = kept.get(section, {}).get(name, 0)
-            less += count < was
+            less += count < was - room(section, name, was)
             if count > was + room(section, name, was):
                 grown.append(f"| {section} | {name} | {was} | {count} |")
     if grown:

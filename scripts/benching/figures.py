@@ -72,13 +72,14 @@ class Figures:
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
 
-    def dump(self, path: Path, settings: dict[str, object], notes: Iterable[str]) -> None:
-        """Keep all in a JSON file."""
+    def keep(self, path: Path, settings: dict[str, object], notes: Iterable[str]) -> None:
+        """Keep all in a JSON file, and what that has of other parts."""
+        old = [f for f in Figures.load(path)[0].all if f.part not in self.parts()] if path.exists() else []
         kept = {
             "machine": machine(),
             "settings": settings,
             "notes": list(notes),
-            "figures": [{**asdict(f), "values": [round(v, 4) for v in f.values]} for f in self.all],
+            "figures": [{**asdict(f), "values": [round(v, 4) for v in f.values]} for f in (*old, *self.all)],
         }
         path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 

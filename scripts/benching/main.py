@@ -75,7 +75,7 @@ def measure(area: Area, chosen: argparse.Namespace, parts: list[str]) -> None:
             if one not in shown:
                 say(f"\n### {one}\n\n{figures.table(one)}")
         if chosen.json:
-            figures.dump(chosen.json, settings, notes)
+            figures.keep(chosen.json, settings, notes)
         progress(f"{part} took {time.monotonic() - began:.0f} s")
     for note in notes:
         say(f"Note: {note}")
