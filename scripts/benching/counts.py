@@ -66,7 +66,7 @@ def collect(area: Area) -> Kept:
         filesystems = [rig.fs("ext4", SIZE) for _ in range(MOUNTS)]
         found = {"modules at start": _modules()}
         daemon = rig.daemon([rig.everywhere])
-        found |= _calls(daemon, [str(fs) for fs in filesystems])
+        found |= system_calls(daemon, [str(fs) for fs in filesystems])
         found["bytes of an answer, each number as 0"] = _bytes(daemon)
         found["idle"] = _idle(daemon)
         daemon.stop()
@@ -87,7 +87,8 @@ def _modules() -> Counts:
     return {name: 1 for name in sorted(public) if not name.startswith(("_", "sre_"))}
 
 
-def _calls(daemon: Daemon, paths: list[str]) -> Kept:
+def system_calls(daemon: Daemon, paths: list[str]) -> Kept:
+    """Return those of pings, of a status, and of a freeze and thaw, by kind."""
     talk = Talk(daemon.area, str(daemon.socket), 60)
     agent = Agent(daemon.url)
 

@@ -19,7 +19,7 @@ from harness.filesystems import MIB  # noqa: E402
 from harness.namespace import Area  # noqa: E402
 from harness.rig import Rig, closed  # noqa: E402
 
-from benching import counts, latency, life, scaling, stall  # noqa: E402
+from benching import cost, counts, latency, life, scaling, stall  # noqa: E402
 from benching.figures import Figures, machine, progress, say  # noqa: E402
 from benching.ways import Bench, compile_still  # noqa: E402
 
@@ -30,6 +30,7 @@ PARTS: dict[str, Callable[[Bench, Figures], None]] = {
     "recovery": life.recover,
     "start": life.start,
     "memory": life.memory,
+    "cost": cost.measure,
 }
 
 
@@ -104,6 +105,6 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
-    except (HarnessError, Unmet, AssertionError, TimeoutError, subprocess.CalledProcessError) as error:
+    except (HarnessError, Unmet, AssertionError, RuntimeError, TimeoutError, subprocess.CalledProcessError) as error:
         print(f"scripts/bench: {error}", file=sys.stderr)
         sys.exit(1)
