@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from harness.filesystems import MIB  # noqa: E402
 from harness.namespace import Area  # noqa: E402
 from harness.rig import Rig, closed  # noqa: E402
 
-from benching import cost, counts, latency, life, scaling, stall  # noqa: E402
+from benching import cost, counts, latency, life, report, scaling, stall  # noqa: E402
 from benching.figures import Figures, machine, progress, say  # noqa: E402
 from benching.ways import Bench, compile_still  # noqa: E402
 
@@ -47,6 +48,8 @@ def options() -> argparse.Namespace:
         "--images", type=Path, metavar="FOLDER", help="where the slow disk's image lies (default: memory)"
     )
     asked.add_argument("--json", type=Path, metavar="FILE", help="keep the figures")
+    asked.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the figures there, as SVG")
+    asked.add_argument("--report", action="store_true", help="measure nothing: put the figures of --json into the docs")
     asked.add_argument("--check", action="store_true", help="only compare counts with bench-counts.json; 1 if one grew")
     asked.add_argument("--update", action="store_true", help="only count, and keep that in bench-counts.json")
     return asked.parse_args()
@@ -87,10 +90,26 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     chosen = options()
+    if chosen.plot and not chosen.report and not chosen.json:
+        print("scripts/bench: --plot draws what --json keeps: give both", file=sys.stderr)
+        return 2
     parts = chosen.only.split(",") if chosen.only else list(PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
         print(f"scripts/bench: --only {unknown[0]}: not one of {', '.join(PARTS)}", file=sys.stderr)
         return 2
+    if not chosen.report:
+        code = count_or_measure(chosen, parts)
+        if code or chosen.check or chosen.update:
+            return code
+    if chosen.plot:
+        pictures = importlib.import_module("benching.pictures")
+        for path in pictures.draw(Figures.load(chosen.json or report.KEPT)[0], chosen.plot):
+            progress(f"drawn: {path.name}")
+    return report.write(chosen.json or report.KEPT) if chosen.report else 0
+
+
+def count_or_measure(chosen: argparse.Namespace, parts: list[str]) -> int:
+    """Do what needs file systems; return the exit code."""
     with namespace.entered() as area:
         if chosen.check or chosen.update:
             found = counts.collect(area)

@@ -1,0 +1,93 @@
+"""Pictures of the figures (SVG): how long writers stand still, and how a freeze grows with the number of file systems.
+
+matplotlib (extra `bench`) is imported only here, and this only when pictures are wanted.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from . import scaling, stall
+from .figures import Figures, number
+
+mpl.use("svg")
+mpl.rcParams |= {"svg.hashsalt": "virtagent", "svg.fonttype": "none", "font.size": 10, "axes.axisbelow": True}
+from matplotlib import pyplot  # noqa: E402 - after the choice of what it draws on
+
+COLOURS = {"virtagentd": "#1b7f4d", "qemu-ga": "#c8553d", "fsfreeze": "#8d99ae", "limit": "#2b2d42", "none": "#d9d9d9"}
+WAYS = ("virtagentd", "qemu-ga", "fsfreeze", "limit")
+
+
+def draw(figures: Figures, folder: Path) -> list[Path]:
+    """Draw what there are figures for; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = [stalls(figures, folder / "stall.svg"), growth(figures, folder / "scaling.svg")]
+    return [path for path in made if path is not None]
+
+
+def stalls(figures: Figures, path: Path) -> Path | None:
+    """One group of bars a case: the median of the longest stall of all writers, with the least and the most."""
+    ending = ": longest of all writers"
+    cases = [f.what for f in figures.all if f.part == stall.PART and f.what.endswith(ending)]
+    cases = list(dict.fromkeys(cases))
+    if not cases:
+        return None
+    picture, axes = pyplot.subplots(figsize=(9, 0.9 * len(cases) + 1.2))
+    height = 0.8 / len(WAYS)
+    for row, case in enumerate(cases):
+        for place, way in enumerate(WAYS):
+            figure = figures.get(stall.PART, case, way)
+            if figure is None:
+                continue
+            at, middle = row + (place - (len(WAYS) - 1) / 2) * height, figure.median
+            ends = [[middle - min(figure.values)], [max(figure.values) - middle]]
+            axes.barh(at, middle, height, color=COLOURS[way], label=way if not row else None)
+            axes.errorbar(middle, at, xerr=ends, color="black", linewidth=0.8, capsize=2)
+            axes.text(max(figure.values) * 1.07, at, number(middle), va="center", fontsize=8)
+    axes.set_yticks(range(len(cases)), [case.removesuffix(ending).replace(", ", "\n", 1) for case in cases])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("longest write stall over freeze and thaw, ms (median; the line is from the least to the most)")
+    return _save(picture, axes, path)
+
+
+def growth(figures: Figures, path: Path) -> Path | None:
+    """One line a way: the median from request to reply of a freeze, and the range."""
+    picture, axes = pyplot.subplots(figsize=(7, 4.5))
+    drawn = False
+    for way in WAYS:
+        points = []
+        for figure in figures.all:
+            count = re.match(r"(\d+) file systems?: freeze$", figure.what)
+            if figure.part == scaling.PART and figure.way == way and count:
+                points.append((int(count[1]), figure))
+        if not points:
+            continue
+        drawn = True
+        counts = [count for count, _ in points]
+        axes.plot(counts, [figure.median for _, figure in points], "o-", color=COLOURS[way], label=way, markersize=4)
+        low, high = ([f(figure.values) for _, figure in points] for f in (min, max))
+        axes.fill_between(counts, low, high, color=COLOURS[way], alpha=0.15, linewidth=0)
+    if not drawn:
+        return None
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(counts, map(str, counts))
+    axes.set_xlabel("clean ext4 file systems")
+    axes.set_ylabel("freeze, request to reply, ms")
+    return _save(picture, axes, path)
+
+
+def _save(picture: Any, axes: Any, path: Path) -> Path:
+    axes.grid(alpha=0.3, which="major")
+    axes.legend(frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    picture.tight_layout()
+    picture.savefig(path, metadata={"Date": None, "Creator": None})
+    pyplot.close(picture)
+    return path
