@@ -94,7 +94,7 @@ class Figures:
 
 
 def number(value: float) -> str:
-    """Return three digits that count, and no more than two after the point."""
+    """Return it with the digits that count."""
     if value and abs(value) < 0.1:
         return f"{value:.2g}"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -16,7 +16,7 @@ from .figures import Figures, number
 
 mpl.use("svg")
 mpl.rcParams |= {"svg.hashsalt": "virtagent", "svg.fonttype": "none", "font.size": 10, "axes.axisbelow": True}
-from matplotlib import pyplot  # noqa: E402 - after the choice of what it draws on
+from matplotlib import pyplot, ticker  # noqa: E402 - after the choice of what it draws on
 
 COLOURS = {"virtagentd": "#1b7f4d", "qemu-ga": "#c8553d", "fsfreeze": "#8d99ae", "limit": "#2b2d42", "none": "#d9d9d9"}
 WAYS = ("virtagentd", "qemu-ga", "fsfreeze", "limit")
@@ -37,20 +37,21 @@ def stalls(figures: Figures, path: Path) -> Path | None:
     if not cases:
         return None
     picture, axes = pyplot.subplots(figsize=(9, 0.9 * len(cases) + 1.2))
-    height = 0.8 / len(WAYS)
+    height = 0.7 / len(WAYS)
     for row, case in enumerate(cases):
         for place, way in enumerate(WAYS):
             figure = figures.get(stall.PART, case, way)
             if figure is None:
                 continue
             at, middle = row + (place - (len(WAYS) - 1) / 2) * height, figure.median
-            ends = [[middle - min(figure.values)], [max(figure.values) - middle]]
-            axes.barh(at, middle, height, color=COLOURS[way], label=way if not row else None)
-            axes.errorbar(middle, at, xerr=ends, color="black", linewidth=0.8, capsize=2)
-            axes.text(max(figure.values) * 1.07, at, number(middle), va="center", fontsize=8)
+            axes.hlines(at, min(figure.values), max(figure.values), color=COLOURS[way], linewidth=2)
+            axes.plot(middle, at, "o", color=COLOURS[way], markersize=7, label=None if row else way)
+            axes.annotate(number(middle), (max(figure.values), at), (7, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(cases)), [case.removesuffix(ending).replace(", ", "\n", 1) for case in cases])
     axes.invert_yaxis()
     axes.set_xscale("log")
+    axes.margins(x=0.1)
+    _tick(axes.xaxis)
     axes.set_xlabel("longest write stall over freeze and thaw, ms (median; the line is from the least to the most)")
     return _save(picture, axes, path)
 
@@ -76,15 +77,23 @@ def growth(figures: Figures, path: Path) -> Path | None:
         return None
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    _tick(axes.yaxis)
     axes.set_xticks(counts, map(str, counts))
     axes.set_xlabel("clean ext4 file systems")
     axes.set_ylabel("freeze, request to reply, ms")
     return _save(picture, axes, path)
 
 
+def _tick(axis: Any) -> None:
+    """Have plain numbers at a logarithmic axis."""
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(ticker.NullLocator())
+
+
 def _save(picture: Any, axes: Any, path: Path) -> Path:
     axes.grid(alpha=0.3, which="major")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(WAYS))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     picture.tight_layout()
