@@ -12,6 +12,7 @@ def main() -> int:
     try:
         import signal
 
+        _stand_in()
         untouched = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if untouched:  # else whoever started this wants no Ctrl-C to end it
             signal.signal(signal.SIGINT, _leave)
@@ -27,6 +28,21 @@ def main() -> int:
             _let_go()
     except KeyboardInterrupt:
         return _INTERRUPTED
+
+
+def _stand_in() -> None:
+    """Have /dev/null for each standard stream that whoever started this has closed.
+
+    Else a sentence for the standard error is printed to the standard output, and the first file that COMMAND opens
+    comes to be its standard output.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, number)
+            if null != number:
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _let_go() -> None:

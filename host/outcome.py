@@ -18,7 +18,12 @@ def tell(report: Report, as_json: bool) -> int:
     """Print the report, and what is wrong; return the exit code."""
     wrong, code = verdict(report)
     if as_json:
-        print(cli.to_json(document(report, wrong, code), indent=2), flush=True)
+        try:
+            print(cli.to_json(document(report, wrong, code), indent=2), flush=True)
+        except OSError:
+            # Whoever reads the report has gone: what came of the snapshot is told all the same.
+            if not wrong:
+                raise
     else:
         # The standard output is the command's.
         with contextlib.suppress(OSError):
@@ -68,7 +73,7 @@ def lines(report: Report) -> Iterator[str]:
     guests = freeze.guests
     mounts = text.count(sum(one.count for one in guests.values()))
     of = "" if len(guests) == 1 else f" of {len(guests)} guests at one point"
-    how = "without a break" if freeze.broken is None and report.broken is None else "not without a break"
+    how = "without a break" if freeze.broken is None and report.broken is None else "with a break"
     yield f"held {mounts}{of} for {text.duration(freeze.window)} {how}"
     if len(guests) > 1:
         skew = f"frozen within {text.duration(freeze.skew)}"

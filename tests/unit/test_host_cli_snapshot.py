@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -154,12 +155,29 @@ def test_a_broken_freeze(tmp_path: Path) -> None:
         for words, code in ((["true"], 5), (["sh", "-c", "exit 3"], 5)):
             ran = snapshot("snapshot", "--", *words, urls=[guest.agent.url])
             assert ran.returncode == code
-            assert "not without a break" in ran.stderr
+            assert " with a break\n" in ran.stderr
             assert f"{guest.agent.url}: freeze 17 was not held without a break" in ran.stderr.splitlines()[-1]
             assert "throw the snapshot away" in ran.stderr
         late = snapshot("snapshot", "--timeout", "0.1", "--", "sleep", "60", urls=[guest.agent.url])
         assert late.returncode == 5
         assert json.loads(snapshot("snapshot", "--json", "--", "true", urls=[guest.agent.url]).stdout)["good"] is False
+
+
+@pytest.mark.parametrize("place", ["/dev/full", "a pipe that nobody reads"])
+def test_a_report_that_cannot_be_written_leaves_the_exit_code_alone(tmp_path: Path, place: str) -> None:
+    guest = Guest(tmp_path / "a", last=LAST | {"freeze_id": 17})
+    if place == "/dev/full":
+        to = os.open(place, os.O_WRONLY)
+    else:
+        read, to = os.pipe()
+        os.close(read)
+    command = [*CTL, "--agent", guest.agent.url, "--json", "snapshot", "--", "true"]
+    with guest.agent:
+        ran = subprocess.run(command, stdout=to, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+    os.close(to)
+    assert ran.returncode == 5
+    assert "freeze 17 was not held without a break" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def test_a_guest_cannot_break_the_lines_of_the_environment(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -79,6 +82,42 @@ def test_the_option_wins_over_the_environment(tmp_path: Path) -> None:
     with virtagentctl(tmp_path / "a", lambda *_: "dummy", "--agent", "unix:/nowhere", "ping") as process:
         assert "no connection to unix:/nowhere" in process.communicate(timeout=20)[1]
         assert process.returncode == 3
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (("thaw",), 0),
+        (("--json", "thaw"), 0),
+        (("--agent", "unix:/nowhere", "thaw"), 3),
+        (("--agent", "unix:/nowhere", "--json", "snapshot", "--", "true"), 3),
+        (("completion", "bash"), 0),
+        (("no-such",), 2),
+    ],
+    ids=lambda argv: str(argv),
+)
+def test_a_standard_stream_that_is_closed(
+    tmp_path: Path, argv: tuple[str, ...], code: int, closed: tuple[int, ...]
+) -> None:
+    words = shlex.join([sys.executable, "-m", "virtagent.host.main", *argv])
+    shell = f"{words} {'<&-' if 0 in closed else ''} {'>&-' if 1 in closed else ''} {'2>&-' if 2 in closed else ''}"
+    with FakeAgent(tmp_path / "a", lambda *_: 3) as fake:
+        ran = subprocess.run(
+            shell,
+            shell=True,
+            env=os.environ | {"VIRTAGENT_AGENT": fake.url},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert ran.returncode == code
+    assert "Traceback" not in ran.stderr
+    if code:
+        assert "virtagentctl: " not in ran.stdout, "a complaint on the standard output"
+    elif 1 not in closed:
+        assert ran.stdout
 
 
 def test_without_a_standard_output(tmp_path: Path) -> None:
