@@ -21,6 +21,7 @@ from . import calls, options, records, text
 from .client import Agent
 from .errors import FreezeBroken, GroupFailed, HostError, Lost, NothingFrozen, TimedOut, Unreachable, Unsendable
 from .following import following
+from .holding import notes
 from .options import PROG
 from .wire import drive
 
@@ -129,13 +130,18 @@ def _screen(stream: Any) -> ModuleType | None:
 
 def sentence(error: Fault | HostError, *, may_be_frozen: bool = False) -> tuple[str, int]:
     """Return what went wrong and what to do next, in one sentence, and the exit code."""
+    words, ending = _sentence(error, may_be_frozen)
+    return "; ".join([words, *notes(error)]), ending
+
+
+def _sentence(error: Fault | HostError, may_be_frozen: bool) -> tuple[str, int]:
     match error:
         case Fault(code=code):
             advice = _ADVICE.get(code, "")
             return (f"{error}; {advice}" if advice else str(error)), _EXIT.get(code, FAILED)
         case GroupFailed(causes=causes):
             first = next(iter(causes.values()), TimedOut())
-            return str(error), sentence(first)[1] if isinstance(first, Fault | HostError) else FAILED
+            return str(error), _sentence(first, False)[1] if isinstance(first, Fault | HostError) else FAILED
     ending = {Unreachable: UNREACHABLE, Lost: UNREACHABLE, TimedOut: TIMED_OUT}.get(type(error), FAILED)
     if isinstance(error, FreezeBroken):
         ending = BROKEN

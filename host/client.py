@@ -6,18 +6,24 @@ What is said to the agent, and when, is in `link.py` and `holding.py`; `aio.py` 
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import calls
 from .calls import Call
-from .errors import FreezeBroken, HostError
-from .holding import Freeze, Holding, Pause, Script, Wanted, note
+from .errors import FreezeBroken
+from .holding import Aside, Freeze, Holding, Options, Pause, Script, Wanted, note
 from .methods import Methods
-from .transports import Endpoint
-from .wire import Wire, drive
+from .transports import Endpoint, connect
+from .wire import CHUNK, Wire, drive, finish
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .libvirt_domain import Domain
 
 T = TypeVar("T")
 
@@ -30,7 +36,7 @@ class Agent(Methods):
     """One agent by its URL. It connects at the first call and keeps the connection; calls of threads take turns."""
 
     def _set_up(self, endpoint: Endpoint) -> None:
-        self._wire = Wire(endpoint)
+        self._wire = Wire(endpoint, _Blocking())
         self._lock = threading.Lock()
 
     def __enter__(self) -> Agent:
@@ -47,43 +53,41 @@ class Agent(Methods):
 
     def carry_out(self, call: Call[T], timeout: float | None = None) -> T:
         """Return what the call returns; `timeout` in the place of the agent's."""
-        with self._lock:
-            return self._wire.run(self._link, self._link.perform(call, timeout))
+        until = self._link.turn_until(timeout)
+        if not self._lock.acquire(timeout=-1 if until is None else max(0.0, until - time.monotonic())):
+            raise self._link.no_turn(call)
+        try:
+            return finish(self._wire.run(self._link, self._link.perform(call, timeout, until)))
+        finally:
+            self._lock.release()
 
     @contextlib.contextmanager
     def frozen(
-        self,
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
-        *,
-        strict: bool = False,
-        hold: float | None = None,
-        extend: bool = False,
-        sync_limit: float | None = None,
-        freeze_limit: float | None = None,
-        thaw_wait: float = calls.THAW_WAIT,
+        self, include: Sequence[str] = (), exclude: Sequence[str] = (), **options: Unpack[Options]
     ) -> Iterator[Freeze]:
         """Hold the guest frozen while the block runs, and thaw it whatever happens.
 
         Raises FreezeBroken after the block if the guest was not held frozen all the time, also NotThawed if it could
-        not be told to thaw. An exception of the block comes first, with that as a note. `hold` is the agent's limit in
-        seconds; `extend` has it extended as long as the block runs, from a thread with a connection of its own.
+        not be told to thaw. An exception of the block comes first, with that as a note. Options: `strict` and the
+        limits in seconds `sync_limit`, `freeze_limit`, `hold` are the agent's; `extend` has the hold extended as long
+        as the block runs, from a thread with a connection of its own; the thaw is tried for `thaw_wait` seconds.
         """
-        wanted = Wanted(include, exclude, strict, hold, sync_limit, freeze_limit)
-        holding = Holding(self.url, wanted, thaw_wait=thaw_wait)
-        freeze = self._play(holding.begin())
+        wanted = Wanted(include, exclude, **options)
+        holding = Holding(self.url, wanted)
         stop = threading.Event()
         extender = threading.Thread(target=self._extend, args=(holding, stop), daemon=True, name="virtagent hold")
         try:
-            if extend:
+            freeze = self._play(holding.begin())
+            if wanted.extend:
                 extender.start()
             yield freeze
         except BaseException as error:
             stop.set()
-            try:
-                self._play(holding.end())
-            except FreezeBroken as broken:
-                note(error, f"besides: {broken}")
+            if holding.frozen:
+                try:
+                    self._play(holding.end())
+                except FreezeBroken as broken:
+                    note(error, broken)
             raise
         else:
             stop.set()
@@ -101,23 +105,31 @@ class Agent(Methods):
         return drive(script, take)
 
     def _extend(self, holding: Holding, stop: threading.Event) -> None:
-        # A channel that takes one client at a time has no second connection: then it is done on the first.
-        alone = False
         with Agent(self.url, **self._options) as own, contextlib.suppress(_Stop):
 
-            def take(step: Call[Any] | Pause) -> Any:
-                if isinstance(step, Pause):
-                    if stop.wait(step.seconds):
-                        raise _Stop
-                    return None
-                nonlocal alone
-                try:
-                    if not alone:
-                        return own.carry_out(step, holding.patience)
-                except HostError:
-                    alone = True
-                if stop.is_set():
+            def take(step: Aside | Pause) -> Any:
+                if stop.wait(step.seconds if isinstance(step, Pause) else 0):
                     raise _Stop
-                return self.carry_out(step, 4 * holding.patience)
+                if isinstance(step, Pause):
+                    return None
+                return (own if step.apart else self).carry_out(step.call, step.seconds)
 
             drive(holding.extension(), take)
+
+
+class _Blocking:
+    """The `Io` of a thread that waits itself."""
+
+    async def connect(self, endpoint: Endpoint, seconds: float) -> socket.socket:
+        return connect(endpoint, seconds)
+
+    async def send(self, sock: socket.socket, data: bytes, seconds: float) -> None:
+        sock.settimeout(seconds)
+        sock.sendall(data)
+
+    async def receive(self, sock: socket.socket, seconds: float) -> bytes:
+        sock.settimeout(seconds)
+        return sock.recv(CHUNK)
+
+    async def ask(self, domain: Domain, text: str, seconds: float) -> str:
+        return domain.wait(text, seconds)

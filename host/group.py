@@ -7,18 +7,21 @@ of its own. Any refusal, overrun or lost connection thaws all.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..agent.errors import Fault
-from . import calls
 from .aio import AsyncAgent
-from .errors import FreezeBroken, GroupFailed, HostError
-from .holding import INTERRUPTS, Freeze, Holding, Wanted, note
+from .errors import FreezeBroken, GroupFailed, HostError, NotThawed
+from .holding import INTERRUPTS, Freeze, Holding, Options, Wanted, note, notes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 T = TypeVar("T")
 
@@ -65,22 +68,17 @@ class AsyncAgentGroup:
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         *,
-        strict: bool = False,
-        hold: float | None = None,
-        extend: bool = False,
-        sync_limit: float | None = None,
-        freeze_limit: float | None = None,
         freeze_wait: float = FREEZE_SECONDS,
-        thaw_wait: float = calls.THAW_WAIT,
+        **options: Unpack[Options],
     ) -> AsyncIterator[GroupFreeze]:
         """Hold all guests frozen while the block runs, and thaw them whatever happens.
 
         Raises GroupFailed if one cannot be synced, or not all be frozen within `freeze_wait` seconds: then all are
-        thawed. Raises FreezeBroken after the block if one was not held frozen all the time. The rest is as in
-        `Agent.frozen`.
+        thawed, and it says of which that is not known. Raises FreezeBroken after the block if one was not held frozen
+        all the time. The rest is as in `Agent.frozen`.
         """
-        wanted = Wanted(include, exclude, strict, hold, sync_limit, freeze_limit)
-        holdings = [Holding(url, wanted, thaw_wait=thaw_wait) for url in self.urls]
+        wanted = Wanted(include, exclude, **options)
+        holdings = [Holding(url, wanted) for url in self.urls]
         gate = asyncio.Semaphore(self._connects)
         extenders: list[asyncio.Future[None]] = []
 
@@ -94,7 +92,7 @@ class AsyncAgentGroup:
             await self._together("sync", lambda n: self._agents[n].carry_out(wanted.sync()))
             freezes = await self._freeze(holdings, freeze_wait)
             group = _report(freezes, holdings)
-            if extend:
+            if wanted.extend:
                 extenders = [
                     asyncio.ensure_future(agent.extend(holding, apart=False))
                     for agent, holding in zip(self._agents, holdings, strict=True)
@@ -105,7 +103,7 @@ class AsyncAgentGroup:
                 try:
                     await self._end(group, holdings, extenders)
                 except FreezeBroken as broken:
-                    note(error, f"besides: {broken}")
+                    note(error, broken)
                 raise
             else:
                 await self._end(group, holdings, extenders)
@@ -119,8 +117,12 @@ class AsyncAgentGroup:
             return await self._together("freeze", lambda n: self._agents[n].play(holdings[n].begin()), within)
         except BaseException as error:
             # Whoever was not frozen yet has undone that itself.
-            for broken in await self._thaw([n for n, holding in enumerate(holdings) if holding.frozen], holdings):
-                note(error, f"besides: {broken}")
+            broken = await self._thaw([n for n, holding in enumerate(holdings) if holding.frozen], holdings)
+            broken += [holding.besides for holding in holdings if holding.besides is not None]
+            for one in broken:
+                note(error, one)
+            if isinstance(error, GroupFailed) and not any(isinstance(one, NotThawed) for one in broken):
+                raise GroupFailed(f"{error}; all were thawed", error.causes) from error.__cause__
             raise
 
     async def _end(self, group: GroupFreeze, holdings: list[Holding], extenders: list[asyncio.Future[None]]) -> None:
@@ -157,13 +159,13 @@ class AsyncAgentGroup:
         causes = {url: error for url, error in failed.items() if isinstance(error, Fault | HostError | ValueError)}
         if len(causes) < len(failed):
             raise next(error for error in failed.values() if error not in causes.values())
+        done = "" if what == "freeze" else "; nothing was frozen"
         if not failed:
             slow = [url for url, task in zip(self.urls, tasks, strict=True) if task in late]
-            raise GroupFailed(f"{slow[0]} did not {what} within {within:g} s; all were thawed", {})
+            raise GroupFailed(f"{slow[0]} did not {what} within {within:g} s{done}", {})
         url, error = next(iter(causes.items()))
-        besides = f", and {len(causes) - 1} more" if len(causes) > 1 else ""
-        done = "all were thawed" if what == "freeze" else "nothing was frozen"
-        raise GroupFailed(f"{url}{besides} did not {what} ({error}); {done}", causes) from error
+        more = f", and {len(causes) - 1} more" if len(causes) > 1 else ""
+        raise GroupFailed(f"{url}{more} did not {what} ({error}){done}", causes) from error
 
 
 def _error(task: asyncio.Future[Any]) -> BaseException | None:
@@ -204,27 +206,40 @@ class AgentGroup:
     @contextlib.contextmanager
     def frozen(self, include: Sequence[str] = (), exclude: Sequence[str] = (), **options: Any) -> Iterator[GroupFreeze]:
         """Hold all guests frozen while the block runs: see `AsyncAgentGroup.frozen`, whose options it takes."""
-        with _Loop() as loop:
-            context = AsyncAgentGroup(self.urls, **self._options).frozen(include, exclude, **options)
-            group = loop.run(context.__aenter__())
+        with _Task(AsyncAgentGroup(self.urls, **self._options).frozen(include, exclude, **options)) as task:
             try:
-                yield group
+                yield task.begun()
             except BaseException as error:
-                loop.run(context.__aexit__(type(error), error, error.__traceback__))
+                worse = task.end()
+                if isinstance(worse, asyncio.CancelledError):
+                    for one in notes(worse):
+                        note(error, one)
+                elif worse is not None and worse is not error:
+                    note(error, worse)
                 raise
             else:
-                loop.run(context.__aexit__(None, None, None))
+                if (broken := task.end()) is not None:
+                    raise broken
 
 
-class _Loop:
-    """An event loop in a thread of its own."""
+class _Task:
+    """Holds a group frozen, from `begun` until `end`, by a task on an event loop in a thread of its own.
 
-    def __init__(self) -> None:
+    The block is in the task from the first frozen guest on, so that whenever this thread is interrupted, it is the task
+    that thaws.
+    """
+
+    def __init__(self, frozen: contextlib.AbstractAsyncContextManager[GroupFreeze]) -> None:
+        self._frozen = frozen
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="virtagent group")
+        self._begun: concurrent.futures.Future[GroupFreeze] = concurrent.futures.Future()
+        self._ended = asyncio.Event()
+        self._task: asyncio.Task[Any] | None = None
 
-    def __enter__(self) -> _Loop:
+    def __enter__(self) -> _Task:
         self._thread.start()
+        self._done = asyncio.run_coroutine_threadsafe(self._hold(), self._loop)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -232,28 +247,51 @@ class _Loop:
         self._thread.join()
         self._loop.close()
 
-    def run(self, doing: Coroutine[Any, Any, T]) -> T:
-        """Return what `doing` comes to. A signal's exception here cancels it, waits until it has ended, and goes on."""
-        task: list[asyncio.Task[Any]] = []
+    async def _hold(self) -> BaseException | None:
+        self._task = asyncio.current_task()
+        try:
+            async with self._frozen as group:
+                self._begun.set_result(group)
+                await self._ended.wait()
+        except BaseException as error:  # noqa: BLE001 - a cancellation, too: `end` returns it with its notes
+            return error
+        return None
 
-        async def body() -> T:
-            task.extend(filter(None, [asyncio.current_task()]))
-            return await doing
+    def begun(self) -> GroupFreeze:
+        """Wait until all are frozen; raise what keeps them from it."""
+        either: list[concurrent.futures.Future[Any]] = [self._begun, self._done]
+        concurrent.futures.wait(either, return_when=concurrent.futures.FIRST_COMPLETED)
+        if not self._begun.done() and (error := self._done.result()) is not None:
+            raise error
+        return self._begun.result(0)
 
-        future = asyncio.run_coroutine_threadsafe(body(), self._loop)
+    def end(self) -> BaseException | None:
+        """Have all thawed, wait until they are, and return what was raised.
+
+        A signal's exception here cancels what is done, and comes afterwards.
+        """
+        self._loop.call_soon_threadsafe(self._leave)
         interrupted: BaseException | None = None
         interrupts = 0
-        while not future.done():
+        while not self._done.done():
             try:
-                future.exception()
+                concurrent.futures.wait([self._done])
             except BaseException as error:
-                if future.done():
-                    break
                 interrupts += 1
                 if interrupts > INTERRUPTS:
                     raise
                 interrupted = error
-                self._loop.call_soon_threadsafe(lambda: [one.cancel() for one in task])
+                self._loop.call_soon_threadsafe(self._cancel)
         if interrupted is not None:
             raise interrupted
-        return future.result()
+        return self._done.result()
+
+    def _leave(self) -> None:
+        if self._begun.done():
+            self._ended.set()
+        else:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()

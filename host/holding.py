@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from ..agent.errors import Code, Fault
 from . import calls
@@ -34,6 +34,7 @@ INTERRUPTS = 2  # so many Ctrl-C or cancellations do not keep the thaw from bein
 THAW_AGAIN_FIRST, THAW_AGAIN_MAX = 0.1, 2.0  # seconds
 EXTEND_SECONDS = 2.5
 _FACTOR = 3  # a hold is extended when a third of it has passed
+_PAUSE_MAX = 3600.0  # whatever a guest says of its hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +44,44 @@ class Pause:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """The call to be carried out within so many seconds; `apart` on another connection than that of the other calls."""
+
+    call: Call[Any]
+    seconds: float
+    apart: bool
+
+
 Script = Generator["Call[Any] | Pause", Any, T]
+
+
+class Options(TypedDict, total=False):
+    """How to freeze, as the options of `frozen`: see `Wanted`."""
+
+    strict: bool
+    hold: float | None
+    extend: bool
+    sync_limit: float | None
+    freeze_limit: float | None
+    thaw_wait: float
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to freeze and how: the options of `freeze`. `hold` is the hold limit in seconds, None the agent's own."""
+    """What to freeze and how. Seconds.
+
+    `hold` is the hold limit, None the agent's own; `extend` has it extended; `thaw_wait` is how long the thaw is tried.
+    """
 
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     strict: bool = False
     hold: float | None = None
+    extend: bool = False
     sync_limit: float | None = None
     freeze_limit: float | None = None
+    thaw_wait: float = calls.THAW_WAIT
 
     def freeze(self) -> Call[int]:
         """Return the call that freezes."""
@@ -94,25 +120,19 @@ class Freeze:
 
 
 class Holding:
-    """One freeze: `begin` it, then `end` it. `thaw_wait` is how long the thaw is tried, in seconds."""
+    """One freeze: `begin` it, then `end` it."""
 
-    def __init__(
-        self,
-        url: str,
-        wanted: Wanted,
-        *,
-        thaw_wait: float = calls.THAW_WAIT,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, url: str, wanted: Wanted, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.url = url
         self._wanted = wanted
-        self._thaw_wait = thaw_wait
         self._clock = clock
         self._freeze: Freeze | None = None
         self.begun = self.ended = 0.0
         """When the host learned that all is frozen, and when it began to tell the thaw; seconds of the clock."""
         self.begun_by_agent = -1.0
         """When all was frozen as the agent tells it, -1 if it does not."""
+        self.besides: FreezeBroken | None = None
+        """Why a `begin` that failed could not undo what it did, or not well."""
 
     @property
     def frozen(self) -> bool:
@@ -140,32 +160,32 @@ class Holding:
             status: Status = yield calls.status()
             if status.state != "FROZEN":
                 raise FreezeBroken(f"{self.url} was frozen, and is {status.state} already; {_why(status)}")
+            if status.phase == "hold" and status.since >= 0:
+                self.begun_by_agent = self._clock() - status.since
+            mounts = tuple(mount.mountpoint for mount in status.mounts if mount.state == "frozen")
+            self._freeze = Freeze(count, status.freeze_id, mounts, at, status.hold_left, status)
+            return self._freeze
         except GeneratorExit:
             raise
         except BaseException as error:
             if frozen or _may_be_frozen(error):
+                self._freeze = None
                 try:
                     yield from self._thaw()
-                except (Fault, HostError) as worse:
-                    note(error, f"besides: {worse}")
+                except FreezeBroken as worse:
+                    self.besides = worse
+                    note(error, worse)
             raise
-        if status.phase == "hold" and status.since >= 0:
-            self.begun_by_agent = self._clock() - status.since
-        mounts = tuple(mount.mountpoint for mount in status.mounts if mount.state == "frozen")
-        self._freeze = Freeze(count, status.freeze_id, mounts, at, status.hold_left, status)
-        return self._freeze
 
     def end(self) -> Script[None]:
         """Thaw; raise FreezeBroken if the freeze is not known to have been held all the time."""
         assert self._freeze is not None, "nothing is frozen"
         freeze = self._freeze
         self.ended = self._clock()
+        # Until it is known to be good.
+        freeze.broken = FreezeBroken(f"{self.url}: how the freeze ended was not asked; throw the snapshot away")
         try:
-            try:
-                thawed = yield from self._thaw()
-            except Fault as fault:
-                kind = NotThawed if fault.code in (Code.IN_PROGRESS, Code.FAILED) else FreezeBroken
-                raise kind(f"{self.url}: {fault.text}; throw the snapshot away") from fault
+            thawed = yield from self._thaw()
             if thawed < freeze.count:
                 raise FreezeBroken(
                     f"{self.url}: {freeze.count} file systems were frozen and {thawed} still were at the thaw; "
@@ -176,6 +196,7 @@ class Holding:
         except FreezeBroken as broken:
             freeze.broken = broken
             raise
+        freeze.broken = None
 
     def _check(self, freeze: Freeze) -> Script[None]:
         try:
@@ -195,9 +216,18 @@ class Holding:
     def _thaw(self) -> Script[int]:
         """Tell the thaw until there is an answer, also through some interruptions, which come afterwards.
 
-        A thaw may be told twice: what the second thaws is what the first did not.
+        A thaw may be told twice: what the second thaws is what the first did not. Raises FreezeBroken or NotThawed.
         """
-        until = self._clock() + self._thaw_wait
+        try:
+            return (yield from self._told_to_thaw())
+        except (Fault, Unsupported, Unsendable) as error:
+            unsure = isinstance(error, Fault) and error.code in (Code.IN_PROGRESS, Code.FAILED)
+            kind = NotThawed if unsure else FreezeBroken
+            text = error.text if isinstance(error, Fault) else str(error)
+            raise kind(f"{self.url}: {text}; throw the snapshot away") from error
+
+    def _told_to_thaw(self) -> Script[int]:
+        until = self._clock() + self._wanted.thaw_wait
         again = THAW_AGAIN_FIRST
         interrupted: BaseException | None = None
         interrupts = 0
@@ -215,7 +245,7 @@ class Holding:
                 except HostError as error:
                     if self._clock() >= until:
                         raise NotThawed(
-                            f"{self.url} may be frozen, since no thaw was answered within {self._thaw_wait:g} s "
+                            f"{self.url} may be frozen, since no thaw was answered within {self._wanted.thaw_wait:g} s "
                             f"({error}); throw the snapshot away"
                         ) from error
                 yield Pause(again)
@@ -231,15 +261,25 @@ class Holding:
             raise interrupted
         return thawed
 
-    def extension(self) -> Script[None]:
-        """Extend the hold again and again, until this is closed or the agent holds nothing any more."""
+    def extension(self, *, apart: bool = True) -> Generator[Aside | Pause, Any, None]:
+        """Extend the hold again and again, until this is closed or the agent holds nothing any more.
+
+        `apart` is by a connection of its own; if that fails, as on a channel that takes one client at a time, by that
+        of the other calls.
+        """
         assert self._freeze is not None, "nothing is frozen"
-        hold = self._freeze.hold_left if self._wanted.hold is None else self._wanted.hold
+        hold = calls.hold(self._freeze.hold_left if self._wanted.hold is None else self._wanted.hold)
         left = self._freeze.hold_left
         while left > 0:
-            yield Pause(left / _FACTOR)
+            yield Pause(min(left / _FACTOR, _PAUSE_MAX))
             try:
-                left = yield calls.hold(hold)
+                try:
+                    left = yield Aside(hold, self.patience if apart else 4 * self.patience, apart)
+                except HostError:
+                    if not apart:
+                        raise
+                    apart = False
+                    left = yield Aside(hold, 4 * self.patience, apart)
             except Fault as fault:
                 self._freeze.not_extended = str(fault)
                 if fault.code is Code.WRONG_STATE:
@@ -250,10 +290,15 @@ class Holding:
                 left = min(left, 1.0)
 
 
-def note(error: BaseException, text: str) -> None:
-    """Add `text` to what a traceback of `error` shows (from Python 3.11 on)."""
-    notes = [*getattr(error, "__notes__", ()), text]
-    error.__notes__ = notes  # type: ignore[attr-defined,unused-ignore]
+def note(error: BaseException, besides: BaseException | str) -> None:
+    """Add what else is wrong to what a traceback of `error` shows (from Python 3.11 on)."""
+    words = besides if isinstance(besides, str) else f"besides: {besides}"
+    error.__notes__ = [*notes(error), words]  # type: ignore[attr-defined,unused-ignore]
+
+
+def notes(error: BaseException) -> list[str]:
+    """Return what was noted."""
+    return list(getattr(error, "__notes__", ()))
 
 
 def _may_be_frozen(error: BaseException) -> bool:

@@ -28,6 +28,8 @@ from .transports import Endpoint
 T = TypeVar("T")
 
 ANSWER = 30.0
+SECONDS_MAX = 10_000_000.0
+"""The longest that anything waits: more, no system call takes for certain."""
 SYNC_SECONDS = 5.0
 HTTP_SECONDS = 1.0
 _HELLO_MAX = 64
@@ -114,16 +116,28 @@ class Link:
         self._speech = self._known
         self._dirty = self._named = False
 
-    def perform(self, call: Call[T], timeout: float | None = None) -> Conversation[T]:
-        """Carry `call` out, within `timeout` seconds if given; return what it returns.
+    def turn_until(self, timeout: float | None) -> float | None:
+        """Return when a call that waits for another one to end, and has `timeout`, is too late; None if never."""
+        timeout = self._timeout if timeout is None else timeout
+        return None if timeout is None else self._clock() + min(timeout, SECONDS_MAX)
 
-        Raises Fault, a HostError, or Unsendable.
+    def no_turn(self, call: Call[Any]) -> TimedOut:
+        """Return what to raise for a call whose turn has not come."""
+        late = TimedOut(f"{call.method} was not asked: another call to {self._endpoint.url} lasts; call again later")
+        late.asked = False
+        return late
+
+    def perform(self, call: Call[T], timeout: float | None = None, until: float | None = None) -> Conversation[T]:
+        """Carry `call` out, within `timeout` seconds if given, `until` a time if that comes sooner.
+
+        Returns what it returns. Raises Fault, a HostError, or Unsendable.
         """
         timeout = self._timeout if timeout is None else timeout
-        if timeout is not None:
-            call = call.within(timeout * 0.9)  # the rest is for the answer to arrive
-        seconds = ANSWER + call.wait if timeout is None else timeout
         began = self._clock()
+        if timeout is not None:
+            timeout = min(timeout, SECONDS_MAX) if until is None else until - began
+            call = call.within(round(timeout * 0.9, 3))  # the rest is for the answer to arrive
+        seconds = min(ANSWER + call.wait, SECONDS_MAX) if timeout is None else timeout
         deadline = began + seconds
         most = self._reply_max if call.most is None else min(call.most, self._reply_max)
 
@@ -262,10 +276,11 @@ class Link:
         self.open = True
         if not self._endpoint.hello:
             return
+        deadline = min(deadline, self._clock() + self._connect_timeout)
         yield Send(self._endpoint.hello, deadline)
         line = b""
         while b"\n" not in line:
-            data = yield Receive(min(deadline, self._clock() + self._connect_timeout))
+            data = yield Receive(deadline)
             line += data
             if not data or len(line) > _HELLO_MAX or not b"OK ".startswith(line[:3]):
                 raise Lost(

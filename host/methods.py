@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
@@ -41,7 +42,7 @@ class Method(Generic[P, T]):
         return agent.carry_out(self._make(*args, **kwargs))
 
 
-class Methods:
+class Methods(ABC):
     """All RPCs of one agent by its URL, each with a time-out of its own. It never trusts the guest.
 
     `timeout` is how many seconds one call may take, connecting and waiting included; a wait longer than that is
@@ -73,8 +74,9 @@ class Methods:
         )
         self._set_up(endpoint)
 
+    @abstractmethod
     def _set_up(self, endpoint: Endpoint) -> None:
-        raise NotImplementedError
+        """Make what waits for this agent."""
 
     @property
     def stock(self) -> bool:

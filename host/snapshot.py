@@ -22,6 +22,7 @@ from . import text
 from .aio import AsyncAgent
 from .errors import FreezeBroken, HostError
 from .group import AsyncAgentGroup, GroupFreeze
+from .holding import notes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 2.0  # seconds from SIGTERM to SIGKILL, and for the end after that; the guests are frozen meanwhile
@@ -118,7 +119,7 @@ class Snapshot:
             if not report.interrupted:
                 raise
             report.error = report.freeze.broken if report.freeze else None
-            report.besides = "; ".join(getattr(cancelled, "__notes__", ()))
+            report.besides = "; ".join(notes(cancelled))
         except (Fault, HostError) as error:
             report.error = error
 

@@ -1,15 +1,19 @@
-"""Drives a conversation from a thread that blocks: the I/O that it asks for (`aio.py` does so from an event loop)."""
+"""Drives a conversation over a connection: does the I/O that it asks for, and sees that each step ends in time.
+
+Written once, as coroutines. What really waits is an `Io`: that of `client.py` blocks, so that its coroutines never
+suspend and `finish` can run them without an event loop; that of `aio.py` awaits.
+"""
 
 from __future__ import annotations
 
 import select
 import socket
 import time
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .link import Command, Conversation, Link, Look, Open, Receive, Send, Step
-from .transports import Endpoint, connect
+from .transports import Endpoint
 
 if TYPE_CHECKING:
     from .libvirt_domain import Domain
@@ -20,14 +24,14 @@ S = TypeVar("S")
 CHUNK = 64 << 10
 
 
-def drive(script: Generator[S, Any, T], take: Callable[[S], Any]) -> T:
+async def drive_async(script: Generator[S, Any, T], take: Callable[[S], Awaitable[Any]]) -> T:
     """Run `script`: have `take` do each thing that it yields, and tell it the result or what was raised."""
     try:
         step = next(script)
         while True:
             try:
-                found = take(step)
-            except BaseException as error:  # noqa: BLE001 - the script decides, and raises it again
+                found = await take(step)
+            except BaseException as error:  # noqa: BLE001 - an interruption, too: the script decides, and raises it again
                 step = script.throw(error)
             else:
                 step = script.send(found)
@@ -36,13 +40,54 @@ def drive(script: Generator[S, Any, T], take: Callable[[S], Any]) -> T:
         return value
 
 
-class Wire:
-    """A connection that a thread waits on."""
+def drive(script: Generator[S, Any, T], take: Callable[[S], Any]) -> T:
+    """Like `drive_async`, where `take` blocks."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    async def at_once(step: S) -> Any:
+        return take(step)
+
+    return finish(drive_async(script, at_once))
+
+
+def finish(running: Coroutine[Any, Any, T]) -> T:
+    """Return what a coroutine returns that never suspends."""
+    try:
+        running.send(None)
+    except StopIteration as done:
+        value: T = done.value
+        return value
+    running.close()
+    raise AssertionError("a coroutine that must not suspend did")
+
+
+class Io(Protocol):
+    """What waits. Everything raises TimeoutError when the `seconds`, always more than 0, have passed."""
+
+    async def connect(self, endpoint: Endpoint, seconds: float) -> socket.socket:
+        """Return a socket; raise Unreachable."""
+
+    async def send(self, sock: socket.socket, data: bytes, seconds: float) -> None:
+        """Send all of it."""
+
+    async def receive(self, sock: socket.socket, seconds: float) -> bytes:
+        """Return what comes next, none at the end."""
+
+    async def ask(self, domain: Domain, text: str, seconds: float) -> str:
+        """Return what libvirt answers."""
+
+
+class Wire:
+    """A connection to one endpoint, over which conversations go one after another."""
+
+    def __init__(self, endpoint: Endpoint, io: Io) -> None:
         self._endpoint = endpoint
+        self._io = io
         self._socket: socket.socket | None = None
-        self._domain = domain_of(endpoint)
+        self._domain: Domain | None = None
+        if endpoint.domain:
+            from .libvirt_domain import Domain  # few need it, and it takes time
+
+            self._domain = Domain(endpoint.domain, endpoint.connect)
 
     def close(self) -> None:
         if self._socket is not None:
@@ -51,47 +96,36 @@ class Wire:
         if self._domain is not None:
             self._domain.close()
 
-    def run(self, link: Link, conversation: Conversation[T]) -> T:
+    async def run(self, link: Link, conversation: Conversation[T]) -> T:
         """Return what the conversation comes to, and keep the connection only if the link says so."""
         try:
-            return drive(conversation, self._take)
+            return await drive_async(conversation, self._take)
         finally:
             if not link.open:
                 self.close()
 
-    def _take(self, step: Step) -> Any:
+    async def _take(self, step: Step) -> Any:
         match step:
             case Open(seconds):
                 self.close()
-                self._socket = connect(self._endpoint, seconds)
+                self._socket = await self._io.connect(self._endpoint, seconds)
                 return None
             case Command(text, deadline):
                 assert self._domain is not None
-                return self._domain.wait(text, left_until(deadline))
+                return await self._io.ask(self._domain, text, left_until(deadline))
         sock = self._socket
         assert sock is not None, f"{step} without a connection"
         match step:
             case Send(data, deadline):
-                sock.settimeout(left_until(deadline))
                 try:
-                    sock.sendall(data)
+                    await self._io.send(sock, data, left_until(deadline))
                 except ConnectionError:
                     return False
                 return True
             case Receive(deadline):
-                sock.settimeout(left_until(deadline))
-                return sock.recv(CHUNK)
+                return await self._io.receive(sock, left_until(deadline))
             case Look():
                 return readable(sock)
-
-
-def domain_of(endpoint: Endpoint) -> Domain | None:
-    """Return the libvirt domain of the endpoint, None if it is a socket."""
-    if not endpoint.domain:
-        return None
-    from .libvirt_domain import Domain  # few need it, and it takes time
-
-    return Domain(endpoint.domain, endpoint.connect)
 
 
 def readable(sock: socket.socket) -> bool:

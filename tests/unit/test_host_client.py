@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
@@ -15,7 +16,7 @@ from xmlrpc import client as xmlrpc
 import pytest
 from fakes.agent_socket import LAST, MOUNT, Answer, FakeAgent, Script, read_request, reply_bytes, status_record
 from virtagent.agent.errors import Code, Fault
-from virtagent.host import Agent, BadReply, HostError, Lost, TimedOut, Unreachable
+from virtagent.host import Agent, AsyncAgent, BadReply, HostError, Lost, TimedOut, Unreachable, calls
 from virtagent.host.records import STATES, Plan, Status, dump, load
 from virtagent.host.transports import parse
 
@@ -188,6 +189,85 @@ def test_an_endless_reply_ends_at_the_limit(serving: Serving) -> None:
 
     with serving(script=script, reply_max=1 << 20) as (_, agent), pytest.raises(BadReply, match="over 1048576"):
         agent.ping()
+
+
+@pytest.mark.parametrize("drop", [b"\xff" * 65536, b"\n" * 65536, b'{"return": 1, "id": "x"}\n' * 3000])
+@pytest.mark.parametrize("waits", ["a thread", "an event loop"])
+def test_a_flood_ends_in_time_too(tmp_path: Path, waits: str, drop: bytes) -> None:
+    """There is always something to receive: only the clock says that it is enough."""
+
+    def script(sock: socket.socket) -> None:
+        while True:
+            sock.sendall(drop)
+
+    async def run(url: str) -> None:
+        async with AsyncAgent(url, timeout=0.2) as agent:
+            await agent.ping()
+
+    with FakeAgent(tmp_path / "a", script=script) as fake, Agent(fake.url, timeout=0.2) as agent:
+        began = time.monotonic()
+        with pytest.raises((TimedOut, BadReply)):
+            asyncio.run(run(fake.url)) if waits == "an event loop" else agent.ping()
+        assert time.monotonic() - began < 2
+
+
+def test_a_call_that_waits_for_another_ends_in_time(serving: Serving) -> None:
+    asked, over = threading.Event(), threading.Event()
+
+    def answer(method: str, params: list[Any]) -> Any:
+        asked.set()
+        assert over.wait(20)
+        return "dummy"
+
+    with serving(answer) as (_, agent):
+        other = threading.Thread(target=agent.ping)
+        other.start()
+        assert asked.wait(20)
+        with pytest.raises(TimedOut, match="was not asked") as raised:
+            agent.carry_out(calls.thaw(), 0.1)
+        assert not raised.value.asked
+        over.set()
+        other.join()
+        assert agent.carry_out(calls.ping(), 20) == "dummy"
+
+
+def test_a_call_of_a_task_that_waits_for_another_ends_in_time(tmp_path: Path) -> None:
+    async def run(url: str, asked: threading.Event, over: threading.Event) -> None:
+        async with AsyncAgent(url) as agent:
+            other = asyncio.ensure_future(agent.ping())
+            await asyncio.to_thread(asked.wait, 20)
+            with pytest.raises(TimedOut, match="was not asked") as raised:
+                await agent.carry_out(calls.thaw(), 0.1)
+            assert not raised.value.asked
+            cancelled = asyncio.ensure_future(agent.carry_out(calls.thaw(), 20))
+            await asyncio.sleep(0)
+            cancelled.cancel()
+            over.set()
+            assert await other == "dummy"
+            assert await agent.carry_out(calls.ping(), 20) == "dummy"
+
+    asked, over = threading.Event(), threading.Event()
+
+    def answer(method: str, params: list[Any]) -> Any:
+        assert method == "va.ping"
+        asked.set()
+        assert over.wait(20)
+        return "dummy"
+
+    with FakeAgent(tmp_path / "a", answer) as fake:
+        asyncio.run(run(fake.url, asked, over))
+
+
+@pytest.mark.parametrize("seconds", [1e18, 1e300, float("inf")])
+def test_no_time_is_too_long(serving: Serving, seconds: float) -> None:
+    with serving(lambda method, params: 1, timeout=seconds) as (_, agent):
+        assert agent.thaw() == 1
+
+
+def test_no_wait_is_too_long(serving: Serving) -> None:
+    with serving(lambda method, params: 1) as (fake, agent):
+        assert agent.thaw(1e300) == 1
+        assert fake.asked.get_nowait()[1] == [{"wait": 1e300}]
 
 
 def test_a_host_that_never_reads_the_request_ends_in_time(serving: Serving) -> None:

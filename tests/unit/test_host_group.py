@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,8 @@ from typing import Any
 import pytest
 from fakes.many_agents import ManyAgents
 from virtagent.agent.errors import Code, Fault
-from virtagent.host import AgentGroup, AsyncAgentGroup, FreezeBroken, GroupFailed, TimedOut, Unreachable
+from virtagent.host import AgentGroup, AsyncAgentGroup, FreezeBroken, GroupFailed, TimedOut, Unreachable, cli
+from virtagent.host.holding import notes
 
 
 def test_two_hundred_guests_and_no_thread_a_guest(tmp_path: Path) -> None:
@@ -59,6 +63,82 @@ def test_one_that_is_late_ends_it_for_all(tmp_path: Path) -> None:
             pytest.fail("the block runs")
         assert not guests.frozen
         assert (3, "va.fsthaw") in guests.asked
+
+
+def thaws_late(n: int, method: str) -> Any:
+    """Guest 3 refuses the freeze; 1 is slow with it, and then refuses to thaw."""
+    if (n, method) == (3, "va.fsfreeze"):
+        return OSError("no")
+    return ... if (n, method) == (1, "va.fsfreeze") else OSError("EIO") if (n, method) == (1, "va.fsthaw") else None
+
+
+def test_a_guest_that_could_not_be_thawed_is_named(tmp_path: Path) -> None:
+    def silent(n: int, method: str) -> Any:
+        return ... if (n, method) == (1, "va.fsthaw") else thaws_late(n, method)
+
+    with ManyAgents(tmp_path, 5, silent) as guests:
+        group = AgentGroup(guests.urls, timeout=0.2)
+        with pytest.raises(GroupFailed) as raised, group.frozen(thaw_wait=0.2):
+            pytest.fail("the block runs")
+    assert "all were thawed" not in str(raised.value)
+    (said,) = [one for one in notes(raised.value) if "may be frozen" in one]
+    assert guests.urls[1] in said
+    words, _ = cli.sentence(raised.value)
+    assert said in words
+
+
+def test_what_an_interrupted_group_could_not_undo_is_told(tmp_path: Path) -> None:
+    """By a cancellation, and by a signal in the thread that blocks."""
+    asked = threading.Event()
+
+    def silent(n: int, method: str) -> Any:
+        if (n, method) == (1, "va.fsfreeze"):
+            asked.set()
+            return ...
+        return OSError("EIO") if (n, method) == (1, "va.fsthaw") else None
+
+    async def cancelled(guests: ManyAgents) -> None:
+        async def freeze() -> None:
+            async with AsyncAgentGroup(guests.urls).frozen():
+                pytest.fail("the block runs")
+
+        task = asyncio.ensure_future(freeze())
+        await asyncio.to_thread(asked.wait, 20)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as raised:
+            await task
+        assert any(guests.urls[1] in one and "EIO" in one for one in notes(raised.value))
+
+    with ManyAgents(tmp_path, 3, silent) as guests:
+        asyncio.run(cancelled(guests))
+        assert not guests.frozen
+        asked.clear()
+        signalling = threading.Thread(target=lambda: (asked.wait(20), os.kill(os.getpid(), signal.SIGINT)))
+        signalling.start()
+        with pytest.raises(KeyboardInterrupt) as raised, AgentGroup(guests.urls).frozen():
+            pytest.fail("the block runs")
+        signalling.join()
+        assert any(guests.urls[1] in one and "EIO" in one for one in notes(raised.value))
+        assert not guests.frozen
+
+
+def test_an_interruption_that_comes_when_all_are_frozen_thaws_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes after the last guest was frozen, and before the block has begun."""
+    waited = concurrent.futures.wait
+
+    def interrupted(futures: Any, **options: Any) -> Any:
+        waited(futures, **options)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with ManyAgents(tmp_path, 3) as guests:
+        monkeypatch.setattr(concurrent.futures, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt), AgentGroup(guests.urls).frozen():
+            pytest.fail("the block runs")
+        assert not guests.frozen
+        assert [method for _, method in guests.asked].count("va.fsthaw") == 3
 
 
 def test_one_that_is_not_there(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from virtagent.host import (
 )
 from virtagent.host.calls import Call
 from virtagent.host.errors import HostError, Lost
-from virtagent.host.holding import Holding, Pause, Wanted
+from virtagent.host.holding import Aside, Holding, Pause, Wanted, notes
 from virtagent.host.records import Status, load
 from virtagent.host.wire import drive
 
@@ -49,10 +49,12 @@ class Told:
         self.asked: list[str] = []
         self.now = 0.0
 
-    def take(self, step: Call[Any] | Pause) -> Any:
+    def take(self, step: Call[Any] | Aside | Pause) -> Any:
         if isinstance(step, Pause):
             self.now += step.seconds
             return None
+        if isinstance(step, Aside):
+            step = step.call
         self.asked.append(step.method)
         answer = self.answers[step.method].pop(0)
         if isinstance(answer, BaseException):
@@ -66,7 +68,7 @@ class Told:
 
 
 def holding(told: Told, **options: Any) -> Holding:
-    return Holding("unix:/a", Wanted(), clock=lambda: told.now, **options)
+    return Holding("unix:/a", Wanted(**options), clock=lambda: told.now)
 
 
 BEGUN, ENDED = status(), load(Status, GOOD, "status")
@@ -174,6 +176,51 @@ def test_a_freeze_that_cannot_be_looked_at_is_undone(answer: Any) -> None:
     assert "it was" in raised.value.__notes__[0]  # type: ignore[attr-defined,unused-ignore]
 
 
+def test_an_interruption_right_after_the_answer_is_undone_too() -> None:
+    class Interrupting:
+        """A clock that a Ctrl-C interrupts, as it may anything in a program."""
+
+        def __init__(self, at: int) -> None:
+            self.left = at
+
+        def __call__(self) -> float:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+            return 0.0
+
+    for at in (1, 2):
+        told = Told(fsfreeze=[1], fsstatus=[BEGUN], fsthaw=[1])
+        it = Holding("unix:/a", Wanted(), clock=Interrupting(at))
+        with pytest.raises(KeyboardInterrupt):
+            drive(it.begin(), told.take)
+        assert told.asked[-1] == "va.fsthaw"
+        assert not it.frozen
+
+
+def test_a_freeze_whose_end_was_not_seen_is_broken() -> None:
+    told = Told(fsfreeze=[1], fsstatus=[BEGUN], fsthaw=[KeyboardInterrupt(), 1])
+    it = holding(told)
+    freeze = drive(it.begin(), told.take)
+    with pytest.raises(KeyboardInterrupt):
+        drive(it.end(), told.take)
+    assert freeze.broken is not None
+
+
+def test_what_could_not_be_undone_is_noted() -> None:
+    told = Told(fsfreeze=[TimedOut("late")], fsthaw=[Lost("gone")] * 99)
+    it = holding(told, thaw_wait=5)
+    with pytest.raises(TimedOut) as raised:
+        drive(it.begin(), told.take)
+    assert isinstance(it.besides, NotThawed)
+    assert notes(raised.value) == [f"besides: {it.besides}"]
+    told = Told(fsfreeze=[TimedOut("late")], fsthaw=[Fault(Code.FAILED, "EIO")])
+    it = holding(told)
+    with pytest.raises(TimedOut):
+        drive(it.begin(), told.take)
+    assert isinstance(it.besides, NotThawed)
+
+
 def test_of_a_stock_qemu_ga_the_count_decides() -> None:
     stock = load(Status, {"state": "FROZEN", "code": 2, "seq": -1, "version": "stock qemu-ga"}, "status")
     told = Told(fsfreeze=[2], fsstatus=[stock], fsthaw=[2])
@@ -184,21 +231,24 @@ def test_of_a_stock_qemu_ga_the_count_decides() -> None:
 
 
 def test_the_hold_is_extended_when_a_third_has_passed() -> None:
-    answers = [30.0, TimedOut("late"), 12.0, Fault(Code.WRONG_STATE, "thawed")]
+    answers = [30.0, TimedOut("late"), TimedOut("late"), 12.0, Fault(Code.WRONG_STATE, "thawed")]
     told = Told(fsfreeze=[1], fsstatus=[BEGUN], fshold=answers)
     it = holding(told)
     freeze = drive(it.begin(), told.take)
     pauses: list[float] = []
+    apart: list[bool] = []
 
-    def take(step: Call[Any] | Pause) -> Any:
+    def take(step: Aside | Pause) -> Any:
         if isinstance(step, Pause):
             pauses.append(step.seconds)
         else:
-            assert step.params == (30,)
+            assert step.call.params == (30,)
+            apart.append(step.apart)
         return told.take(step)
 
     drive(it.extension(), take)
     assert pauses == [10, 10, pytest.approx(1 / 3), 4]
+    assert apart == [True, True, False, False, False]
     assert "thawed" in freeze.not_extended
 
 
@@ -228,6 +278,14 @@ class Held:
                 self.extended.release()
                 return 0.03
         raise AssertionError(method)
+
+
+def test_an_absurd_hold_ends_no_extension() -> None:
+    told = Told(fsfreeze=[1], fsstatus=[status(hold_left=1e300)], fshold=[1e300, Fault(Code.WRONG_STATE, "thawed")])
+    it = holding(told)
+    drive(it.begin(), told.take)
+    drive(it.extension(), told.take)
+    assert told.now <= 2 * 3600
 
 
 Block = Callable[[Freeze], None]
