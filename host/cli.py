@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     if args.command == "completion":
-        return completion()
+        return completion(args.shell)
     session = None
     try:
         session = Session(
@@ -307,11 +307,11 @@ def snapshot(session: Session) -> int:
     return outcome.tell(wanted.run(), args.json)
 
 
-def completion() -> int:
+def completion(shell: str) -> int:
     """Print the script for the shell."""
-    from .completion import bash  # few need it
+    from .completion import SHELLS  # few need it
 
-    print(bash(options.parser()), end="")
+    print(SHELLS[shell](options.parser()), end="")
     return DONE
 
 

@@ -89,7 +89,7 @@ def parser() -> Parser:
     calling.add_argument("method", metavar="METHOD", help="its name, as `capabilities` lists it")
     calling.add_argument("arguments", nargs="*", metavar="ARG", help="a parameter")
     completing = command("completion", "print a script that completes this command's words in a shell")
-    completing.add_argument("shell", choices=["bash"], help="the shell")
+    completing.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell")
     return top
 
 

@@ -14,8 +14,17 @@ under() {
     [ ! -e "$units/$other" ] || be_qemu_ga
     rule=$root/etc/udev/rules.d/60-virtagent.rules
     daemon_link=$root/usr/local/sbin/virtagentd
-    control_link=$root/usr/local/bin/virtagentctl
-    ga_link=$root/usr/local/sbin/virtagent-qemu-ga
+    # link -> what it leads to below $current: the same name, but for the completions, which each shell names its own way
+    local share=$root/usr/local/share
+    declare -gA links=(
+        [$daemon_link]=bin/virtagentd
+        [$root/usr/local/bin/virtagentctl]=bin/virtagentctl
+        [$root/usr/local/sbin/virtagent-qemu-ga]=bin/virtagent-qemu-ga
+        [$share/man/man1/virtagentctl.1]=doc/virtagentctl.1
+        [$share/bash-completion/completions/virtagentctl]=share/virtagentctl.bash
+        [$share/zsh/site-functions/_virtagentctl]=share/virtagentctl.zsh
+        [$share/fish/vendor_completions.d/virtagentctl.fish]=share/virtagentctl.fish
+    )
 }
 
 # be_qemu_ga: the service is the one in the place of qemu-ga.
@@ -45,7 +54,7 @@ reload_managers() {
 
 # is_ours LINK: whether the link is one that scripts/install made.
 is_ours() {
-    case $(readlink "$1") in */opt/virtagent/current/bin/"${1##*/}") ;; *) return 1 ;; esac
+    case $(readlink "$1") in */opt/virtagent/current/"${links[$1]}") ;; *) return 1 ;; esac
 }
 
 # is_pristine: whether the configuration file is the sample as it was installed.

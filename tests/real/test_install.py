@@ -23,6 +23,10 @@ PLACES = {
     "usr/local/sbin/virtagentd",
     "usr/local/bin/virtagentctl",
     "usr/local/sbin/virtagent-qemu-ga",
+    "usr/local/share/man/man1/virtagentctl.1",
+    "usr/local/share/bash-completion/completions/virtagentctl",
+    "usr/local/share/zsh/site-functions/_virtagentctl",
+    "usr/local/share/fish/vendor_completions.d/virtagentctl.fish",
 }
 UNIT = "etc/systemd/system/virtagentd.service"
 GA_UNIT = "etc/systemd/system/virtagent-qemu-ga.service"
@@ -110,6 +114,18 @@ def test_all_is_there_and_nothing_is_written_later(rig: Rig, built: Installed) -
     for program in (built.daemon, built.control):
         assert "usage" in subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
     assert built.files() == before
+
+
+def test_what_man_and_the_shells_find(built: Installed) -> None:
+    share = built.prefix / "usr/local/share"
+    assert (share / "man/man1/virtagentctl.1").read_text() == (TREE / "docs/virtagentctl.1").read_text()
+    for shell, name in (
+        ("bash", "bash-completion/completions/virtagentctl"),
+        ("zsh", "zsh/site-functions/_virtagentctl"),
+        ("fish", "fish/vendor_completions.d/virtagentctl.fish"),
+    ):
+        printed = subprocess.run([built.control, "completion", shell], capture_output=True, text=True, check=True)
+        assert (share / name).read_text() == printed.stdout != ""
 
 
 def maps(pid: int) -> list[str]:
