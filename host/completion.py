@@ -101,7 +101,8 @@ def _cases(top: argparse.ArgumentParser, offer: Callable[[str], str], value: str
     valued = sorted({name for action in every if action.nargs != 0 for name in action.option_strings})
     choices = {name: _choices(action) for action in every if action.choices for name in action.option_strings}
     yield f"        {'|'.join(valued)}) (( i += 1 )) ;;\n"
-    yield "        -*) ;;\n        *) [[ -n $command ]] || command=$word ;;\n        esac\n        (( i += 1 ))\n    done\n"
+    yield "        -*) ;;\n        *) [[ -n $command ]] || command=$word ;;\n        esac\n"
+    yield "        (( i += 1 ))\n    done\n"
     yield "    case $before in\n"
     for name, words in sorted(choices.items()):
         yield f"    {name}) {offer(' '.join(words))}; return ;;\n"

@@ -21,7 +21,7 @@ CONTENTS = "a file of the guest"
 @pytest.mark.parametrize("number", range(len(RECIPES)))
 def test_a_recipe(rig: Rig, number: int) -> None:
     recipe = RECIPES[number]
-    for program in ("qemu-img", "restic"):
+    for program in ("qemu-img", "restic", "borg"):
         if program in recipe and shutil.which(program) is None:
             unmet(f"{program} is not there")
     backup = rig.area.fresh("backup")
@@ -34,16 +34,19 @@ def test_a_recipe(rig: Rig, number: int) -> None:
     (programs / "virtagentctl").chmod(0o755)
     path = f"{programs}:{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "RESTIC_PASSWORD_FILE": str(password), "HOME": str(backup)}
+    env |= {"BORG_BASE_DIR": str(backup), "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"}
     folder = rig.area.fresh("vm")
     for name in ("vm1", "vm2"):
         fs = rig.fs("ext4")
         (fs.path / "file").write_text(CONTENTS)
         (folder / name).mkdir(parents=True)
-        (folder / name / "disk.img").symlink_to(fs.image)
+        (folder / name / "disk.img").hardlink_to(fs.image)
         recipe = recipe.replace(f"unix:/run/{name}/agent.sock", rig.daemon([fs]).url)
     recipe = recipe.replace("/var/lib", str(folder)).replace("/backup", str(backup))
     if "restic" in recipe:
         subprocess.run(["restic", "--quiet", "--repo", str(backup / "restic"), "init"], check=True, env=env)
+    if "borg" in recipe:
+        subprocess.run(["borg", "init", "--encryption", "none", "borg"], check=True, env=env, cwd=backup)
     ran = subprocess.run(["sh", "-ec", recipe], capture_output=True, text=True, timeout=50, env=env, cwd=backup)
     assert ran.returncode == 0, ran.stderr
     assert "without a break" in ran.stderr
@@ -51,6 +54,10 @@ def test_a_recipe(rig: Rig, number: int) -> None:
         subprocess.run(["qemu-img", "convert", "-O", "raw", "vm1.qcow2", "vm1.img"], cwd=backup, check=True)
     if "restic" in recipe:
         subprocess.run(["restic", "--repo", "restic", "check"], cwd=backup, env=env, check=True, capture_output=True)
+    if "borg" in recipe:
+        subprocess.run(["borg", "check", "--verify-data", "borg"], cwd=backup, env=env, check=True)
+        with (backup / "vm1.img").open("wb") as copy:
+            subprocess.run(["borg", "extract", "--stdout", "borg::vm1"], cwd=backup, env=env, check=True, stdout=copy)
     copies = sorted(backup.glob("*.img"))
     assert len(copies) == recipe.count("--agent")
     for copy in copies:
