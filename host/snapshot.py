@@ -227,10 +227,19 @@ async def _gone(watched: int, timeout: float | None) -> bool:
     return True
 
 
-async def _end(group: int, watched: int) -> None:
-    """End the process group. Its leader is not reaped meanwhile, so that the number stays its own."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGTERM)
-        await _gone(watched, GRACE)
-        os.killpg(group, signal.SIGKILL)
+async def _end(leader: int, watched: int) -> None:
+    """End the command and all of its session. The leader is not reaped meanwhile, so that the number stays its own."""
+    _signal(leader, signal.SIGTERM)
     await _gone(watched, GRACE)
+    _signal(leader, signal.SIGKILL)
+    await _gone(watched, GRACE)
+
+
+def _signal(session: int, number: signal.Signals) -> None:
+    """Signal all processes of the session: a shell gives each job a group of its own."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(session, number)
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) == session and os.getpgid(pid) != session:
+                os.kill(pid, number)

@@ -142,6 +142,21 @@ def test_a_command_that_hangs_is_ended_with_all_its_processes(guest: Guest, tmp_
     assert guest.asked[-2:] == ["va.fsthaw", "va.fsstatus"]
 
 
+@pytest.mark.parametrize("how", ["late", "interrupted"])
+def test_the_jobs_of_a_shell_are_ended_too(guest: Guest, tmp_path: Path, how: str) -> None:
+    """They have process groups of their own."""
+    script = "set -m; sleep 600 & echo $!; (trap '' TERM; exec sleep 601) & echo $!; wait"
+    argv = ("snapshot", *(("--timeout", "1") if how == "late" else ()), "--", "bash", "-c", script)
+    with running(*argv, url=guest.agent.url, preexec_fn=default_signals) as process:
+        assert process.stdout is not None
+        pids = [int(process.stdout.readline()) for _ in range(2)]
+        if how == "interrupted":
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == (4 if how == "late" else 130)
+    assert all(gone(pid) for pid in pids)
+    assert not guest.frozen
+
+
 def gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
