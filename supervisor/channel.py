@@ -54,7 +54,7 @@ class Conversation:
         self.gone = False
         self._at_end = False
         self._age = age
-        self._half_since: float | None = None
+        self.half_since: float | None = None
         self._unread_since: float | None = None
         self._refuse_at: float | None = None
         self._answered = False
@@ -108,9 +108,9 @@ class Conversation:
             return None
         event = self.stream.next_event()
         if event is not None or not self.stream.mid_message:
-            self._half_since = None
-        elif self._half_since is None:
-            self._half_since = now
+            self.half_since = None
+        elif self.half_since is None:
+            self.half_since = now
         if self.refused and isinstance(event, Request):
             self.stream.fault(event.token, Fault(Code.BUSY, "too many clients on this channel; call again later"))
             self._answered = True
@@ -151,14 +151,14 @@ class Conversation:
 
     def deadline(self) -> float | None:
         """Return when `expire` is due, or None."""
-        ages = [since + self._age for since in (self._half_since, self._unread_since) if since is not None]
+        ages = [since + self._age for since in (self.half_since, self._unread_since) if since is not None]
         return min([*ages, *(at for at in (self._refuse_at, self._gone_at) if at is not None)], default=None)
 
     def expire(self, now: float) -> None:
         """End what has taken too long."""
-        if self._half_since is not None and self._half_since + self._age <= now:
+        if self.half_since is not None and self.half_since + self._age <= now:
             self.stream.expire()
-            self._half_since = None
+            self.half_since = None
         else:
             self.gone = True
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..agent.errors import Fault
+from ..agent.errors import Code, Fault
 from ..agent.wire.messages import Abandoned, Incoming, Limits, Refused, Request
 from . import channel, events
 from .config import Config
@@ -21,6 +21,8 @@ from .log import Log
 from .ports import Device
 
 UNSENT_MAX = 64 << 20  # bytes of replies that hosts have not read, above which only essential RPCs are admitted
+INPUT_MAX = 112 << 20  # bytes of requests that have come and cannot be answered yet; two of the longest have room
+HALF_MAX = 1 << 20  # bytes of half a message that is never refused for lack of room
 EVENTS_MAX = 64  # things that one host says in one turn of the loop
 REFUSED_MAX = 16  # clients over max_clients that are told so at once; others wait in the backlog
 
@@ -206,6 +208,18 @@ class Hosts:
         elif not talk.writing and not isinstance(talk.port, Device):
             talk.gone = True  # only a hang-up is told where nothing is waited for
         self._listen_to(talk)
+        if talk.stream.input_size > HALF_MAX:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Refuse the half message that was begun last, if there is more of all than there is room for."""
+        while sum(talk.stream.input_size for talk in self._talks.values()) > INPUT_MAX:
+            halves = [talk for talk in self._talks.values() if talk.stream.half_size > HALF_MAX]
+            if not halves:
+                return  # what waits for its turn is bounded by how much half messages were let come
+            newest = max(halves, key=lambda talk: talk.half_since or 0.0)
+            newest.stream.refuse(Fault(Code.BUSY, "other hosts are sending too much at once; call again later"))
+            self._listen_to(newest)
 
     def _listen_to(self, talk: channel.Conversation) -> None:
         for _ in range(EVENTS_MAX):

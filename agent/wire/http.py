@@ -52,6 +52,11 @@ class Message:
         self._status = 200
         self._refusal: Fault | None = None
 
+    @property
+    def held(self) -> int:
+        """Return how many bytes of the half message are kept."""
+        return len(self._body)
+
     def read(self, source: bytearray) -> Request | Refused | None:
         """Take the message's bytes off the front of `source`; None means that all was taken and more is needed."""
         try:

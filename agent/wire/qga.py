@@ -83,6 +83,11 @@ class Message:
         self._single = False
         self._trouble = ""
 
+    @property
+    def held(self) -> int:
+        """Return how many bytes of the half message are kept."""
+        return len(self._text)
+
     def read(self, source: bytearray) -> Request | Refused | None:
         """Take the message's bytes off the front of `source`; None means that all was taken and more is needed."""
         before = len(self._text)

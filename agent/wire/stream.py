@@ -33,10 +33,10 @@ from .messages import Abandoned, Incoming, Limits, Refused, Request
 class Message(Protocol):
     """One message on its way in, then the way out for its reply; every protocol has its own.
 
-    `tag` is known, and `last` (nothing can follow on this stream) true if it is, once `read` or `break_off` returned
-    something; so are `size` (bytes), `resets` (a sync), `waits` (perhaps for a freeze), `in_turn` (it does not give up
-    on an older one) and `skip` (what belongs to it of the bytes that follow). What is to be sent goes to the `write`
-    that the message was made with.
+    `held` is how many of its bytes are kept. `tag` is known, and `last` (nothing can follow on this stream) true if it
+    is, once `read` or `break_off` returned something; so are `size` (bytes), `resets` (a sync), `waits` (perhaps for a
+    freeze), `in_turn` (it does not give up on an older one) and `skip` (what belongs to it of the bytes that follow).
+    What is to be sent goes to the `write` that the message was made with.
     """
 
     tag: str | None
@@ -46,6 +46,10 @@ class Message(Protocol):
     waits: bool
     in_turn: bool
     skip: re.Pattern[bytes] | None
+
+    @property
+    def held(self) -> int:
+        """Return how many bytes of the half message are kept."""
 
     def read(self, source: bytearray) -> Request | Refused | None:
         """Take the message's bytes off the front of `source`; None means that all was taken and more is needed."""
@@ -113,6 +117,13 @@ class Stream:
         if self._reading is not None:
             self._came(self._reading, self._reading.break_off(Fault(Code.REQUEST, "half a message, and no more came")))
 
+    def refuse(self, fault: Fault) -> None:
+        """Answer a half message with `fault`, as the last."""
+        if self._reading is not None:
+            event = self._reading.break_off(fault)
+            self._reading.last = True
+            self._came(self._reading, event)
+
     def reply(self, token: int, value: Any) -> None:
         """Answer a request with `value` (str, bool, int, float, bytes, list, tuple, dict with str keys).
 
@@ -154,6 +165,16 @@ class Stream:
     def full(self) -> bool:
         """Whether so many messages wait for their turn that no more are to be read."""
         return len(self._waiting) >= WAITING_MAX or sum(m.size for m, _ in self._waiting) > WAITING_BYTES
+
+    @property
+    def half_size(self) -> int:
+        """Bytes of the half message."""
+        return self._reading.held if self._reading is not None else 0
+
+    @property
+    def input_size(self) -> int:
+        """Bytes that have come and were not given out as a request yet."""
+        return len(self._input) + self.half_size + sum(message.size for message, _ in self._waiting)
 
     @property
     def output_size(self) -> int:

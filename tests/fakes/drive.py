@@ -148,9 +148,9 @@ class Drive:
 
     # -- hosts
 
-    def ask(self, method: str, *params: Any, connection: int | None = None) -> Asked:
+    def ask(self, method: str, *params: Any, connection: int | None = None, crowded: bool = False) -> Asked:
         """Make a request, by default on a connection of its own."""
-        return self._ask(method, list(params), connection)
+        return self._ask(method, list(params), connection, crowded=crowded)
 
     def ask_by_name(self, method: str, arguments: dict[str, Any], connection: int | None = None) -> Asked:
         """Make a request as JSON does, its arguments by name."""
@@ -161,13 +161,20 @@ class Drive:
         return self._ask(method, arguments, None, unheard=True)
 
     def _ask(
-        self, method: str, params: list[Any] | dict[str, Any], connection: int | None, *, unheard: bool = False
+        self,
+        method: str,
+        params: list[Any] | dict[str, Any],
+        connection: int | None,
+        *,
+        unheard: bool = False,
+        crowded: bool = False,
     ) -> Asked:
         token = len(self.asked)
         call = Asked(1000 + token if connection is None else connection, token, method)
         call.gone = unheard
         self.asked.append(call)
-        self.feed(events.Requested(call.connection, token, method, params, PEER, 1.7e9, unheard=unheard))
+        asked = events.Requested(call.connection, token, method, params, PEER, 1.7e9, crowded, unheard)
+        self.feed(asked)
         return call
 
     def hang_up(self, call: Asked) -> None:

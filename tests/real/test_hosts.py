@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -283,6 +284,46 @@ def test_client_that_never_reads(rig: Rig) -> None:
     still_well(daemon)
     assert read_to_end(sock) < 20 << 20, "the reply that was not read is not sent for ever"
     assert psutil.Process(daemon.pid).memory_info().rss - memory < 80 << 20
+
+
+def test_half_requests_of_many_clients_have_a_bound_together(rig: Rig) -> None:
+    daemon = rig.daemon([rig.fs("ext4")])
+    memory = psutil.Process(daemon.pid).memory_info().rss
+    socks = [daemon.raw() for _ in range(6)]
+    for sock in socks:
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(b'{"execute": "guest-file-write", "arguments": {"handle": 1, "buf-b64": "')
+            for _ in range(40):
+                sock.sendall(b"A" * (1 << 20))
+    assert psutil.Process(daemon.pid).memory_info().rss - memory < 160 << 20
+    for sock in socks[:2]:
+        sock.sendall(b'"}}\n')
+        assert b"error" in sock.recv(4096)  # there is no such file
+    for sock in socks[2:]:
+        assert b"call again later" in sock.recv(4096)
+    still_well(daemon)
+    for sock in socks:
+        sock.close()
+
+
+def test_replies_that_are_not_read_crowd_out_what_is_not_essential(rig: Rig) -> None:
+    fs = rig.fs("ext4")
+    (fs.path / "big").write_bytes(b"\0" * (15 << 20))
+    daemon = rig.daemon([fs])
+    socks = [daemon.raw() for _ in range(4)]
+    for sock in socks:
+        sock.sendall(call("va.getfile", str(fs.path / "big")))
+        assert sock.recv(1)  # its 20 MB are there
+    host = daemon.proxy()
+    with pytest.raises(Fault, match="too many replies are not read") as raised:
+        host.va.getdmesg()
+    assert raised.value.faultCode == Code.BUSY
+    assert host.va.ping() == "dummy"
+    assert host.va.fsthaw() == 0
+    socks[0].close()
+    assert host.va.fsstatus() == 0
+    assert host.va.fsfreeze() == 1
+    assert host.va.fsthaw() == 1
 
 
 def test_seventeen_clients(daemon: Daemon) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from fakes.drive import PEER, Asked, Drive
 from virtagent.agent import report
-from virtagent.agent.errors import Code
+from virtagent.agent.errors import Code, Fault
 from virtagent.agent.rpcs import RPCS, Disk
 from virtagent.agent.states import FreezeState
 from virtagent.supervisor import events
+from virtagent.supervisor.core import CALLS_MAX
 from virtagent.supervisor.status import Record
 
 PARAMS: dict[str, list[Any]] = {
@@ -230,6 +231,32 @@ def test_busy_at_eight_workers_and_compensation_is_exempt(drive: Drive) -> None:
 
 
 # -- wait against limit
+
+
+def test_when_replies_are_not_read_only_what_is_essential_is_admitted() -> None:
+    for method in PUBLIC:
+        drive = Drive()
+        params = PARAMS.get(method, [])
+        call = drive.ask(method, *params, crowded=True)
+        refused = call.answered and isinstance(call.answers[0], Fault) and call.code is Code.BUSY
+        assert refused == (method not in ESSENTIAL), method
+        if refused:
+            assert call.fault.text == f"{method}: too many replies are not read; call again later"
+            assert not drive.spawned
+
+
+def test_one_connection_has_64_calls_under_way(drive: Drive) -> None:
+    since = drive.status().seq
+    polls = [drive.ask("va.fsstatus", {"since": since}, connection=1) for _ in range(CALLS_MAX)]
+    assert not any(poll.answered for poll in polls)
+    over = drive.ask("va.ping", connection=1)
+    assert over.code is Code.BUSY
+    assert over.fault.text == "va.ping: 64 calls of this connection wait already"
+    assert drive.ask("va.ping", connection=2).value == "dummy"
+    drive.give_up(polls[0])
+    assert drive.ask("va.ping", connection=1).value == "dummy"
+    assert not drive.ask("va.fsstatus", {"since": since}, connection=1).answered
+    assert drive.ask("va.ping", connection=1).code is Code.BUSY
 
 
 def test_the_call_waits_as_long_as_its_host_chose_and_the_job_goes_on(drive: Drive) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from harness.hosts import request
 from virtagent.supervisor import channel, events, listeners, ports
+from virtagent.supervisor import hosts as hosts_module
 from virtagent.supervisor.config import Config
 from virtagent.supervisor.hosts import Hosts
 from virtagent.supervisor.listeners import Listener, Stranger
@@ -446,3 +447,92 @@ def test_a_kernel_or_python_without_vsock_says_so(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delattr(socket, "AF_VSOCK")
     with pytest.raises(OSError, match="this Python has no vsock"):
         Listener.open("vsock:5")
+
+
+Crowd = tuple[Bench, list[socket.socket]]
+HALF = b'{"execute": "guest-file-write", "arguments": {"handle": 1, "buf-b64": "'
+
+
+@pytest.fixture
+def crowd(tmp_path: Path) -> Iterator[Crowd]:
+    """Return a bench with four connected hosts, which do not block."""
+    bench = Bench()
+    bench.hosts.listen(Listener.open(f"unix:{tmp_path}/socket"))
+    socks = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(4)]
+    for sock in socks:
+        sock.connect(f"{tmp_path}/socket")
+        sock.setblocking(False)
+    bench.turn()
+    yield bench, socks
+    for sock in socks:
+        sock.close()
+    bench.turn()
+    bench.hosts.close()
+    bench.select.close()
+
+
+def say(bench: Bench, sock: socket.socket, data: bytes) -> None:
+    """Have all of it come, or what comes until the connection is closed."""
+    while data:
+        try:
+            data = data[sock.send(data) :]
+        except BlockingIOError:
+            bench.turn()
+        except BrokenPipeError:
+            break
+    bench.turn()
+
+
+def is_closed(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:  # what it said last was not read
+        return True
+
+
+def test_half_messages_of_all_hosts_have_room_together(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts_module, "INPUT_MAX", 10 << 20)
+    bench, (first, second, third, small) = crowd
+    for sock in (first, second, third):
+        bench.now += 1
+        say(bench, sock, HALF + b"A" * (3 << 20))
+    bench.now += 1
+    say(bench, small, HALF)
+    assert not [e for e in bench.fed if isinstance(e, events.Malformed)]
+    say(bench, first, b"A" * (2 << 20))  # the first goes over, and the third, begun last, makes room
+    refused = [e for e in bench.fed if isinstance(e, events.Malformed)]
+    assert [e.text for e in refused] == ["other hosts are sending too much at once; call again later"]
+    assert b"call again later" in third.recv(4096)
+    assert is_closed(third)
+    bench.now += 2
+    for sock in (first, second, small):
+        say(bench, sock, b'AA=="}}')
+        assert b"return" in sock.recv(4096)
+    assert [method for _, method in bench.methods()] == ["guest-file-write"] * 3
+
+
+def test_what_waits_for_its_turn_needs_room_too(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts_module, "INPUT_MAX", 7 << 20)
+    bench, (first, second, *_) = crowd
+    bench.answers = False
+    long = HALF + b"A" * (3 << 20) + b'"}}'
+    say(bench, first, b'{"execute": "guest-file-read", "arguments": {"handle": 1}}' + long)
+    say(bench, second, long[:-3])
+    assert not [e for e in bench.fed if isinstance(e, events.Malformed)]
+    say(bench, second, b"A" * 200_000)
+    assert not [e for e in bench.fed if isinstance(e, events.Malformed)], "both have room"
+    say(bench, second, b"A" * (1 << 20))
+    assert len([e for e in bench.fed if isinstance(e, events.Malformed)]) == 1
+    assert b"call again later" in second.recv(4096)
+    assert [method for _, method in bench.methods()] == ["guest-file-read"]
+
+
+def test_the_half_request_of_http_is_refused_with_its_status(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts_module, "INPUT_MAX", 1 << 20)
+    bench, (sock, *_) = crowd
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: 2000000\r\n\r\n"
+    say(bench, sock, head + b" " * (1_200_000))
+    said = sock.recv(4096)
+    assert b"Connection: close" in said
+    assert b"<int>4</int>" in said
+    assert is_closed(sock)
