@@ -84,7 +84,7 @@ def _unix(path: str) -> socket.socket:
         finally:
             os.umask(before)
         sock.listen(BACKLOG)
-    except BaseException:
+    except OSError:
         sock.close()
         raise
     return sock
@@ -102,7 +102,7 @@ def _vsock(port: int) -> socket.socket:
     try:
         sock.bind((socket.VMADDR_CID_ANY, port))
         sock.listen(BACKLOG)
-    except BaseException:
+    except OSError:
         sock.close()
         raise
     return sock

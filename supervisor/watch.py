@@ -42,7 +42,7 @@ class Watch:
         self._end = self._given_up = -2
         try:
             self._walk(path)
-        except BaseException:
+        except OSError:
             os.close(self._fd)
             raise
 

@@ -369,7 +369,7 @@ def _words(error: json.JSONDecodeError) -> str:
             return "expected separator in dict or list"
         case "Expecting value" if rest[:1] == "-":
             return f"stray '{rest[:2]}'"
-        case "Invalid \\escape" | "Invalid \\uXXXX escape" | "Invalid \\escape: ":
+        case "Invalid \\escape" | "Invalid \\uXXXX escape":
             return "invalid escape sequence in string"
         case "Expecting property name enclosed in double quotes" if rest[:1] not in "},":
             return "key is not a string in object"
