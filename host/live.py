@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import signal
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from types import TracebackType
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 from rich.live import Live
 
 from ..agent.errors import Fault
-from . import screen
+from . import screen, signals
 from .aio import AsyncAgent
 from .calls import Call
 from .errors import HostError
@@ -127,20 +126,19 @@ def beside(url: str, title: str, call: Call[T], timeout: float | None) -> T:
 
 
 def _interruptible(doing: Coroutine[Any, Any, T]) -> T:
-    """Return what `doing` comes to; a Ctrl-C cancels it, and is raised when it has ended."""
+    """Return what `doing` comes to; a signal cancels it, so that the picture ends, too, and is then a Ctrl-C."""
     interrupted = False
 
     async def run() -> list[T]:
         task = asyncio.current_task()
         assert task is not None
 
-        def note() -> None:
+        def note(_number: int) -> None:
             nonlocal interrupted
             interrupted = True
             task.cancel()
 
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, note)
+        signals.heed(note)
         try:
             return [await doing]
         except asyncio.CancelledError:

@@ -38,6 +38,7 @@ _STYLES = {
     "failed": "bold red",
     "left-out": "dim",
 }
+_NARROW = 50  # columns, below which a table's cells are folded to nothing that can be read
 _PLANNED_SHOWN = 30  # rows of one guest in a live picture; the rest is counted
 _LEAST_SHOWN = 3  # on however low a terminal
 _ROOM_LEAST, _ROOM_OTHERS = 24, 38  # characters: for mount point and error, and for state, type, time and gaps
@@ -146,7 +147,7 @@ def _guests(aged: dict[str, Status]) -> RenderableType:
         )
     if len(aged) > _PLANNED_SHOWN:
         grid.add_row(_dim(f"and {len(aged) - _PLANNED_SHOWN} more"))
-    return grid
+    return _Fitting(grid)
 
 
 def _state(record: Status) -> Iterable[RenderableType]:
@@ -194,7 +195,7 @@ def _rows(mounts: Sequence[MountStatus], room: int = 0) -> Iterable[RenderableTy
         for state, mountpoint, fstype, took, more in rows:
             style = _STYLES.get(state, "")
             grid.add_row(_cell(mountpoint), _cell(state, style), _cell(fstype), _cell(took), _cell(more))
-        yield grid
+        yield _Fitting(grid)
 
 
 def _workers(record: Status) -> Iterable[RenderableType]:
@@ -203,7 +204,7 @@ def _workers(record: Status) -> Iterable[RenderableType]:
         for worker in record.workers:
             stuck = "bold red" if text.waits(worker, record) else ""
             grid.add_row(*(_cell(one, stuck) for one in text.worker_row(worker)))
-        yield grid
+        yield _Fitting(grid)
 
 
 def _table(heads: Sequence[str]) -> Table:
@@ -211,6 +212,20 @@ def _table(heads: Sequence[str]) -> Table:
     for head in heads:
         grid.add_column(head, overflow="fold")
     return grid
+
+
+class _Fitting:
+    """A table; where the terminal is too narrow for one, a paragraph a row."""
+
+    def __init__(self, grid: Table) -> None:
+        self._grid = grid
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width >= _NARROW:
+            yield self._grid
+            return
+        for row in zip(*(column.cells for column in self._grid.columns), strict=True):
+            yield Text("  ").join(cell for cell in row if isinstance(cell, Text) and cell)
 
 
 def _line(cells: Iterable[str]) -> Text:

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..agent.errors import Fault
-from . import text
+from . import signals, text
 from .aio import AsyncAgent
 from .errors import FreezeBroken, HostError
 from .group import AsyncAgentGroup, GroupFreeze
 from .holding import notes
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 2.0  # seconds from SIGTERM to SIGKILL, and for the end after that; the guests are frozen meanwhile
 
 
@@ -100,9 +99,7 @@ class Snapshot:
             if self._phase != "thawing":
                 task.cancel()
 
-        for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                asyncio.get_running_loop().add_signal_handler(number, note, number)
+        signals.heed(note)
         try:
             async with contextlib.AsyncExitStack() as stack:
                 picture = await self._picture(stack)

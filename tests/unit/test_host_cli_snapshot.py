@@ -16,7 +16,7 @@ import pytest
 from fakes.agent_socket import LAST, MOUNT, FakeAgent, status_record
 from fakes.many_agents import ManyAgents
 from virtagent.host import cli
-from virtagent.host.snapshot import SIGNALS
+from virtagent.host.signals import SIGNALS
 
 CTL = [sys.executable, "-m", "virtagent.host.main"]
 GOOD = LAST | {"freeze_id": 17, "outcome": "thawed", "held_continuously": True, "held_seconds": 2.5, "error": ""}

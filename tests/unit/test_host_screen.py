@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def test_a_picture_fits_the_terminal(height: int, shown: int) -> None:
     lines = drawn(board, 80, height).splitlines()
     assert len(lines) < max(height, 10)
     (first, *_, last) = [line for line in lines if line.startswith("/")]
-    assert first.split() == ["/stuck", "thawing", "ext4", "0.031", "s"]
+    assert first.split()[:3] == ["/stuck", "thawing", "ext4"]  # what follows counts on
     assert last.split()[1:4] == ["frozen", "ext4", "0.031"]
     assert last.startswith(f"/{shown - 2}/x")
     assert f"and {256 - shown} file systems more" in lines
@@ -129,6 +130,17 @@ def test_a_picture_that_fits_keeps_the_order() -> None:
     board = screen.Board()
     board.put("unix:/a", load(mounts=[MOUNT, MOUNT | {"mountpoint": "/z", "state": "thawing"}]))
     assert [line.split()[0] for line in drawn(board, 80, 24).splitlines() if line.startswith("/")] == ["/srv/db", "/z"]
+
+
+@pytest.mark.parametrize("width", [1, 20, 49])
+def test_a_terminal_too_narrow_for_a_table_shows_words_whole(width: int) -> None:
+    shown = drawn(screen.status(load(workers=[WORKER])), width)
+    if width > 1:
+        assert {"frozen", "ext4", "/srv/db", "sleeping", "va.fsfreeze"} <= set(shown.split())
+        board = screen.Board()
+        board.put("unix:/a", load())
+        board.put("unix:/b", load())
+        assert {"unix:/a", "unix:/b", "FROZEN:"} <= set(drawn(board, width).split())
 
 
 def _board_of(mounts: int) -> screen.Board:
@@ -148,8 +160,9 @@ def test_without_rich_a_terminal_gets_lines(tmp_path: Path) -> None:
                 assert "\x1b" not in terminal.text
 
 
+@pytest.mark.parametrize("number", [0, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("command", ["freeze", "watch"])
-def test_ctrl_c_ends_a_picture(tmp_path: Path, command: str) -> None:
+def test_ctrl_c_and_signals_end_a_picture(tmp_path: Path, command: str, number: int) -> None:
     over = threading.Event()
 
     def answer(method: str, params: list[Any]) -> Any:
@@ -159,7 +172,10 @@ def test_ctrl_c_ends_a_picture(tmp_path: Path, command: str) -> None:
 
     with FakeAgent(tmp_path / "a", answer) as fake, Terminal([*CTL, "--agent", fake.url, command]) as terminal:
         terminal.read_until("INPROGRESS: sync for ")
-        terminal.type(b"\x03")
+        if number:
+            terminal.process.send_signal(number)
+        else:
+            terminal.type(b"\x03")
         assert terminal.wait() == 130
         over.set()
         assert "interrupted; a freeze may go on in the guest: `virtagentctl thaw` ends it" in terminal.text

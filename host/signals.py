@@ -1,0 +1,16 @@
+"""The signals that end virtagentctl in an orderly way while an event loop runs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def heed(note: Callable[[int], None]) -> None:
+    """Have the running loop call `note` with the number of each that comes, but for those that are ignored."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            asyncio.get_running_loop().add_signal_handler(number, note, number)
