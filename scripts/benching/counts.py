@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from harness.daemon import Daemon
@@ -29,7 +30,7 @@ from .scaling import SIZE
 from .traced import Counts, least_of, trace
 
 KEPT = Path(__file__).resolve().parents[1] / "bench-counts.json"
-MOUNTS, TIMES, ASKED, IDLE = 8, 6, 5, 5
+MOUNTS, TIMES, ASKED, IDLE, AGAIN = 8, 6, 5, 5, 2
 LOOSE = frozenset(
     [
         "epoll_wait",
@@ -175,22 +176,40 @@ def room(section: str, name: str, count: int) -> int:
     return count + 20 if name in WILD else count // 4 + 3 if name in LOOSE else 0
 
 
-def check(found: Kept) -> int:
-    """Print what grew beyond what is kept, and return the exit code."""
+def check(area: Area) -> int:
+    """Count, print what grew beyond what is kept, and return the exit code.
+
+    Where something grew it is counted again: a busy machine makes a sync slow, which brings about another.
+    """
     kept: Kept = json.loads(KEPT.read_text(encoding="utf-8"))
-    grown, less = [], 0
-    for section in sorted(found):
-        for name, count in found[section].items():
-            was = kept.get(section, {}).get(name, 0)
-            less += count < was - room(section, name, was)
-            if count > was + room(section, name, was):
-                grown.append(f"| {section} | {name} | {was} | {count} |")
-    if grown:
+    found = collect(area)
+    for _ in range(AGAIN):
+        if not any(_grown(kept, found)):
+            break
+        again = collect(area)
+        found = {
+            section: {name: min(count, again.get(section, {}).get(name, 0)) for name, count in counts.items()}
+            for section, counts in found.items()
+        }
+    if grown := list(_grown(kept, found)):
         say("\n".join(["| what grew | | kept | now |", "|---|---|---|---|", *grown]))
         say("scripts/bench: it costs more than it did; if that must be: scripts/bench --update")
         return 1
+    less = sum(
+        count < kept.get(section, {}).get(name, 0) - room(section, name, count)
+        for section, counts in found.items()
+        for name, count in counts.items()
+    )
     say(f"scripts/bench: no count grew; smaller: {less}" + (" (scripts/bench --update keeps that)" if less else ""))
     return 0
+
+
+def _grown(kept: Kept, found: Kept) -> Iterator[str]:
+    for section in sorted(found):
+        for name, count in found[section].items():
+            was = kept.get(section, {}).get(name, 0)
+            if count > was + room(section, name, was):
+                yield f"| {section} | {name} | {was} | {count} |"
 
 
 def update(found: Kept) -> int:

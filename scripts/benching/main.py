@@ -112,8 +112,7 @@ def count_or_measure(chosen: argparse.Namespace, parts: list[str]) -> int:
     """Do what needs file systems; return the exit code."""
     with namespace.entered() as area:
         if chosen.check or chosen.update:
-            found = counts.collect(area)
-            return counts.update(found) if chosen.update else counts.check(found)
+            return counts.update(counts.collect(area)) if chosen.update else counts.check(area)
         compile_still(area)
         measure(area, chosen, parts)
     return 0
