@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+import setproctitle
+
 from ..agent import __version__, kernel, rcu, sysfs
 from ..agent.errors import Fault
 from ..agent.mounts import Plan, Rules
@@ -102,6 +104,7 @@ def serve(
         return _say(str(error), 2 if isinstance(error, journal.NotInMemory) else 1)
     _stand_firm(log)
     notify = Notify(os.environ)
+    setproctitle.getproctitle()  # finds where the title goes by the environment as it was at the start
     for name in OURS_ALONE:
         os.environ.pop(name, None)
     core = Core(config, __version__, process.monotonic(), kept.next_handle())

@@ -358,6 +358,13 @@ def test_ready_is_said_once_and_watchdog_is_fed(rig: Rig) -> None:
     manager.close()
 
 
+def test_the_title_is_shown_whatever_the_service_manager_says_first(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said to the daemon alone is taken out of the environment, behind which the title has its place."""
+    monkeypatch.setattr(os, "environ", {"WATCHDOG_PID": "1", **os.environ})
+    daemon = rig.daemon([rig.fs("ext4")])
+    assert daemon.titles()[daemon.pid] == "virtagentd: supervisor [thawed]"
+
+
 def test_stderr_on_a_disk_is_warned_of(rig: Rig) -> None:
     fs = rig.fs("ext4")
     with open(fs.path / "log", "wb") as log:
