@@ -31,6 +31,15 @@ install_packages() {
         refuse "apt-get could not install $*"
 }
 
+# install_vm_packages: what tests/harness/vm needs to make a guest and run it; without root also what takes the place of root.
+install_vm_packages() {
+    local missing pairs=(qemu-system-x86_64:qemu-system-x86 debootstrap:debootstrap busybox:busybox-static
+        mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs depmod:kmod)
+    [ "$(id -u)" -eq 0 ] || pairs+=(fakeroot:fakeroot unshare:util-linux)
+    mapfile -t missing < <(packages_for "${pairs[@]}")
+    install_packages "${missing[@]}"
+}
+
 checksum() { sha256sum | cut -d' ' -f1; }
 
 stamped() { [ "$(cat "$venv/stamp.$1" 2>/dev/null)" = "$2" ]; }

@@ -1,7 +1,7 @@
 """What the guest boots from: root file system and kernel of Debian's packages, made once, and an initramfs each run.
 
 Everything is made below a cache folder, ~/.cache/virtagent-vm or $VIRTAGENT_VM_CACHE, in a folder named by a checksum
-of what it is made from. Root is needed once, for debootstrap; nothing is mounted and nothing installed on this machine.
+of what it is made from. No root is needed (`rootless`); nothing is mounted and nothing installed on this machine.
 """
 
 from __future__ import annotations
@@ -10,21 +10,23 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import Unmet
+from . import rootless
 
 TREE = Path(__file__).resolve().parents[3]
 INSIDE = Path(__file__).with_name("inside")
 PACKAGES = (
     *("systemd", "systemd-sysv", "udev", "kmod", "procps", "rsyslog", "e2fsprogs", "xfsprogs", "btrfs-progs"),
     *("python3", "python3-psutil", "python3-msgpack", "python3-setproctitle", "python3-h11", "python3-defusedxml"),
-    *("qemu-guest-agent",),
+    *("python3-venv", "qemu-guest-agent"),
 )
 KERNEL = "linux-image-cloud-amd64"
-RECIPE = 1  # to be raised with a change of what is made from the packages
+RECIPE = 2  # to be raised with a change of what is made from the packages
 MODULES = (
     *("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci"),
     *("virtio_blk", "virtio_console"),
@@ -65,7 +67,8 @@ class Base:
 
 def base() -> Base:
     """Return the cached base, made if it is not there (some two minutes, and the network)."""
-    lacking = sorted({package for program, package in PROGRAMS.items() if _program(program) is None})
+    programs = PROGRAMS if os.geteuid() == 0 else {**PROGRAMS, **rootless.PROGRAMS}
+    lacking = sorted({package for program, package in programs.items() if _program(program) is None})
     if lacking:
         raise Unmet(f"needs the Debian packages {' '.join(lacking)}")
     site, suite = _mirror()
@@ -76,8 +79,11 @@ def base() -> Base:
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as work:
-            done = _make(Path(work), site, suite, kernel)
-            done.rename(folder)
+            if os.geteuid() == 0:
+                make(Path(work), site, suite, kernel)
+            else:
+                rootless.make(Path(work), site, suite, kernel)
+            Path(work, "base").rename(folder)
     return Base(folder)
 
 
@@ -113,7 +119,7 @@ def _install(over: Path) -> None:
         shutil.copy(TREE / "packaging/launcher", programs / name)
         (programs / name).chmod(0o755)
     (programs / "python").symlink_to("/usr/bin/python3")
-    found = over / "usr/local/lib/python3.11/dist-packages"
+    found = over / "usr/lib/python3/dist-packages"  # Debian's, for any version
     found.mkdir(parents=True)
     (found / "virtagent.pth").write_text("/opt/virtagent/current/lib\n")
     for target, source in (
@@ -128,10 +134,12 @@ def _install(over: Path) -> None:
         link.symlink_to(f"/opt/virtagent/current/bin/{name}")
 
 
-def _make(work: Path, site: str, suite: str, kernel: str) -> Path:
+def make(work: Path, site: str, suite: str, kernel: str) -> None:
+    """Make the base in `work`, as root, or as one who is taken for root. Raises Unmet."""
     done, tree, unpacked = work / "base", work / "tree", work / "kernel"
     done.mkdir()
-    _run("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", suite, str(tree), site)
+    with rootless.prepared(tree):
+        _run("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", suite, str(tree), site)
     _run("apt-get", "-o", "APT::Sandbox::User=root", "download", kernel, cwd=work)
     (package,) = work.glob("linux-image-*.deb")
     _run("dpkg-deb", "-x", str(package), str(unpacked))
@@ -150,7 +158,6 @@ def _make(work: Path, site: str, suite: str, kernel: str) -> Path:
     (initial / "modules/order").write_text("".join(f"{name}\n" for name in MODULES))
     _trim(tree)
     _run("mkfs.ext4", "-q", "-d", str(tree), str(done / "root.img"), ROOT_SIZE)
-    return done
 
 
 def _trim(tree: Path) -> None:
@@ -215,3 +222,10 @@ def _run(program: str, *arguments: str, cwd: Path | None = None) -> str:
     if done.returncode:
         raise Unmet(f"{program} failed: {(done.stderr or done.stdout).strip()[-2000:]}")
     return done.stdout
+
+
+if __name__ == "__main__":
+    try:
+        make(Path(sys.argv[1]), *sys.argv[2:])
+    except Unmet as reason:
+        sys.exit(str(reason))
