@@ -7,6 +7,7 @@ here is one whatever libvirt does. libvirt turns an agent's error into one of it
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import importlib
 import math
 import queue
@@ -53,6 +54,7 @@ class Domain:
             self._orders = None
 
     def _serve(self, orders: queue.SimpleQueue[_Order | None]) -> None:
+        libvirt: Any = None
         connection: Any = None
         domain: Any = None
         while (order := orders.get()) is not None:
@@ -61,17 +63,30 @@ class Domain:
                 continue
             try:
                 libvirt, qemu = _modules()
+                if connection is not None and not connection.isAlive():
+                    _closed(libvirt, connection)
+                    connection = None
                 try:
-                    if domain is None:
+                    if connection is None:
                         connection = libvirt.open(self._uri)
                         domain = connection.lookupByName(self._name)
+                except libvirt.libvirtError as error:
+                    if connection is not None:
+                        _closed(libvirt, connection)
+                        connection = None
+                    raise self._no_domain(error) from None
+                try:
                     reply.set_result(str(qemu.qemuAgentCommand(domain, text, max(1, math.ceil(seconds)), 0)))
                 except libvirt.libvirtError as error:
                     raise self._meaning(libvirt, error) from None
             except BaseException as error:  # noqa: BLE001 - whoever waits for the reply gets it
                 reply.set_exception(error)
         if connection is not None:
-            connection.close()
+            _closed(libvirt, connection)
+
+    def _no_domain(self, error: Any) -> Unreachable:
+        text = error.get_error_message() or error
+        return Unreachable(f"no connection to libvirt's domain {self._name!r} ({text}); see `virsh list`")
 
     def _meaning(self, libvirt: ModuleType, error: Any) -> Exception:
         text = str(error.get_error_message() or error)
@@ -84,15 +99,28 @@ class Domain:
             return Fault(Code.FAILED, text.partition(_AGENT_SAYS)[2].partition(": ")[2] or text)
         if is_("AGENT_UNRESPONSIVE", "AGENT_UNSYNCED", "AGENT_COMMAND_TIMEOUT", "OPERATION_TIMEOUT"):
             return TimeoutError(text)
-        if is_("NO_DOMAIN", "OPERATION_INVALID", "ARGUMENT_UNSUPPORTED", "CONFIG_UNSUPPORTED", "NO_CONNECT"):
+        if is_("NO_DOMAIN", "OPERATION_INVALID", "ARGUMENT_UNSUPPORTED", "CONFIG_UNSUPPORTED"):
             return Unreachable(f"libvirt has no agent for domain {self._name!r} ({text}); see `virsh list`")
         return Lost(
             f"libvirt could not pass a command on to domain {self._name!r} ({text}); see its log, then call again"
         )
 
 
+def _closed(libvirt: ModuleType, connection: Any) -> None:
+    """Close it, whether its daemon still lives or not."""
+    with contextlib.suppress(libvirt.libvirtError):
+        connection.close()
+
+
 def _modules() -> tuple[ModuleType, ModuleType]:
     try:
-        return importlib.import_module("libvirt"), importlib.import_module("libvirt_qemu")
+        libvirt, qemu = importlib.import_module("libvirt"), importlib.import_module("libvirt_qemu")
     except ImportError:
         raise Unreachable("libvirt: URLs need libvirt-python; install virtagent[libvirt]") from None
+    # Else it prints each error, too, and not as one of ours.
+    libvirt.registerErrorHandler(_said, None)
+    return libvirt, qemu
+
+
+def _said(_context: None, _error: Any) -> None:
+    """It is raised as well."""

@@ -300,10 +300,23 @@ class Libvirt:
         self.libvirt.libvirtError = LibvirtError
         self.libvirt.VIR_ERR_NO_DOMAIN, self.libvirt.VIR_ERR_AGENT_UNRESPONSIVE = 42, 86
         self.libvirt.open = self.open
+        self.libvirt.registerErrorHandler = self.handle
+        self.handler: Any = None
+        self.alive, self.dies = True, False
+        self.open_error: Exception | None = None
         self.qemu.qemuAgentCommand = self.command
+
+    def handle(self, handler: Any, context: Any) -> None:
+        self.handler = handler
+
+    def isAlive(self) -> bool:
+        return self.alive
 
     def open(self, uri: str | None) -> Any:
         self.opened.append(uri)
+        if self.open_error:
+            raise self.open_error
+        self.alive = True
         return self
 
     def lookupByName(self, name: str) -> Any:
@@ -313,10 +326,16 @@ class Libvirt:
 
     def close(self) -> None:
         self.closed += 1
+        if not self.alive:
+            raise LibvirtError(38, "Cannot recv data: Connection reset by peer")
 
     def command(self, domain: Any, text: str, timeout: int, flags: int) -> str:
         assert (domain, flags) == (self, 0)
         self.timeouts.append(timeout)
+        self.alive = self.alive and not self.dies
+        self.dies = False
+        if not self.alive:
+            raise LibvirtError(38, "Cannot recv data: Connection reset by peer")
         request = json.loads(text)
         if request["execute"] == "guest-info":
             return json_line({"return": GUEST_INFO, "id": request["id"]}).decode()
@@ -367,6 +386,38 @@ def test_errors_of_libvirt(libvirt: Libvirt, use: Use, error: Exception, raised:
 def test_a_domain_that_is_not_there(libvirt: Libvirt, use: Use) -> None:
     with pytest.raises(Unreachable, match="no domain with matching name 'x'"):
         use("libvirt:x", lambda agent: agent.ping())
+
+
+@both
+def test_a_libvirtd_that_is_not_there(libvirt: Libvirt, use: Use) -> None:
+    libvirt.open_error = LibvirtError(38, "Failed to connect socket to '/x': No such file or directory")
+    with pytest.raises(Unreachable, match="Failed to connect socket"):
+        use("libvirt:vm", lambda agent: agent.ping())
+
+
+def test_a_libvirtd_that_was_started_again_is_connected_to_again(libvirt: Libvirt) -> None:
+    with Agent("libvirt:vm") as agent:
+        assert agent.ping() == "dummy"
+        libvirt.alive = False
+        assert agent.ping() == "dummy"
+    assert len(libvirt.opened) == 2
+
+
+def test_a_libvirtd_that_ends_during_a_call_is_connected_to_again(libvirt: Libvirt) -> None:
+    with Agent("libvirt:vm") as agent:
+        assert agent.ping() == "dummy"
+        libvirt.dies = True
+        with pytest.raises(Lost, match="reset by peer"):
+            agent.ping()
+        assert agent.ping() == "dummy"
+    assert len(libvirt.opened) == 2
+
+
+@both
+def test_libvirt_prints_nothing_of_its_own(libvirt: Libvirt, use: Use, capfd: pytest.CaptureFixture[str]) -> None:
+    use("libvirt:vm", lambda agent: agent.ping())
+    libvirt.handler(None, (38, "what it prints without a handler"))
+    assert capfd.readouterr() == ("", "")
 
 
 @both
