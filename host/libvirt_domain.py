@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import math
 import queue
+import re
 import threading
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,8 @@ from ..agent.errors import Code, Fault
 from .errors import Lost, Unreachable
 
 _AGENT_SAYS = "unable to execute QEMU agent command"
+# libvirt drops the agent's code. This one says that a snapshot is worthless, so it is known by the agent's sentence.
+_BROKEN = re.compile(r"\bfreeze \d+ was broken: ")
 _Order = tuple[str, float, "concurrent.futures.Future[str]"]
 
 
@@ -96,7 +99,8 @@ class Domain:
             return code in [getattr(libvirt, f"VIR_ERR_{name}", None) for name in names]
 
         if _AGENT_SAYS in text:
-            return Fault(Code.FAILED, text.partition(_AGENT_SAYS)[2].partition(": ")[2] or text)
+            said = text.partition(_AGENT_SAYS)[2].partition(": ")[2] or text
+            return Fault(Code.FREEZE_BROKEN if _BROKEN.search(said) else Code.FAILED, said)
         if is_("AGENT_UNRESPONSIVE", "AGENT_UNSYNCED", "AGENT_COMMAND_TIMEOUT", "OPERATION_TIMEOUT"):
             return TimeoutError(text)
         if is_("NO_DOMAIN", "OPERATION_INVALID", "ARGUMENT_UNSUPPORTED", "CONFIG_UNSUPPORTED"):

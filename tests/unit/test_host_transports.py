@@ -383,6 +383,16 @@ def test_errors_of_libvirt(libvirt: Libvirt, use: Use, error: Exception, raised:
 
 
 @both
+def test_a_broken_freeze_is_known_behind_libvirt(libvirt: Libvirt, use: Use) -> None:
+    """By the sentence: libvirt drops the code. The sentence is the agent's own."""
+    sentence = "freeze 3 was broken: the hold limit of 8 s passed"
+    libvirt.error = LibvirtError(1, f"internal error: unable to execute QEMU agent command 'va.fsthaw': {sentence}")
+    with pytest.raises(Fault, match=f"^{sentence}") as info:
+        use("libvirt:vm", lambda agent: agent.thaw())
+    assert info.value.code is Code.FREEZE_BROKEN
+
+
+@both
 def test_a_domain_that_is_not_there(libvirt: Libvirt, use: Use) -> None:
     with pytest.raises(Unreachable, match="no domain with matching name 'x'"):
         use("libvirt:x", lambda agent: agent.ping())
