@@ -146,7 +146,7 @@ def shutdown(mode: str) -> Call[str]:
 def call(method: str, *params: Any, wait: float = 0.0) -> Call[Any]:
     """Return what any method returned; `wait` is how long the agent was asked to keep the answer back.
 
-    A `guest-` command takes one dict, its arguments by name.
+    A command of another family than va. and system. takes one dict, its arguments by name.
     """
     return Call(method, params, lambda value: value, wait, most=None)
 

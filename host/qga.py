@@ -14,6 +14,7 @@ from typing import Any
 
 from ..agent.errors import Code, Fault
 from ..agent.wire.messages import Limits
+from ..agent.wire.qga import OURS
 from .errors import BadReply, Lost, Unsendable
 from .xmlrpc import REPLY_MAX, Reply
 
@@ -34,7 +35,7 @@ class Exchange:
     def __init__(self, method: str, params: Sequence[Any], *, tag: str, reply_max: int = REPLY_MAX) -> None:
         """Raise Unsendable if a parameter cannot travel as JSON."""
         message: dict[str, Any] = {"execute": method, "id": tag}
-        if not method.startswith("guest-"):
+        if method.startswith(OURS):
             message["arguments"] = list(params)
         elif len(params) == 1 and isinstance(params[0], dict):
             message["arguments"] = params[0]

@@ -61,7 +61,7 @@ ASKED: list[tuple[Callable[[Agent], Any], Any, tuple[str, list[Any]], Any]] = [
     (lambda a: a.getfile("/etc/x"), "AP8=", ("va.getfile", ["/etc/x"]), b"\0\xff"),
     (Agent.getdmesg, "log", ("va.getdmesg", []), "log"),
     (lambda a: a.shutdown("halt"), "dummy", ("va.shutdown", ["halt"]), "dummy"),
-    (lambda a: a.call("x.y", 1, "b", [2.5]), {"z": True}, ("x.y", [1, "b", [2.5]]), {"z": True}),
+    (lambda a: a.call("va.y", 1, "b", [2.5]), {"z": True}, ("va.y", [1, "b", [2.5]]), {"z": True}),
 ]
 
 

@@ -55,6 +55,8 @@ def test_our_agent_reads_the_request() -> None:
         ("guest-file-read", ({"handle": 1000},), {"handle": 1000}),
         ("va.ping", (), []),
         ("va.getfile", ("/etc/x",), ["/etc/x"]),
+        ("no-such", (), None),
+        ("no-such", ({"a": 1},), {"a": 1}),
     ],
 )
 def test_arguments(method: str, params: tuple[Any, ...], arguments: Any) -> None:
@@ -75,7 +77,7 @@ def test_what_nests_too_deep_is_refused_before_anything_is_sent() -> None:
     for _ in range(900):
         deep = [deep]
     with pytest.raises(Unsendable, match="nest"):
-        exchange("m", deep)
+        exchange("va.m", deep)
 
 
 def test_reply_one_byte_at_a_time() -> None:
