@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
-from .options import DESCRIPTION, EXIT_CODES, PROG, commands_of, options_of
+from .options import DESCRIPTION, EXIT_CODES, PROG, URLS, commands_of, options_of
 
 
 def page(top: argparse.ArgumentParser) -> str:
@@ -47,12 +47,17 @@ def _page(top: argparse.ArgumentParser) -> Iterator[str]:
         yield ".TP"
         yield f".B {code}"
         yield _plain(meaning)
+    yield ".SH URLS"
+    for form, where in URLS:
+        yield ".TP"
+        yield f".B {_plain(form)}"
+        yield _plain(where)
     yield ".SH ENVIRONMENT"
     yield ".TP"
     yield ".B VIRTAGENT_AGENT"
     yield _plain("The agent's URL, unless --agent names one.")
     yield ".SH SEE ALSO"
-    yield _plain("virtagentd, and docs/host.md of the sources: the URLs, recipes, and the library that does the same.")
+    yield _plain("virtagentd, and docs/host.md of the sources: recipes, and the library that does the same.")
 
 
 def _options(actions: Sequence[argparse.Action]) -> Iterator[str]:

@@ -13,6 +13,13 @@ from .transports import DEFAULT_URL
 
 PROG = "virtagentctl"
 DESCRIPTION = "Freeze and thaw a guest's file systems, take snapshots meanwhile, and see what the agent does."
+URLS = (
+    ("unix:PATH", "a socket of the agent, or QEMU's chardev socket"),
+    ("vsock:CID:PORT", "the guest's vsock"),
+    ("firecracker:PATH:PORT", "Firecracker's hybrid vsock, by its unix socket"),
+    ("libvirt:DOMAIN[?connect=URI]", "a domain whose channel libvirt owns; needs libvirt-python"),
+    ("qemu-ga:unix:PATH", "a stock qemu-ga, which can do less"),
+)
 EXIT_CODES = (
     (0, "done"),
     (1, "the agent refused or failed, or the command of `snapshot` did"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness.fixtures import unmet
-from virtagent.host import completion, manual, options
+from virtagent.host import completion, manual, options, transports
 
 INTERRUPT = """
 import os, signal, sys
@@ -144,3 +144,4 @@ def test_the_manual_page_names_everything() -> None:
         for action in options.options_of(one):
             assert all(option in page for option in action.option_strings)
     assert all(f"\n.B {code}\n" in page for code, _ in options.EXIT_CODES)
+    assert all(f"\n.B {scheme}:" in page for scheme in transports.SCHEMES)
