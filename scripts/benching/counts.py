@@ -54,7 +54,7 @@ LOOSE = frozenset(
 """System calls that the scheduler, the C library or the interpreter's version have a say in."""
 WILD = frozenset({"futex", "sched_yield"})
 """Those that depend on how many cores fight for one lock."""
-_LEFT_OUT = re.compile(rb"<struct>(?:(?!</?struct>).)*left-out(?:(?!</?struct>).)*</struct>", re.DOTALL)
+_LEFT_OUT = re.compile(rb"<value><struct>(?:(?!</?struct>).)*left-out(?:(?!</?struct>).)*</struct></value>", re.DOTALL)
 _NUMBER = re.compile(rb"-?\d+(\.\d+)?(e-?\d+)?")
 
 Kept = dict[str, Counts]
@@ -66,7 +66,7 @@ def collect(area: Area) -> Kept:
     try:
         filesystems = [rig.fs("ext4", SIZE) for _ in range(MOUNTS)]
         found = {"modules at start": _modules()}
-        daemon = rig.daemon([rig.everywhere])
+        daemon = _daemon(rig)
         found |= system_calls(daemon, [str(fs) for fs in filesystems])
         found["bytes of an answer, each number as 0"] = _bytes(daemon)
         found["idle"] = _idle(daemon)
@@ -75,6 +75,11 @@ def collect(area: Area) -> Kept:
     finally:
         closed(rig)
     return found
+
+
+def _daemon(rig: Rig, **env: str) -> Daemon:
+    path = os.pathsep.join(map(str, (TESTS, Path(__file__).parents[1])))
+    return rig.daemon([rig.everywhere], module="benching.listening", env={"PYTHONPATH": path, **env})
 
 
 def _modules() -> Counts:
@@ -152,9 +157,7 @@ def _idle(daemon: Daemon) -> Counts:
 def _reports(rig: Rig) -> Counts:
     progress("reports")
     listed = rig.area.fresh("reports")
-    path = os.pathsep.join(map(str, (TESTS, Path(__file__).parents[1])))
-    env = {"BENCH_REPORTS": str(listed), "PYTHONPATH": path}
-    daemon = rig.daemon([rig.everywhere], module="benching.listening", env=env)
+    daemon = _daemon(rig, BENCH_REPORTS=str(listed))
     found = []
     with Agent(daemon.url) as agent:
         for _ in range(ASKED):

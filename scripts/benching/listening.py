@@ -1,4 +1,7 @@
-"""virtagentd whose workers list in the file BENCH_REPORTS what they report; it takes virtagentd's options."""
+"""virtagentd as the counts want it: it syncs once, however busy the machine; it takes virtagentd's options.
+
+If there is BENCH_REPORTS, its workers list in that file what they report.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from virtagent.agent import report
+from virtagent.agent import freeze, report
 from virtagent.supervisor import main
 
 
@@ -27,5 +30,8 @@ def install(path: str) -> None:
 
 
 if __name__ == "__main__":
-    install(os.environ["BENCH_REPORTS"])
+    assert hasattr(freeze, "SYNC_SHORT")
+    freeze.SYNC_SHORT = 3600.0
+    if path := os.environ.get("BENCH_REPORTS"):
+        install(path)
     sys.exit(main.main())
