@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -129,6 +130,19 @@ def test_thawed_by_the_keeper_whose_reports_nobody_reads(rig: Rig, many: list[st
     finally:
         os.kill(daemon.pid, signal.SIGCONT)
     assert daemon.wait_state("THAWED")["last"]["outcome"] == "expired"
+
+
+def test_more_than_the_usual_number_of_open_files(rig: Rig, many: list[str]) -> None:
+    """The soft limit is for programs that use select(2); a worker raises its own, for the freeze and to undo it."""
+    daemon = rig.daemon([every(many)])
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (FILE_SYSTEMS // 2, most))
+    assert daemon.proxy(timeout=60).va.fsfreeze() == FILE_SYSTEMS
+    keeper = keeper_of(daemon)
+    assert keeper.memory_info().rss < 64 * MIB
+    kill(keeper.pid)
+    assert daemon.wait_state("THAWED")["last"]["outcome"] == "broken"
+    thawed(many)
 
 
 def test_a_picture_of_them_fits_the_screen(rig: Rig, many: list[str]) -> None:
