@@ -5,10 +5,10 @@ fork and pidfd_open fail at the supervisor's process façade, pipe2 in the super
 
 from __future__ import annotations
 
+import _thread
 import errno
 import itertools
 import os
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,14 @@ def install(folder: Path) -> None:
             faults.check("worker_open")
         return real_open(path, flags, *args, **names)
 
-    def start_hooked(self: threading.Thread) -> None:
+    def start_hooked(*args: Any) -> int:
         try:
             faults.check("worker_thread")
         except OSError:
             raise RuntimeError("can't start new thread") from None
-        real_start(self)
+        return real_start(*args)
 
-    real_open, real_start = os.open, threading.Thread.start
+    real_open, real_start = os.open, _thread.start_new_thread
     names: Any = process.System
     names.fork = failing(process.System.fork, "fork", of="supervisor")
     names.open_pidfd = failing(process.System.open_pidfd, "pidfd_open", of="supervisor")
@@ -81,8 +81,8 @@ def install(folder: Path) -> None:
     names.pipe2 = failing(os.pipe2, "pipe", of="supervisor")
     names.pidfd_open = failing(os.pidfd_open, "worker_pidfd_open", of="worker")
     names.open = open_hooked
-    names = threading.Thread
-    names.start = start_hooked
+    names = _thread
+    names.start_new_thread = start_hooked
     _install_clock(folder / "clock")
 
 
