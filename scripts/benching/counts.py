@@ -41,6 +41,7 @@ LOOSE = frozenset(
         "lseek",
         "memory",
         "poll",
+        "prctl",
         "prlimit64",
         "read",
         "rseq",
