@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,15 @@ class Booted:
     def close(self) -> None:
         if self._guest is not None:
             self._guest.close()
+            shutil.rmtree(self._guest.folder)
             self._guest = None
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """Remove it at once: pytest would keep the images of three runs."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture(scope="session")

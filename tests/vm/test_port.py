@@ -7,7 +7,6 @@ import json
 import os
 import select
 import time
-from typing import Any
 
 from harness.vm.guest import LATE, Guest
 from harness.vm.machine import Port
@@ -114,13 +113,9 @@ def test_a_large_file_through_the_port(guest: Guest) -> None:
 
 def test_a_port_that_comes_late_is_served_and_its_going_hurts_no_other(guest: Guest) -> None:
     monitor = guest.machine.monitor
-    path = guest.folder / "late"
-    address = {"type": "unix", "data": {"path": str(path)}}
     other = guest.host()
     for _ in range(2):
-        backend: dict[str, Any] = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
-        monitor("chardev-add", id="late", backend=backend)
-        monitor("device_add", driver="virtserialport", chardev="late", name=LATE, id="port-late")
+        guest.plug_in()
         port = guest.host("late")
         assert port.ask("guest-ping") == {"return": {}}
         assert other.ask("guest-ping") == {"return": {}}

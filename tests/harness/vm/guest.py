@@ -41,22 +41,19 @@ class Guest:
     """A guest that has booted, with the agent running and data disks mounted below /srv."""
 
     def __init__(self, folder: Path) -> None:
-        base = image.base()
+        self.base = image.base()
         self.folder = folder
         over = folder / "etc-of-the-test"
         (over / "etc/virtagent").mkdir(parents=True)
         (over / "etc/virtagent/virtagentd.conf").write_text(CONF)
         disks = [self._disk(kind, size) for kind, size in SIZES.items()]
-        self.machine = Machine(base, image.initramfs(base, folder, over), folder, disks)
+        self.initramfs = image.initramfs(self.base, folder, over)
+        self.machine = Machine(self.base, self.initramfs, folder, disks)
         try:
             self._early = self.machine.port()
             self._early.send(b'{"execute": "guest-sync", "arguments": {"id": 1}}\n')
             self.booted = self.machine.wait_up()
-            mounts = "; ".join(
-                f"mkdir -p /srv/{kind} && mount -t {kind} /dev/vd{letter} /srv/{kind}"
-                for kind, letter in zip(SIZES, "bcdefgh", strict=False)
-            )
-            self.sh(f"set -e; modprobe -a xfs btrfs; mkdir -p /run/ram/count; {mounts}")
+            self.mount()
             self.early_reply = self._early.line()
             self.answered = time.monotonic() - self.machine.started
             self._early.close()
@@ -82,9 +79,35 @@ class Guest:
         self._ports.append(port)
         return port
 
+    def plug_in(self) -> str:
+        """Plug in the late port, which the agent serves, too; return the URL of its host's end."""
+        path = self.folder / "late"
+        address = {"type": "unix", "data": {"path": str(path)}}
+        backend: dict[str, Any] = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
+        self.machine.monitor("chardev-add", id="late", backend=backend)
+        self.machine.monitor("device_add", driver="virtserialport", chardev="late", name=LATE, id="port-late")
+        return f"unix:{path}"
+
     def sh(self, command: str, timeout: float = 60, *, check: bool = True) -> Result:
         """Run a command line in the guest, by a shell that lies in RAM."""
         return self.machine.shell(command, timeout, check=check)
+
+    def mount(self) -> None:
+        """Mount the data disks, after a boot."""
+        mounts = "; ".join(
+            f"mkdir -p /srv/{kind} && mount -t {kind} /dev/vd{letter} /srv/{kind}"
+            for kind, letter in zip(SIZES, "bcdefgh", strict=False)
+        )
+        self.sh(f"set -e; modprobe -a xfs btrfs; mkdir -p /run/ram/count; {mounts}")
+
+    def throttle(self, disk: str, bytes_per_second: int) -> None:
+        """Let QEMU write to a disk no faster than that; 0 for as fast as it can."""
+        none = dict.fromkeys(("bps", "bps_rd", "iops", "iops_rd", "iops_wr"), 0)
+        self.machine.monitor("block_set_io_throttle", device=disk, bps_wr=bytes_per_second, **none)
+
+    def dirty(self, disk: str, mib: int, name: str = "dirty") -> None:
+        """Write that much to a file that no disk has yet. (Some of it may soon go there by itself.)"""
+        self.sh(f"dd if=/dev/zero of=/srv/{disk}/{name} bs=1M count={mib} 2>/dev/null")
 
     # -- the agent
 
@@ -165,6 +188,8 @@ class Guest:
         self._ports.clear()
         with contextlib.suppress(HarnessError):
             self.machine.monitor("cont")
+        for disk in SIZES:
+            self.throttle(disk, 0)
         self.wait_agent()
         wrong = []
         if (state := self.status()["state"]) != "THAWED":
@@ -177,7 +202,7 @@ class Guest:
             except TimeoutError:
                 wrong.append(f"{name} is still frozen")
         self.sh("[ ! -e /run/ram/writers ] || kill -9 $(cat /run/ram/writers) 2>/dev/null")
-        self.sh("rm -f /run/ram/writers /run/ram/count/*")
+        self.sh("rm -rf /run/ram/writers /run/ram/count/* /srv/*/dirty*")
         return wrong
 
     def close(self) -> None:

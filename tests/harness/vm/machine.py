@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,6 +25,8 @@ KERNEL_LINE = (
     "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on net.ifnames=0 "
     "systemd.show_status=no rd.systemd.show_status=no"
 )
+# A guest that reboots or goes down stops QEMU there, so that its disks can be looked at.
+STAYS = ("-action", "reboot=shutdown,shutdown=pause")
 
 
 class Disk:
@@ -84,12 +87,13 @@ class Machine:
     def __init__(self, base: Base, initramfs: Path, run: Path, disks: Sequence[Disk] = (), *more: str) -> None:
         self.run = run
         self.started = time.monotonic()
+        self.events: deque[dict[str, Any]] = deque(maxlen=1000)  # of the monitor, that nobody has waited for
         self._ids = 0
         self._lock = threading.Lock()
         self._waiting: dict[int, Future[Result]] = {0: Future()}
         arguments = [
             *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35", "-cpu", "max", "-smp", "2", "-m", "768"),
-            *("-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{run}/console"),
+            *("-nodefaults", "-display", "none", *STAYS, "-serial", f"file:{run}/console"),
             *("-kernel", str(base.kernel), "-initrd", str(initramfs), "-append", KERNEL_LINE),
             *("-qmp", f"unix:{run}/monitor,server=on,wait=off"),
             *_disk("root", base.root),
@@ -135,6 +139,49 @@ class Machine:
                 raise HarnessError(f"{command}: {message['error']['desc']}")
             if "return" in message:
                 return message["return"]
+            self.events.append(message)
+
+    def event(self, name: str, timeout: float = COMMAND) -> dict[str, Any]:
+        """Wait for an event of QEMU's; return its data. What came before is dropped. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout
+        while True:
+            if not self.events:
+                self._monitor.sock.settimeout(max(0.01, deadline - time.monotonic()))
+                try:
+                    self.events.append(json.loads(self._monitor.line()))
+                finally:
+                    self._monitor.sock.settimeout(COMMAND)
+            if (found := self.events.popleft())["event"] == name:
+                return found.get("data", {})
+
+    def save(self, name: str) -> None:
+        """Keep memory and disks as they are now. Raises HarnessError."""
+        self._snapshot(f"savevm {name}")
+
+    def load(self, name: str) -> None:
+        """Go back to what was saved, and on from there, whatever has become of the guest. Raises HarnessError."""
+        self.monitor("stop")
+        self._reset()  # else one that went down may not go on
+        self._snapshot(f"loadvm {name}")
+        self.monitor("set-action", reboot="shutdown")
+        self.events.clear()
+        self.monitor("cont")
+
+    def _snapshot(self, line: str) -> None:
+        if said := self.monitor("human-monitor-command", **{"command-line": line}):
+            raise HarnessError(f"{line}: {said}")
+
+    def restart(self) -> None:
+        """Start a guest again that went down or reboots; `wait_up` waits for it. It may reboot from now on."""
+        self._waiting[0] = Future()
+        self._reset()
+        self.monitor("cont")
+
+    def _reset(self) -> None:
+        self.events.clear()
+        self.monitor("set-action", reboot="reset")  # else it would go down now, and when the firmware resets once more
+        self.monitor("system_reset")
+        self.event("RESET")  # it is done a moment later
 
     def port(self, name: str = "agent", timeout: float = COMMAND) -> Port:
         """Open the host's end of a port."""
@@ -152,7 +199,7 @@ class Machine:
     # -- inside
 
     def wait_up(self, timeout: float = BOOT) -> float:
-        """Wait until commands can be given; return the seconds since the start."""
+        """Wait until commands can be given; return the seconds since QEMU was started."""
         try:
             self._waiting[0].result(timeout)
         except TimeoutError:
