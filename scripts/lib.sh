@@ -40,6 +40,18 @@ install_vm_packages() {
     install_packages "${missing[@]}"
 }
 
+# install_libvirt_packages: a libvirtd that drives QEMU, virsh, and what libvirt-python is built with.
+install_libvirt_packages() {
+    local missing include
+    mapfile -t missing < <(packages_for libvirtd:libvirt-daemon-system virsh:libvirt-clients qemu-img:qemu-utils \
+        unshare:util-linux gcc:gcc pkg-config:pkg-config python3:python3)
+    compgen -G '/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so' >/dev/null || missing+=(libvirt-daemon-driver-qemu)
+    pkg-config --exists libvirt 2>/dev/null || missing+=(libvirt-dev)
+    include=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null) || true
+    [ -e "$include/Python.h" ] || missing+=(python3-dev)
+    install_packages "${missing[@]}"
+}
+
 checksum() { sha256sum | cut -d' ' -f1; }
 
 stamped() { [ "$(cat "$venv/stamp.$1" 2>/dev/null)" = "$2" ]; }
