@@ -35,11 +35,11 @@ def type_in(*command: str) -> None:
     print(f"{BOLD}$ {shlex.join(command)}{PLAIN}", flush=True)
 
 
-def run(*command: str, expect: int = 0) -> None:
+def run(*command: str, expect: int | tuple[int, ...] = 0) -> None:
     """Run it as a user would type it; the show ends if the exit code is another one."""
     type_in(*command)
     code = subprocess.run(command, check=False, cwd="/", stdin=subprocess.DEVNULL).returncode
-    if code != expect:
+    if code not in (expect if isinstance(expect, tuple) else (expect,)):
         raise HarnessError(f"{shlex.join(command)} ended with {code}, expected {expect}")
     if code:
         tell(f"(exit code {code})")
