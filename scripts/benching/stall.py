@@ -130,18 +130,18 @@ def _make_dirty(filesystems: Sequence[LoopFs], size: int) -> float:
         (fs.path / "dirty").unlink(missing_ok=True)
     for fs in filesystems:
         sync(str(fs))
-    before = _waiting()
+    before = _written(filesystems)
     for fs in filesystems:
         with open(fs.path / "dirty", "wb", buffering=0) as file:
             for _ in range(size // MIB):
                 file.write(block)
-    return (_waiting() - before) / (size * len(filesystems))
+    return 1 - (_written(filesystems) - before) / (size * len(filesystems))
 
 
-def _waiting() -> int:
-    """Return the bytes that wait for a disk, of the whole machine."""
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return 1024 * sum(int(lines[name].split()[0]) for name in ("Dirty", "Writeback"))
+def _written(filesystems: Sequence[LoopFs]) -> int:
+    """Return the bytes that the file systems' partitions have written so far (sectors of 512 in /sys/class/block)."""
+    stats = [Path(f"/sys/class/block/{Path(fs.device).name}/stat").read_text().split() for fs in filesystems]
+    return 512 * sum(int(fields[6]) for fields in stats)
 
 
 class DirtyLimits:
