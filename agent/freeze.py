@@ -24,8 +24,8 @@ from .text import listed
 if TYPE_CHECKING:
     from .worker import Worker
 
-SYNC_ROUNDS = 8
-SYNC_SHORT = 0.01  # seconds; a round below this leaves nothing worth another round
+SYNC_ROUNDS = 3
+SYNC_SHORT = 0.05  # seconds; a round below this leaves nothing worth another round
 SYNC_GAIN = 0.8  # a round that takes more than this share of the one before has stopped getting shorter
 PROGRESS_EVERY = 0.25
 OWN_LIMIT_LATER = 1.0
@@ -67,16 +67,6 @@ class Overran(GiveUp):
     """A limit passed."""
 
 
-def worth_another(took: float, before: float) -> bool:
-    """Return whether another sync round would leave less to write under a freeze.
-
-    `took` is how long the slowest file system took in the last round, `before` in the round before, in seconds. What a
-    round leaves is what was written meanwhile. So as long as the disks are faster than the writers each is shorter, and
-    leaves less, than the one before; and nobody stands still for it.
-    """
-    return took >= SYNC_SHORT and took <= before * SYNC_GAIN
-
-
 class _Together:
     """What is done to all planned file systems at once, and the sync rounds."""
 
@@ -95,10 +85,11 @@ class _Together:
         hands = list(self._board.hands.values())
         for number in range(1, SYNC_ROUNDS + 1):
             self._worker.reporter.post(self._gauge.progress(Phase.SYNC, number))
+            begun = time.monotonic()
             self._board.announce(hands, SYNC)
             self._together(hands, SYNC, Phase.SYNC, number, limit)
-            took = max((hand.seconds for hand in hands), default=0.0)
-            if not worth_another(took, before):
+            took = time.monotonic() - begun
+            if took < SYNC_SHORT or took > before * SYNC_GAIN:
                 break
             before = took
 

@@ -92,7 +92,6 @@ class Hand:
         self.doing: Verb | None = None
         self.froze = False
         self.error = 0
-        self.seconds = 0.0
         self.words = ""
         self._board = board
         self._orders: queue.SimpleQueue[Verb] = queue.SimpleQueue()
@@ -241,7 +240,6 @@ class Board:
         hand.doing = None
         hand.state, hand.words = judge(result.verb, result.error)
         hand.error = result.error
-        hand.seconds = result.seconds
         hand.froze |= result.verb is FREEZE and result.error == 0
         return result
 
