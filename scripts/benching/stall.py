@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ PART = "write stall"
 DIRTY = 150 * MIB
 WAITS = 0.9  # the share of it that should wait in memory
 SIZE = {"ext4": 512 * MIB, "xfs": 512 * MIB, "btrfs": 2048 * MIB}
-FLOW, FLOW_BLOCK = 40 * MIB, 256 << 10
+FLOW, FLOW_BLOCK, FLOW_SECONDS = 40 * MIB, 256 << 10, 1.0
 _VM = Path("/proc/sys/vm")
 
 
@@ -54,7 +55,7 @@ def stalls(bench: Bench, figures: Figures, kind: str, count: int) -> float:
                 pause = FLOW_BLOCK / FLOW
                 writers = [Writer(bench, fs, FLOW_BLOCK, pause, 96 * MIB // FLOW_BLOCK) for fs in made[:4]]
                 flowing = f"{kind}, writing {FLOW // MIB} MB/s on 4 of {count}"
-                _rounds(bench, figures, ways, made, writers, flowing, 0)
+                _rounds(bench, figures, ways, made, writers, flowing, 0, FLOW_SECONDS)
                 _end(bench, writers)
             return waits
         finally:
@@ -91,6 +92,7 @@ def _rounds(
     writers: Sequence[Writer],
     what: str,
     dirty: int,
+    flow: float = 0.0,
 ) -> float:
     stood: dict[str, list[float]] = {}
     mean: dict[str, list[float]] = {}
@@ -100,6 +102,7 @@ def _rounds(
     def once(way: Way) -> None:
         if dirty:
             waits.append(_make_dirty(filesystems, dirty))
+        time.sleep(flow)  # what the way before has synced is dirty again
         for writer in writers:
             writer.moving()
             writer.reset()
