@@ -66,7 +66,7 @@ class Domain:
                 continue
             try:
                 libvirt, qemu = _modules()
-                if connection is not None and not connection.isAlive():
+                if connection is not None and not _lives(libvirt, connection):
                     _closed(libvirt, connection)
                     connection = None
                 try:
@@ -108,6 +108,15 @@ class Domain:
         return Lost(
             f"libvirt could not pass a command on to domain {self._name!r} ({text}); see its log, then call again"
         )
+
+
+def _lives(libvirt: ModuleType, connection: Any) -> bool:
+    """Tell whether its daemon answers; `isAlive` sees that it has gone only after a call in vain."""
+    try:
+        connection.getLibVersion()
+    except libvirt.libvirtError:
+        return False
+    return True
 
 
 def _closed(libvirt: ModuleType, connection: Any) -> None:

@@ -309,8 +309,10 @@ class Libvirt:
     def handle(self, handler: Any, context: Any) -> None:
         self.handler = handler
 
-    def isAlive(self) -> bool:
-        return self.alive
+    def getLibVersion(self) -> int:
+        if not self.alive:
+            raise LibvirtError(38, "Cannot write data: Broken pipe")
+        return 9000000
 
     def open(self, uri: str | None) -> Any:
         self.opened.append(uri)

@@ -9,10 +9,12 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 from harness import HarnessError, Unmet
-from harness.fixtures import unmet
+from harness.fixtures import rig, unmet
 from harness.vm.domain import AGENTS, Domain
 from harness.vm.guest import Guest
 from harness.vm.table import Table
+
+__all__ = ["rig"]
 
 TIMEOUT = 600  # seconds: the first test boots the guest, and before that may build it
 

@@ -17,6 +17,7 @@ from harness.vm.table import Table
 
 TIMES = 5
 HOUR = 3600
+SNAPSHOT = ("--disk-only", "--no-metadata", "--atomic")
 ALL = {"root": "/", **{kind: f"/srv/{kind}" for kind in SIZES}}
 CRYPT = (
     "import ctypes, sys; crypt = ctypes.CDLL('libcrypt.so.1').crypt; crypt.restype = ctypes.c_char_p; "
@@ -183,14 +184,27 @@ def test_a_snapshot(domain: Domain, agent: str, quiesce: bool, table: Table) -> 
     domain.write_everywhere(durably=True)
     domain.wait_writing()
     images = domain.files()
-    how = ("--disk-only", "--no-metadata", "--atomic", *(["--quiesce"] if quiesce else []))
-    said = domain.virsh("snapshot-create-as", domain.snapshot_name(), *how)
+    said = domain.virsh("snapshot-create-as", domain.snapshot_name(), *SNAPSHOT, *(["--quiesce"] if quiesce else []))
     domain.wait_writing()
     assert domain.files() != images
     found = {name: needs_recovery(domain.raw(images[DEVICES[name]])) for name in ("root", "ext4")}
     assert found == {"root": not quiesce, "ext4": not quiesce}
     if quiesce:
         table.time("snapshot-create-as --disk-only --quiesce", agent, [said.seconds])
+
+
+def test_how_long_writers_stand_still_for_a_snapshot(domain: Domain, agent: str, table: Table) -> None:
+    """With much that no disk has yet: who syncs only while frozen makes them wait for it."""
+    domain.serve(agent)
+    gaps = []
+    for _ in range(3):
+        for kind in SIZES:
+            domain.sh(f"dd if=/dev/zero of=/srv/{kind}/dirty bs=1M count=16 2>/dev/null")
+        domain.watch_gaps()
+        domain.virsh("snapshot-create-as", domain.snapshot_name(), *SNAPSHOT, "--quiesce")
+        gaps.append(domain.longest_gap())
+        domain.end_writers()
+    table.time("the same, writers stood still", agent, gaps)
 
 
 def test_reboot(domain: Domain, agent: str, table: Table) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import select
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 from .. import HarnessError
 from ..processes import until
 from . import image
-from .guest import SIZES, Guest
+from .guest import PLACES, SIZES, Guest
 from .libvirt import Libvirtd, Said
 from .machine import AGENT, KERNEL_LINE, Machine, Result
 
@@ -224,6 +225,24 @@ class Domain(Guest):
         subprocess.run(["qemu-img", "convert", "-U", "-f", kind, "-O", "raw", str(image), str(copy)], check=True)
         return copy
 
+    def watch_gaps(self) -> None:
+        """Have a process on each file system note the longest time that it could not write; `longest_gap` tells it."""
+        script = base64.b64encode((image.INSIDE / "gaps.py").read_bytes()).decode()
+        self.sh(f"mkdir -p /run/ram/gap; rm -f /run/ram/gap/*; echo {script} | base64 -d >/run/ram/gaps.py")
+        for name, place in PLACES.items():
+            line = f"python3 -I -B /run/ram/gaps.py {place}/gaps /run/ram/gap/{name}"
+            self.sh(f"setsid {line} >/dev/null 2>&1 </dev/null & echo $! >>/run/ram/writers")
+        until(lambda: len(self.sh("ls /run/ram/gap").split()) == len(PLACES), 60, "all have begun")
+
+    def longest_gap(self) -> float:
+        """Return the seconds, of the file system that fared worst."""
+        return max(float(line) for line in self.sh("cat /run/ram/gap/*").split())
+
+    def end_writers(self) -> None:
+        """End them, and remove what they wrote."""
+        self.sh("[ ! -e /run/ram/writers ] || kill -9 $(cat /run/ram/writers) 2>/dev/null")
+        self.sh("rm -rf /run/ram/writers /run/ram/count/* /srv/*/dirty /srv/*/gaps /var/log/gaps /var/tmp/gaps")
+
     def stands_still(self) -> None:
         """Assert that no file system is written to."""
         before = self.written()
@@ -248,8 +267,7 @@ class Domain(Guest):
             touched.result(30)
         except TimeoutError:
             raise HarnessError("a file system is still frozen") from None
-        self.sh("[ ! -e /run/ram/writers ] || kill -9 $(cat /run/ram/writers) 2>/dev/null")
-        self.sh("rm -f /run/ram/writers /run/ram/count/*")
+        self.end_writers()
         return wrong
 
     def close(self) -> None:

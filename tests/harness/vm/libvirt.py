@@ -157,15 +157,14 @@ class Libvirtd:
     def virsh(self, *arguments: str, timeout: float = 120, check: bool = True) -> Said:
         """Run virsh. Raises HarnessError if it fails, TimeoutError (it is killed then)."""
         began = time.monotonic()
-        process = self.begin(*arguments)
-        try:
-            out, err = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            raise TimeoutError(f"virsh {' '.join(arguments)} took over {timeout:g} s") from None
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            process.wait()
+        with self.begin(*arguments) as process:
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                raise TimeoutError(f"virsh {' '.join(arguments)} took over {timeout:g} s") from None
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
         said = Said(out.strip())
         said.seconds, said.err, said.code = time.monotonic() - began, err.strip(), process.returncode
         if check and said.code:

@@ -24,6 +24,7 @@ ROWS = (
     "domfsfreeze --mountpoint /srv/ext4",
     "domfsthaw",
     "snapshot-create-as --disk-only --quiesce",
+    "the same, writers stood still",
     "reboot --mode agent",
     "shutdown --mode agent",
     "domfsfreeze, a disk is stuck",
