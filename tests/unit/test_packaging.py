@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -47,6 +48,13 @@ def settings(unit: Path = UNIT) -> dict[str, list[str]]:
             name, _, value = line.partition("=")
             found.setdefault(name, []).append(value)
     return found
+
+
+def recovery(after: str) -> list[str]:
+    """Return the command with which ExecStopPost thaws."""
+    shell, option, script = shlex.split(after)
+    assert (shell, option) == ("/bin/sh", "-c")
+    return script.partition(" exec ")[2].split()
 
 
 def tool(name: str, package: str) -> str:
@@ -112,9 +120,10 @@ def test_in_the_place_of_qemu_ga_recovery_finds_the_journal(tmp_path: Path, stat
     (start,), (after,) = settings(GA_UNIT)["ExecStart"], settings(GA_UNIT)["ExecStopPost"]
     taken, _ = ga_options.load(start.split()[1:], {"QGA_CONF": str(keys)})
     served, _ = qemu_ga.configure(taken, {"VIRTAGENT_CONF": str(conf)})
-    recovered, _ = config.load([*after.split()[1:], "--config", str(conf)])
+    program, *options = recovery(after)
+    recovered, _ = config.load([*options, "--config", str(conf)])
     assert Path(served.state_dir).resolve() == Path(recovered.state_dir).resolve()
-    assert after.split()[0] == settings()["ExecStart"][0]
+    assert program == settings()["ExecStart"][0]
 
 
 def test_in_the_place_of_qemu_ga_the_port_is_served(tmp_path: Path) -> None:
@@ -149,8 +158,39 @@ def test_the_journal_outlives_the_service() -> None:
 
 
 def test_a_bad_configuration_does_not_keep_the_guest_frozen() -> None:
-    (start,) = settings()["ExecStart"]
-    assert settings()["ExecStopPost"] == [f"{start} --recover"]
+    (start,), (after,) = settings()["ExecStart"], settings()["ExecStopPost"]
+    assert recovery(after) == [start, "--recover"]
+
+
+@pytest.mark.parametrize("unit", [UNIT, GA_UNIT])
+@pytest.mark.parametrize(
+    ("ended", "recovers"),
+    [
+        ("exited 0", False),
+        ("exited 2", True),
+        ("exited 1", True),
+        ("killed TERM", True),
+        ("killed KILL", True),
+        ("", True),
+    ],
+)
+def test_only_a_daemon_that_ended_with_0_has_thawed_by_itself(
+    unit: Path, ended: str, recovers: bool, tmp_path: Path
+) -> None:
+    (after,) = settings(unit)["ExecStopPost"]
+    program = tmp_path / "virtagentd"
+    program.write_text("#!/bin/sh\necho $*\n")
+    program.chmod(0o755)
+    _, _, script = shlex.split(after)
+    code, _, status = ended.partition(" ")
+    done = subprocess.run(
+        ["/bin/sh", "-c", script.replace(recovery(after)[0], str(program))],
+        env={"EXIT_CODE": code, "EXIT_STATUS": status},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    assert done.stdout == ("--recover\n" if recovers else "")
 
 
 @pytest.mark.parametrize(
