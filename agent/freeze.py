@@ -211,14 +211,15 @@ class Transaction(_Together):
     def _announce(self, hands: Sequence[Hand], limit: Limit) -> None:
         """Have it in the pipe that the hands are about to freeze; if that is given up they say that they do not."""
         self._board.announce(hands, FREEZE)
+        taken = False
         try:
-            while not isinstance(event := self._board.next(limit.until, taken=True), Taken):
+            while not (taken := isinstance(event := self._board.next(limit.until, taken=True), Taken)):
                 self._check(limit, Phase.FREEZE)
                 self._attend(event)
-        except GiveUp:
-            self._board.ending = True
-            self._board.order(hands, FREEZE)
-            raise
+        finally:
+            if not taken:
+                self._board.ending = True
+                self._board.order(hands, FREEZE)
 
     def _attend(self, event: Event) -> None:
         match event:

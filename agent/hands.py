@@ -3,7 +3,8 @@
 The threads issue the calls that may block, so that a stuck disk delays no other; at most one call is in flight for
 each. The main thread waits for their results, for the supervisor's word on the control pipe, for the death of the
 supervisor (its pidfd: an end-of-file on the pipe could be hidden by a sibling that still holds its other end), for
-SIGTERM and for the clock. It never touches a disk itself, so it can always thaw.
+SIGTERM and for the clock. It never touches a disk itself, so it can always thaw; but where there are no more threads,
+that of a thaw worker does one after another what has none.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 GONE = -2  # in the place of a descriptor
+DESCRIBE_AFTER = 0.05  # seconds without news
 _STACK = 256 << 10
+_LONGEST = (1 << 31) - 1  # milliseconds that poll(2) takes
 
 
 class Verb(NamedTuple):
@@ -222,7 +225,7 @@ class Board:
             left = until - time.monotonic()
             if left <= 0:
                 return Timeout()
-            for fd, _ in self._poll.poll(None if left == math.inf else math.ceil(left * 1000)):
+            for fd, _ in self._poll.poll(None if left == math.inf else min(math.ceil(left * 1000), _LONGEST)):
                 if fd == self._wake:
                     os.eventfd_read(self._wake)
                 elif fd == self.worker.reporter.fd:
@@ -299,10 +302,15 @@ class Board:
             if not self.busy:
                 return
             self.describe("thawing")
+            told = len(self.busy)
             while self.busy:
-                match self.next():
+                # Those that hang are to be seen in the title: when what comes at once has come, it says who is left.
+                match self.next(math.inf if len(self.busy) == told else time.monotonic() + DESCRIBE_AFTER):
                     case Result(hand, verb) if verb is FREEZE or hand.index in below:
                         break
+                    case Timeout():
+                        told = len(self.busy)
+                        self.describe("thawing")
 
 
 def _allow_open_files() -> None:
@@ -341,8 +349,9 @@ class Mounted:
         """Return the mounts by id, read after that CLOCK_MONOTONIC second: what was opened before keeps its id."""
         with self._lock:
             if self._read_at <= opened_at:
-                self._read_at = time.monotonic()
+                begun = time.monotonic()
                 self._mounts = {info.mount_id: info for info in sysfs.read_mountinfo()}
+                self._read_at = begun
             return self._mounts
 
 

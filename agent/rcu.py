@@ -39,9 +39,10 @@ class Expediter:
 
     def begin(self) -> None:
         """Expedite; nothing if that is done, or if they are not normal: whoever has set that wants it to stay."""
-        if self.able and not self._yes and self._normal():
-            os.pwrite(self._fd, b"1", 0)
-            self._yes = True
+        with contextlib.suppress(OSError):  # a freeze is longer then, and no worse
+            if self.able and not self._yes and self._normal():
+                os.pwrite(self._fd, b"1", 0)
+                self._yes = True
 
     def end(self) -> None:
         """Put back what `begin` changed."""

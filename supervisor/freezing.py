@@ -236,9 +236,13 @@ class Freezing:
                 freeze.floor = self._workers.last_id
                 freeze.suspects |= freeze.possible(worker.rubbish)
                 self._thawing.try_now()
+            else:
+                freeze.expedites = False  # it has put that back
         freeze.trying = {mount: thawer for mount, thawer in freeze.trying.items() if thawer != worker.id}
         if worker.id != freeze.worker:
             given = freeze.thawers.pop(worker.id)
+            if freeze.reaped and worker.id > freeze.floor and worker.outcome is not None:
+                freeze.expedites = False
             if isinstance(worker.outcome, report.Failed):
                 self._thawing.try_later(worker.outcome.text, now)
             elif unreported:
@@ -311,7 +315,7 @@ class Freezing:
         if freeze.note(worker.id, step, MountState(step.state), now) and freeze.outcome is Outcome.THAWED:
             why = f"someone else had thawed {freeze.marks[step.mount].mount.mountpoint}"
             freeze.outcome, freeze.fault = Outcome.BROKEN, Fault(Code.FREEZE_BROKEN, self._broken(why))
-        worker.doing = freeze.doing
+        worker.doing = freeze.doing if worker.alive else freeze.doing()
         return ""
 
     def _progress(self, freeze: Freeze, worker: Worker, progress: report.Progress, now: float) -> str:

@@ -151,10 +151,11 @@ def _found(kept: journal.Journal, config: Config, log: Log) -> JournalFound | No
         except Fault as fault:
             log.add("err", f"no plan to thaw by: {fault}")
             plan = Plan((), ())
-        found = JournalFound(0, plan, "a freeze was broken: the agent died, and its journal cannot be read")
+        untold = "a freeze was broken: the agent died, and its journal cannot be read"
+        found = JournalFound(0, plan, untold, expedites=True)
         try:
             log.add("notice", f"the journal is kept as {kept.set_aside()}")
-            kept.write(0, transaction.journal(0, plan, found.untold))
+            kept.write(0, transaction.journal(0, plan, untold, expedites=True))
         except OSError as refused:
             log.add("err", f"journal: {refused}")
         return found

@@ -67,8 +67,10 @@ class Thawing:
         thawers = [w for w in map(self._workers.get, freeze.thawers) if w is not None]
         undone = freezer is None or freezer.state in (WorkerState.KILLED, WorkerState.STUCK)
         wanted = freeze.suspects - freeze.trying.keys()
-        may_try = undone and bool(wanted) and self._deadlines.left(RETRY, now) < 0
-        settled = freezer is None and not freeze.suspects and not thawers
+        # A worker that died when all had been refused has left nothing frozen, but grace periods expedited.
+        owed = freeze.reaped and freeze.expedites and bool(freeze.touched) and not thawers
+        may_try = undone and (bool(wanted) or owed) and self._deadlines.left(RETRY, now) < 0
+        settled = freezer is None and not freeze.suspects and not thawers and not owed
         if self._state.now is FreezeState.ERROR:
             if not (may_try or settled):
                 return

@@ -121,6 +121,8 @@ class Workers:
             return
         worker.state = state
         self.changes += 1
+        if state in (WorkerState.KILLED, WorkerState.STUCK) and not isinstance(worker.doing, str):
+            worker.doing = worker.doing()  # what others do to the same file system from now on is not its doing
         if state is WorkerState.REPORTED:
             self.arm(worker, self.exit_grace, now)
         elif state is WorkerState.KILLED:

@@ -13,6 +13,7 @@ import pytest
 from harness import linux
 from harness.daemon import Daemon
 from harness.filesystems import KINDS, LoopFs
+from harness.processes import until
 from harness.rig import Rig
 from harness.stall import Stall
 from virtagent.agent.errors import Code
@@ -191,6 +192,9 @@ def test_stalled_thaw(scene: Scene) -> None:
     if record["state"] == "ERROR":
         assert thaw.answer().faultCode == Code.FAILED
         assert scene.stuck in record["error"]
+        # What hangs is named, however many were done meanwhile.
+        named = f"[thawing {scene.stuck} 2/3]"
+        until(lambda: any(named in title for title in daemon.titles().values()), 5, f"{named} in ps")
     scene.recovers()
     assert daemon.status()["last"]["outcome"] == "thawed"
     scene.works()

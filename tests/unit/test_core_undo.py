@@ -46,7 +46,8 @@ def test_a_freeze_worker_that_is_stuck_makes_an_error_that_names_the_mount(drive
     assert drive.state is FreezeState.ERROR
     assert "/srv/1" in drive.status().error
     assert f"worker {worker}" in drive.status().error
-    assert any(f"worker {worker}" in line and "/srv/1" in line for line in drive.logged("stuck"))
+    assert any(f"worker {worker}" in line and "while freezing /srv/1" in line for line in drive.logged("stuck"))
+    assert "thawing /srv/1" not in drive.status().error, "that is what the thaw worker does"
     title = drive.of(events.SetTitle)[-1].text
     assert "/srv/1" in title
     assert call.code is Code.OVERRUN, "the host learns at once, not when the disk recovers"
@@ -579,3 +580,42 @@ def test_a_keeper_has_put_that_back_itself(drive: Drive) -> None:
 def test_what_a_dead_agent_expedited_is_put_back(drive: Drive, expedites: bool) -> None:
     drive.feed(events.JournalFound(3, plan_of(1), "freeze 3 was broken", expedites=expedites))
     assert drive.spawned[drive.newest].args["expedited"] is expedites
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_grace_periods_are_put_back_also_if_everything_was_refused_before_the_worker_died(
+    drive: Drive, killed: bool
+) -> None:
+    worker = begin_expedited(drive)
+    for mount in (0, 1):
+        drive.report(worker, report.Step(mount, "busy", errno.EBUSY, "frozen by someone else"))
+    if not killed:
+        drive.report(worker, report.Thawing("busy", drive.now), report.Failed(Code.FREEZE_FAILED, "busy"))
+        drive.exit(worker)
+        assert attempts(drive) == 0, "it has put that back itself"
+        assert drive.state is FreezeState.THAWED
+        return
+    drive.die(worker)
+    thawer = drive.newest
+    assert drive.spawned[thawer].args == {"mounts": {}, "expedited": True}, "who froze them is left alone"
+    assert drive.state is FreezeState.THAWINPROGRESS
+    assert drive.journal is not None
+    drive.report(thawer, report.Started(1), report.Done(0))
+    drive.exit(thawer)
+    assert drive.state is FreezeState.THAWED
+    assert attempts(drive) == 1
+
+
+def test_grace_periods_are_put_back_once_and_not_with_each_retry(drive: Drive) -> None:
+    worker = begin_expedited(drive)
+    drive.frozen(worker, 0, 1)
+    drive.die(worker)
+    first = drive.newest
+    drive.report(first, report.Started(1))
+    drive.undo(first, 0)
+    drive.undo(first, 1, refused=errno.EIO)
+    drive.report(first, report.Failed(Code.FAILED, "/srv/1: FITHAW"))
+    drive.exit(first)
+    drive.wait(1)
+    assert drive.newest != first
+    assert drive.spawned[drive.newest].args["expedited"] is False
