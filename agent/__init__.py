@@ -1,3 +1,3 @@
-"""What can be said and done: pure code, or code that runs in a worker. Imports neither supervisor nor host."""
+"""What is said between host and guest, and what a forked child does. Imports neither supervisor nor host."""
 
 __version__ = "0.1.0"

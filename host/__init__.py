@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..agent.errors import Code, Fault
+    from ..agent.api.errors import Code, Fault
     from .aio import AsyncAgent
     from .client import Agent
     from .errors import (

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..agent.errors import Fault
+from ..agent.api.errors import Fault
 from .aio import AsyncAgent
 from .errors import FreezeBroken, GroupFailed, HostError, NotThawed
 from .holding import INTERRUPTS, Freeze, Holding, Options, Wanted, note, notes

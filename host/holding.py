@@ -12,20 +12,10 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
-from ..agent.errors import Code, Fault
+from ..agent.api.errors import Code, Fault
 from . import calls
 from .calls import Call
-from .errors import (
-    BadReply,
-    FreezeBroken,
-    HostError,
-    Lost,
-    NothingFrozen,
-    NotThawed,
-    TimedOut,
-    Unsendable,
-    Unsupported,
-)
+from .errors import BadReply, FreezeBroken, HostError, Lost, NothingFrozen, NotThawed, TimedOut, Unsendable, Unsupported
 from .records import Status
 
 T = TypeVar("T")

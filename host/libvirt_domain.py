@@ -16,7 +16,7 @@ import threading
 from types import ModuleType
 from typing import Any
 
-from ..agent.errors import Code, Fault
+from ..agent.api.errors import Code, Fault
 from .errors import Lost, Unreachable
 
 _AGENT_SAYS = "unable to execute QEMU agent command"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..agent.errors import Fault
+from ..agent.api.errors import Fault
 from . import qga, stock, xmlrpc
 from .calls import Call
 from .errors import BadReply, HostError, Lost, TimedOut
@@ -71,8 +71,8 @@ class Command:
 
 
 Step = Open | Send | Receive | Look | Command
-Conversation = Generator[Step, Any, T]
-Ask = Callable[..., Conversation[Any]]
+Connection = Generator[Step, Any, T]
+Ask = Callable[..., Connection[Any]]
 
 
 class Speech(enum.Enum):
@@ -127,7 +127,7 @@ class Link:
         late.asked = False
         return late
 
-    def perform(self, call: Call[T], timeout: float | None = None, until: float | None = None) -> Conversation[T]:
+    def perform(self, call: Call[T], timeout: float | None = None, until: float | None = None) -> Connection[T]:
         """Carry `call` out, within `timeout` seconds if given, `until` a time if that comes sooner.
 
         Returns what it returns. Raises Fault, a HostError, or Unsendable.
@@ -143,7 +143,7 @@ class Link:
 
         asked = False
 
-        def ask(method: str, *params: Any) -> Conversation[Any]:
+        def ask(method: str, *params: Any) -> Connection[Any]:
             nonlocal asked
             yield from self._ready(deadline)
             asked = True
@@ -155,7 +155,7 @@ class Link:
             error.asked = asked
             raise
 
-    def _answered(self, call: Call[Any], ask: Ask, deadline: float, began: float, seconds: float) -> Conversation[Any]:
+    def _answered(self, call: Call[Any], ask: Ask, deadline: float, began: float, seconds: float) -> Connection[Any]:
         try:
             yield from self._ready(deadline)
             return (yield from (stock.answer if self.stock else _as_it_is)(call.method, call.params, ask))
@@ -169,7 +169,7 @@ class Link:
             why = error.strerror or type(error).__name__
             raise Lost(f"the connection to {self._endpoint.url} is lost ({why}); call again") from None
 
-    def _ask(self, method: str, params: Sequence[Any], most: int, deadline: float) -> Conversation[Any]:
+    def _ask(self, method: str, params: Sequence[Any], most: int, deadline: float) -> Connection[Any]:
         while True:
             kept = yield from self._ready(deadline)
             try:
@@ -181,7 +181,7 @@ class Link:
     def _closed(self) -> Lost:
         return Lost(f"{self._endpoint.url} closed the connection without an answer; look at its log, then call again")
 
-    def _exchange(self, method: str, params: Sequence[Any], most: int, deadline: float) -> Conversation[Any]:
+    def _exchange(self, method: str, params: Sequence[Any], most: int, deadline: float) -> Connection[Any]:
         if self._speech is Speech.XMLRPC:
             by_xml = xmlrpc.Exchange(method, params, tag=next(self._tags), reply_max=most)
             return (yield from self._by_http(by_xml, deadline))
@@ -196,7 +196,7 @@ class Link:
             self._dirty = not exchange.reusable
             self.open = self.open and not exchange.ended
 
-    def _by_libvirt(self, exchange: qga.Exchange, deadline: float) -> Conversation[Any]:
+    def _by_libvirt(self, exchange: qga.Exchange, deadline: float) -> Connection[Any]:
         self.open = False
         text = yield Command(exchange.request.decode(), deadline)
         self.open = True
@@ -204,13 +204,13 @@ class Link:
             raise BadReply("libvirt passed on the answer to another command; call again")
         return reply.value
 
-    def _by_http(self, exchange: xmlrpc.Exchange, deadline: float) -> Conversation[Any]:
+    def _by_http(self, exchange: xmlrpc.Exchange, deadline: float) -> Connection[Any]:
         try:
             return (yield from self._converse(exchange, deadline)).value
         finally:
             self.open = self.open and exchange.reusable
 
-    def _converse(self, exchange: qga.Exchange | xmlrpc.Exchange, deadline: float) -> Conversation[xmlrpc.Reply]:
+    def _converse(self, exchange: qga.Exchange | xmlrpc.Exchange, deadline: float) -> Connection[xmlrpc.Reply]:
         whole = yield Send(exchange.request, deadline)
         try:
             while True:
@@ -227,7 +227,7 @@ class Link:
                 raise _Unsent from None
             raise
 
-    def _ready(self, deadline: float) -> Conversation[bool]:
+    def _ready(self, deadline: float) -> Connection[bool]:
         """Make the connection fit for a call; return whether it is an old one, which may turn out to be dead."""
         if self.open and not self._endpoint.domain and (yield Look()):
             # It has ended, or holds what nobody asked for.
@@ -243,7 +243,7 @@ class Link:
         yield from self._connect(deadline)
         return False
 
-    def _connect(self, deadline: float) -> Conversation[None]:
+    def _connect(self, deadline: float) -> Connection[None]:
         try:
             yield from self._introduce(deadline)
         except _Unsent:
@@ -253,7 +253,7 @@ class Link:
             self.open = False
             raise
 
-    def _introduce(self, deadline: float) -> Conversation[None]:
+    def _introduce(self, deadline: float) -> Connection[None]:
         """Connect, and find out what the other end speaks."""
         self._speech = self._known
         if self._endpoint.domain:
@@ -270,7 +270,7 @@ class Link:
             if not self.stock:
                 yield from self._tell_apart(deadline)
 
-    def _reach(self, deadline: float) -> Conversation[None]:
+    def _reach(self, deadline: float) -> Connection[None]:
         self.open = self._dirty = False
         yield Open(min(_left(deadline, self._clock), self._connect_timeout))
         self.open = True
@@ -288,7 +288,7 @@ class Link:
                     "see that virtagentd listens on that vsock port"
                 )
 
-    def _sync(self, deadline: float) -> Conversation[bool]:
+    def _sync(self, deadline: float) -> Connection[bool]:
         """Skip all that is old on the stream. Return whether the other end speaks XML-RPC alone."""
         self._dirty = True
         number = secrets.randbits(31)
@@ -307,7 +307,7 @@ class Link:
         self._dirty = ended
         return ended
 
-    def _tell_apart(self, deadline: float) -> Conversation[None]:
+    def _tell_apart(self, deadline: float) -> Connection[None]:
         """Find out whether this is an agent of ours; both that and a stock one are left as they were."""
         try:
             found = yield from self._exchange("guest-info", (), self._reply_max, deadline)
@@ -327,7 +327,7 @@ class Link:
                 raise BadReply("guest-info answered no list of commands; see what the URL names")
 
 
-def _as_it_is(method: str, params: Sequence[Any], ask: Ask) -> Conversation[Any]:
+def _as_it_is(method: str, params: Sequence[Any], ask: Ask) -> Connection[Any]:
     return (yield from ask(method, *params))
 
 

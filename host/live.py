@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from rich.live import Live
 
-from ..agent.errors import Fault
+from ..agent.api.errors import Fault
 from . import screen, signals
 from .aio import AsyncAgent
 from .calls import Call
@@ -32,7 +32,7 @@ REDRAW = 0.5  # seconds; what is counted goes on in the picture without a word f
 class Picture:
     """A board on a terminal, drawn when it changes and from time to time. `close` it; twice does no harm."""
 
-    def __init__(self, board: screen.Board, stream: Any, *, transient: bool) -> None:
+    def __init__(self, board: screen.WorkerLoop, stream: Any, *, transient: bool) -> None:
         self.board = board
         # What is printed meanwhile is none of its business: the streams stay what they are.
         self._live = Live(
@@ -100,7 +100,7 @@ def watch(url: str, timeout: float | None, until: str | None, deadline: float, p
     async def run() -> None:
         async with AsyncAgent(url, timeout=timeout) as agent:
             await agent.status()  # one that is not there is told without a picture
-            async with Picture(screen.Board(), None, transient=False) as picture:
+            async with Picture(screen.WorkerLoop(), None, transient=False) as picture:
 
                 def both(record: Status) -> None:
                     put(record)
@@ -117,7 +117,7 @@ def beside(url: str, title: str, call: Call[T], timeout: float | None) -> T:
     async def run() -> T:
         async with (
             AsyncAgent(url, timeout=timeout) as agent,
-            Picture(screen.Board(title), None, transient=True) as picture,
+            Picture(screen.WorkerLoop(title), None, transient=True) as picture,
         ):
             picture.follow([url])
             return await agent.carry_out(call)

@@ -12,9 +12,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..agent.errors import Code, Fault
+from ..agent.api.errors import Code, Fault
 from ..agent.wire.messages import Limits
-from ..agent.wire.qga import OURS
+from ..agent.wire.qmp import OURS
 from .errors import BadReply, Lost, Unsendable
 from .xmlrpc import REPLY_MAX, Reply
 

@@ -98,7 +98,7 @@ def capabilities(able: Capabilities) -> RenderableType:
 
 
 @dataclass
-class Board:
+class WorkerLoop:
     """What is known of each guest, drawn anew at each look: what is counted goes on between two records."""
 
     title: str = ""

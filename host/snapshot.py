@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..agent.errors import Fault
+from ..agent.api.errors import Fault
 from . import signals, text
 from .aio import AsyncAgent
 from .errors import FreezeBroken, HostError
@@ -125,7 +125,7 @@ class Snapshot:
             return None
         from . import live, screen  # only a terminal needs them
 
-        board = screen.Board(f"freezing {len(self._urls)} guests" if len(self._urls) > 1 else "freezing")
+        board = screen.WorkerLoop(f"freezing {len(self._urls)} guests" if len(self._urls) > 1 else "freezing")
         picture = await stack.enter_async_context(live.Picture(board, sys.stderr, transient=True))
         picture.follow(self._urls)
         return picture

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from .link import Command, Conversation, Link, Look, Open, Receive, Send, Step
+from .link import Command, Connection, Link, Look, Open, Receive, Send, Step
 from .transports import Endpoint
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Wire:
         if self._domain is not None:
             self._domain.close()
 
-    async def run(self, link: Link, conversation: Conversation[T]) -> T:
+    async def run(self, link: Link, conversation: Connection[T]) -> T:
         """Return what the conversation comes to, and keep the connection only if the link says so."""
         try:
             return await drive_async(conversation, self._take)

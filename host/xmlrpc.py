@@ -17,7 +17,7 @@ from xmlrpc import client as xmlrpc
 import h11
 from defusedxml.xmlrpc import DefusedExpatParser
 
-from ..agent.errors import Code, Fault
+from ..agent.api.errors import Code, Fault
 from ..agent.wire.messages import Limits
 from .errors import BadReply, Lost, Unsendable
 

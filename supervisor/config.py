@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
-from ..agent.params import seconds
-from ..agent.rpcs import RPCS
+from ..agent.api.methods import RPCS
+from ..agent.api.params import seconds
 
 CONFIG_FILE = "/etc/virtagent/virtagentd.conf"
 STATE_DIR = "/run/virtagent"

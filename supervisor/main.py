@@ -11,31 +11,34 @@ from collections.abc import Callable, Sequence
 
 import setproctitle
 
-from ..agent import __version__, kernel, rcu, sysfs
-from ..agent.errors import Fault
-from ..agent.mounts import Plan, Rules
-from ..agent.text import printable
-from . import journal, process, transaction
+from ..agent import __version__
+from ..agent.api.errors import Fault
+from ..agent.api.options import Rules
+from ..agent.api.records import Plan
+from ..agent.api.text import printable
+from ..agent.worker import kernel, rcu, sysfs
+from .channels.char_device import CharDevice
+from .channels.listener import Listener
 from .config import BadConfig, Config, load
-from .core import Core
-from .events import JournalFound, Stopped, Woken
-from .listeners import Listener
-from .log import Log, Sink, Stderr, syslog
-from .log import journal as system_journal
-from .log_writer import LogFile
-from .loop import Loop
-from .notify import Notify
-from .ports import Device
+from .core import transaction
+from .core.engine import Core
+from .core.events import JournalFound, Stopped, Woken
+from .io import journal, process
+from .io.log import Log, Sink, Stderr, syslog
+from .io.log import journal as system_journal
+from .io.log_writer import LogFile
+from .io.loop import Loop
+from .io.notify import Notify
 
 # What the service manager tells this process alone: a program of the host's must not take it for its own.
-OURS_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM")
+PRIVATE_ENV = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM")
 OOM_SCORE = -900  # killed last, but not never: a leak of ours must not take the guest down (proc(5), oom_score_adj)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run virtagentd; return its exit code: 0 stopped by a signal, 1 it could not start, 2 a bad option or value."""
     for fd in range(3):
-        have(fd)
+        ensure_fd(fd)
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         try:
@@ -102,10 +105,10 @@ def serve(
         found = _found(kept, config, log)
     except journal.BadStateDir as error:
         return _say(str(error), 2 if isinstance(error, journal.NotInMemory) else 1)
-    _stand_firm(log)
+    harden(log)
     notify = Notify(os.environ)
     setproctitle.getproctitle()  # finds where the title goes by the environment as it was at the start
-    for name in OURS_ALONE:
+    for name in PRIVATE_ENV:
         os.environ.pop(name, None)
     core = Core(config, __version__, process.monotonic(), kept.next_handle())
     loop = Loop(config, core, kept, log, processes, process.monotonic, notify)
@@ -120,7 +123,7 @@ def serve(
         # After the recovery has begun: a socket's path may lie on what is still frozen.
         for spec in config.channel:
             listens = spec.startswith(("unix:", "vsock:"))
-            loop.listen(Listener.open(spec, any_cid=config.vsock_any) if listens else Device(spec))
+            loop.listen(Listener.open(spec, any_cid=config.vsock_any) if listens else CharDevice(spec))
     except OSError as error:
         _say(f"channel {spec}: {error.strerror}", 1)
         loop.feed(Stopped("a channel could not be opened"))
@@ -161,7 +164,7 @@ def _found(kept: journal.Journal, config: Config, log: Log) -> JournalFound | No
         return found
 
 
-def _stand_firm(log: Log) -> None:
+def harden(log: Log) -> None:
     """Depend as little as can be on what gets frozen, and be killed late; failure is logged, not fatal."""
     mounts = {info.device: info.fstype for info in sysfs.read_mountinfo()}
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
@@ -184,7 +187,7 @@ def _stand_firm(log: Log) -> None:
         log.add("warning", f"oom_score_adj: {error.strerror}; the daemon may be killed early when memory is short")
 
 
-def have(fd: int) -> None:
+def ensure_fd(fd: int) -> None:
     """Have something at the descriptor, so that no socket or lock of ours takes its place."""
     try:
         os.fstat(fd)

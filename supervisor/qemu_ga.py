@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from ..agent import __version__
-from ..agent.rpcs import RPCS
-from . import journal, process
+from ..agent.api.methods import RPCS
 from .config import CONFIG_FILE, STATE_DIR, BadConfig, Config, build, read_file
 from .ga_options import METHODS, STATE, BadUsage, Settings, load, usage
-from .log_writer import have_nothing_at
-from .main import have, serve
+from .io import journal, process
+from .io.log_writer import have_nothing_at
+from .main import ensure_fd, serve
 
 SAME_AS = {
     "guest-file-open": "va.getfile",
@@ -32,7 +32,7 @@ SAME_AS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the agent; return its exit code: 0, 1 as qemu-ga, 2 what only virtagentd finds wrong."""
     for fd in range(3):
-        have(fd)
+        ensure_fd(fd)
     try:
         settings, asked = load(sys.argv[1:] if arguments is None else arguments, os.environ)
         if asked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import types
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,11 @@ for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 TESTS = str(Path(__file__).parent)
 if TESTS not in sys.path:
     sys.path.insert(0, TESTS)
+
+# The tests are of this checkout, whatever is installed. What they start as a program is what scripts/test installed.
+if "virtagent" not in sys.modules:
+    sys.modules["virtagent"] = types.ModuleType("virtagent")
+    sys.modules["virtagent"].__path__ = [str(Path(__file__).resolve().parents[1])]
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""Channel bytes to requests and replies to channel bytes. No I/O: the channel reads and writes."""
+"""Bytes to messages and back, for both sides. No I/O: whoever has the channel reads and writes."""

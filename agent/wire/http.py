@@ -13,7 +13,7 @@ from typing import Any
 
 import h11
 
-from ..errors import Code, Fault
+from ..api.errors import Code, Fault
 from .messages import Limits, Refused, Request
 from .xmlrpc import excerpt, marshal_fault, marshal_reply, unmarshal_call
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from xml.parsers import expat
 
-from ..errors import Code, Fault
+from ..api.errors import Code, Fault
 
 METHOD_NAME_MAX = 256
 

@@ -9,13 +9,13 @@ import os
 import sys
 from typing import Any
 
-from virtagent.agent import freeze, report
+from virtagent.agent.worker import freeze, messages
 from virtagent.supervisor import main
 
 
 def install(path: str) -> None:
     """Change the codec here; forked workers inherit it."""
-    encode = report.encode
+    encode = messages.encode
 
     def listed(message: Any) -> Any:
         name = type(message).__name__
@@ -26,7 +26,7 @@ def install(path: str) -> None:
         os.close(fd)
         return encode(message)
 
-    report.encode = listed
+    messages.encode = listed
 
 
 if __name__ == "__main__":

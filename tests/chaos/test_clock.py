@@ -10,7 +10,7 @@ from harness.hosts import call, code_of
 from harness.processes import kill
 from harness.questions import assert_well, resting
 from harness.rig import Rig
-from virtagent.agent.errors import Code
+from virtagent.agent.api.errors import Code
 
 DAY = 86400.0
 JUMPS = [(DAY,), (-DAY,), (0, 1e9, -1e9), (3600, -3600, 0.5), (-1.7e9,)]

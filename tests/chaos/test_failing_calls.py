@@ -15,7 +15,7 @@ from harness.hosts import call, code_of
 from harness.processes import kill, until
 from harness.questions import assert_well, resting
 from harness.rig import Rig
-from virtagent.agent.errors import Code
+from virtagent.agent.api.errors import Code
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -14,7 +14,7 @@ from harness.hosts import GONE, call, code_of
 from harness.processes import kill, until
 from harness.questions import assert_well, assert_writable, resting, wait_orphans
 from harness.rig import Rig
-from virtagent.agent.errors import Code
+from virtagent.agent.api.errors import Code
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -15,7 +15,7 @@ from harness.moving import move
 from harness.processes import kill, until
 from harness.questions import assert_frozen, assert_well, assert_writable, resting
 from harness.rig import Rig
-from virtagent.agent.errors import Code
+from virtagent.agent.api.errors import Code
 
 pytestmark = pytest.mark.timeout(120)
 BROKEN = Code.FREEZE_BROKEN

@@ -15,7 +15,7 @@ from harness.hosts import GONE, Asking, call, code_of
 from harness.processes import kill, process_state, until, wait_gone
 from harness.questions import assert_well, assert_writable, orphans, resting, wait_orphans
 from harness.rig import Rig
-from virtagent.agent.errors import Code
+from virtagent.agent.api.errors import Code
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -8,7 +8,7 @@ from harness.hosts import GONE, call, code_of
 from harness.processes import kill
 from harness.questions import assert_well
 from harness.rig import Rig
-from virtagent.agent.errors import Code
+from virtagent.agent.api.errors import Code
 
 pytestmark = pytest.mark.timeout(60)
 

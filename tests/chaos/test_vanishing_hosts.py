@@ -11,7 +11,7 @@ from harness.hosts import Vanishing, call, code_of
 from harness.processes import process_state, until
 from harness.questions import assert_well, assert_writable, resting
 from harness.rig import Rig
-from virtagent.agent.errors import Code
+from virtagent.agent.api.errors import Code
 
 pytestmark = pytest.mark.timeout(300)
 BROKEN = Code.FREEZE_BROKEN

@@ -11,14 +11,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from virtagent.agent import report
-from virtagent.agent.errors import Code, Fault
-from virtagent.agent.mounts import Mount, Plan
-from virtagent.agent.states import FreezeState
-from virtagent.supervisor import events
+from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.api.records import Mount, Plan
+from virtagent.agent.api.states import FreezeState
+from virtagent.agent.worker import messages
 from virtagent.supervisor.config import Config
-from virtagent.supervisor.core import Core
-from virtagent.supervisor.status import Record
+from virtagent.supervisor.core import events
+from virtagent.supervisor.core.engine import Core
+from virtagent.supervisor.core.status import Record
 
 BEGIN = 1000.0
 PEER = events.Peer("unix:/run/a", "pid:1,uid:0")
@@ -72,14 +72,14 @@ class Drive:
 
     def __init__(self, **config: Any) -> None:
         self.now = BEGIN
-        self.core = Core(Config(**config), "1.2", self.now)
+        self.core = Core(Config(**config), "1.2", self.now, 1000)
         self.effects: list[events.Effect] = []
         self.asked: list[Asked] = []
         self.spawned: dict[int, events.Spawn] = {}
         self.live: set[int] = set()
         self.killed: set[int] = set()
         self.in_kernel: set[int] = set()
-        self.told: list[tuple[int, report.Control]] = []
+        self.told: list[tuple[int, messages.Control]] = []
         self.journal: dict[str, Any] | None = None
         self.journal_error: OSError | None = None
         self.fork_error: OSError | None = None
@@ -190,7 +190,7 @@ class Drive:
 
     # -- workers
 
-    def report(self, worker: int, *messages: report.Report) -> None:
+    def report(self, worker: int, *messages: messages.Report) -> None:
         """Have the worker report."""
         for message in messages:
             self.feed(events.Reported(worker, message))
@@ -220,25 +220,25 @@ class Drive:
         call = self.ask("va.fsfreeze", *([] if options is None else [options]))
         worker = self.newest
         assert self.spawned[worker].rpc == "va.fsfreeze"
-        self.report(worker, report.Started(1), report.Progress("plan"), report.Plan(plan_of(count).dump()))
+        self.report(worker, messages.Started(1), messages.Progress("plan"), messages.Plan(plan_of(count).dump()))
         return call, worker
 
     def sync(self, worker: int, count: int = 2) -> None:
         """Play the sync phase."""
-        self.report(worker, report.Progress("sync", 1))
+        self.report(worker, messages.Progress("sync", 1))
         for i in range(count):
-            self.report(worker, report.Step(i, "syncing"), report.Step(i, "synced"))
+            self.report(worker, messages.Step(i, "syncing"), messages.Step(i, "synced"))
 
     def freezes(self, worker: int, *mounts: int) -> None:
         """Play FIFREEZE up to the moment before the ioctl returns."""
-        self.report(worker, report.Progress("freeze"))
+        self.report(worker, messages.Progress("freeze"))
         for i in mounts:
-            self.report(worker, report.Step(i, "freezing"))
+            self.report(worker, messages.Step(i, "freezing"))
 
     def frozen(self, worker: int, *mounts: int) -> None:
         """Play FIFREEZE having returned."""
         for i in mounts:
-            self.report(worker, report.Step(i, "frozen"))
+            self.report(worker, messages.Step(i, "frozen"))
 
     def hold(self, count: int = 2, options: dict[str, Any] | None = None) -> tuple[Asked, int]:
         """Play a freeze up to the hold; return the call, answered, and the keeper."""
@@ -247,32 +247,34 @@ class Drive:
         self.freezes(worker, *range(count))
         self.frozen(worker, *range(count))
         limit = self.spawned[worker].args["options"].hold_limit
-        self.report(worker, report.Frozen(count, self.now, self.now + limit if limit else 0))
+        self.report(worker, messages.Frozen(count, self.now, self.now + limit if limit else 0))
         return call, worker
 
     def thaws(self, worker: int, count: int = 2, reason: str = "") -> None:
         """Play the keeper thawing all of it, up to its exit."""
-        self.report(worker, report.Thawing(reason, self.now))
+        self.report(worker, messages.Thawing(reason, self.now))
         self.undo(worker, *range(count))
-        self.report(worker, report.Failed(Code.FREEZE_BROKEN, reason) if reason else report.Done(count))
+        self.report(worker, messages.Failed(Code.FREEZE_BROKEN, reason) if reason else messages.Done(count))
         self.exit(worker)
 
     def undo(self, worker: int, *mounts: int, refused: int = 0) -> None:
         """Play FITHAW of these: the step before, and the one after with that errno."""
         for i in mounts:
-            self.report(worker, report.Step(i, "thawing"))
+            self.report(worker, messages.Step(i, "thawing"))
         for i in mounts:
             good = refused in (0, errno.EINVAL)
-            self.report(worker, report.Step(i, "thawed" if good else "failed", refused, "" if good else "FITHAW: bad"))
+            self.report(
+                worker, messages.Step(i, "thawed" if good else "failed", refused, "" if good else "FITHAW: bad")
+            )
 
     def compensates(self, worker: int | None = None) -> int:
         """Play a thaw worker (the newest) through all that it was given, to its exit; return it."""
         worker = self.newest if worker is None else worker
         assert self.spawned[worker].rpc == "thaw"
         mounts = self.spawned[worker].args["mounts"]
-        self.report(worker, report.Started(1))
+        self.report(worker, messages.Started(1))
         self.undo(worker, *mounts)
-        self.report(worker, report.Done(len(mounts)))
+        self.report(worker, messages.Done(len(mounts)))
         self.exit(worker)
         return worker
 
@@ -280,9 +282,9 @@ class Drive:
         """Play a thaw worker whose every FITHAW fails with EIO, to its exit; return it."""
         worker = self.newest if worker is None else worker
         mounts = self.spawned[worker].args["mounts"]
-        self.report(worker, report.Started(1))
+        self.report(worker, messages.Started(1))
         self.undo(worker, *mounts, refused=errno.EIO)
-        self.report(worker, report.Failed(Code.FAILED, "/srv/0: FITHAW: Input/output error (EIO)"))
+        self.report(worker, messages.Failed(Code.FAILED, "/srv/0: FITHAW: Input/output error (EIO)"))
         self.exit(worker)
         return worker
 

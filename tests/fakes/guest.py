@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 from collections import deque
 
-from virtagent.agent import report
-from virtagent.agent.errors import Code
+from virtagent.agent.api.errors import Code
+from virtagent.agent.worker import messages
 
 from .drive import Drive, plan_of
 
@@ -40,7 +40,7 @@ class Process:
         self.guest = guest
         self.number = number
         self.phase = "new"
-        self.pipe: deque[report.Report] = deque()
+        self.pipe: deque[messages.Report] = deque()
         self.mounts: dict[int, str] = {}
 
     def actions(self) -> list[Action]:
@@ -51,7 +51,7 @@ class Process:
         """Do it."""
         raise NotImplementedError
 
-    def say(self, *messages: report.Report) -> None:
+    def say(self, *messages: messages.Report) -> None:
         """Write to the report pipe."""
         self.pipe.extend(messages)
 
@@ -79,12 +79,12 @@ class Process:
         """Issue FITHAW and report what came of it."""
         if refused:
             self.mounts[mount] = "failed"
-            self.say(report.Step(mount, "failed", errno.EIO, "FITHAW: EIO"))
+            self.say(messages.Step(mount, "failed", errno.EIO, "FITHAW: EIO"))
             return
         number = 0 if mount in self.guest.frozen else errno.EINVAL
         self.guest.frozen.discard(mount)
         self.mounts[mount] = "thawed"
-        self.say(report.Step(mount, "thawed", number))
+        self.say(messages.Step(mount, "thawed", number))
 
 
 class Freezer(Process):
@@ -97,7 +97,7 @@ class Freezer(Process):
         self.until = 0.0
         self._heard = 0
 
-    def _told(self) -> list[report.Control]:
+    def _told(self) -> list[messages.Control]:
         return [message for worker, message in self.drive.told if worker == self.number][self._heard :]
 
     def actions(self) -> list[Action]:
@@ -133,16 +133,16 @@ class Freezer(Process):
         match what:
             case "start":
                 plan = plan_of(self.guest.count).dump()
-                self.say(report.Started(1), report.Progress("plan"), report.Plan(plan))
+                self.say(messages.Started(1), messages.Progress("plan"), messages.Plan(plan))
                 self.phase = "planned"
             case "go on":
                 self._heard += 1
-                self.say(report.Progress("sync", 1), report.Progress("freeze"))
+                self.say(messages.Progress("sync", 1), messages.Progress("freeze"))
                 self.phase = "freezing"
             case "announce":
                 self.mounts[mount] = "announced"
                 self.guest.issued[mount] = self.number
-                self.say(report.Step(mount, "freezing"))
+                self.say(messages.Step(mount, "freezing"))
             case "effect":
                 self.mounts[mount] = "effective"
                 del self.guest.issued[mount]
@@ -150,33 +150,35 @@ class Freezer(Process):
             case "refuse":
                 self.mounts[mount] = "failed"
                 del self.guest.issued[mount]
-                self.say(report.Step(mount, "failed", errno.EIO, "FIFREEZE: EIO"))
+                self.say(messages.Step(mount, "failed", errno.EIO, "FIFREEZE: EIO"))
             case "tell":
                 self.mounts[mount] = "frozen"
-                self.say(report.Step(mount, "frozen"))
+                self.say(messages.Step(mount, "frozen"))
             case "hold":
                 limit = self.drive.spawned[self.number].args["options"].hold_limit
                 self.until = self.drive.now + limit
-                self.say(report.Frozen(self.guest.count, self.drive.now, self.until))
+                self.say(messages.Frozen(self.guest.count, self.drive.now, self.until))
                 self.phase = "holding"
             case "obey":
                 message = self._told()[0]
                 self._heard += 1
-                if isinstance(message, report.Hold):
+                if isinstance(message, messages.Hold):
                     self.until = message.until
-                    self.say(report.Held(message.until))
+                    self.say(messages.Held(message.until))
                 else:
                     self._end("")
             case "give up" | "expire" | "sigterm":
                 self._end(what)
             case "begin":
                 self.mounts[mount] = "thawing"
-                self.say(report.Step(mount, "thawing"))
+                self.say(messages.Step(mount, "thawing"))
             case "fithaw" | "eio":
                 self.fithaw(mount, what == "eio")
             case "finish":
                 failed = self.reason or self.at("failed")
-                self.say(report.Failed(Code.FREEZE_FAILED, self.reason) if failed else report.Done(self.guest.count))
+                self.say(
+                    messages.Failed(Code.FREEZE_FAILED, self.reason) if failed else messages.Done(self.guest.count)
+                )
                 self.phase = "done"
             case "exit":
                 self.end(0, take_effect=False)
@@ -184,7 +186,7 @@ class Freezer(Process):
     def _end(self, reason: str) -> None:
         self.reason = reason
         self.phase = "ending"
-        self.say(report.Thawing(reason, self.drive.now))
+        self.say(messages.Thawing(reason, self.drive.now))
 
 
 class Thawer(Process):
@@ -210,16 +212,16 @@ class Thawer(Process):
         what, mount = action
         match what:
             case "start":
-                self.say(report.Started(1))
+                self.say(messages.Started(1))
                 self.phase = "thawing"
             case "begin":
                 self.mounts[mount] = "thawing"
-                self.say(report.Step(mount, "thawing"))
+                self.say(messages.Step(mount, "thawing"))
             case "fithaw" | "eio":
                 self.fithaw(mount, what == "eio")
             case "finish":
                 bad = self.at("failed")
-                self.say(report.Failed(Code.FAILED, "FITHAW: EIO") if bad else report.Done(len(self.mounts)))
+                self.say(messages.Failed(Code.FAILED, "FITHAW: EIO") if bad else messages.Done(len(self.mounts)))
                 self.phase = "done"
             case "exit":
                 self.end(0, take_effect=False)

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from virtagent.supervisor import journal, process
+from virtagent.supervisor.io import journal, process
 
 from .orders import Orders
 

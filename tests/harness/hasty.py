@@ -2,7 +2,8 @@
 
 import sys
 
-from virtagent.supervisor import main, options
+from virtagent.supervisor import main
+from virtagent.supervisor.core import options
 
 if __name__ == "__main__":
     options.EXEC_GRACE = 0.2

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from virtagent.agent import report, worker
-from virtagent.agent.states import Phase
+from virtagent.agent.api.states import Phase
+from virtagent.agent.worker import context, messages
 from virtagent.supervisor import main
 
 from . import faults, killing, linux
@@ -24,11 +24,11 @@ def install_stall(folder: Path) -> None:
 
     So the sync phase has passed, and FIFREEZE finds a disk that has just stopped.
     """
-    put = worker.Reporter.post
+    put = context.Reporter.post
     orders = Orders(folder, "stall")
 
-    def post(self: worker.Reporter, *messages: report.Report) -> None:
-        if any(isinstance(m, report.Progress) and m.phase == Phase.FREEZE.value for m in messages):
+    def post(self: context.Reporter, *messages: messages.Report) -> None:
+        if any(isinstance(m, messages.Progress) and m.phase == Phase.FREEZE.value for m in messages):
             order = orders.take(lambda _: True)
             if order is not None:
                 with contextlib.suppress(OSError):
@@ -37,7 +37,7 @@ def install_stall(folder: Path) -> None:
         put(self, *messages)
 
     replaced: Any = post
-    worker.Reporter.post = replaced  # type: ignore[method-assign]
+    context.Reporter.post = replaced  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from virtagent.agent import rcu, report, worker
-from virtagent.supervisor import events, journal, loop
+from virtagent.agent.worker import context, messages, rcu
+from virtagent.supervisor.core import events
+from virtagent.supervisor.io import journal, loop
 
 from .orders import Orders
 from .processes import process_state, until
@@ -42,12 +43,12 @@ class Through:
         return getattr(self._real, name)
 
 
-def name_of(message: report.Report) -> str:
+def name_of(message: messages.Report) -> str:
     """Return the message's name as a point has it."""
     match message:
-        case report.Step(mount, state):
+        case messages.Step(mount, state):
             return f"Step {mount} {state}"
-        case report.Progress(phase):
+        case messages.Progress(phase):
             return f"Progress {phase}"
     return type(message).__name__
 
@@ -59,7 +60,7 @@ class Points:
         self._list = folder / "points"
         self._orders = Orders(folder, "order")
 
-    def passed(self, point: str, reporter: worker.Reporter | None = None) -> None:
+    def passed(self, point: str, reporter: context.Reporter | None = None) -> None:
         """This point has been reached."""
         if self._list.exists():
             line = os.open(self._list, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -78,13 +79,13 @@ class Points:
         return next((f":{who}" for who, pid in _pids.items() if pid == os.getpid()), ":nobody")
 
     @staticmethod
-    def _do(act: str, reporter: worker.Reporter | None) -> None:
+    def _do(act: str, reporter: context.Reporter | None) -> None:
         what, _, who = act.partition(":")
         if what == "fill":
             assert reporter is not None
             with contextlib.suppress(OSError):  # what is in it already may be more
-                fcntl.fcntl(reporter.fd, fcntl.F_SETPIPE_SZ, report.PIPE_BUF)
-            frame = report.encode(report.Progress(_phase))[0]
+                fcntl.fcntl(reporter.fd, fcntl.F_SETPIPE_SZ, messages.PIPE_BUF)
+            frame = messages.encode(messages.Progress(_phase))[0]
             try:
                 while True:
                     os.write(reporter.fd, frame)
@@ -121,24 +122,24 @@ def install(folder: Path) -> None:
 
 
 def _install_reports(points: Points) -> None:
-    put = worker.Reporter.post
+    put = context.Reporter.post
     rpc = ""
 
-    def post(self: worker.Reporter, *messages: report.Report) -> None:
+    def post(self: context.Reporter, *messages: messages.Report) -> None:
         nonlocal rpc
         global _phase
         for message in messages:
-            if isinstance(message, report.Started):
+            if isinstance(message, messages.Started):
                 rpc = sys._getframe(2).f_locals["job"].rpc
                 _pids[rpc] = os.getpid()
             points.passed(f"before {rpc} {name_of(message)}", self)
             put(self, message)
-            if isinstance(message, report.Progress):
+            if isinstance(message, messages.Progress):
                 _phase = message.phase
             points.passed(f"after {rpc} {name_of(message)}", self)
 
     replaced: Any = post
-    worker.Reporter.post = replaced  # type: ignore[method-assign]
+    context.Reporter.post = replaced  # type: ignore[method-assign]
 
 
 def _install_grace_periods(points: Points) -> None:

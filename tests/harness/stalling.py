@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from virtagent.agent import report, worker
-from virtagent.agent.states import Phase
+from virtagent.agent.api.states import Phase
+from virtagent.agent.worker import context, messages
 from virtagent.supervisor import main
 
 from . import linux
@@ -23,10 +23,10 @@ DIRTY = 4 << 20
 
 def install(disk: str, fs: str, flag: Path) -> None:
     """Change the reporter here; forked workers inherit it."""
-    put = worker.Reporter.post
+    put = context.Reporter.post
 
-    def post(self: worker.Reporter, *messages: report.Report) -> None:
-        begins = any(isinstance(m, report.Progress) and m.phase == Phase.FREEZE.value for m in messages)
+    def post(self: context.Reporter, *messages: messages.Report) -> None:
+        begins = any(isinstance(m, messages.Progress) and m.phase == Phase.FREEZE.value for m in messages)
         if begins and flag.exists():
             flag.unlink()
             Path(fs, "stalled").write_bytes(os.urandom(DIRTY))
@@ -34,7 +34,7 @@ def install(disk: str, fs: str, flag: Path) -> None:
         put(self, *messages)
 
     replaced: Any = post
-    worker.Reporter.post = replaced  # type: ignore[method-assign]
+    context.Reporter.post = replaced  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

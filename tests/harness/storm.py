@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from typing import Any
 
-from virtagent.agent.errors import Code
+from virtagent.agent.api.errors import Code
 
 from . import HarnessError, linux, verdict
 from .actions import FILE_SYSTEMS, Action

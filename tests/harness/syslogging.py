@@ -6,7 +6,8 @@ import functools
 import os
 import sys
 
-from virtagent.supervisor import log, main
+from virtagent.supervisor import main
+from virtagent.supervisor.io import log
 
 if __name__ == "__main__":
     main.syslog = functools.partial(log.syslog, os.environ["VIRTAGENT_SYSLOG"])

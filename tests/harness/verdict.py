@@ -13,7 +13,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from virtagent.agent.errors import Code
+from virtagent.agent.api.errors import Code
 
 from .hosts import GONE, code_of
 

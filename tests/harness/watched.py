@@ -9,7 +9,8 @@ import os
 import sys
 from typing import Any
 
-from virtagent.supervisor import loop, main
+from virtagent.supervisor import main
+from virtagent.supervisor.io import loop
 
 
 def install(notes: int) -> None:

@@ -15,7 +15,7 @@ from harness.namespace import Area
 from harness.peer import QemuGa, Talk
 from harness.processes import until
 from harness.rig import Rig
-from virtagent.agent.rpcs import RPCS
+from virtagent.agent.api.methods import RPCS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "qga.md"
 BEGIN, END = "<!-- compared: made by tests/peers -->", "<!-- compared: end -->"

@@ -13,7 +13,7 @@ from harness.daemon import Daemon
 from harness.filesystems import KINDS, LoopFs
 from harness.processes import kill, until
 from harness.rig import Rig
-from virtagent.agent.errors import Code
+from virtagent.agent.api.errors import Code
 
 Fault = xmlrpc.client.Fault
 

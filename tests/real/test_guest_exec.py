@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 from harness.processes import process_state, until, wait_gone
-from virtagent.agent.errors import Code, Fault
-from virtagent.agent.handlers import guest_exec as handlers
-from virtagent.agent.handlers.guest_exec import CAPTURE_MAX, Program
+from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.worker.commands import exec as handlers
+from virtagent.agent.worker.commands.exec import CAPTURE_MAX, Program
 
 MIB = 1 << 20
 
@@ -118,7 +118,7 @@ def test_running_and_then_over(start: Start) -> None:
     program = start("cat", given=b"x" * MIB, capture="stderr", limit=1000)
     assert outcome(program) == {"exitcode": 0}
     program, loose = start("sleep", "1000"), threading.Event()
-    program.notify_loose = loose.set
+    program.notify_releasable = loose.set
     assert handlers.exec_status(program, {"pid": program.key}) == {"exited": False}
     assert not program.ended
     assert not loose.is_set()
@@ -291,7 +291,7 @@ def test_a_daemon_that_holds_the_pipe(chatty: bool, start: Start) -> None:
     assert status["exitcode"] == 0
     daemon = next(int(line) for line in status["out-data"].split() if line.isdigit())
     assert process_state(daemon) not in ("", "Z"), "it goes on, as after qemu-ga's guest-exec"
-    assert not program.streams[0].keeps
+    assert not program.streams[0].holds
     os.kill(daemon, signal.SIGKILL)
 
 
@@ -312,7 +312,7 @@ def _group(leader: int) -> list[int]:
 def test_the_program_dies_with_its_worker() -> None:
     code = (
         "import signal\n"
-        "from virtagent.agent.handlers.guest_exec import guest_exec\n"
+        "from virtagent.agent.worker.commands.exec import guest_exec\n"
         "class Worker:\n"
         "    def title(self, doing): pass\n"
         "names = ('env', 'input-data', 'capture-output')\n"

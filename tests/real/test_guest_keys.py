@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from harness.fixtures import unmet
-from virtagent.agent import kernel
-from virtagent.agent.errors import Fault
-from virtagent.agent.handlers import guest_accounts as accounts
+from virtagent.agent.api.errors import Fault
+from virtagent.agent.worker import kernel
+from virtagent.agent.worker.commands import accounts
 
 UID, GID, OTHER_GID = 54321, 54322, 54323
 PR_GET_PDEATHSIG = 2

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from harness.filesystems import KINDS
 from harness.rig import Rig
-from virtagent.agent import sysfs
-from virtagent.agent.handlers import guest_machine
-from virtagent.agent.mounts import MountInfo
+from virtagent.agent.worker import sysfs
+from virtagent.agent.worker.commands import machine
+from virtagent.agent.worker.plan import MountInfo
 
 
 class _Worker:
@@ -22,7 +22,7 @@ def trim(rig: Rig, minimum: int | None = None) -> list[dict[str, Any]]:
         return [m for m in sysfs.read_mountinfo() if m.mountpoint.startswith(f"{rig.area.root}/")]
 
     worker: Any = _Worker()
-    answer: list[dict[str, Any]] = guest_machine.fstrim(worker, {"minimum": minimum}, read_mounts=ours)["paths"]
+    answer: list[dict[str, Any]] = machine.fstrim(worker, {"minimum": minimum}, read_mounts=ours)["paths"]
     return answer
 
 

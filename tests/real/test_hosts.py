@@ -15,7 +15,7 @@ import psutil
 import pytest
 from harness.daemon import Daemon
 from harness.rig import Rig
-from virtagent.agent.errors import Code
+from virtagent.agent.api.errors import Code
 
 Fault = xmlrpc.client.Fault
 

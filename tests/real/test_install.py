@@ -13,7 +13,7 @@ from harness import confined, linux
 from harness.daemon import Daemon
 from harness.namespace import Area
 from harness.rig import Rig
-from virtagent.supervisor.journal import boot_id
+from virtagent.supervisor.io.journal import boot_id
 
 TREE = Path(__file__).resolve().parents[2]
 PLACES = {

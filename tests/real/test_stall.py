@@ -16,7 +16,7 @@ from harness.filesystems import KINDS, LoopFs
 from harness.processes import until
 from harness.rig import Rig
 from harness.stall import Stall
-from virtagent.agent.errors import Code
+from virtagent.agent.api.errors import Code
 
 KIND = pytest.mark.parametrize("kind", KINDS)
 OVER = ("THAWINPROGRESS", "ERROR")

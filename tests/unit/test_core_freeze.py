@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from fakes.drive import Drive, plan_of
-from virtagent.agent import report
-from virtagent.agent.errors import Code
-from virtagent.agent.mounts import Plan
-from virtagent.agent.states import FreezeState
-from virtagent.supervisor import events
+from virtagent.agent.api.errors import Code
+from virtagent.agent.api.records import Plan
+from virtagent.agent.api.states import FreezeState
+from virtagent.agent.worker import messages
+from virtagent.supervisor.core import events
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_freeze_from_request_to_thawed(drive: Drive) -> None:
     assert [m.state for m in drive.status().mounts] == ["freezing", "freezing"]
     drive.frozen(keeper, 0, 1)
     assert not call.answered
-    drive.report(keeper, report.Frozen(2, drive.now, drive.now + 60))
+    drive.report(keeper, messages.Frozen(2, drive.now, drive.now + 60))
     assert call.value == 2
     assert drive.state is FreezeState.FROZEN
     assert drive.status().hold_left == pytest.approx(60)
@@ -39,11 +39,11 @@ def test_a_freeze_from_request_to_thawed(drive: Drive) -> None:
     assert drive.status().hold_left == pytest.approx(19)
 
     thaw = drive.ask("va.fsthaw")
-    assert drive.told[-1] == (keeper, report.Thaw())
+    assert drive.told[-1] == (keeper, messages.Thaw())
     assert drive.state is FreezeState.THAWINPROGRESS
-    drive.report(keeper, report.Thawing("", drive.now))
+    drive.report(keeper, messages.Thawing("", drive.now))
     drive.undo(keeper, 0, 1)
-    drive.report(keeper, report.Done(2))
+    drive.report(keeper, messages.Done(2))
     assert not thaw.answered, "the keeper is not reaped yet"
     drive.exit(keeper)
     assert thaw.value == 2
@@ -59,12 +59,12 @@ def test_a_freeze_from_request_to_thawed(drive: Drive) -> None:
 def test_the_plan_is_in_the_journal_before_the_worker_may_go_on(drive: Drive) -> None:
     drive.ask("va.fsfreeze")
     worker = drive.newest
-    drive.report(worker, report.Started(1))
+    drive.report(worker, messages.Started(1))
     assert not drive.told
-    done = drive.feed(events.Reported(worker, report.Plan(plan_of(2).dump())))
+    done = drive.feed(events.Reported(worker, messages.Plan(plan_of(2).dump())))
     kinds = [type(e) for e in done if isinstance(e, events.WriteJournal | events.Tell)]
     assert kinds == [events.WriteJournal, events.Tell]
-    assert drive.told == [(worker, report.Proceed())]
+    assert drive.told == [(worker, messages.Proceed())]
     assert drive.journal is not None
     assert Plan.load(drive.journal["plan"]) == plan_of(2)
     assert drive.journal["untold"], "the next start must know what to tell"
@@ -73,10 +73,10 @@ def test_the_plan_is_in_the_journal_before_the_worker_may_go_on(drive: Drive) ->
 def test_the_journal_stays_until_all_is_thawed(drive: Drive) -> None:
     _, keeper = drive.hold(2)
     drive.ask("va.fsthaw")
-    drive.report(keeper, report.Thawing("", drive.now))
+    drive.report(keeper, messages.Thawing("", drive.now))
     drive.undo(keeper, 0, 1)
     assert drive.journal is not None
-    drive.report(keeper, report.Done(2))
+    drive.report(keeper, messages.Done(2))
     drive.exit(keeper)
     assert drive.journal is None
 
@@ -84,7 +84,7 @@ def test_the_journal_stays_until_all_is_thawed(drive: Drive) -> None:
 def test_a_journal_that_cannot_be_written_fails_the_freeze(drive: Drive) -> None:
     drive.journal_error = OSError(errno.ENOSPC, "No space left on device")
     call, worker = drive.begin(2)
-    assert (worker, report.Proceed()) not in drive.told
+    assert (worker, messages.Proceed()) not in drive.told
     assert drive.killed == {worker}
     assert drive.state is FreezeState.THAWINPROGRESS
     drive.die(worker)
@@ -96,7 +96,7 @@ def test_a_journal_that_cannot_be_written_fails_the_freeze(drive: Drive) -> None
 
 def test_nothing_to_freeze(drive: Drive) -> None:
     call, worker = drive.begin(0)
-    drive.report(worker, report.Progress("sync", 1), report.Progress("freeze"), report.Done(0))
+    drive.report(worker, messages.Progress("sync", 1), messages.Progress("freeze"), messages.Done(0))
     assert not call.answered
     drive.exit(worker)
     assert call.value == 0
@@ -160,7 +160,7 @@ def test_a_request_for_another_freeze_is_refused_in_every_other_state(drive: Dri
     drive.sync(keeper, 1)
     drive.freezes(keeper, 0)
     drive.frozen(keeper, 0)
-    drive.report(keeper, report.Frozen(1, drive.now, drive.now + 60))
+    drive.report(keeper, messages.Frozen(1, drive.now, drive.now + 60))
     assert drive.ask("va.fsfreeze").code is Code.WRONG_STATE
     drive.ask("va.fsthaw")
     assert drive.ask("va.fsfreeze").code is Code.WRONG_STATE
@@ -178,12 +178,12 @@ def test_a_mount_that_fails_thaws_the_others_before_the_host_learns(drive: Drive
     drive.sync(worker)
     drive.freezes(worker, 0, 1)
     drive.frozen(worker, 0)
-    drive.report(worker, report.Step(1, "failed", errno.EIO, "FIFREEZE: Input/output error (EIO)"))
-    drive.report(worker, report.Thawing("/srv/1: FIFREEZE: Input/output error (EIO)", drive.now))
+    drive.report(worker, messages.Step(1, "failed", errno.EIO, "FIFREEZE: Input/output error (EIO)"))
+    drive.report(worker, messages.Thawing("/srv/1: FIFREEZE: Input/output error (EIO)", drive.now))
     assert not call.answered
     assert drive.state is FreezeState.THAWINPROGRESS
     drive.undo(worker, 0)
-    drive.report(worker, report.Failed(Code.FREEZE_FAILED, "/srv/1: FIFREEZE: EIO; thawed again: 1"))
+    drive.report(worker, messages.Failed(Code.FREEZE_FAILED, "/srv/1: FIFREEZE: EIO; thawed again: 1"))
     assert not call.answered
     drive.exit(worker)
     assert call.code is Code.FREEZE_FAILED
@@ -201,7 +201,7 @@ def test_a_busy_mount_is_never_thawed_by_us(drive: Drive) -> None:
     drive.sync(worker)
     drive.freezes(worker, 0, 1)
     drive.frozen(worker, 0)
-    drive.report(worker, report.Step(1, "busy", errno.EBUSY, "frozen by someone else"))
+    drive.report(worker, messages.Step(1, "busy", errno.EBUSY, "frozen by someone else"))
     drive.die(worker)
     assert drive.suspected(drive.newest) == {0}
 
@@ -210,8 +210,8 @@ def test_what_never_froze_needs_no_thaw(drive: Drive) -> None:
     call, worker = drive.begin(1)
     drive.sync(worker, 1)
     drive.freezes(worker, 0)
-    drive.report(worker, report.Step(0, "unsupported", errno.EOPNOTSUPP, "its type cannot freeze"))
-    drive.report(worker, report.Done(0))
+    drive.report(worker, messages.Step(0, "unsupported", errno.EOPNOTSUPP, "its type cannot freeze"))
+    drive.report(worker, messages.Done(0))
     drive.exit(worker)
     assert call.value == 0
     assert drive.workers("thaw") == []
@@ -223,7 +223,7 @@ def test_what_was_reported_freezing_or_frozen_is_compensated(drive: Drive, state
     call, worker = drive.begin(2)
     drive.sync(worker)
     drive.freezes(worker)
-    drive.report(worker, report.Step(1, "freezing"))
+    drive.report(worker, messages.Step(1, "freezing"))
     if state == "frozen":
         drive.frozen(worker, 1)
     drive.die(worker)
@@ -239,7 +239,7 @@ def test_what_was_reported_freezing_or_frozen_is_compensated(drive: Drive, state
 def test_a_mount_reported_frozen_out_of_the_blue_is_compensated_too(drive: Drive) -> None:
     _, worker = drive.begin(2)
     drive.sync(worker)
-    drive.report(worker, report.Progress("freeze"), report.Step(1, "frozen"))
+    drive.report(worker, messages.Progress("freeze"), messages.Step(1, "frozen"))
     drive.die(worker)
     assert drive.workers("thaw")
     assert drive.suspected(drive.newest) >= {1}
@@ -276,7 +276,7 @@ def test_the_freeze_worker_cannot_be_forked(drive: Drive) -> None:
 def test_the_plan_phase_overruns(drive: Drive) -> None:
     call = drive.ask("va.fsfreeze")
     worker = drive.newest
-    drive.report(worker, report.Started(1), report.Progress("plan"))
+    drive.report(worker, messages.Started(1), messages.Progress("plan"))
     drive.wait(4.9)
     assert not drive.killed
     drive.wait(0.1)
@@ -297,9 +297,9 @@ def test_a_worker_that_never_starts_overruns_too(drive: Drive) -> None:
 
 def test_the_sync_phase_overruns_and_nothing_is_frozen(drive: Drive) -> None:
     call, worker = drive.begin(2, {"sync_limit": 20})
-    drive.report(worker, report.Progress("sync", 1), report.Step(0, "syncing"), report.Step(1, "syncing"))
+    drive.report(worker, messages.Progress("sync", 1), messages.Step(0, "syncing"), messages.Step(1, "syncing"))
     drive.wait(10)
-    drive.report(worker, report.Progress("sync", 2), report.Step(1, "synced"))
+    drive.report(worker, messages.Progress("sync", 2), messages.Step(1, "synced"))
     drive.wait(9.9)
     assert not drive.killed, "a second round does not begin the limit anew, and it has not passed"
     drive.wait(0.1)
@@ -343,11 +343,11 @@ def test_a_thaw_worker_from_before_the_death_proves_nothing(drive: Drive) -> Non
     drive.freezes(worker, 0)
     drive.wait(30)
     [first] = drive.workers("thaw")
-    drive.report(first, report.Started(1), report.Step(0, "thawing"))
+    drive.report(first, messages.Started(1), messages.Step(0, "thawing"))
     drive.die(worker)
     assert drive.workers("thaw") == [first], "at most one attempt in flight a mount"
     drive.undo(first, 0)
-    drive.report(first, report.Done(1))
+    drive.report(first, messages.Done(1))
     assert drive.state is not FreezeState.THAWED
     drive.exit(first)
     assert drive.state is not FreezeState.THAWED
@@ -364,10 +364,10 @@ def test_what_a_killed_worker_still_says_is_noted_and_decides_nothing(drive: Dri
     drive.wait(30)
     drive.compensates()
     drive.frozen(worker, 0)
-    drive.report(worker, report.Frozen(1, drive.now, drive.now + 60))
+    drive.report(worker, messages.Frozen(1, drive.now, drive.now + 60))
     assert drive.state is not FreezeState.FROZEN
     assert not call.answered
-    drive.report(worker, report.Held(drive.now + 1e6), report.Thawing("", drive.now), report.Done(1))
+    drive.report(worker, messages.Held(drive.now + 1e6), messages.Thawing("", drive.now), messages.Done(1))
     assert drive.state is not FreezeState.THAWED
     drive.die(worker)
     assert drive.state is not FreezeState.THAWED
@@ -384,7 +384,7 @@ def test_a_limit_of_none_is_none() -> None:
     drive.freezes(worker, 0)
     drive.wait(1e6)
     drive.frozen(worker, 0)
-    drive.report(worker, report.Frozen(1, drive.now, 0))
+    drive.report(worker, messages.Frozen(1, drive.now, 0))
     assert call.value == 1
     assert drive.core.nearest() is None
     assert drive.status().hold_left == -1
@@ -459,22 +459,22 @@ def test_thaw_cancels_a_freeze_in_progress(drive: Drive, phase: str) -> None:
 
 # -- rubbish, and reports out of place
 
-REPORTS: dict[str, Callable[[Drive], report.Report]] = {
-    "Started": lambda d: report.Started(1),
-    "Plan": lambda d: report.Plan(plan_of(2).dump()),
-    "bad Plan": lambda d: report.Plan({"mounts": 5}),
-    "Step": lambda d: report.Step(0, "syncing"),
-    "Step too far": lambda d: report.Step(2, "syncing"),
-    "Step below 0": lambda d: report.Step(-1, "syncing"),
-    "Step to nowhere": lambda d: report.Step(0, "molten"),
-    "Progress": lambda d: report.Progress("sync"),
-    "Progress to hold": lambda d: report.Progress("hold"),
-    "Progress to nowhere": lambda d: report.Progress("melt"),
-    "Frozen": lambda d: report.Frozen(2, d.now, d.now + 60),
-    "Held": lambda d: report.Held(d.now + 60),
-    "Thawing": lambda d: report.Thawing("", d.now),
-    "Done": lambda d: report.Done(2),
-    "Failed": lambda d: report.Failed(7, "no"),
+REPORTS: dict[str, Callable[[Drive], messages.Report]] = {
+    "Started": lambda d: messages.Started(1),
+    "Plan": lambda d: messages.Plan(plan_of(2).dump()),
+    "bad Plan": lambda d: messages.Plan({"mounts": 5}),
+    "Step": lambda d: messages.Step(0, "syncing"),
+    "Step too far": lambda d: messages.Step(2, "syncing"),
+    "Step below 0": lambda d: messages.Step(-1, "syncing"),
+    "Step to nowhere": lambda d: messages.Step(0, "molten"),
+    "Progress": lambda d: messages.Progress("sync"),
+    "Progress to hold": lambda d: messages.Progress("hold"),
+    "Progress to nowhere": lambda d: messages.Progress("melt"),
+    "Frozen": lambda d: messages.Frozen(2, d.now, d.now + 60),
+    "Held": lambda d: messages.Held(d.now + 60),
+    "Thawing": lambda d: messages.Thawing("", d.now),
+    "Done": lambda d: messages.Done(2),
+    "Failed": lambda d: messages.Failed(7, "no"),
 }
 OUT_OF_PLACE: dict[str, list[str]] = {
     "spawned": [name for name in REPORTS if name != "Started"],
@@ -489,15 +489,15 @@ def played(drive: Drive, until: str) -> tuple[Any, int]:
     if until in ("spawned", "planning"):
         call = drive.ask("va.fsfreeze")
         if until == "planning":
-            drive.report(drive.newest, report.Started(1))
+            drive.report(drive.newest, messages.Started(1))
         return call, drive.newest
     if until == "syncing":
         call, worker = drive.begin(2)
-        drive.report(worker, report.Progress("sync", 1))
+        drive.report(worker, messages.Progress("sync", 1))
         return call, worker
     call, worker = drive.hold(2)
     if until == "reported":
-        drive.report(worker, report.Thawing("sigterm", drive.now), report.Failed(8, "sigterm"))
+        drive.report(worker, messages.Thawing("sigterm", drive.now), messages.Failed(8, "sigterm"))
     return call, worker
 
 
@@ -564,7 +564,7 @@ def test_done_without_frozen_is_no_success_if_something_was_frozen(drive: Drive)
     drive.sync(worker, 1)
     drive.freezes(worker, 0)
     drive.frozen(worker, 0)
-    drive.report(worker, report.Done(1))
+    drive.report(worker, messages.Done(1))
     drive.exit(worker)
     drive.compensates()
     assert drive.idle()
@@ -576,13 +576,13 @@ def test_frozen_that_contradicts_the_steps_is_not_believed(drive: Drive) -> None
     drive.sync(worker)
     drive.freezes(worker, 0)
     drive.frozen(worker, 0)
-    drive.report(worker, report.Frozen(2, drive.now, drive.now + 60))
+    drive.report(worker, messages.Frozen(2, drive.now, drive.now + 60))
     assert not (call.answered and call.answers[0] == 2)
 
 
 def test_a_second_plan_is_rubbish_even_after_an_empty_one(drive: Drive) -> None:
     _, worker = drive.begin(0)
-    drive.report(worker, report.Plan(plan_of(2).dump()))
+    drive.report(worker, messages.Plan(plan_of(2).dump()))
     assert drive.killed == {worker}
 
 
@@ -599,10 +599,10 @@ def test_absurd_times_from_a_keeper_do_not_upset_the_clock(drive: Drive, kind: s
         drive.sync(worker, 1)
         drive.freezes(worker, 0)
         drive.frozen(worker, 0)
-        drive.report(worker, report.Frozen(1, number, number))
+        drive.report(worker, messages.Frozen(1, number, number))
     else:
         _, worker = drive.hold(1)
-        drive.report(worker, report.Held(number) if kind == "Held" else report.Thawing("", number))
+        drive.report(worker, messages.Held(number) if kind == "Held" else messages.Thawing("", number))
     due = drive.core.nearest()
     assert due is not None
     assert drive.now <= due <= drive.now + 600

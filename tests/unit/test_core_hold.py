@@ -7,10 +7,10 @@ import itertools
 
 import pytest
 from fakes.drive import Drive
-from virtagent.agent import report
-from virtagent.agent.errors import Code
-from virtagent.agent.states import FreezeState
-from virtagent.supervisor import events
+from virtagent.agent.api.errors import Code
+from virtagent.agent.api.states import FreezeState
+from virtagent.agent.worker import messages
+from virtagent.supervisor.core import events
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_the_keeper_never_reports(drive: Drive) -> None:
 def test_the_keeper_begins_to_thaw_and_does_not_end(drive: Drive) -> None:
     _, keeper = drive.hold(2)
     drive.wait(60)
-    drive.report(keeper, report.Thawing("the hold limit passed", drive.now))
+    drive.report(keeper, messages.Thawing("the hold limit passed", drive.now))
     drive.undo(keeper, 0)
     drive.wait(9.9)
     assert not drive.killed
@@ -124,9 +124,9 @@ def test_a_keeper_whose_clock_ran_out_before_thaw_was_asked_has_not(drive: Drive
     at = drive.now
     drive.now += 0.001
     thaw = drive.ask("va.fsthaw")
-    drive.report(keeper, report.Thawing("worker 1 got SIGTERM", at))
+    drive.report(keeper, messages.Thawing("worker 1 got SIGTERM", at))
     drive.undo(keeper, 0)
-    drive.report(keeper, report.Failed(8, "worker 1 got SIGTERM"))
+    drive.report(keeper, messages.Failed(8, "worker 1 got SIGTERM"))
     drive.exit(keeper)
     assert thaw.code is Code.FREEZE_BROKEN
     assert "SIGTERM" in thaw.fault.text
@@ -138,10 +138,10 @@ def test_a_keeper_whose_clock_ran_out_before_thaw_was_asked_has_not(drive: Drive
 def test_thawing_unasked_before_the_host_asks_breaks_the_freeze(drive: Drive) -> None:
     _, keeper = drive.hold(1)
     drive.wait(5)
-    drive.report(keeper, report.Thawing("worker 1 got SIGTERM", drive.now))
+    drive.report(keeper, messages.Thawing("worker 1 got SIGTERM", drive.now))
     thaw = drive.ask("va.fsthaw")
     drive.undo(keeper, 0)
-    drive.report(keeper, report.Failed(8, "worker 1 got SIGTERM"))
+    drive.report(keeper, messages.Failed(8, "worker 1 got SIGTERM"))
     drive.exit(keeper)
     assert thaw.code is Code.FREEZE_BROKEN
     assert outcome(drive) == "broken"
@@ -149,7 +149,7 @@ def test_thawing_unasked_before_the_host_asks_breaks_the_freeze(drive: Drive) ->
 
 def test_done_while_frozen_breaks_the_freeze(drive: Drive) -> None:
     _, keeper = drive.hold(1)
-    drive.report(keeper, report.Done(1))
+    drive.report(keeper, messages.Done(1))
     assert drive.state is FreezeState.THAWINPROGRESS
     drive.exit(keeper)
     drive.compensates()
@@ -205,14 +205,14 @@ def test_the_keeper_dies_after_thaw_was_asked_and_the_freeze_was_held(drive: Dri
 def test_the_keeper_dies_half_way_through_the_thaw(drive: Drive) -> None:
     _, keeper = drive.hold(2)
     thaw = drive.ask("va.fsthaw")
-    drive.report(keeper, report.Thawing("", drive.now), report.Step(0, "thawing"), report.Step(1, "thawing"))
-    drive.report(keeper, report.Step(0, "thawed"))
+    drive.report(keeper, messages.Thawing("", drive.now), messages.Step(0, "thawing"), messages.Step(1, "thawing"))
+    drive.report(keeper, messages.Step(0, "thawed"))
     drive.die(keeper)
     assert drive.suspected(drive.newest) >= {1}
     worker = drive.newest
-    drive.report(worker, report.Started(1))
+    drive.report(worker, messages.Started(1))
     drive.undo(worker, *drive.suspected(worker), refused=errno.EINVAL)  # the keeper's last ioctl had done it
-    drive.report(worker, report.Done(2))
+    drive.report(worker, messages.Done(2))
     drive.exit(worker)
     assert thaw.value == 2
     assert outcome(drive) == "thawed"
@@ -234,9 +234,9 @@ def test_a_keeper_that_does_not_hear_is_killed(drive: Drive) -> None:
 def test_a_keeper_that_does_not_exit_after_its_report_is_killed(drive: Drive) -> None:
     _, keeper = drive.hold(1)
     thaw = drive.ask("va.fsthaw")
-    drive.report(keeper, report.Thawing("", drive.now))
+    drive.report(keeper, messages.Thawing("", drive.now))
     drive.undo(keeper, 0)
-    drive.report(keeper, report.Done(1))
+    drive.report(keeper, messages.Done(1))
     drive.wait(1)
     assert drive.killed == {keeper}
     for _ in range(3):
@@ -254,10 +254,10 @@ def test_a_keeper_that_does_not_exit_after_its_report_is_killed(drive: Drive) ->
 def test_the_keeper_finds_that_someone_else_had_thawed(drive: Drive) -> None:
     _, keeper = drive.hold(2)
     thaw = drive.ask("va.fsthaw")
-    drive.report(keeper, report.Thawing("", drive.now))
+    drive.report(keeper, messages.Thawing("", drive.now))
     drive.undo(keeper, 0)
     drive.undo(keeper, 1, refused=errno.EINVAL)
-    drive.report(keeper, report.Failed(8, "someone else had thawed /srv/1"))
+    drive.report(keeper, messages.Failed(8, "someone else had thawed /srv/1"))
     drive.exit(keeper)
     assert thaw.code is Code.FREEZE_BROKEN
     assert "/srv/1" in thaw.fault.text
@@ -271,10 +271,10 @@ def test_a_thaw_worker_finds_that_someone_else_had_thawed(drive: Drive) -> None:
     thaw = drive.ask("va.fsthaw")
     drive.die(keeper)  # before it touched anything
     worker = drive.newest
-    drive.report(worker, report.Started(1))
+    drive.report(worker, messages.Started(1))
     drive.undo(worker, 0)
     drive.undo(worker, 1, refused=errno.EINVAL)
-    drive.report(worker, report.Done(2))
+    drive.report(worker, messages.Done(2))
     drive.exit(worker)
     assert thaw.code is Code.FREEZE_BROKEN
     assert "/srv/1" in thaw.fault.text
@@ -287,9 +287,9 @@ def test_the_second_pass_finds_nothing_frozen_and_that_breaks_nothing(drive: Dri
     drive.compensates()
     drive.die(keeper)
     worker = drive.newest
-    drive.report(worker, report.Started(1))
+    drive.report(worker, messages.Started(1))
     drive.undo(worker, 0, refused=errno.EINVAL)
-    drive.report(worker, report.Done(1))
+    drive.report(worker, messages.Done(1))
     drive.exit(worker)
     assert thaw.value == 1
 
@@ -301,9 +301,9 @@ def test_the_hold_is_extended_by_the_keepers_word(drive: Drive) -> None:
     _, keeper = drive.hold(1)
     drive.wait(50)
     hold = drive.ask("va.fshold", 100)
-    assert drive.told[-1] == (keeper, report.Hold(drive.now + 100))
+    assert drive.told[-1] == (keeper, messages.Hold(drive.now + 100))
     assert not hold.answered
-    drive.report(keeper, report.Held(drive.now + 100))
+    drive.report(keeper, messages.Held(drive.now + 100))
     assert hold.value == pytest.approx(100)
     assert drive.status().hold_left == pytest.approx(100)
     drive.wait(99.9)
@@ -317,7 +317,7 @@ def test_the_hold_is_extended_by_the_keepers_word(drive: Drive) -> None:
 def test_the_hold_may_be_shortened(drive: Drive) -> None:
     _, keeper = drive.hold(1)
     drive.ask("va.fshold", 5)
-    drive.report(keeper, report.Held(drive.now + 5))
+    drive.report(keeper, messages.Held(drive.now + 5))
     drive.wait(5)
     assert drive.state is FreezeState.THAWINPROGRESS
 
@@ -325,7 +325,7 @@ def test_the_hold_may_be_shortened(drive: Drive) -> None:
 def test_the_hold_is_bounded_by_the_configuration(drive: Drive) -> None:
     _, keeper = drive.hold(1)
     drive.ask("va.fshold", 1e6)
-    assert drive.told[-1] == (keeper, report.Hold(drive.now + 600))
+    assert drive.told[-1] == (keeper, messages.Hold(drive.now + 600))
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e12, "5", True, None, [5]])
@@ -347,7 +347,7 @@ def test_only_what_is_held_can_be_extended(drive: Drive) -> None:
 
 def test_a_keeper_cannot_stretch_the_hold_unasked(drive: Drive) -> None:
     _, keeper = drive.hold(1)
-    drive.report(keeper, report.Held(drive.now + 30))
+    drive.report(keeper, messages.Held(drive.now + 30))
     drive.wait(61)
     assert drive.state is not FreezeState.FROZEN
 
@@ -355,7 +355,7 @@ def test_a_keeper_cannot_stretch_the_hold_unasked(drive: Drive) -> None:
 def test_a_keeper_cannot_stretch_the_hold_beyond_what_was_asked(drive: Drive) -> None:
     _, keeper = drive.hold(1)
     drive.ask("va.fshold", 100)
-    drive.report(keeper, report.Held(drive.now + 5000))
+    drive.report(keeper, messages.Held(drive.now + 5000))
     drive.wait(601)
     assert drive.state is not FreezeState.FROZEN
 
@@ -363,8 +363,8 @@ def test_a_keeper_cannot_stretch_the_hold_beyond_what_was_asked(drive: Drive) ->
 def test_each_extension_is_answered_with_what_it_got(drive: Drive) -> None:
     _, keeper = drive.hold(1)
     first, second = drive.ask("va.fshold", 10), drive.ask("va.fshold", 100)
-    drive.report(keeper, report.Held(drive.now + 10))
-    drive.report(keeper, report.Held(drive.now + 100))
+    drive.report(keeper, messages.Held(drive.now + 10))
+    drive.report(keeper, messages.Held(drive.now + 100))
     assert first.value == pytest.approx(10)
     assert second.value == pytest.approx(100)
 
@@ -376,7 +376,7 @@ def test_not_too_many_extensions_wait_at_once(drive: Drive) -> None:
     assert refused
     assert {c.code for c in refused} == {Code.BUSY}
     for _ in range(len(calls) - len(refused)):
-        drive.report(keeper, report.Held(drive.now + 10))
+        drive.report(keeper, messages.Held(drive.now + 10))
     assert all(c.answered for c in calls)
 
 
@@ -403,7 +403,7 @@ def test_an_extension_is_answered_when_thaw_is_asked_meanwhile(drive: Drive, lat
     hold = drive.ask("va.fshold", 100)
     thaw = drive.ask("va.fsthaw")
     if late:
-        drive.report(keeper, report.Held(drive.now + 100))
+        drive.report(keeper, messages.Held(drive.now + 100))
     drive.thaws(keeper, 1)
     assert thaw.value == 1
     assert hold.answered
@@ -414,7 +414,7 @@ def test_a_late_held_does_not_bring_a_hold_back(drive: Drive) -> None:
     _, keeper = drive.hold(1)
     hold = drive.ask("va.fshold", 100)
     drive.wait(60)
-    drive.report(keeper, report.Held(drive.now + 100))
+    drive.report(keeper, messages.Held(drive.now + 100))
     assert drive.state is FreezeState.THAWINPROGRESS
     assert hold.code is Code.FREEZE_BROKEN
     drive.wait(3)
@@ -426,8 +426,8 @@ def test_a_keeper_that_was_extended_just_too_late_is_told_to_thaw(drive: Drive) 
     drive.wait(59.999)
     drive.ask("va.fshold", 100)
     drive.wait(0.001)
-    drive.report(keeper, report.Held(drive.now + 99.999))  # it holds on
-    assert drive.told[-1] == (keeper, report.Thaw())
+    drive.report(keeper, messages.Held(drive.now + 99.999))  # it holds on
+    assert drive.told[-1] == (keeper, messages.Thaw())
 
 
 # -- every order of four things that happen at about the same time

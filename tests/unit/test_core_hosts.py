@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from fakes.drive import PEER, Asked, Drive
-from virtagent.agent import report
-from virtagent.agent.errors import Code, Fault
-from virtagent.agent.rpcs import RPCS, Disk
-from virtagent.agent.states import FreezeState
-from virtagent.supervisor import events
-from virtagent.supervisor.core import CALLS_MAX
-from virtagent.supervisor.status import Record
+from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.api.methods import RPCS, Disk
+from virtagent.agent.api.states import FreezeState
+from virtagent.agent.worker import messages
+from virtagent.supervisor.core import events
+from virtagent.supervisor.core.engine import CALLS_MAX
+from virtagent.supervisor.core.status import Record
 
 PARAMS: dict[str, list[Any]] = {
     "va.getfile": ["/etc/hostname"],
@@ -40,7 +40,7 @@ def brought_to(state: str, **config: Any) -> tuple[Drive, int]:
     drive.sync(worker, 1)
     drive.freezes(worker, 0)
     drive.frozen(worker, 0)
-    drive.report(worker, report.Frozen(1, drive.now, drive.now + 60))
+    drive.report(worker, messages.Frozen(1, drive.now, drive.now + 60))
     if state == "FROZEN":
         return drive, worker
     drive.die(worker)
@@ -83,7 +83,7 @@ def test_rpcs_that_read_run_in_every_state(state: str) -> None:
     call = drive.ask("va.getdmesg")
     worker = drive.newest
     assert drive.spawned[worker].rpc == "va.getdmesg"
-    drive.report(worker, report.Started(1), report.Done("text"))
+    drive.report(worker, messages.Started(1), messages.Done("text"))
     drive.exit(worker)
     assert call.value == "text"
 
@@ -133,18 +133,20 @@ def test_a_worker_gives_its_value_fault_or_death(drive: Drive) -> None:
     call = drive.ask("va.getfile", "/x")
     worker = drive.newest
     assert drive.spawned[worker].args == {"path": "/x"}
-    drive.report(worker, report.Started(1), report.Failed(Code.FAILED, "va.getfile: /x: Permission denied (EACCES)"))
+    drive.report(
+        worker, messages.Started(1), messages.Failed(Code.FAILED, "va.getfile: /x: Permission denied (EACCES)")
+    )
     assert call.code is Code.FAILED
     drive.exit(worker)
 
     call = drive.ask("va.getfile", "/x")
-    drive.report(drive.newest, report.Started(1), report.Failed(4711, "what"))
+    drive.report(drive.newest, messages.Started(1), messages.Failed(4711, "what"))
     assert call.code is Code.INTERNAL
     drive.exit(drive.newest)
 
     call = drive.ask("va.getfile", "/x")
     worker = drive.newest
-    drive.report(worker, report.Started(1))
+    drive.report(worker, messages.Started(1))
     drive.now += 3
     drive.exit(worker, number=11)
     assert call.code is Code.WORKER_DIED
@@ -160,7 +162,7 @@ def test_a_worker_gives_its_value_fault_or_death(drive: Drive) -> None:
 def test_an_overrun_is_killed_and_told_at_once(drive: Drive) -> None:
     call = drive.ask("va.getfile", "/x")
     worker = drive.newest
-    drive.report(worker, report.Started(1))
+    drive.report(worker, messages.Started(1))
     drive.wait(29.9)
     assert not call.answered
     drive.wait(0.1)
@@ -170,20 +172,26 @@ def test_an_overrun_is_killed_and_told_at_once(drive: Drive) -> None:
     drive.wait(1000)
     assert drive.logged("stuck")
     assert drive.core.nearest() is None
-    drive.report(worker, report.Done(b""))
+    drive.report(worker, messages.Done(b""))
     drive.die(worker)
     assert drive.idle()
 
 
 @pytest.mark.parametrize(
     "message",
-    [report.Plan({}), report.Step(0, "frozen"), report.Progress("sync"), report.Frozen(1, 0, 0), report.Thawing("", 0)],
+    [
+        messages.Plan({}),
+        messages.Step(0, "frozen"),
+        messages.Progress("sync"),
+        messages.Frozen(1, 0, 0),
+        messages.Thawing("", 0),
+    ],
     ids=lambda m: type(m).__name__,
 )
-def test_an_ordinary_worker_may_not_speak_of_freezing(drive: Drive, message: report.Report) -> None:
+def test_an_ordinary_worker_may_not_speak_of_freezing(drive: Drive, message: messages.Report) -> None:
     call = drive.ask("va.getfile", "/x")
     worker = drive.newest
-    drive.report(worker, report.Started(1), message)
+    drive.report(worker, messages.Started(1), message)
     assert drive.killed == {worker}
     assert call.code is Code.WORKER_DIED
     assert drive.state is FreezeState.THAWED
@@ -194,7 +202,7 @@ def test_an_ordinary_worker_may_not_speak_of_freezing(drive: Drive, message: rep
 def test_rubbish_after_the_answer_changes_nothing_for_the_host(drive: Drive) -> None:
     call = drive.ask("va.getfile", "/x")
     worker = drive.newest
-    drive.report(worker, report.Started(1), report.Done(b"y"))
+    drive.report(worker, messages.Started(1), messages.Done(b"y"))
     drive.feed(events.RubbishReported(worker, "x"))
     drive.die(worker)
     assert call.value == b"y"
@@ -269,7 +277,7 @@ def test_the_call_waits_as_long_as_its_host_chose_and_the_job_goes_on(drive: Dri
     assert not drive.killed
     drive.freezes(keeper, 0)
     drive.frozen(keeper, 0)
-    drive.report(keeper, report.Frozen(1, drive.now, drive.now + 60))
+    drive.report(keeper, messages.Frozen(1, drive.now, drive.now + 60))
     assert drive.state is FreezeState.FROZEN
     thaw = drive.ask("va.fsthaw", {"wait": 1})
     drive.wait(1)
@@ -372,7 +380,7 @@ def test_frozen_wakes_the_poll_at_once(drive: Drive) -> None:
     drive.freezes(keeper, 0)
     drive.frozen(keeper, 0)
     poll = drive.ask("va.fsstatus", {"since": drive.status().seq})
-    drive.report(keeper, report.Frozen(1, drive.now, drive.now + 60))
+    drive.report(keeper, messages.Frozen(1, drive.now, drive.now + 60))
     assert poll.value.code == 2
 
 
@@ -398,7 +406,7 @@ def test_a_host_that_goes_away_changes_nothing_and_a_broken_freeze_is_told_to_th
     at("freezing")
     drive.frozen(worker, 0)
     at("frozen")
-    drive.report(worker, report.Frozen(1, drive.now, drive.now + 60))
+    drive.report(worker, messages.Frozen(1, drive.now, drive.now + 60))
     at("held")
     assert drive.state is FreezeState.FROZEN
     assert not drive.killed
@@ -455,7 +463,7 @@ def test_broken_survives_the_agents_own_end(drive: Drive) -> None:
 def test_several_thaw_callers_of_a_good_freeze_all_learn_it(drive: Drive) -> None:
     _, keeper = drive.hold(2)
     callers = [drive.ask("va.fsthaw") for _ in range(3)]
-    assert [m for _, m in drive.told].count(report.Thaw()) == 1
+    assert [m for _, m in drive.told].count(messages.Thaw()) == 1
     drive.hang_up(callers[1])
     drive.thaws(keeper, 2)
     assert (callers[0].value, callers[2].value) == (2, 2)
@@ -523,7 +531,7 @@ def test_sigterm_thaws_first(state: str) -> None:
         assert drive.killed == {worker}
         drive.die(worker)
     elif state == "FROZEN":
-        assert drive.told[-1] == (worker, report.Thaw())
+        assert drive.told[-1] == (worker, messages.Thaw())
         drive.thaws(worker, 1)
     else:
         drive.wait(30)
@@ -585,7 +593,7 @@ def test_shutdown_runs_the_configured_program() -> None:
     drive = Drive(shutdown_command=("/bin/echo", "bye"))
     call = drive.ask("va.shutdown", "reboot")
     assert drive.spawned[drive.newest].args == {"mode": "reboot", "command": ("/bin/echo", "bye")}
-    drive.report(drive.newest, report.Started(1), report.Done("dummy"))
+    drive.report(drive.newest, messages.Started(1), messages.Done("dummy"))
     drive.exit(drive.newest)
     assert call.value == "dummy"
 
@@ -593,13 +601,13 @@ def test_shutdown_runs_the_configured_program() -> None:
 def test_shutdown_thaws_first_and_the_freeze_is_broken(drive: Drive) -> None:
     _, keeper = drive.hold(1)
     call = drive.ask("va.shutdown", "halt")
-    assert drive.told[-1] == (keeper, report.Thaw())
+    assert drive.told[-1] == (keeper, messages.Thaw())
     thaw = drive.ask("va.fsthaw")
     assert not drive.workers("va.shutdown")
     drive.thaws(keeper, 1)
     assert thaw.code is Code.FREEZE_BROKEN
     [worker] = drive.workers("va.shutdown")
-    drive.report(worker, report.Started(1), report.Done("dummy"))
+    drive.report(worker, messages.Started(1), messages.Done("dummy"))
     drive.exit(worker)
     assert call.value == "dummy"
     assert drive.idle()
@@ -635,7 +643,7 @@ def test_shutdown_does_not_wait_for_a_stuck_disk(drive: Drive) -> None:
     drive.sync(worker, 1)
     drive.freezes(worker, 0)
     drive.wait(31)
-    drive.report(drive.newest, report.Started(1), report.Step(0, "thawing"))
+    drive.report(drive.newest, messages.Started(1), messages.Step(0, "thawing"))
     drive.wait(60)
     assert drive.state is FreezeState.ERROR
     drive.ask("va.shutdown", "powerdown")

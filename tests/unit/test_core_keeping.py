@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from fakes.drive import Asked, Drive
-from virtagent.agent import report
-from virtagent.agent.errors import Code
-from virtagent.agent.rpcs import RPCS
-from virtagent.supervisor import events
-from virtagent.supervisor.core import BULKY_MAX
-from virtagent.supervisor.keeping import ASKED_BYTES, ASKED_MAX, LOOSE_MAX
+from virtagent.agent.api.errors import Code
+from virtagent.agent.api.methods import RPCS
+from virtagent.agent.worker import messages
+from virtagent.supervisor.core import events
+from virtagent.supervisor.core.engine import BULKY_MAX
+from virtagent.supervisor.core.resources import ASKED_BYTES, ASKED_MAX, RELEASABLE_MAX
 
 LOST = "handle '1000' has not been found"
 
@@ -31,7 +31,7 @@ def opened(drive: Drive, handle: int = 1000) -> int:
     call = ask(drive, "file-open", path="/x")
     worker = drive.newest
     assert drive.spawned[worker].args["handle"] == handle
-    drive.report(worker, report.Started(1), report.Kept(handle, handle))
+    drive.report(worker, messages.Started(1), messages.Acquired(handle, handle))
     assert call.value == handle
     return worker
 
@@ -39,12 +39,12 @@ def opened(drive: Drive, handle: int = 1000) -> int:
 def started(drive: Drive, pid: int) -> int:
     call = ask(drive, "exec", path="/bin/x")
     worker = drive.newest
-    drive.report(worker, report.Started(1), report.Kept(pid, {"pid": pid}))
+    drive.report(worker, messages.Started(1), messages.Acquired(pid, {"pid": pid}))
     assert call.value == {"pid": pid}
     return worker
 
 
-def told(drive: Drive, worker: int) -> list[report.Control]:
+def told(drive: Drive, worker: int) -> list[messages.Control]:
     return [message for to, message in drive.told if to == worker]
 
 
@@ -55,15 +55,15 @@ def test_a_file_is_opened_asked_and_closed(drive: Drive) -> None:
     assert worker not in drive.killed
     read = ask(drive, "file-read", handle=1000, count=5)
     [question] = told(drive, worker)
-    assert isinstance(question, report.Ask)
+    assert isinstance(question, messages.Ask)
     assert (question.rpc, question.args) == ("guest-file-read", {"handle": 1000, "count": 5})
     assert len(drive.spawned) == 1
-    drive.report(worker, report.Replied(question.call, {"count": 0, "buf-b64": "", "eof": True}))
+    drive.report(worker, messages.Replied(question.call, {"count": 0, "buf-b64": "", "eof": True}))
     assert read.value["eof"] is True
     close = ask(drive, "file-close", handle=1000)
     last = told(drive, worker)[-1]
-    assert isinstance(last, report.Ask)
-    drive.report(worker, report.Replied(last.call, {}), report.Done(None))
+    assert isinstance(last, messages.Ask)
+    drive.report(worker, messages.Replied(last.call, {}), messages.Done(None))
     drive.exit(worker)
     assert close.value == {}
     assert ask(drive, "file-close", handle=1000).fault.text == LOST
@@ -80,7 +80,7 @@ def test_a_refusal_of_the_keeper_is_the_answer_and_it_goes_on(drive: Drive) -> N
     worker = opened(drive)
     call = ask(drive, "file-seek", handle=1000, offset=-1, whence="set")
     [question] = told(drive, worker)
-    drive.report(worker, report.Declined(question.call, int(Code.FAILED), "Invalid argument"))
+    drive.report(worker, messages.Declined(question.call, int(Code.FAILED), "Invalid argument"))
     assert call.fault.text == "Invalid argument"
     assert worker in drive.live
     assert drive.core.nearest() is None
@@ -91,7 +91,7 @@ def test_each_answer_has_its_limit_and_an_overrun_loses_the_file(drive: Drive) -
     limit = RPCS["guest-file-read"].limit or 0
     first, second = ask(drive, "file-read", handle=1000), ask(drive, "file-flush", handle=1000)
     drive.wait(limit - 1)
-    drive.report(worker, report.Replied(told(drive, worker)[0].call, {}))
+    drive.report(worker, messages.Replied(told(drive, worker)[0].call, {}))
     assert first.value == {}
     drive.wait(limit - 1)
     assert not second.answered
@@ -110,7 +110,7 @@ def test_the_death_of_the_keeper_answers_all_that_wait_for_it_and_no_other(drive
     drive.die(worker)
     assert {call.code for call in calls} == {Code.WORKER_DIED}
     assert not bystander.answered
-    drive.report(other, report.Replied(told(drive, other)[0].call, {}))
+    drive.report(other, messages.Replied(told(drive, other)[0].call, {}))
     assert bystander.value == {}
 
 
@@ -118,13 +118,13 @@ def test_who_asks_behind_the_close_is_told_that_it_is_gone(drive: Drive) -> None
     worker = opened(drive)
     ask(drive, "file-close", handle=1000)
     late = ask(drive, "file-read", handle=1000)
-    drive.report(worker, report.Replied(told(drive, worker)[0].call, {}), report.Done(None))
+    drive.report(worker, messages.Replied(told(drive, worker)[0].call, {}), messages.Done(None))
     drive.exit(worker)
     assert late.fault.text == LOST
 
 
 def test_keepers_are_not_counted_as_workers_and_have_a_number_of_their_own(drive: Drive) -> None:
-    most = RPCS["guest-file-open"].keeps
+    most = RPCS["guest-file-open"].holds
     for handle in range(1000, 1000 + most):
         opened(drive, handle)
     assert ask(drive, "file-open", path="/x").code is Code.BUSY
@@ -132,22 +132,22 @@ def test_keepers_are_not_counted_as_workers_and_have_a_number_of_their_own(drive
 
 
 def test_of_programs_those_that_have_ended_and_were_not_asked_about_make_room(drive: Drive) -> None:
-    most = RPCS["guest-exec"].keeps
+    most = RPCS["guest-exec"].holds
     workers = [started(drive, 100 + i) for i in range(most)]
     assert ask(drive, "exec", path="/x").code is Code.BUSY
-    drive.report(workers[3], report.Loose())
-    drive.report(workers[7], report.Loose())
+    drive.report(workers[3], messages.Releasable())
+    drive.report(workers[7], messages.Releasable())
     assert not ask(drive, "exec", path="/x").answered
-    assert told(drive, workers[3]) == [report.Drop()]
+    assert told(drive, workers[3]) == [messages.Drop()]
     assert ask(drive, "exec-status", pid=103).fault.text == "Invalid parameter 'pid'"
-    drive.report(workers[3], report.Done(None))
+    drive.report(workers[3], messages.Done(None))
     drive.exit(workers[3])
     assert told(drive, workers[7]) == []
 
 
 def test_a_pid_that_the_kernel_gives_out_again_means_the_newer_program(drive: Drive) -> None:
     old, new = started(drive, 100), started(drive, 100)
-    assert told(drive, old) == [report.Drop()]
+    assert told(drive, old) == [messages.Drop()]
     ask(drive, "exec-status", pid=100)
     assert len(told(drive, new)) == 1
 
@@ -157,8 +157,8 @@ def test_a_program_gets_the_limit_of_the_configuration(drive: Drive) -> None:
     assert drive.spawned[drive.newest].args["limit"] == 90
 
 
-@pytest.mark.parametrize("wrong", [report.Replied(99, 1), report.Declined(99, 12, "x")])
-def test_an_answer_that_nobody_asked_for_is_rubbish(drive: Drive, wrong: report.Report) -> None:
+@pytest.mark.parametrize("wrong", [messages.Replied(99, 1), messages.Declined(99, 12, "x")])
+def test_an_answer_that_nobody_asked_for_is_rubbish(drive: Drive, wrong: messages.Report) -> None:
     worker = opened(drive)
     drive.report(worker, wrong)
     assert worker in drive.killed
@@ -210,10 +210,10 @@ def test_the_first_question_has_its_limit(drive: Drive) -> None:
 def test_what_a_keeper_says_after_it_was_killed_is_late_not_wrong(drive: Drive) -> None:
     call = ask(drive, "file-open", path="/x")
     worker = drive.newest
-    drive.report(worker, report.Started(1))
+    drive.report(worker, messages.Started(1))
     drive.wait((RPCS["guest-file-open"].limit or 0) + 0.1)
     assert call.code is Code.OVERRUN
-    drive.report(worker, report.Kept(1000, 1000), report.Replied(7, 1), report.Loose())
+    drive.report(worker, messages.Acquired(1000, 1000), messages.Replied(7, 1), messages.Releasable())
     drive.wait(2)
     assert drive.logged("stuck")
     assert ask(drive, "file-read", handle=1000).fault.text == LOST
@@ -230,17 +230,17 @@ def test_a_write_under_way_when_a_freeze_begins_may_wait_for_the_thaw(drive: Dri
     thaw = drive.ask("va.fsthaw")
     drive.thaws(keeper)
     assert thaw.value == 2
-    drive.report(worker, *(report.Replied(q.call, {}) for q in told(drive, worker) if isinstance(q, report.Ask)))
+    drive.report(worker, *(messages.Replied(q.call, {}) for q in told(drive, worker) if isinstance(q, messages.Ask)))
     assert write.value == read.value == {}
 
 
 def test_only_a_few_that_may_be_dropped_are_kept(drive: Drive) -> None:
-    workers = [started(drive, 100 + i) for i in range(LOOSE_MAX + 1)]
+    workers = [started(drive, 100 + i) for i in range(RELEASABLE_MAX + 1)]
     for worker in workers[:-1]:
-        drive.report(worker, report.Loose())
+        drive.report(worker, messages.Releasable())
     assert not any(told(drive, worker) for worker in workers)
-    drive.report(workers[-1], report.Loose())
-    assert told(drive, workers[0]) == [report.Drop()]
+    drive.report(workers[-1], messages.Releasable())
+    assert told(drive, workers[0]) == [messages.Drop()]
 
 
 def test_a_thaw_that_nobody_waits_for_is_done_and_the_news_kept(drive: Drive) -> None:
@@ -279,7 +279,7 @@ def test_the_end_of_the_agent_ends_keepers(drive: Drive) -> None:
     assert call.code is Code.WRONG_STATE
     assert worker in drive.killed
     assert program not in drive.killed  # it ends its program first
-    assert told(drive, program) == [report.Drop()]
+    assert told(drive, program) == [messages.Drop()]
 
 
 @pytest.mark.parametrize("state", ["INPROGRESS", "THAWINPROGRESS"])
@@ -294,7 +294,7 @@ def test_fsfreeze_status_waits_for_the_outcome(drive: Drive, state: str) -> None
         drive.freezes(worker, 0, 1)
         drive.frozen(worker, 0, 1)
         assert not asked[0].answered
-        drive.report(worker, report.Frozen(2, drive.now, drive.now + 60))
+        drive.report(worker, messages.Frozen(2, drive.now, drive.now + 60))
         assert {call.value for call in asked} == {"frozen"}
     else:
         thaw = ask(drive, "fsfreeze-thaw")
@@ -341,7 +341,7 @@ def test_freeze_list_takes_mount_points_as_they_are(drive: Drive) -> None:
 
 def test_what_is_secret_is_not_in_the_audit_record(drive: Drive) -> None:
     ask(drive, "set-user-password", username="tux", password="c2VjcmV0", crypted=False)
-    drive.report(drive.newest, report.Started(1), report.Done({}))
+    drive.report(drive.newest, messages.Started(1), messages.Done({}))
     [line] = drive.logged("set-user-password")
     assert "tux" in line
     assert "c2VjcmV0" not in line

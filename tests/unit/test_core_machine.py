@@ -10,8 +10,8 @@ from fakes.drive import Asked, Drive
 from fakes.guest import Action, Freezer, Guest, Process, Thawer
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from virtagent.agent.errors import Code, Fault
-from virtagent.supervisor import events
+from virtagent.agent.api.errors import Code, Fault
+from virtagent.supervisor.core import events
 
 KINDS: dict[str, type[Freezer | Thawer]] = {"va.fsfreeze": Freezer, "thaw": Thawer}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from fakes.drive import Drive
-from virtagent.agent import report
-from virtagent.agent.errors import Code
-from virtagent.agent.freeze import OWN_LIMIT_LATER
+from virtagent.agent.api.errors import Code
+from virtagent.agent.worker import messages
+from virtagent.agent.worker.freeze import OWN_LIMIT_LATER
 
 
 def test_the_number_of_file_systems_is_the_answer() -> None:
@@ -15,10 +15,10 @@ def test_the_number_of_file_systems_is_the_answer() -> None:
     worker = drive.newest
     options = drive.spawned[worker].args["options"]
     assert (options.rules.request_include, options.sync_limit) == (("/srv/*",), 600)
-    drive.report(worker, report.Started(1), report.Progress("sync", 1), report.Step(0, "syncing"))
+    drive.report(worker, messages.Started(1), messages.Progress("sync", 1), messages.Step(0, "syncing"))
     (shown,) = drive.status().workers
     assert (shown.rpc, shown.phase) == ("va.fssync", "sync")
-    drive.report(worker, report.Step(0, "synced"), report.Progress("sync", 2), report.Done(1))
+    drive.report(worker, messages.Step(0, "synced"), messages.Progress("sync", 2), messages.Done(1))
     drive.exit(worker)
     assert call.value == 1
     assert drive.idle()
@@ -32,7 +32,7 @@ def test_its_limit_is_that_of_the_sync_phase(limit: float, options: dict[str, fl
     drive = Drive(sync_limit=limit)
     call = drive.ask("va.fssync", options)
     worker = drive.newest
-    drive.report(worker, report.Started(1))
+    drive.report(worker, messages.Started(1))
     if killed_after is None:
         assert drive.core.nearest() is None
         return
@@ -52,7 +52,7 @@ def test_more_than_the_daemons_limit_is_refused() -> None:
 def test_the_call_waits_no_longer_than_asked_and_the_job_goes_on() -> None:
     drive = Drive()
     call = drive.ask("va.fssync", {"wait": 2})
-    drive.report(drive.newest, report.Started(1))
+    drive.report(drive.newest, messages.Started(1))
     drive.wait(2)
     assert call.code is Code.IN_PROGRESS
     assert not drive.killed
@@ -68,6 +68,6 @@ def test_a_worker_that_syncs_cannot_say_that_it_froze() -> None:
     drive = Drive()
     call = drive.ask("va.fssync")
     worker = drive.newest
-    drive.report(worker, report.Started(1), report.Frozen(1, 0, 0))
+    drive.report(worker, messages.Started(1), messages.Frozen(1, 0, 0))
     assert call.code is Code.WORKER_DIED
     assert drive.killed == {worker}

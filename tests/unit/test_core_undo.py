@@ -6,10 +6,10 @@ import errno
 
 import pytest
 from fakes.drive import Drive, plan_of
-from virtagent.agent import report
-from virtagent.agent.errors import Code
-from virtagent.agent.states import FreezeState
-from virtagent.supervisor import events
+from virtagent.agent.api.errors import Code
+from virtagent.agent.api.states import FreezeState
+from virtagent.agent.worker import messages
+from virtagent.supervisor.core import events
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def test_a_freeze_worker_that_is_stuck_makes_an_error_that_names_the_mount(drive
     drive.frozen(worker, 0)
     drive.wait(30)
     thawer = drive.newest
-    drive.report(thawer, report.Started(1))
+    drive.report(thawer, messages.Started(1))
     drive.undo(thawer, 0)
-    drive.report(thawer, report.Step(1, "thawing"))
+    drive.report(thawer, messages.Step(1, "thawing"))
     assert drive.state is FreezeState.THAWINPROGRESS
     drive.wait(1)
     assert drive.state is FreezeState.ERROR
@@ -105,7 +105,7 @@ def test_thaw_while_a_worker_is_stuck_says_so_at_once(drive: Drive) -> None:
 
 def test_a_stuck_thaw_worker_is_waited_for_and_then_tried_again(drive: Drive) -> None:
     thawer = broken(drive, 1)
-    drive.report(thawer, report.Started(1), report.Step(0, "thawing"))
+    drive.report(thawer, messages.Started(1), messages.Step(0, "thawing"))
     drive.wait(10)
     assert thawer in drive.killed
     drive.wait(1)
@@ -124,9 +124,9 @@ def test_a_stuck_thaw_worker_is_waited_for_and_then_tried_again(drive: Drive) ->
 
 def test_a_mount_is_tried_again_though_another_is_stuck(drive: Drive) -> None:
     thawer = broken(drive, 2)
-    drive.report(thawer, report.Started(1))
+    drive.report(thawer, messages.Started(1))
     drive.undo(thawer, 0, refused=errno.EIO)
-    drive.report(thawer, report.Step(1, "thawing"))
+    drive.report(thawer, messages.Step(1, "thawing"))
     drive.wait(11)
     assert drive.state is FreezeState.ERROR
     drive.wait(60)
@@ -141,9 +141,9 @@ def test_nothing_to_thaw_is_no_proof_while_a_killed_worker_may_still_freeze(driv
     drive.freezes(worker, 0)
     drive.wait(30)
     thawer = drive.newest
-    drive.report(thawer, report.Started(1))
+    drive.report(thawer, messages.Started(1))
     drive.undo(thawer, 0, refused=errno.EINVAL)  # its FIFREEZE waits for writers; it completes a moment later
-    drive.report(thawer, report.Done(1))
+    drive.report(thawer, messages.Done(1))
     drive.exit(thawer)
     drive.wait(0.9)
     assert attempts(drive) > 1, "tried again before the worker is dead"
@@ -203,10 +203,10 @@ def test_the_back_off_begins_anew_with_the_next_freeze(drive: Drive) -> None:
 
 def test_only_what_is_not_proved_thawed_is_tried_again(drive: Drive) -> None:
     thawer = broken(drive, 3)
-    drive.report(thawer, report.Started(1))
+    drive.report(thawer, messages.Started(1))
     drive.undo(thawer, 0, 2)
     drive.undo(thawer, 1, refused=errno.EIO)
-    drive.report(thawer, report.Failed(Code.FAILED, "/srv/1: FITHAW: EIO"))
+    drive.report(thawer, messages.Failed(Code.FAILED, "/srv/1: FITHAW: EIO"))
     drive.exit(thawer)
     drive.wait(1)
     assert drive.suspected(drive.newest) == {1}
@@ -253,10 +253,10 @@ def test_many_callers_in_error_pile_up_nothing(drive: Drive) -> None:
 def test_a_keeper_that_could_not_thaw_is_followed_up(drive: Drive) -> None:
     _, keeper = drive.hold(2)
     thaw = drive.ask("va.fsthaw")
-    drive.report(keeper, report.Thawing("", drive.now))
+    drive.report(keeper, messages.Thawing("", drive.now))
     drive.undo(keeper, 0)
     drive.undo(keeper, 1, refused=errno.EIO)
-    drive.report(keeper, report.Failed(Code.FAILED, "/srv/1: FITHAW: EIO"))
+    drive.report(keeper, messages.Failed(Code.FAILED, "/srv/1: FITHAW: EIO"))
     assert not drive.workers("thaw"), "at most one attempt in flight: the keeper still holds it"
     drive.exit(keeper)
     assert drive.suspected(drive.newest) == {1}
@@ -283,7 +283,7 @@ def test_fork_fails_for_the_thaw_worker(drive: Drive) -> None:
 
 def test_a_thaw_worker_dies(drive: Drive) -> None:
     thawer = broken(drive, 2)
-    drive.report(thawer, report.Started(1))
+    drive.report(thawer, messages.Started(1))
     drive.undo(thawer, 0)
     drive.die(thawer)
     drive.wait(1)
@@ -296,19 +296,19 @@ def test_a_thaw_worker_dies(drive: Drive) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        report.Progress("thaw"),
-        report.Plan({}),
-        report.Frozen(1, 0, 0),
-        report.Held(1),
-        report.Thawing("", 1),
-        report.Step(9, "thawed"),
-        report.Step(0, "molten"),
+        messages.Progress("thaw"),
+        messages.Plan({}),
+        messages.Frozen(1, 0, 0),
+        messages.Held(1),
+        messages.Thawing("", 1),
+        messages.Step(9, "thawed"),
+        messages.Step(0, "molten"),
     ],
     ids=lambda m: type(m).__name__,
 )
-def test_a_thaw_worker_talks_rubbish(drive: Drive, message: report.Report) -> None:
+def test_a_thaw_worker_talks_rubbish(drive: Drive, message: messages.Report) -> None:
     thawer = broken(drive, 1)
-    drive.report(thawer, report.Started(1), message)
+    drive.report(thawer, messages.Started(1), message)
     assert drive.killed == {thawer}
     assert drive.state is not FreezeState.THAWED
     drive.die(thawer)
@@ -320,7 +320,7 @@ def test_a_thaw_worker_talks_rubbish(drive: Drive, message: report.Report) -> No
 
 def test_a_thaw_worker_that_proves_nothing_is_not_believed(drive: Drive) -> None:
     thawer = broken(drive, 1)
-    drive.report(thawer, report.Started(1), report.Done(1))
+    drive.report(thawer, messages.Started(1), messages.Done(1))
     drive.exit(thawer)
     assert drive.state is not FreezeState.THAWED
 
@@ -330,7 +330,7 @@ def test_a_thaw_worker_that_proves_nothing_is_followed_with_back_off(drive: Driv
     for _ in range(5):
         thawer = drive.newest
         if thawer in drive.live:
-            drive.report(thawer, report.Started(1), report.Done(1))
+            drive.report(thawer, messages.Started(1), messages.Done(1))
             drive.exit(thawer)
     assert attempts(drive) < 5
 
@@ -338,7 +338,7 @@ def test_a_thaw_worker_that_proves_nothing_is_followed_with_back_off(drive: Driv
 def test_the_thaw_limit_bounds_an_attempt() -> None:
     drive = Drive(thaw_limit=3)
     thawer = broken(drive, 1)
-    drive.report(thawer, report.Started(1), report.Step(0, "thawing"))
+    drive.report(thawer, messages.Started(1), messages.Step(0, "thawing"))
     drive.wait(2.9)
     assert not drive.killed
     drive.wait(0.1)
@@ -348,7 +348,7 @@ def test_the_thaw_limit_bounds_an_attempt() -> None:
 @pytest.mark.parametrize("state", ["THAWINPROGRESS", "ERROR"])
 def test_a_freeze_worker_that_was_killed_is_waited_for_even_if_nothing_was_touched(drive: Drive, state: str) -> None:
     call, worker = drive.begin(2)
-    drive.report(worker, report.Progress("sync", 1), report.Step(0, "syncing"))
+    drive.report(worker, messages.Progress("sync", 1), messages.Step(0, "syncing"))
     drive.wait(600)
     assert drive.killed == {worker}
     if state == "ERROR":
@@ -406,13 +406,13 @@ def test_a_worker_in_the_kernel_is_not_killed_but_named_and_waited_for(drive: Dr
     if who == "keeper":
         _, worker = drive.hold(2)
         thaw = drive.ask("va.fsthaw")
-        drive.report(worker, report.Thawing("", drive.now))
+        drive.report(worker, messages.Thawing("", drive.now))
     else:
         worker = broken(drive, 2)
         thaw = drive.ask("va.fsthaw")
-        drive.report(worker, report.Started(1))
+        drive.report(worker, messages.Started(1))
     drive.undo(worker, 0)
-    drive.report(worker, report.Step(1, "thawing"))
+    drive.report(worker, messages.Step(1, "thawing"))
     drive.in_kernel.add(worker)
     drive.wait(11)
     assert not drive.killed
@@ -421,7 +421,7 @@ def test_a_worker_in_the_kernel_is_not_killed_but_named_and_waited_for(drive: Dr
     assert thaw.code is Code.FAILED
     assert not [w for w in drive.workers("thaw") if w != worker and 1 in drive.suspected(w)], "one attempt a mount"
     drive.undo(worker, 1)
-    drive.report(worker, report.Done(2))
+    drive.report(worker, messages.Done(2))
     drive.exit(worker)
     for _ in range(3):
         for thawer in drive.workers("thaw"):
@@ -433,13 +433,13 @@ def test_a_worker_in_the_kernel_is_not_killed_but_named_and_waited_for(drive: Dr
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_worker_that_left_the_kernel_and_does_not_end_is_killed(drive: Drive, ended: bool) -> None:
     thawer = broken(drive, 1)
-    drive.report(thawer, report.Started(1), report.Step(0, "thawing"))
+    drive.report(thawer, messages.Started(1), messages.Step(0, "thawing"))
     drive.in_kernel.add(thawer)
     drive.wait(11)
     drive.in_kernel.discard(thawer)
     if ended:
         drive.undo(thawer, 0)
-        drive.report(thawer, report.Done(1))
+        drive.report(thawer, messages.Done(1))
     drive.wait(3600)
     assert thawer in drive.killed
 
@@ -456,10 +456,10 @@ def test_the_thaw_limit_passes_in_the_turn_of_another_event(
     if who == "keeper":
         _, worker = drive.hold(1)
         drive.ask("va.fsthaw")
-        drive.report(worker, report.Thawing("", drive.now))
+        drive.report(worker, messages.Thawing("", drive.now))
     else:
         worker = broken(drive, 1)
-        drive.report(worker, report.Started(1))
+        drive.report(worker, messages.Started(1))
     drive.undo(worker, 0)
     if in_kernel:
         drive.in_kernel.add(worker)
@@ -467,7 +467,7 @@ def test_the_thaw_limit_passes_in_the_turn_of_another_event(
     if event == "exit":
         drive.exit(worker)
     elif event == "done":
-        drive.report(worker, report.Done(1))
+        drive.report(worker, messages.Done(1))
     else:
         drive.feed(events.RubbishReported(worker, "x"))
     for _ in range(4):
@@ -531,7 +531,7 @@ def test_a_thaw_worker_answers_only_for_what_it_was_given(drive: Drive) -> None:
     """One that proved its own must not be blamed for what another is still at: the host would hear FAILED."""
     _, keeper = drive.hold(2)
     thaw = drive.ask("va.fsthaw")
-    drive.report(keeper, report.Thawing("", drive.now), report.Step(0, "thawing"))
+    drive.report(keeper, messages.Thawing("", drive.now), messages.Step(0, "thawing"))
     drive.wait(10.1)
     assert drive.killed == {keeper}
     first = drive.newest
@@ -554,7 +554,7 @@ def test_a_thaw_worker_answers_only_for_what_it_was_given(drive: Drive) -> None:
 def begin_expedited(drive: Drive) -> int:
     drive.ask("va.fsfreeze")
     worker = drive.newest
-    drive.report(worker, report.Started(1), report.Progress("plan"), report.Plan(plan_of(2).dump(), 1))
+    drive.report(worker, messages.Started(1), messages.Progress("plan"), messages.Plan(plan_of(2).dump(), 1))
     drive.sync(worker)
     drive.freezes(worker, 0, 1)
     return worker
@@ -571,7 +571,7 @@ def test_who_thaws_for_a_dead_freeze_worker_puts_back_what_it_expedited(drive: D
 def test_a_keeper_has_put_that_back_itself(drive: Drive) -> None:
     worker = begin_expedited(drive)
     drive.frozen(worker, 0, 1)
-    drive.report(worker, report.Frozen(2, drive.now, drive.now + 60))
+    drive.report(worker, messages.Frozen(2, drive.now, drive.now + 60))
     drive.die(worker)
     assert drive.spawned[drive.newest].args["expedited"] is False
 
@@ -588,9 +588,9 @@ def test_grace_periods_are_put_back_also_if_everything_was_refused_before_the_wo
 ) -> None:
     worker = begin_expedited(drive)
     for mount in (0, 1):
-        drive.report(worker, report.Step(mount, "busy", errno.EBUSY, "frozen by someone else"))
+        drive.report(worker, messages.Step(mount, "busy", errno.EBUSY, "frozen by someone else"))
     if not killed:
-        drive.report(worker, report.Thawing("busy", drive.now), report.Failed(Code.FREEZE_FAILED, "busy"))
+        drive.report(worker, messages.Thawing("busy", drive.now), messages.Failed(Code.FREEZE_FAILED, "busy"))
         drive.exit(worker)
         assert attempts(drive) == 0, "it has put that back itself"
         assert drive.state is FreezeState.THAWED
@@ -600,7 +600,7 @@ def test_grace_periods_are_put_back_also_if_everything_was_refused_before_the_wo
     assert drive.spawned[thawer].args == {"mounts": {}, "expedited": True}, "who froze them is left alone"
     assert drive.state is FreezeState.THAWINPROGRESS
     assert drive.journal is not None
-    drive.report(thawer, report.Started(1), report.Done(0))
+    drive.report(thawer, messages.Started(1), messages.Done(0))
     drive.exit(thawer)
     assert drive.state is FreezeState.THAWED
     assert attempts(drive) == 1
@@ -611,10 +611,10 @@ def test_grace_periods_are_put_back_once_and_not_with_each_retry(drive: Drive) -
     drive.frozen(worker, 0, 1)
     drive.die(worker)
     first = drive.newest
-    drive.report(first, report.Started(1))
+    drive.report(first, messages.Started(1))
     drive.undo(first, 0)
     drive.undo(first, 1, refused=errno.EIO)
-    drive.report(first, report.Failed(Code.FAILED, "/srv/1: FITHAW"))
+    drive.report(first, messages.Failed(Code.FAILED, "/srv/1: FITHAW"))
     drive.exit(first)
     drive.wait(1)
     assert drive.newest != first

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 
 import pytest
-from virtagent.agent import errors, rpcs, states
+from virtagent.agent.api import errors, methods, states
 from virtagent.supervisor import config
 
 TREE = Path(__file__).resolve().parents[2]
@@ -109,15 +109,15 @@ def test_every_option_is_named() -> None:
 
 def test_every_rpc_is_named() -> None:
     page = text_of("rpc.md")
-    public = {row.name for row in rpcs.RPCS.values() if row.public and not row.is_guest}
+    public = {row.name for row in methods.RPCS.values() if row.public and not row.is_guest}
     assert set(re.findall(r"^### (.+)$", page, re.M)) == public
-    assert [row.name for row in rpcs.RPCS.values() if row.name not in page] == []
+    assert [row.name for row in methods.RPCS.values() if row.name not in page] == []
 
 
 def test_every_parameter_is_named() -> None:
     page = text_of("rpc.md")
     sections = dict(re.findall(r"^### (\S+)\n(.*?)(?=^##)", page, re.M | re.S))
-    for row in rpcs.RPCS.values():
+    for row in methods.RPCS.values():
         names = [f"{p.name}.{f.name}" for p in row.params for f in p.fields] + [p.name for p in row.params]
         if not row.is_guest:  # whose parameters stand in QEMU's own reference
             assert [name for name in names if f"`{name}`" not in sections[row.name]] == []

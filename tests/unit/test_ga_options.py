@@ -8,10 +8,11 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from virtagent.agent.rpcs import RPCS
-from virtagent.supervisor import journal, qemu_ga
+from virtagent.agent.api.methods import RPCS
+from virtagent.supervisor import qemu_ga
 from virtagent.supervisor.config import BadConfig
 from virtagent.supervisor.ga_options import BadUsage, Settings, load
+from virtagent.supervisor.io import journal
 from virtagent.supervisor.key_file import BadKeyFile, form, parse, text_of
 
 NONE = {"QGA_CONF": "/nonexistent/qemu-ga.conf"}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from virtagent.agent.errors import Code, Fault
-from virtagent.agent.handlers import guest_accounts as accounts
+from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.worker.commands import accounts
 
 
 class _Worker:

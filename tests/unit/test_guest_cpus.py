@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from virtagent.agent.errors import Fault
-from virtagent.agent.handlers import guest_cpus
+from virtagent.agent.api.errors import Fault
+from virtagent.agent.worker.commands import cpus
 
 WORKER: Any = None  # these handlers need none
 STAT = """\
@@ -25,8 +25,8 @@ intr 1 2 3 4 5
 @pytest.fixture
 def sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with the processors `cpu` and the memory blocks `memory`."""
-    monkeypatch.setattr(guest_cpus, "CPUS", str(tmp_path / "cpu"))
-    monkeypatch.setattr(guest_cpus, "MEMORY", f"{tmp_path}/memory/")
+    monkeypatch.setattr(cpus, "CPUS", str(tmp_path / "cpu"))
+    monkeypatch.setattr(cpus, "MEMORY", f"{tmp_path}/memory/")
     return tmp_path
 
 
@@ -41,7 +41,7 @@ def test_cpustats_are_milliseconds() -> None:
     def spent(*ticks: int) -> dict[str, int]:
         return dict(zip(names, (10 * t for t in ticks), strict=False))
 
-    assert list(guest_cpus.cpustats(STAT, 100)) == [
+    assert list(cpus.cpustats(STAT, 100)) == [
         {"type": "linux", "cpu": 0, **spent(89, 1, 35, 1718, 5, 2, 3, 4, 6, 7)},
         {"type": "linux", "cpu": 12, **spent(132, 0, 40, 1683, 11, 0)},
         {"type": "linux", "cpu": 13, **spent(132, 0, 40, 1683)},
@@ -49,7 +49,7 @@ def test_cpustats_are_milliseconds() -> None:
 
 
 def test_ticks_that_are_no_whole_milliseconds() -> None:
-    assert next(guest_cpus.cpustats("cpu0 1 2 3 2049", 1024)) == {
+    assert next(cpus.cpustats("cpu0 1 2 3 2049", 1024)) == {
         "type": "linux",
         "cpu": 0,
         "user": 0,
@@ -64,7 +64,7 @@ def test_vcpus(sysfs: Path) -> None:
     for name, text in {"cpu10": "1\n", "cpu2": "0\n", "cpufreq": "1\n", "cpu": "1\n", "cpu²": "1\n"}.items():
         write(sysfs / "cpu" / name / "online", text)
     write(sysfs / "cpu/online", "0-1\n")
-    assert guest_cpus.get_vcpus(WORKER, {}) == [
+    assert cpus.get_vcpus(WORKER, {}) == [
         {"logical-id": 0, "online": True, "can-offline": False},
         {"logical-id": 2, "online": False, "can-offline": True},
         {"logical-id": 10, "online": True, "can-offline": True},
@@ -73,14 +73,14 @@ def test_vcpus(sysfs: Path) -> None:
 
 def test_vcpus_that_sysfs_does_not_tell(sysfs: Path) -> None:
     with pytest.raises(Fault, match=r"^failed to list entries: .*/cpu: No such file or directory"):
-        guest_cpus.get_vcpus(WORKER, {})
+        cpus.get_vcpus(WORKER, {})
     write(sysfs / "cpu/cpu0/online", "maybe\n")
     with pytest.raises(Fault, match=r"""^unexpected contents of ".*/cpu0/online": 'maybe'"""):
-        guest_cpus.get_vcpus(WORKER, {})
+        cpus.get_vcpus(WORKER, {})
     (sysfs / "cpu/cpu0/online").unlink()
     (sysfs / "cpu/cpu0/online").mkdir()
     with pytest.raises(Fault, match=r'^open\(".*/cpu0/online"\): Is a directory'):
-        guest_cpus.get_vcpus(WORKER, {})
+        cpus.get_vcpus(WORKER, {})
 
 
 def test_memory_blocks(sysfs: Path) -> None:
@@ -96,37 +96,37 @@ def test_memory_blocks(sysfs: Path) -> None:
         "block_size_bytes": "8000000\n",
     }.items():
         write(sysfs / "memory" / name, text)
-    assert guest_cpus.get_memory_blocks(WORKER, {}) == [
+    assert cpus.get_memory_blocks(WORKER, {}) == [
         {"phys-index": 0, "online": True, "can-offline": False},
         {"phys-index": 3, "online": False, "can-offline": False},
         {"phys-index": 4, "online": True, "can-offline": False},
         {"phys-index": 12, "online": False, "can-offline": True},
     ]
-    assert guest_cpus.get_memory_block_info(WORKER, {}) == {"size": 128 << 20}
+    assert cpus.get_memory_block_info(WORKER, {}) == {"size": 128 << 20}
 
 
 def test_a_kernel_without_memory_blocks(sysfs: Path) -> None:
-    assert guest_cpus.get_memory_blocks(WORKER, {}) == []
+    assert cpus.get_memory_blocks(WORKER, {}) == []
     with pytest.raises(Fault, match=r'^open\(".*/memory/"\): No such file or directory'):
-        guest_cpus.get_memory_block_info(WORKER, {})
+        cpus.get_memory_block_info(WORKER, {})
 
 
 def test_memory_that_sysfs_does_not_tell(sysfs: Path) -> None:
     (sysfs / "memory").mkdir()
     with pytest.raises(Fault, match=r"^guest reported zero memory blocks!"):
-        guest_cpus.get_memory_blocks(WORKER, {})
+        cpus.get_memory_blocks(WORKER, {})
     with pytest.raises(Fault, match=r'^open sysfs file "block_size_bytes": No such file or directory'):
-        guest_cpus.get_memory_block_info(WORKER, {})
+        cpus.get_memory_block_info(WORKER, {})
     write(sysfs / "memory/block_size_bytes", "many\n")
     with pytest.raises(Fault, match=r"^unexpected contents of .*block_size_bytes"):
-        guest_cpus.get_memory_block_info(WORKER, {})
+        cpus.get_memory_block_info(WORKER, {})
     (sysfs / "memory/block_size_bytes").unlink()
     (sysfs / "memory").rmdir()
     write(sysfs / "memory", "")
     with pytest.raises(Fault, match=r'^Can\'t open directory".*/memory/": Not a directory'):
-        guest_cpus.get_memory_blocks(WORKER, {})
+        cpus.get_memory_blocks(WORKER, {})
 
 
 def test_this_machine() -> None:
-    assert guest_cpus.get_vcpus(WORKER, {})
-    assert guest_cpus.get_cpustats(WORKER, {})
+    assert cpus.get_vcpus(WORKER, {})
+    assert cpus.get_cpustats(WORKER, {})

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from fakes.devices import PCI, Devices, add_zoo
-from virtagent.agent.errors import Code, Fault
-from virtagent.agent.handlers import disk_addresses, guest_disks
-from virtagent.agent.handlers.disk_addresses import Tree
-from virtagent.agent.mounts import MountInfo, parse_mountinfo
+from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.worker.commands import disk_addresses, disks
+from virtagent.agent.worker.commands.disk_addresses import Tree
+from virtagent.agent.worker.plan import MountInfo, parse_mountinfo
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def devices(tmp_path: Path) -> Devices:
 @pytest.fixture
 def tree(devices: Devices, monkeypatch: pytest.MonkeyPatch) -> Tree:
     found = Tree(str(devices.sysfs), str(devices.udev))
-    monkeypatch.setattr(guest_disks, "TREE", found)
+    monkeypatch.setattr(disks, "TREE", found)
     return found
 
 
@@ -60,7 +60,7 @@ USAGE = {"used-bytes": 614400, "total-bytes": 921600, "total-bytes-privileged": 
 
 
 def info(tree: Tree, *mounts: MountInfo) -> list[dict[str, Any]]:
-    return list(guest_disks.fsinfo(list(mounts), tree))
+    return list(disks.fsinfo(list(mounts), tree))
 
 
 def below(tree: Tree, device: str) -> list[str]:
@@ -70,7 +70,7 @@ def below(tree: Tree, device: str) -> list[str]:
 def test_every_kind_of_disk_with_its_partitions(devices: Devices, tree: Tree) -> None:
     add_zoo(devices)
     disk: dict[str, Any] = {"partition": False, "dependencies": []}
-    assert guest_disks.get_disks(None, {}) == [  # type: ignore[arg-type]
+    assert disks.get_disks(None, {}) == [  # type: ignore[arg-type]
         {"name": "/dev/loop0", **disk},
         {"name": "/dev/loop0p1", "partition": True, "dependencies": ["/dev/loop0"]},
         {"name": "/dev/nvme0n1", **disk, "address": at("nvme", pci(0, bus=1), "/dev/nvme0n1", serial="nvme_serial")},
@@ -150,10 +150,10 @@ def test_dm_over_md_over_partitions(devices: Devices, tree: Tree) -> None:
     devices.lies_on(pool, part, f"/devices/{PCI}:02.0/virtio1/block/vda/vda1", "/devices/gone")
     devices.lies_on(thin, pool)
     assert below(tree, "253:1") == ["/dev/sda1", "/dev/vda1"]
-    disks = {d["name"]: d for d in guest_disks.get_disks(None, {})}  # type: ignore[arg-type]
-    assert disks["/dev/dm-0"]["alias"] == "vg-pool"
-    assert disks["/dev/dm-0"]["dependencies"] == ["/dev/md127p1", "/dev/vda1"]
-    assert disks["/dev/dm-1"] == {
+    found = {d["name"]: d for d in disks.get_disks(None, {})}  # type: ignore[arg-type]
+    assert found["/dev/dm-0"]["alias"] == "vg-pool"
+    assert found["/dev/dm-0"]["dependencies"] == ["/dev/md127p1", "/dev/vda1"]
+    assert found["/dev/dm-1"] == {
         "name": "/dev/dm-1",
         "partition": False,
         "alias": "vg-thin",
@@ -209,9 +209,7 @@ def test_a_path_over_a_network_file_system_is_not_asked(devices: Devices, tree: 
 
 def test_btrfs_has_all_disks_of_its_pool(devices: Devices, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     add_zoo(devices)
-    monkeypatch.setattr(
-        guest_disks, "number_of_node", {"/dev/mapper/x": "8:1", "/dev/vda2": "254:2", "/dev/root": ""}.get
-    )
+    monkeypatch.setattr(disks, "number_of_node", {"/dev/mapper/x": "8:1", "/dev/vda2": "254:2", "/dev/root": ""}.get)
     for name in ("sda1", "vda1", "gone"):
         path = devices.sysfs / "fs/btrfs/5c2c/devices" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,12 +225,12 @@ def test_btrfs_has_all_disks_of_its_pool(devices: Devices, tree: Tree, monkeypat
 
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/no such device", "/dev/" + "x" * 300, "/etc", "none"])
 def test_what_is_no_block_device_has_no_number(path: str) -> None:
-    assert guest_disks.number_of_node(path) == ""
+    assert disks.number_of_node(path) == ""
 
 
 def test_odd_mount_points_are_unescaped(tree: Tree) -> None:
     mounts = parse_mountinfo("36 1 8:1 / /mnt/a\\040b\\012\\134\udcff rw - ext4 /dev/sda1 rw\n")
-    assert [i["mountpoint"] for i in guest_disks.fsinfo(mounts, tree)] == ["/mnt/a b\n\\\udcff"]
+    assert [i["mountpoint"] for i in disks.fsinfo(mounts, tree)] == ["/mnt/a b\n\\\udcff"]
 
 
 def test_a_device_that_sysfs_hides_is_known_by_its_number(tree: Tree) -> None:
@@ -241,7 +239,7 @@ def test_a_device_that_sysfs_hides_is_known_by_its_number(tree: Tree) -> None:
 
 def test_slashes_in_the_name_of_a_device(devices: Devices, tree: Tree) -> None:
     devices.add("pci0000:00/0000:00:03.0/cciss0/c0d0/block/cciss!c0d0", "104:0")
-    assert guest_disks.get_disks(None, {})[0]["name"] == "/dev/cciss/c0d0"  # type: ignore[arg-type]
+    assert disks.get_disks(None, {})[0]["name"] == "/dev/cciss/c0d0"  # type: ignore[arg-type]
     assert info(tree, mount("104:0"))[0]["name"] == "cciss!c0d0"
 
 
@@ -254,7 +252,7 @@ def test_hostile_contents(devices: Devices, tree: Tree) -> None:
     (devices.udev / "b254:0").write_bytes(b"E:ID_SERIAL\nE:ID_SERIAL=a=\xff\\x20\rb\nE:ID_SERIAL=2\n")
     devices.link("block/vanished", "devices/nowhere")
     devices.write(f"devices/{PCI}:1f.2/ata11/host2/target2:0:0/2:0:0:0/block/sdb/uevent", "")
-    names = [d["name"] for d in guest_disks.get_disks(None, {})]  # type: ignore[arg-type]
+    names = [d["name"] for d in disks.get_disks(None, {})]  # type: ignore[arg-type]
     assert names == [
         *("/dev/loop0", "/dev/loop0p1", "/dev/nvme0n1", "/dev/nvme0n1p2", "/dev/sda", "/dev/sda1"),
         *("/dev/sdc", "/dev/sdd", "/dev/sr0", "/dev/vda", "/dev/vda10"),
@@ -265,7 +263,7 @@ def test_hostile_contents(devices: Devices, tree: Tree) -> None:
 def test_without_sysfs_there_are_no_disks(tree: Tree, devices: Devices) -> None:
     devices.sysfs.rename(devices.sysfs.with_name("elsewhere"))
     with pytest.raises(Fault, match=r'^Can\'t open directory ".*/sys/block": No such file or directory') as caught:
-        guest_disks.get_disks(WORKER, {})
+        disks.get_disks(WORKER, {})
     assert caught.value.code is Code.FAILED
 
 
@@ -284,7 +282,7 @@ def test_diskstats_of_kernels_old_and_new() -> None:
     old = reads | writes | {"ios-pgr": 9, "total-ticks": 10, "weight-ticks": 11}
     discards = {"discard-ios": 12, "discard-merges": 13, "discard-sectors": 14, "discard-ticks": 15}
     flushes = {"flush-ios": 16, "flush-ticks": 17}
-    assert list(guest_disks.diskstats(text)) == [
+    assert list(disks.diskstats(text)) == [
         {"name": "sda", "major": 8, "minor": 0, "stats": old | discards | flushes},
         {"name": "sda1", "major": 8, "minor": 1, "stats": old | discards},
         {"name": "nvme0n1", "major": 259, "minor": 0, "stats": old},
@@ -293,14 +291,14 @@ def test_diskstats_of_kernels_old_and_new() -> None:
 
 
 def test_without_diskstats(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(guest_disks, "DISKSTATS", str(tmp_path / "diskstats"))
+    monkeypatch.setattr(disks, "DISKSTATS", str(tmp_path / "diskstats"))
     with pytest.raises(Fault, match=r'^open\(".*/diskstats"\): No such file or directory \['):
-        guest_disks.get_diskstats(WORKER, {})
+        disks.get_diskstats(WORKER, {})
 
 
 def test_this_machine() -> None:
-    mounts = {i["mountpoint"] for i in guest_disks.get_fsinfo(None, {})}  # type: ignore[arg-type]
-    assert mounts <= {m.mountpoint for m in guest_disks.read_mountinfo()}
-    names = {d["name"] for d in guest_disks.get_disks(None, {})}  # type: ignore[arg-type]
+    mounts = {i["mountpoint"] for i in disks.get_fsinfo(None, {})}  # type: ignore[arg-type]
+    assert mounts <= {m.mountpoint for m in disks.read_mountinfo()}
+    names = {d["name"] for d in disks.get_disks(None, {})}  # type: ignore[arg-type]
     assert all(os.path.exists(name) for name in names)
-    assert guest_disks.get_diskstats(WORKER, {})
+    assert disks.get_diskstats(WORKER, {})

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from virtagent.agent.errors import Code, Fault
-from virtagent.agent.handlers import guest_files as files
+from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.worker.commands import files
 
 
 class Worker:

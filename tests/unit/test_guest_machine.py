@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from virtagent.agent.errors import Code, Fault
-from virtagent.agent.handlers import guest_machine as machine
-from virtagent.agent.mounts import MountInfo
+from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.worker.commands import machine
+from virtagent.agent.worker.plan import MountInfo
 
 
 class _Worker:

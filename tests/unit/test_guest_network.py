@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from virtagent.agent.errors import Fault
-from virtagent.agent.handlers import guest_network
+from virtagent.agent.api.errors import Fault
+from virtagent.agent.worker.commands import network
 
 WORKER: Any = None  # these handlers need none
 DEV = """\
@@ -65,7 +65,7 @@ def ip(address: str, prefix: int) -> dict[str, Any]:
 
 
 def test_interfaces_in_the_order_of_their_numbers() -> None:
-    found = guest_network.interfaces(["lo", "dummy0", "eth0", "tun0"], ADDRESSES, DEV)
+    found = network.interfaces(["lo", "dummy0", "eth0", "tun0"], ADDRESSES, DEV)
     assert [i["name"] for i in found] == ["lo", "dummy0", "eth0", "tun0", "eth0:1"]
     lo, dummy, eth, tun, label = found
     assert lo["ip-addresses"] == [ip("127.0.0.1", 8)]
@@ -99,12 +99,12 @@ def test_interfaces_in_the_order_of_their_numbers() -> None:
 
 
 def test_lines_that_are_no_counters_are_left_out() -> None:
-    assert [name for name, _ in guest_network.statistics(DEV)] == ["lo", "eth0"]
+    assert [name for name, _ in network.statistics(DEV)] == ["lo", "eth0"]
 
 
 @given(st.text(alphabet="eth0:1-9 \n\tabcdef%"))
 def test_nothing_in_a_text_stops_the_parsers(text: str) -> None:
-    found = [*guest_network.routes4(text), *guest_network.routes6(text), *guest_network.statistics(text)]
+    found = [*network.routes4(text), *network.routes6(text), *network.statistics(text)]
     assert len(found) <= 3 * len(text.split("\n"))
 
 
@@ -114,13 +114,13 @@ def test_what_the_kernel_refuses_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("psutil.net_if_addrs", refuse)
     with pytest.raises(Fault, match=r"^getifaddrs failed: Too many open files"):
-        guest_network.network_get_interfaces(WORKER, {})
+        network.network_get_interfaces(WORKER, {})
 
 
 @pytest.mark.skipif(sys.byteorder == "big", reason="recorded on a little-endian machine")
 def test_routes_of_ipv4() -> None:
     base = {"iface": "eth0", "version": 4}
-    assert list(guest_network.routes4(ROUTE)) == [
+    assert list(network.routes4(ROUTE)) == [
         base
         | {"destination": "0.0.0.0", "gateway": "192.0.2.1", "mask": "0.0.0.0", "metric": 100, "flags": 3}
         | {"refcnt": 0, "use": 0, "mtu": 0, "window": 0, "irtt": 0},
@@ -133,7 +133,7 @@ def test_routes_of_ipv4() -> None:
 def test_routes_of_ipv6() -> None:
     base = {"destination": "::", "desprefixlen": "0", "source": "::", "srcprefixlen": "0", "nexthop": "::"}
     base |= {"use": 0, "version": 6}
-    assert list(guest_network.routes6(ROUTE6)) == [
+    assert list(network.routes6(ROUTE6)) == [
         base | {"iface": "eth0", "destination": "fd00::", "desprefixlen": "64", "metric": 256, "refcnt": 1, "flags": 1},
         base
         | {"iface": "eth0", "source": "fd00::9", "srcprefixlen": "128", "nexthop": "fd00::1"}
@@ -145,14 +145,14 @@ def test_routes_of_ipv6() -> None:
 
 
 def test_a_kernel_without_ipv6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest_network, "NET", str(tmp_path))
+    monkeypatch.setattr(network, "NET", str(tmp_path))
     (tmp_path / "route").write_text(ROUTE, encoding="utf-8")
-    assert {r["version"] for r in guest_network.network_get_route(WORKER, {})} == {4}
+    assert {r["version"] for r in network.network_get_route(WORKER, {})} == {4}
     (tmp_path / "route").unlink()
-    assert guest_network.network_get_route(WORKER, {}) == []
+    assert network.network_get_route(WORKER, {}) == []
 
 
 def test_this_machine() -> None:
-    found = {i["name"]: i for i in guest_network.network_get_interfaces(WORKER, {})}
+    found = {i["name"]: i for i in network.network_get_interfaces(WORKER, {})}
     assert {name for _, name in socket.if_nameindex()} <= found.keys()
-    assert all(r["iface"] for r in guest_network.network_get_route(WORKER, {}))
+    assert all(r["iface"] for r in network.network_get_route(WORKER, {}))

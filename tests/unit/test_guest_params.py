@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from virtagent.agent.errors import Code, Fault
-from virtagent.agent.rpcs import RPCS, arguments
+from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.api.methods import RPCS, arguments
 
 
 @pytest.mark.parametrize(

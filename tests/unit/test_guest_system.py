@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from virtagent.agent.handlers import guest_system
+from virtagent.agent.worker.commands import system
 
 WORKER: Any = None  # these handlers need none
 DEBIAN = """\
@@ -25,7 +25,7 @@ HOME_URL="https://www.debian.org/"
 
 
 def test_os_release() -> None:
-    assert guest_system.os_release(DEBIAN) == {
+    assert system.os_release(DEBIAN) == {
         "pretty-name": "Debian GNU/Linux 12 (bookworm)",
         "name": "Debian GNU/Linux",
         "version-id": "12",
@@ -39,7 +39,7 @@ def test_os_release_with_rubbish() -> None:
         "#ID=no\n=x\n\nID\n  VARIANT = 'Server Edition' \nVARIANT_ID=server\r\nID=one\nID=\nX_ID=no\nNAME=\udcff\0=\n"
     )
     found = {"variant": "Server Edition", "variant-id": "server", "id": "", "name": "\udcff\0="}
-    assert guest_system.os_release(text) == found
+    assert system.os_release(text) == found
 
 
 @pytest.mark.parametrize(
@@ -61,27 +61,27 @@ def test_os_release_with_rubbish() -> None:
     ],
 )
 def test_unquote(value: str, expected: str) -> None:
-    assert guest_system.unquote(value) == expected
+    assert system.unquote(value) == expected
 
 
 @given(st.text())
 def test_what_is_quoted_is_unquoted(text: str) -> None:
     quoted = "".join(f"\\{c}" if c in "$'\"\\`" else c for c in text)
-    assert guest_system.unquote(f'"{quoted}"') == text
+    assert system.unquote(f'"{quoted}"') == text
 
 
 def test_the_environment_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     second.write_text("ID=second\n", encoding="utf-8")
     monkeypatch.delenv("QGA_OS_RELEASE", raising=False)
-    monkeypatch.setattr(guest_system, "OS_RELEASE", (str(first), str(second)))
-    assert guest_system.get_osinfo(WORKER, {})["id"] == "second"
+    monkeypatch.setattr(system, "OS_RELEASE", (str(first), str(second)))
+    assert system.get_osinfo(WORKER, {})["id"] == "second"
     first.write_text("ID=first\n", encoding="utf-8")
-    assert guest_system.get_osinfo(WORKER, {})["id"] == "first"
+    assert system.get_osinfo(WORKER, {})["id"] == "first"
     monkeypatch.setenv("QGA_OS_RELEASE", str(second))
-    assert guest_system.get_osinfo(WORKER, {})["id"] == "second"
+    assert system.get_osinfo(WORKER, {})["id"] == "second"
     monkeypatch.setenv("QGA_OS_RELEASE", str(tmp_path / "none"))
-    assert guest_system.get_osinfo(WORKER, {}).keys() == {"kernel-release", "kernel-version", "machine"}
+    assert system.get_osinfo(WORKER, {}).keys() == {"kernel-release", "kernel-version", "machine"}
 
 
 def record(kind: int, user: bytes, seconds: int, microseconds: int, machine: str) -> bytes:
@@ -104,7 +104,7 @@ def test_each_user_once_with_the_earliest_login(machine: str) -> None:
         record(7, b"\xff\0garbage", 1700000800, 0, machine),
         record(7, b"cut off", 1, 0, machine)[:-1],
     ]
-    assert guest_system.logins(b"".join(records), machine) == [
+    assert system.logins(b"".join(records), machine) == [
         {"user": "zoe", "login-time": 1700000400.0},
         {"user": "root", "login-time": 1700000100.5},
         {"user": "n" * 32, "login-time": 1700000700.0},
@@ -114,14 +114,14 @@ def test_each_user_once_with_the_earliest_login(machine: str) -> None:
 
 @given(st.binary(max_size=2000), st.sampled_from(["x86_64", "aarch64"]))
 def test_any_bytes_are_a_utmp(records: bytes, machine: str) -> None:
-    assert len(guest_system.logins(records, machine)) <= len(records) // 384
+    assert len(system.logins(records, machine)) <= len(records) // 384
 
 
 def test_without_utmp_nobody_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest_system, "UTMP", str(tmp_path / "utmp"))
-    assert guest_system.get_users(WORKER, {}) == []
+    monkeypatch.setattr(system, "UTMP", str(tmp_path / "utmp"))
+    assert system.get_users(WORKER, {}) == []
     (tmp_path / "utmp").write_bytes(b"")
-    assert guest_system.get_users(WORKER, {}) == []
+    assert system.get_users(WORKER, {}) == []
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_without_utmp_nobody_is_logged_in(tmp_path: Path, monkeypatch: pytest.Mo
 def test_time_zone(zone: str, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("TZ", zone)
-        assert guest_system.get_timezone(WORKER, {}) == expected
+        assert system.get_timezone(WORKER, {}) == expected
     time.tzset()
 
 
 def test_this_machine() -> None:
-    assert guest_system.get_host_name(WORKER, {})["host-name"]
+    assert system.get_host_name(WORKER, {})["host-name"]
     before = time.time_ns()
-    assert before <= guest_system.get_time(WORKER, {}) <= time.time_ns()
-    load = guest_system.get_load(WORKER, {})
+    assert before <= system.get_time(WORKER, {}) <= time.time_ns()
+    load = system.get_load(WORKER, {})
     assert load.keys() == {"load1m", "load5m", "load15m"}
     assert all(isinstance(value, float) for value in load.values())

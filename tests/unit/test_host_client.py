@@ -15,7 +15,7 @@ from xmlrpc import client as xmlrpc
 
 import pytest
 from fakes.agent_socket import LAST, MOUNT, Answer, FakeAgent, Script, read_request, reply_bytes, status_record
-from virtagent.agent.errors import Code, Fault
+from virtagent.agent.api.errors import Code, Fault
 from virtagent.host import Agent, AsyncAgent, BadReply, HostError, Lost, TimedOut, Unreachable, calls
 from virtagent.host.records import STATES, Plan, Status, dump, load
 from virtagent.host.transports import parse
@@ -390,6 +390,6 @@ def test_a_record_of_another_shape(changed: dict[str, Any], where: str) -> None:
 
 
 def test_the_states_are_those_of_the_agent() -> None:
-    from virtagent.agent.states import FreezeState
+    from virtagent.agent.api.states import FreezeState
 
     assert dict(STATES) == {state.name: state.value for state in FreezeState}

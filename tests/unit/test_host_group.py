@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from fakes.many_agents import ManyAgents
-from virtagent.agent.errors import Code, Fault
+from virtagent.agent.api.errors import Code, Fault
 from virtagent.host import AgentGroup, AsyncAgentGroup, FreezeBroken, GroupFailed, TimedOut, Unreachable, cli
 from virtagent.host.holding import notes
 

@@ -13,7 +13,7 @@ from xmlrpc import client as xmlrpc
 
 import pytest
 from fakes.agent_socket import LAST, MOUNT, FakeAgent, status_record
-from virtagent.agent.errors import Code, Fault
+from virtagent.agent.api.errors import Code, Fault
 from virtagent.host import (
     Agent,
     AsyncAgent,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fakes.agent_socket import GUEST_INFO, json_line, reply_bytes
-from virtagent.agent.errors import Code, Fault
+from virtagent.agent.api.errors import Code, Fault
 from virtagent.host import calls
 from virtagent.host.errors import BadReply, HostError, Lost, TimedOut, Unreachable
 from virtagent.host.link import ANSWER, Command, Link, Look, Open, Receive, Send, Speech, Step

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from virtagent.agent.errors import Code, Fault
+from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.wire.messages import Limits, Request
-from virtagent.agent.wire.stream import Stream
+from virtagent.agent.wire.session import Session
 from virtagent.host import qga
 from virtagent.host.errors import BadReply, Lost, Unsendable
 from virtagent.host.qga import Exchange, Sync
@@ -24,7 +24,7 @@ OURS = b'{"return": 1, "id": "me-1"}\n'
 
 def last_read(data: bytes) -> tuple[str, Any]:
     """Return the last request that our agent reads in the bytes."""
-    stream = Stream(Limits())
+    stream = Session(Limits())
     stream.receive_data(data)
     requests = [event for event in iter(stream.next_event, None) if isinstance(event, Request)]
     return requests[-1].method, requests[-1].params

@@ -82,9 +82,9 @@ def test_what_a_guest_says_is_neither_markup_nor_a_command_to_the_terminal() -> 
     mount = MOUNT | {"mountpoint": EVIL, "fstype": EVIL, "aliases": [EVIL], "state": EVIL}
     worker = WORKER | {"rpc": EVIL, "process_state": EVIL}
     record = load(state=EVIL, mounts=[mount], workers=[worker], last=LAST | {"error": EVIL}, version=EVIL, error=EVIL)
-    board = screen.Board()
+    board = screen.WorkerLoop()
     board.put("unix:/a", record)
-    several = screen.Board("freezing 2 guests")
+    several = screen.WorkerLoop("freezing 2 guests")
     several.put("unix:/a", record)
     several.blind["unix:/b"] = EVIL
     plan = records.Plan((records.PlannedMount(EVIL, fstype=EVIL, source=EVIL),), (records.LeftOut(EVIL, reason=EVIL),))
@@ -102,7 +102,7 @@ def test_what_is_counted_goes_on() -> None:
 
 
 def test_many_guests_and_many_file_systems_are_counted() -> None:
-    board = screen.Board("freezing 40 guests")
+    board = screen.WorkerLoop("freezing 40 guests")
     for n in range(40):
         board.put(f"unix:/{n}", load(mounts=[MOUNT, MOUNT | {"state": "freezing"}]))
     shown = drawn(board)
@@ -113,7 +113,7 @@ def test_many_guests_and_many_file_systems_are_counted() -> None:
 
 @pytest.mark.parametrize(("height", "shown"), [(24, 17), (50, 30), (6, 3)])
 def test_a_picture_fits_the_terminal(height: int, shown: int) -> None:
-    board = screen.Board()
+    board = screen.WorkerLoop()
     long = [MOUNT | {"mountpoint": f"/{i}{'/x' * 500}", "aliases": ["/y" * 500]} for i in range(255)]
     stuck = MOUNT | {"mountpoint": "/stuck", "state": "thawing"}
     board.put("unix:/a", load(mounts=[*long, stuck], workers=[WORKER, WORKER]))
@@ -127,7 +127,7 @@ def test_a_picture_fits_the_terminal(height: int, shown: int) -> None:
 
 
 def test_a_picture_that_fits_keeps_the_order() -> None:
-    board = screen.Board()
+    board = screen.WorkerLoop()
     board.put("unix:/a", load(mounts=[MOUNT, MOUNT | {"mountpoint": "/z", "state": "thawing"}]))
     assert [line.split()[0] for line in drawn(board, 80, 24).splitlines() if line.startswith("/")] == ["/srv/db", "/z"]
 
@@ -137,14 +137,14 @@ def test_a_terminal_too_narrow_for_a_table_shows_words_whole(width: int) -> None
     shown = drawn(screen.status(load(workers=[WORKER])), width)
     if width > 1:
         assert {"frozen", "ext4", "/srv/db", "sleeping", "va.fsfreeze"} <= set(shown.split())
-        board = screen.Board()
+        board = screen.WorkerLoop()
         board.put("unix:/a", load())
         board.put("unix:/b", load())
         assert {"unix:/a", "unix:/b", "FROZEN:"} <= set(drawn(board, width).split())
 
 
-def _board_of(mounts: int) -> screen.Board:
-    board = screen.Board()
+def _board_of(mounts: int) -> screen.WorkerLoop:
+    board = screen.WorkerLoop()
     board.put("unix:/a", load(mounts=[MOUNT] * mounts))
     return board
 

@@ -15,7 +15,7 @@ from xmlrpc import client as xmlrpc
 
 import pytest
 from fakes.agent_socket import GUEST_INFO, FakeAgent, introduce, json_line, read_line
-from virtagent.agent.errors import Code, Fault
+from virtagent.agent.api.errors import Code, Fault
 from virtagent.host import (
     Agent,
     AsyncAgent,

@@ -10,7 +10,7 @@ import pytest
 from fakes.agent_socket import http, reply_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from virtagent.agent.errors import Code, Fault
+from virtagent.agent.api.errors import Code, Fault
 from virtagent.host.errors import BadReply, Lost, Unsendable
 from virtagent.host.xmlrpc import Exchange, Reply
 

@@ -11,12 +11,13 @@ import pytest
 from fakes.drive import plan_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from virtagent.agent import sysfs
-from virtagent.agent.mounts import MountInfo, Plan
-from virtagent.supervisor import journal as module
-from virtagent.supervisor.events import JournalFound
-from virtagent.supervisor.journal import BadStateDir, Journal
-from virtagent.supervisor.transaction import journal as record
+from virtagent.agent.api.records import Plan
+from virtagent.agent.worker import sysfs
+from virtagent.agent.worker.plan import MountInfo
+from virtagent.supervisor.core.events import JournalFound
+from virtagent.supervisor.core.transaction import journal as record
+from virtagent.supervisor.io import journal as module
+from virtagent.supervisor.io.journal import BadStateDir, Journal
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from virtagent.supervisor import log as module
-from virtagent.supervisor.log import Datagrams, Log, Stderr, journal, syslog
+from virtagent.supervisor.io import log as module
+from virtagent.supervisor.io.log import Datagrams, Log, Stderr, journal, syslog
 
 
 @pytest.fixture

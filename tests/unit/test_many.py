@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from fakes.counting import assert_linear, calls
 from fakes.drive import Drive
-from virtagent.agent import report
-from virtagent.agent.mounts import BlockDevice, LeftOut, Mount, MountInfo, Plan, Rules, build_plan, parse_mountinfo
-from virtagent.agent.states import FreezeState
-from virtagent.agent.text import NAMED_MAX, TITLE_MAX
+from virtagent.agent.api.options import Rules
+from virtagent.agent.api.records import LeftOut, Mount, Plan
+from virtagent.agent.api.states import FreezeState
+from virtagent.agent.api.text import NAMED_MAX, TITLE_MAX
 from virtagent.agent.wire import xmlrpc
-from virtagent.supervisor import events
-from virtagent.supervisor import journal as journal_of
+from virtagent.agent.worker import messages
+from virtagent.agent.worker.plan import BlockDevice, MountInfo, build_plan, parse_mountinfo
+from virtagent.supervisor.core import events
+from virtagent.supervisor.io import journal as journal_of
 
 TYPES = frozenset({"ext4", "xfs", "btrfs"})
 ROOT = "1 0 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw"
@@ -118,8 +120,8 @@ def test_the_plan_on_its_way() -> None:
         plan = planned(loops, count)()
 
         def travel() -> None:
-            frames = report.encode(report.Plan(plan.dump()))
-            (told,) = report.Decoder(report.REPORTS).feed(b"".join(frames))
+            frames = messages.encode(messages.Plan(plan.dump()))
+            (told,) = messages.Decoder(messages.REPORTS).feed(b"".join(frames))
             assert Plan.load(told.plan) == plan
 
         return travel
@@ -136,9 +138,9 @@ def test_each_step_costs_the_supervisor_the_same() -> None:
             drive.sync(worker, count)
             drive.freezes(worker, *range(count))
             drive.frozen(worker, *range(count))
-            drive.report(worker, report.Frozen(count, drive.now, drive.now + 60))
+            drive.report(worker, messages.Frozen(count, drive.now, drive.now + 60))
             drive.ask("va.fsthaw")
-            drive.report(worker, report.Thawing("", drive.now))
+            drive.report(worker, messages.Thawing("", drive.now))
             drive.undo(worker, *range(count))
 
         return play
@@ -170,16 +172,16 @@ def long_plan(count: int) -> Plan:
 def test_a_plan_of_the_longest_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(LONGEST.encode("utf-8", "surrogateescape")) == 4095
     plan = long_plan(64)
-    frames = report.encode(report.Plan(plan.dump()))
+    frames = messages.encode(messages.Plan(plan.dump()))
     assert sum(map(len, frames)) > 1 << 19
     assert max(map(len, frames)) <= select.PIPE_BUF
-    (told,) = report.Decoder(report.REPORTS).feed(b"".join(frames))
+    (told,) = messages.Decoder(messages.REPORTS).feed(b"".join(frames))
     assert Plan.load(told.plan) == plan
 
     drive = Drive()
     drive.ask("va.fsfreeze")
     worker = drive.newest
-    drive.report(worker, report.Started(1), report.Progress("plan"), told)
+    drive.report(worker, messages.Started(1), messages.Progress("plan"), told)
     drive.sync(worker, 64)
     drive.freezes(worker, *range(64))
     status = drive.status().dump(lambda pid: "sleeping")
@@ -204,7 +206,7 @@ def test_a_sentence_names_some_and_counts_the_rest() -> None:
     drive.ask("va.fsfreeze")
     keeper = drive.newest
     plan = long_plan(256)
-    drive.report(keeper, report.Started(1), report.Progress("plan"), report.Plan(plan.dump()))
+    drive.report(keeper, messages.Started(1), messages.Progress("plan"), messages.Plan(plan.dump()))
     drive.sync(keeper, 256)
     drive.freezes(keeper, *range(256))
     drive.die(keeper)
@@ -230,7 +232,7 @@ def test_the_counts_are_those_of_the_marks() -> None:
     _, keeper = drive.hold(4)
     assert drive.of(events.SetTitle)[-1].text == "frozen 4/4, thaws at"
     drive.ask("va.fsthaw")
-    drive.report(keeper, report.Thawing("", drive.now))
+    drive.report(keeper, messages.Thawing("", drive.now))
     drive.undo(keeper, 2, 3)
     assert drive.of(events.SetTitle)[-1].text == "thawing 2/4"
     drive.undo(keeper, 0, 1)

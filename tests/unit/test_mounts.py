@@ -14,12 +14,12 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from virtagent.agent.errors import Code, Fault
-from virtagent.agent.mounts import (
+from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.api.options import Rules
+from virtagent.agent.api.records import Plan
+from virtagent.agent.worker.plan import (
     BlockDevice,
     MountInfo,
-    Plan,
-    Rules,
     build_plan,
     named_below,
     parse_filesystems,

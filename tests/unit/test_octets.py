@@ -7,8 +7,8 @@ import base64
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from virtagent.agent.errors import Code, Fault
-from virtagent.agent.octets import from_base64, octets, to_base64
+from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.worker.base64_codec import from_base64, octets, to_base64
 
 
 @pytest.mark.parametrize(

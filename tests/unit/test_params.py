@@ -8,8 +8,8 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from virtagent.agent.errors import Code, Fault
-from virtagent.agent.params import GLOBS_MAX, SECONDS_MAX, TEXT_MAX, Kind, Param, check, seconds
+from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.api.params import GLOBS_MAX, SECONDS_MAX, TEXT_MAX, Kind, Param, check, seconds
 
 NAN, INF = float("nan"), float("inf")
 

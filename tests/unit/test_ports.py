@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 from harness.hosts import request
-from virtagent.supervisor import channel, events, listeners, ports
-from virtagent.supervisor import hosts as hosts_module
+from virtagent.supervisor.channels import char_device, connection, listener
+from virtagent.supervisor.channels import connections as hosts_module
+from virtagent.supervisor.channels.char_device import CharDevice
+from virtagent.supervisor.channels.connections import Connections
+from virtagent.supervisor.channels.listener import Listener, PeerRejected
 from virtagent.supervisor.config import Config
-from virtagent.supervisor.hosts import Hosts
-from virtagent.supervisor.listeners import Listener, Stranger
-from virtagent.supervisor.log import Log
-from virtagent.supervisor.ports import Device
+from virtagent.supervisor.core import events
+from virtagent.supervisor.io.log import Log
 
 
 class Sink:
@@ -41,7 +42,7 @@ class Sink:
         return len(data)
 
 
-class Port(Device):
+class Transport(CharDevice):
     """A port made of a FIFO, which is hung up while no host has it open, all the time, as a virtio port is.
 
     What is sent goes to `sent`, at most `room` bytes of it.
@@ -58,8 +59,8 @@ class Port(Device):
             raise OSError(self.refused, os.strerror(self.refused))
         self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
         self._edges = select.epoll()
-        self._edges.register(self._fd, ports._BASE)
-        self._mask = ports._BASE
+        self._edges.register(self._fd, char_device._BASE)
+        self._mask = char_device._BASE
         self._heard = self.dead = self.at_end = False
 
     def send(self, data: memoryview) -> int:
@@ -80,7 +81,7 @@ class Bench:
         self.sink = Sink()
         self.log = Log(self.sink, "debug")
         self.select = selectors.EpollSelector()
-        self.hosts = Hosts(Config(message_age=5), self.select, self.log, lambda: self.now, self.feed)
+        self.hosts = Connections(Config(message_age=5), self.select, self.log, lambda: self.now, self.feed)
         self.answers = True
 
     def feed(self, event: events.Event) -> None:
@@ -119,19 +120,19 @@ def bench() -> Iterator[Bench]:
 
 
 @pytest.fixture
-def port(bench: Bench, tmp_path: Path) -> Port:
+def port(bench: Bench, tmp_path: Path) -> Transport:
     os.mkfifo(tmp_path / "port")
-    made = Port(tmp_path / "port")
+    made = Transport(tmp_path / "port")
     bench.hosts.listen(made)
     bench.turn()
     return made
 
 
-def host(port: Port) -> int:
+def host(port: Transport) -> int:
     return os.open(port.path, os.O_WRONLY | os.O_NONBLOCK)
 
 
-def test_an_end_that_is_closed_costs_nothing_and_one_that_opens_is_heard_at_once(bench: Bench, port: Port) -> None:
+def test_an_end_that_is_closed_costs_nothing_and_one_that_opens_is_heard_at_once(bench: Bench, port: Transport) -> None:
     for number in range(1, 4):
         assert bench.turn() == 0
         fd = host(port)
@@ -148,7 +149,7 @@ def test_an_end_that_is_closed_costs_nothing_and_one_that_opens_is_heard_at_once
     assert bench.lines() == [f"{port.spec}: open"]
 
 
-def test_what_was_said_before_the_end_is_done(bench: Bench, port: Port) -> None:
+def test_what_was_said_before_the_end_is_done(bench: Bench, port: Transport) -> None:
     fd = host(port)
     os.write(fd, request("va.ping") * 3)
     os.close(fd)
@@ -156,7 +157,7 @@ def test_what_was_said_before_the_end_is_done(bench: Bench, port: Port) -> None:
     assert len(bench.methods()) == 3
 
 
-def test_half_a_message_is_not_the_next_hosts(bench: Bench, port: Port) -> None:
+def test_half_a_message_is_not_the_next_hosts(bench: Bench, port: Transport) -> None:
     fd = host(port)
     os.write(fd, request("va.ping")[:50])
     bench.turn()
@@ -170,12 +171,12 @@ def test_half_a_message_is_not_the_next_hosts(bench: Bench, port: Port) -> None:
     assert not [e for e in bench.fed if isinstance(e, events.Malformed)]
 
 
-def test_an_answer_that_comes_late_is_not_the_next_hosts(bench: Bench, port: Port) -> None:
+def test_an_answer_that_comes_late_is_not_the_next_hosts(bench: Bench, port: Transport) -> None:
     bench.answers = False
     fd = host(port)
     os.write(fd, request("va.fsfreeze"))
     bench.turn()
-    bench.now += channel.DOUBT
+    bench.now += connection.DOUBT
     os.close(fd)
     bench.turn()
     fd = host(port)
@@ -190,13 +191,13 @@ def test_an_answer_that_comes_late_is_not_the_next_hosts(bench: Bench, port: Por
     assert b"in time" in port.sent
 
 
-def test_replies_that_were_not_taken_are_not_the_next_hosts(bench: Bench, port: Port) -> None:
+def test_replies_that_were_not_taken_are_not_the_next_hosts(bench: Bench, port: Transport) -> None:
     port.room = 10
     fd = host(port)
     os.write(fd, request("va.ping"))
     bench.turn()
     assert len(port.sent) == 10
-    bench.now += channel.DOUBT
+    bench.now += connection.DOUBT
     os.close(fd)
     bench.turn()
     port.room = 1 << 30
@@ -209,7 +210,7 @@ def test_replies_that_were_not_taken_are_not_the_next_hosts(bench: Bench, port: 
     assert port.sent.count(b"HTTP/1.1") == 2
 
 
-def test_what_the_next_host_said_before_it_was_seen_is_answered(bench: Bench, port: Port) -> None:
+def test_what_the_next_host_said_before_it_was_seen_is_answered(bench: Bench, port: Transport) -> None:
     """The kernel has its first words before it tells that a host is there, and takes no reply until then."""
     port.room = 0
     fd = host(port)
@@ -218,14 +219,14 @@ def test_what_the_next_host_said_before_it_was_seen_is_answered(bench: Bench, po
     assert bench.turn() <= 3
     assert bench.turn() == 0, "it is hung up, and ready all the time"
     assert bench.gone() == []
-    assert [d for d in bench.hosts.deadlines() if d is not None] == [100.0 + channel.DOUBT]
-    bench.now += channel.DOUBT / 2
+    assert [d for d in bench.hosts.deadlines() if d is not None] == [100.0 + connection.DOUBT]
+    bench.now += connection.DOUBT / 2
     port.room = 1 << 30
     fd = host(port)
     os.write(fd, b"\n")  # a virtio port is ready to be written to when the host is there; a FIFO never
     bench.turn()
     assert b"to 1" in port.sent
-    bench.now += channel.DOUBT
+    bench.now += connection.DOUBT
     bench.hosts.expire(bench.now)
     assert bench.gone() == []
     os.write(fd, request("va.hello"))
@@ -234,13 +235,13 @@ def test_what_the_next_host_said_before_it_was_seen_is_answered(bench: Bench, po
     assert bench.methods() == [(1, "va.ping"), (1, "va.hello")]
 
 
-def test_a_reply_is_not_kept_for_a_host_that_comes_later(bench: Bench, port: Port) -> None:
+def test_a_reply_is_not_kept_for_a_host_that_comes_later(bench: Bench, port: Transport) -> None:
     port.room = 0
     fd = host(port)
     os.write(fd, request("va.ping"))
     os.close(fd)
     bench.turn()
-    bench.now += channel.DOUBT
+    bench.now += connection.DOUBT
     bench.hosts.expire(bench.now)
     assert bench.gone() == [1]
     assert [d for d in bench.hosts.deadlines() if d is not None] == []
@@ -254,7 +255,7 @@ def test_a_reply_is_not_kept_for_a_host_that_comes_later(bench: Bench, port: Por
     assert b"to 2" in port.sent
 
 
-def test_a_host_that_does_not_read_and_goes_is_noticed(bench: Bench, port: Port) -> None:
+def test_a_host_that_does_not_read_and_goes_is_noticed(bench: Bench, port: Transport) -> None:
     """Not read any more, since too many replies wait: its end must still be seen, and what it said last thrown away."""
     port.room = 0
     bench.answers = False
@@ -279,7 +280,7 @@ def test_a_host_that_does_not_read_and_goes_is_noticed(bench: Bench, port: Port)
     assert b"xxx" not in port.sent
 
 
-def test_what_is_left_unread_is_heard_when_the_replies_are_taken(bench: Bench, port: Port) -> None:
+def test_what_is_left_unread_is_heard_when_the_replies_are_taken(bench: Bench, port: Transport) -> None:
     port.room, bench.answers = 0, False
     fd = host(port)
     os.write(fd, request("va.ping"))
@@ -296,7 +297,7 @@ def test_what_is_left_unread_is_heard_when_the_replies_are_taken(bench: Bench, p
     os.close(fd)
 
 
-def test_a_host_that_reads_nothing_for_too_long_is_given_up_and_heard_anew(bench: Bench, port: Port) -> None:
+def test_a_host_that_reads_nothing_for_too_long_is_given_up_and_heard_anew(bench: Bench, port: Transport) -> None:
     port.room = 0
     fd = host(port)
     os.write(fd, request("va.ping"))
@@ -314,7 +315,7 @@ def test_a_host_that_reads_nothing_for_too_long_is_given_up_and_heard_anew(bench
     assert port.sent.count(b"HTTP/1.1") == 1
 
 
-def test_a_port_that_dies_is_opened_again(bench: Bench, port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_dies_is_opened_again(bench: Bench, port: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     fd = host(port)
     os.write(fd, request("va.ping"))
     bench.turn()
@@ -346,7 +347,7 @@ def test_a_port_that_dies_is_opened_again(bench: Bench, port: Port, monkeypatch:
 def test_a_busy_port_is_looked_at_when_it_is_closed_and_once_more(bench: Bench, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "port")
     holder = os.open(tmp_path / "port", os.O_RDWR | os.O_NONBLOCK)
-    port = Port(tmp_path / "port")
+    port = Transport(tmp_path / "port")
     port.refused = errno.EBUSY
     bench.hosts.listen(port)
     assert bench.turn() == 0
@@ -369,14 +370,14 @@ def test_without_inotify_it_is_looked_at_now_and_then(
     def refused(path: str) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(ports, "Watch", refused)
-    port = Device(f"virtio:{tmp_path}/none")
+    monkeypatch.setattr(char_device, "PathWatch", refused)
+    port = CharDevice(f"virtio:{tmp_path}/none")
     bench.hosts.listen(port)
-    assert port.look_at == 100.0 + ports.BLIND
+    assert port.look_at == 100.0 + char_device.BLIND
     assert "inotify: Too many open files" in bench.lines()[0]
     bench.now = port.look_at
     bench.hosts.expire(bench.now)
-    assert port.look_at == bench.now + ports.BLIND
+    assert port.look_at == bench.now + char_device.BLIND
     assert len(bench.lines()) == 1
 
 
@@ -411,7 +412,7 @@ def test_only_the_host_may_connect_and_a_stranger_is_named_once() -> None:
     assert not accepted[0].getblocking()
     said = []
     for _ in range(3):
-        with pytest.raises(Stranger) as stranger:
+        with pytest.raises(PeerRejected) as stranger:
             listener.accept()
         said.append(str(stranger.value))
     assert said[0].startswith("CID 3 was turned away")
@@ -441,7 +442,7 @@ def test_a_kernel_or_python_without_vsock_says_so(monkeypatch: pytest.MonkeyPatc
         raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
 
     with monkeypatch.context() as patched:
-        patched.setattr(listeners.socket, "socket", refused)
+        patched.setattr(listener.socket, "socket", refused)
         with pytest.raises(OSError, match="this kernel has no vsock"):
             Listener.open("vsock:5")
     monkeypatch.delattr(socket, "AF_VSOCK")

@@ -11,8 +11,8 @@ import hypothesis.strategies as st
 import msgpack
 import pytest
 from hypothesis import example, given
-from virtagent.agent import report
-from virtagent.agent.report import CONTROLS, MESSAGE_MAX, PIPE_BUF, REPORTS, Decoder, Rubbish, encode
+from virtagent.agent.worker import messages
+from virtagent.agent.worker.messages import CONTROLS, MESSAGE_MAX, PIPE_BUF, REPORTS, Decoder, Rubbish, encode
 
 TEXT = st.text(st.characters(codec=None), max_size=60).map(
     lambda t: t.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
@@ -33,7 +33,7 @@ FIELD: dict[Any, Any] = {
 }
 
 
-def messages(kinds: dict[str, Any]) -> Any:
+def any_of(kinds: dict[str, Any]) -> Any:
     return st.one_of([st.builds(kind, *(FIELD[shape] for shape in kind.shape)) for kind in kinds.values()])
 
 
@@ -45,20 +45,20 @@ def decode(kinds: dict[str, Any], data: bytes, cuts: list[int]) -> list[Any]:
     return found
 
 
-@given(st.lists(messages(REPORTS), max_size=6), st.lists(st.integers(0, 2000), max_size=12))
+@given(st.lists(any_of(REPORTS), max_size=6), st.lists(st.integers(0, 2000), max_size=12))
 def test_reports_survive_the_pipe_in_any_cut(said: list[Any], cuts: list[int]) -> None:
     frames = [frame for message in said for frame in encode(message)]
     assert all(0 < len(frame) <= PIPE_BUF for frame in frames)
     assert decode(REPORTS, b"".join(frames), cuts) == said
 
 
-@given(st.lists(messages(CONTROLS), max_size=6), st.lists(st.integers(0, 200), max_size=12))
+@given(st.lists(any_of(CONTROLS), max_size=6), st.lists(st.integers(0, 200), max_size=12))
 def test_controls_survive_the_pipe_in_any_cut(said: list[Any], cuts: list[int]) -> None:
     frames = [frame for message in said for frame in encode(message)]
     assert decode(CONTROLS, b"".join(frames), cuts) == said
 
 
-@given(messages(REPORTS))
+@given(any_of(REPORTS))
 def test_one_byte_at_a_time(message: Any) -> None:
     data = b"".join(encode(message))
     assert decode(REPORTS, data, list(range(len(data)))) == [message]
@@ -66,36 +66,36 @@ def test_one_byte_at_a_time(message: Any) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 4000, PIPE_BUF - 9, PIPE_BUF - 8, PIPE_BUF, PIPE_BUF + 1, 100_000, 5 << 20])
 def test_long_messages_travel_in_frames_that_a_pipe_takes_whole(size: int) -> None:
-    message = report.Done(b"x" * size)
+    message = messages.Done(b"x" * size)
     frames = encode(message)
     assert all(len(frame) <= PIPE_BUF for frame in frames)
     assert Decoder(REPORTS).feed(b"".join(frames)) == [message]
 
 
-@given(st.lists(messages(REPORTS), max_size=8), st.integers(0, 8))
+@given(st.lists(any_of(REPORTS), max_size=8), st.integers(0, 8))
 def test_short_messages_may_stand_between_the_parts_of_a_long_one(short: list[Any], before: int) -> None:
-    long = encode(report.Done("y" * (6 * PIPE_BUF)))
+    long = encode(messages.Done("y" * (6 * PIPE_BUF)))
     frames = []
     for i, part in enumerate(long):
         frames.append(part)
         if before <= i < before + len(short):
             frames += [f for f in encode(short[i - before]) if len(encode(short[i - before])) == 1]
     heard = Decoder(REPORTS).feed(b"".join(frames))
-    assert report.Done("y" * (6 * PIPE_BUF)) in heard
-    assert [m for m in heard if m != report.Done("y" * (6 * PIPE_BUF))] == [
+    assert messages.Done("y" * (6 * PIPE_BUF)) in heard
+    assert [m for m in heard if m != messages.Done("y" * (6 * PIPE_BUF))] == [
         short[i - before] for i in range(len(long)) if before <= i < before + len(short)
     ]
 
 
 def test_a_message_over_the_limit_is_not_sent() -> None:
     with pytest.raises(ValueError, match="over"):
-        encode(report.Done(b"x" * MESSAGE_MAX))
+        encode(messages.Done(b"x" * MESSAGE_MAX))
 
 
 @pytest.mark.parametrize("value", [object(), 1 << 64, {1, 2}])
 def test_what_encode_raises_is_what_it_says(value: object) -> None:
     with pytest.raises(ValueError, match=r"."):
-        encode(report.Done(value))
+        encode(messages.Done(value))
 
 
 def packed(value: Any) -> bytes:
@@ -151,7 +151,7 @@ def test_any_bytes_are_messages_or_rubbish(data: bytes) -> None:
     assert all(type(m) in REPORTS.values() for m in found)
 
 
-@given(st.binary(max_size=40), messages(REPORTS), st.integers(0, 100))
+@given(st.binary(max_size=40), any_of(REPORTS), st.integers(0, 100))
 def test_bytes_that_were_damaged_on_the_way(noise: bytes, message: Any, at: int) -> None:
     data = b"".join(encode(message))
     with contextlib.suppress(Rubbish):
@@ -187,7 +187,7 @@ def test_parts_are_bounded() -> None:
     with pytest.raises(Rubbish, match="over"):
         feed(decoder, packed(["Part", b"x" * 1000]), 100)
     with pytest.raises(Rubbish, match="over"):
-        Decoder(REPORTS, message_max=10_000).feed(b"".join(encode(report.Done(b"x" * 10_000))))
+        Decoder(REPORTS, message_max=10_000).feed(b"".join(encode(messages.Done(b"x" * 10_000))))
 
 
 @pytest.mark.parametrize("size", [0, 2])
@@ -212,7 +212,7 @@ def test_a_message_that_never_ends_is_bounded(size: int, kind: int) -> None:
 
 
 def test_long_and_many_messages_in_one_read_are_no_rubbish() -> None:
-    said = [report.Step(i, "frozen") for i in range(20_000)]
+    said = [messages.Step(i, "frozen") for i in range(20_000)]
     assert Decoder(REPORTS).feed(b"".join(encode(m)[0] for m in said)) == said
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
-from virtagent.agent.errors import MEANING, Code, Fault, failed, from_number
-from virtagent.agent.params import Kind
-from virtagent.agent.rpcs import RPCS, Disk, Rpc, Runs, public, refusal, table
-from virtagent.agent.states import FreezeState
+from virtagent.agent.api.errors import MEANING, Code, Fault, failed, from_number
+from virtagent.agent.api.methods import RPCS, Disk, Rpc, Runs, public, refusal, table
+from virtagent.agent.api.params import Kind
+from virtagent.agent.api.states import FreezeState
 
 FSFREEZE = {"include", "exclude", "strict", "wait", "sync_limit", "freeze_limit", "hold_limit"}
 FSSYNC = {"include", "exclude", "wait", "sync_limit"}

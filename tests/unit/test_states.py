@@ -6,8 +6,8 @@ import ast
 from pathlib import Path
 
 import pytest
-import virtagent.supervisor.core as _core
-from virtagent.agent.states import (
+import virtagent.supervisor.core.engine as _core
+from virtagent.agent.api.states import (
     FREEZE_TABLE,
     WORKER_TABLE,
     FreezeEvent,
@@ -21,8 +21,8 @@ from virtagent.agent.states import (
     WorkerState,
     following,
 )
-from virtagent.supervisor.deadlines import Deadlines
-from virtagent.supervisor.state import State
+from virtagent.supervisor.core.deadlines import Deadlines
+from virtagent.supervisor.core.state import State
 
 SUPERVISOR = Path(_core.__file__).parent
 
@@ -53,7 +53,7 @@ FROZEN          FAILED       THAWINPROGRESS
 """
 
 # Section 3.
-_REPORTS = "STARTED PLAN STEP PROGRESS FROZEN HELD THAWING KEPT REPLIED DECLINED LOOSE DONE FAILED RUBBISH"
+_REPORTS = "STARTED PLAN STEP PROGRESS FROZEN HELD THAWING ACQUIRED REPLIED DECLINED RELEASABLE DONE FAILED RUBBISH"
 WORKER_ROWS = """
 SPAWNED                    STARTED                      RUNNING
 RUNNING                    STEP PROGRESS                RUNNING
@@ -69,8 +69,8 @@ SPAWNED RUNNING HOLDING REPORTED KILLED STUCK  EXIT     REAPED
 WORKER_MORE = f"""
 RUNNING                    PLAN THAWING                 RUNNING
 HOLDING                    HELD THAWING STEP PROGRESS   HOLDING
-RUNNING                    KEPT                         HOLDING
-HOLDING                    REPLIED DECLINED LOOSE       HOLDING
+RUNNING                    ACQUIRED                         HOLDING
+HOLDING                    REPLIED DECLINED RELEASABLE       HOLDING
 SPAWNED RUNNING HOLDING REPORTED   RUBBISH              KILLED
 RUNNING HOLDING            IN_KERNEL                    STUCK
 STUCK                      LIMIT                        KILLED

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from virtagent.agent import sysfs
-from virtagent.agent.errors import Code, Fault
-from virtagent.agent.mounts import BlockDevice, MountInfo, Rules
+from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.api.options import Rules
+from virtagent.agent.worker import sysfs
+from virtagent.agent.worker.plan import BlockDevice, MountInfo
 
 Add = Callable[..., None]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from harness.hosts import GONE, Fault
 from harness.verdict import Call, Meddling, Verdict, judge
-from virtagent.agent.errors import Code
+from virtagent.agent.api.errors import Code
 
 BROKEN = Fault(Code.FREEZE_BROKEN, "freeze 3 was broken: the keeper died")
 PENDING = Fault(Code.IN_PROGRESS, "va.fsthaw is still in progress")

@@ -8,28 +8,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from virtagent.agent import kernel
-from virtagent.supervisor.watch import Watch
+from virtagent.agent.worker import kernel
+from virtagent.supervisor.channels.path_watch import PathWatch
 
 
 @pytest.fixture
-def made() -> Iterator[list[Watch]]:
-    watches: list[Watch] = []
+def made() -> Iterator[list[PathWatch]]:
+    watches: list[PathWatch] = []
     yield watches
     for watch in watches:
         watch.close()
 
 
 @pytest.fixture
-def watching(made: list[Watch], tmp_path: Path) -> Callable[[str], Watch]:
-    def watch(path: str) -> Watch:
-        made.append(Watch(str(tmp_path / path)))
+def watching(made: list[PathWatch], tmp_path: Path) -> Callable[[str], PathWatch]:
+    def watch(path: str) -> PathWatch:
+        made.append(PathWatch(str(tmp_path / path)))
         return made[-1]
 
     return watch
 
 
-def told(watch: Watch) -> bool:
+def told(watch: PathWatch) -> bool:
     """Whether it is readable and says that it was about the path; then nothing is left to read."""
     ready = bool(select.select([watch], [], [], 0)[0])
     found = watch.happened()
@@ -38,7 +38,7 @@ def told(watch: Watch) -> bool:
     return found
 
 
-def test_each_folder_on_the_way_is_watched(watching: Callable[[str], Watch], tmp_path: Path) -> None:
+def test_each_folder_on_the_way_is_watched(watching: Callable[[str], PathWatch], tmp_path: Path) -> None:
     for made, path in (("a", "a/b/port"), ("a/b", "a/b/port"), ("a/b/port", "a/b/port")):
         watch = watching(path)
         assert not told(watch)
@@ -50,7 +50,7 @@ def test_each_folder_on_the_way_is_watched(watching: Callable[[str], Watch], tmp
 
 
 @pytest.mark.parametrize("gone", ["a/b/port", "a/b", "a"])
-def test_what_goes_is_told(watching: Callable[[str], Watch], tmp_path: Path, gone: str) -> None:
+def test_what_goes_is_told(watching: Callable[[str], PathWatch], tmp_path: Path, gone: str) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/port").touch()
     watch = watching("a/b/port")
@@ -58,7 +58,7 @@ def test_what_goes_is_told(watching: Callable[[str], Watch], tmp_path: Path, gon
     assert told(watch)
 
 
-def test_links_are_followed_and_watched(watching: Callable[[str], Watch], tmp_path: Path) -> None:
+def test_links_are_followed_and_watched(watching: Callable[[str], PathWatch], tmp_path: Path) -> None:
     (tmp_path / "ports").mkdir()
     (tmp_path / "ports/name").symlink_to("../vport1p1")
     watch = watching("ports/name")
@@ -78,7 +78,7 @@ def test_links_are_followed_and_watched(watching: Callable[[str], Watch], tmp_pa
 
 
 def test_the_end_tells_when_it_is_closed_and_when_its_mode_changes(
-    watching: Callable[[str], Watch], tmp_path: Path
+    watching: Callable[[str], PathWatch], tmp_path: Path
 ) -> None:
     port = tmp_path / "port"
     port.touch()
@@ -91,7 +91,7 @@ def test_the_end_tells_when_it_is_closed_and_when_its_mode_changes(
     assert told(watch)
 
 
-def test_an_end_that_is_forgotten_tells_no_close(watching: Callable[[str], Watch], tmp_path: Path) -> None:
+def test_an_end_that_is_forgotten_tells_no_close(watching: Callable[[str], PathWatch], tmp_path: Path) -> None:
     port = tmp_path / "port"
     port.touch()
     watch = watching("port")
@@ -104,7 +104,7 @@ def test_an_end_that_is_forgotten_tells_no_close(watching: Callable[[str], Watch
 
 
 @pytest.mark.parametrize("links", [["port"], ["a", "b", "port"]])
-def test_links_in_a_ring_end(watching: Callable[[str], Watch], tmp_path: Path, links: list[str]) -> None:
+def test_links_in_a_ring_end(watching: Callable[[str], PathWatch], tmp_path: Path, links: list[str]) -> None:
     for name, target in zip(links, [*links[1:], links[0]], strict=True):
         (tmp_path / name).symlink_to(target)
     watch = watching(links[0])
@@ -120,5 +120,5 @@ def test_what_cannot_be_had_leaves_no_descriptor(tmp_path: Path, monkeypatch: py
     before = os.listdir("/proc/self/fd")
     monkeypatch.setattr(kernel, "inotify_watch", refused)
     with pytest.raises(OSError, match="No space left"):
-        Watch(str(tmp_path / "port"))
+        PathWatch(str(tmp_path / "port"))
     assert os.listdir("/proc/self/fd") == before

@@ -8,9 +8,9 @@ import xmlrpc.client
 
 from hypothesis import example, given
 from hypothesis import strategies as st
-from virtagent.agent.errors import Code, Fault
+from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.wire.messages import Incoming, Limits, Refused, Request
-from virtagent.agent.wire.stream import Stream
+from virtagent.agent.wire.session import Session
 
 CALL = xmlrpc.client.dumps(([1, 2.5, "x", {"a": True}, xmlrpc.client.Binary(b"bytes")], "é"), "va.m").encode()
 JSON = b'{"execute": "va.m", "arguments": [1, -2.5e1, "\\u00e9\\"\xc3\xa9", {"a": true}, null], "id": {"x": "}"}}'
@@ -98,7 +98,7 @@ NOISE = (
 )
 
 
-def answer(stream: Stream, event: Incoming) -> None:
+def answer(stream: Session, event: Incoming) -> None:
     """Answer what is answered on the spot: here every even token."""
     if isinstance(event, Request) and event.token % 4 == 0:
         stream.reply(event.token, event.params)
@@ -107,7 +107,7 @@ def answer(stream: Stream, event: Incoming) -> None:
 
 
 def conversation(pieces: list[bytes]) -> tuple[list[Incoming], bytes, bool, bool]:
-    stream = Stream(LIMITS)
+    stream = Session(LIMITS)
     events: list[Incoming] = []
     for piece in pieces:
         stream.receive_data(piece)
@@ -139,7 +139,7 @@ def test_one_byte_at_a_time_is_the_same_as_all_at_once(data: bytes) -> None:
 
 @given(NOISE)
 def test_whatever_comes_a_stream_that_is_not_closing_can_expire_or_serve(data: bytes) -> None:
-    stream = Stream(LIMITS)
+    stream = Session(LIMITS)
     stream.receive_data(data)
     while (event := stream.next_event()) is not None:
         answer(stream, event)
@@ -157,7 +157,7 @@ def test_whatever_comes_a_stream_that_is_not_closing_can_expire_or_serve(data: b
 @given(st.lists(PART, max_size=4), PART, st.integers(1, 2000))
 def test_half_a_message_takes_no_more_than_the_limits(begin: list[bytes], again: bytes, times: int) -> None:
     pieces = [*begin, *[again] * times]
-    stream = Stream(LIMITS)
+    stream = Session(LIMITS)
     tracemalloc.start()
     try:
         for piece in pieces:

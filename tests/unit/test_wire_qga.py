@@ -10,20 +10,20 @@ import time
 from typing import Any
 
 import pytest
-from virtagent.agent.errors import Code, Fault
-from virtagent.agent.wire import qga
+from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.wire import qmp
 from virtagent.agent.wire.messages import Abandoned, Incoming, Limits, Refused, Request
-from virtagent.agent.wire.stream import WAITING_MAX, Stream
+from virtagent.agent.wire.session import WAITING_MAX, Session
 
 FROZEN = "Command guest-x has been disabled: the agent is in frozen state"
 
 
-def receive(stream: Stream, data: bytes) -> list[Incoming]:
+def receive(stream: Session, data: bytes) -> list[Incoming]:
     stream.receive_data(data)
     return list(iter(stream.next_event, None))
 
 
-def written(stream: Stream) -> bytes:
+def written(stream: Session) -> bytes:
     out = b""
     while piece := bytes(stream.pending()):
         out += piece
@@ -31,7 +31,7 @@ def written(stream: Stream) -> bytes:
     return out
 
 
-def lines(stream: Stream) -> list[Any]:
+def lines(stream: Session) -> list[Any]:
     return [json.loads(line.lstrip(b"\xff")) for line in written(stream).splitlines()]
 
 
@@ -41,7 +41,7 @@ def say(method: str, **more: Any) -> bytes:
 
 def desc(data: bytes, limits: Limits = Limits()) -> str:  # noqa: B008 - frozen
     """The one error that these bytes draw."""
-    stream = Stream(limits)
+    stream = Session(limits)
     [event] = receive(stream, data)
     assert isinstance(event, Refused)
     [reply] = lines(stream)
@@ -67,14 +67,14 @@ def desc(data: bytes, limits: Limits = Limits()) -> str:  # noqa: B008 - frozen
 )
 def test_a_request_whole_and_byte_by_byte(data: bytes, method: str, params: Any, tag: str | None) -> None:
     wanted = [Request(0, method, params, tag)]
-    assert receive(Stream(), data) == wanted
-    stream = Stream()
+    assert receive(Session(), data) == wanted
+    stream = Session()
     assert [event for i in range(len(data)) for event in receive(stream, data[i : i + 1])] == wanted
 
 
 @pytest.mark.parametrize("given", [None, 0, -1.5, "x\u20ac", [1, [2]], {"a": {"b": None}}, True, 2**64], ids=repr)
 def test_the_id_is_echoed_whatever_it_is(given: Any) -> None:
-    stream = Stream()
+    stream = Session()
     [request] = receive(stream, say("guest-ping", id=given))
     stream.reply(request.token, {})
     receive(stream, say("nope", id=given))
@@ -125,7 +125,7 @@ def test_what_is_wrong_is_told_in_qemu_gas_words(data: bytes, text: str) -> None
 
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"+1", b"01", b"1.", b".5", b"-"])
 def test_what_is_no_number_is_refused(number: bytes) -> None:
-    stream = Stream()
+    stream = Session()
     events = receive(stream, b'{"execute":"a","id":' + number + b"}")
     assert events
     assert all(isinstance(event, Refused) and event.text.startswith("JSON parse error") for event in events)
@@ -134,7 +134,7 @@ def test_what_is_no_number_is_refused(number: bytes) -> None:
 
 @pytest.mark.parametrize("half", [b'{"exe', b'{"execute":', b'{"execute":"guest-ping"', b"[[[", b'"', b"{'a\\"])
 def test_ff_resets_whatever_was_begun(half: bytes) -> None:
-    stream = Stream()
+    stream = Session()
     assert receive(stream, half) == []
     assert stream.mid_message
     refused, request = receive(stream, b"\xff" + say("guest-sync-delimited", arguments={"id": 5}))
@@ -146,12 +146,12 @@ def test_ff_resets_whatever_was_begun(half: bytes) -> None:
 
 
 def test_the_sentinel_of_2011_is_silent_and_a_reset_is_not() -> None:
-    stream = Stream()
+    stream = Session()
     assert receive(stream, b"\xff") == []
     assert not stream.mid_message
     assert receive(stream, b"POST / HTTP/1.1\r\n") == []
     assert stream.output_size == 0
-    stream = Stream()
+    stream = Session()
     assert receive(stream, b"\xff\n") == []
     reset, _ = receive(stream, say("guest-ping"))
     assert isinstance(reset, Refused)
@@ -162,7 +162,7 @@ def test_too_deep_and_too_long_are_read_past() -> None:
     limits = Limits(body=4000, nesting=8)
     assert desc(b"[" * 9 + b"]" * 9, limits) == "JSON nesting depth limit exceeded"
     assert desc(b'{"a":"' + b"x" * 5000 + b'"}', limits) == "JSON token size limit exceeded"
-    stream = Stream(limits)
+    stream = Session(limits)
     kinds = [type(e) for e in receive(stream, b"[" * 5000 + b"]" * 5000 + b'{"a":"' + b"x" * 9000 + b'"}' + say("b"))]
     assert kinds == [Refused, Refused, Request]
 
@@ -172,7 +172,7 @@ def test_a_file_write_may_be_large_and_takes_linear_time() -> None:
 
     def seconds(size: int) -> float:
         data = say("guest-file-write", arguments={"handle": 1000, "buf-b64": "A" * size})
-        stream = Stream()
+        stream = Session()
         begun = time.process_time()
         events = []
         for i in range(0, len(data), 65536):
@@ -190,7 +190,7 @@ def test_a_file_write_may_be_large_and_takes_linear_time() -> None:
 
 
 def test_a_value_as_json() -> None:
-    stream = Stream()
+    stream = Session()
     receive(stream, say("va.getfile"))
     stream.reply(0, {"a": b"\x00\xff", "b": (1, 2.5), "c": "\udcff\u20ac", "d": None})
     assert written(stream) == b'{"return": {"a": "AP8=", "b": [1, 2.5], "c": "\\ufffd\\u20ac", "d": null}}\n'
@@ -200,9 +200,9 @@ def test_a_value_as_json() -> None:
     assert reply["error"]["code"] == Code.INTERNAL
 
 
-@pytest.mark.parametrize("method", sorted(qga.SILENT))
+@pytest.mark.parametrize("method", sorted(qmp.SILENT))
 def test_what_sends_no_reply_when_it_succeeds(method: str) -> None:
-    stream = Stream()
+    stream = Session()
     receive(stream, say(method))
     stream.reply(0, {})
     assert written(stream) == b""
@@ -227,14 +227,14 @@ def test_what_sends_no_reply_when_it_succeeds(method: str) -> None:
     ],
 )
 def test_class_and_text_of_a_fault(code: Code, kind: str, text: str) -> None:
-    stream = Stream()
+    stream = Session()
     receive(stream, say("guest-x"))
     stream.fault(0, Fault(code, "why"))
     assert lines(stream) == [{"error": {"class": kind, "desc": text}}]
 
 
 def test_a_fault_of_our_own_method_has_its_number() -> None:
-    stream = Stream()
+    stream = Session()
     receive(stream, say("va.fshold", arguments=[3]))
     stream.fault(0, Fault(Code.WRONG_STATE, "why"))
     error = {"class": "GenericError", "desc": "why", "code": 2, "name": "WRONG_STATE"}
@@ -249,7 +249,7 @@ def test_a_message_of_many_values_is_refused_before_they_are_made() -> None:
 
 
 def test_what_is_quoted_to_the_host_is_not_what_the_log_is_told() -> None:
-    stream = Stream()
+    stream = Session()
     [refused, *_] = receive(stream, b'{"execute":"guest-set-user-password","arguments":{"password":"c2VjcmV0\n"}}')
     assert isinstance(refused, Refused)
     assert "c2VjcmV0" not in refused.text
@@ -259,7 +259,7 @@ def test_what_is_quoted_to_the_host_is_not_what_the_log_is_told() -> None:
 
 
 def test_requests_in_one_go_are_done_one_after_another() -> None:
-    stream = Stream()
+    stream = Session()
     [first] = receive(stream, say("guest-file-open") + say("guest-ping") + b"nonsense\n" + say("guest-info"))
     assert first.method == "guest-file-open"
     assert stream.output_size == 0
@@ -272,10 +272,10 @@ def test_requests_in_one_go_are_done_one_after_another() -> None:
     assert [list(line) for line in lines(stream)] == [["return"], ["return"], ["error"], ["return"]]
 
 
-@pytest.mark.parametrize("sync", sorted(qga.SYNCS))
+@pytest.mark.parametrize("sync", sorted(qmp.SYNCS))
 @pytest.mark.parametrize("more", [{}, {"id": "s"}])
 def test_a_sync_gives_up_on_all_that_is_older_and_what_waited_is_still_done(sync: str, more: dict[str, Any]) -> None:
-    stream = Stream()
+    stream = Session()
     older = receive(stream, say("guest-get-fsinfo") + say("guest-fsfreeze-thaw") + say("guest-exec", id=1))
     assert [event.method for event in older] == ["guest-get-fsinfo", "guest-exec"]
     thaw, *rest, request = receive(stream, say(sync, arguments={"id": 3}, **more))
@@ -290,9 +290,9 @@ def test_a_sync_gives_up_on_all_that_is_older_and_what_waited_is_still_done(sync
     assert reply["return"] == 3
 
 
-@pytest.mark.parametrize("waits", [*sorted(qga.WAITING), "va.fsfreeze", "va.fsstatus"])
+@pytest.mark.parametrize("waits", [*sorted(qmp.WAITING), "va.fsfreeze", "va.fsstatus"])
 def test_behind_what_waits_for_a_freeze_the_next_is_answered_at_once(waits: str) -> None:
-    stream = Stream()
+    stream = Session()
     receive(stream, say(waits))
     assert receive(stream, say("guest-ping")) == [Abandoned(0), Request(1, "guest-ping", {})]
     stream.reply(1, {})
@@ -301,7 +301,7 @@ def test_behind_what_waits_for_a_freeze_the_next_is_answered_at_once(waits: str)
 
 
 def test_behind_something_short_a_freeze_and_a_ping_are_not_held_up_by_one_another() -> None:
-    stream = Stream()
+    stream = Session()
     [fsinfo] = receive(stream, say("guest-get-fsinfo") + say("guest-fsfreeze-freeze") + say("guest-ping"))
     stream.reply(fsinfo.token, [])
     freeze, given_up, ping = receive(stream, b"")
@@ -312,7 +312,7 @@ def test_behind_something_short_a_freeze_and_a_ping_are_not_held_up_by_one_anoth
 
 
 def test_what_is_answered_on_the_spot_is_not_given_up_for_what_stands_behind_it() -> None:
-    stream = Stream()
+    stream = Session()
     [fsinfo] = receive(stream, say("guest-get-fsinfo") + say("va.fsstatus") + say("va.ping") + say("guest-ping"))
     stream.reply(fsinfo.token, "first")
     answers = []
@@ -326,7 +326,7 @@ def test_what_is_answered_on_the_spot_is_not_given_up_for_what_stands_behind_it(
 
 @pytest.mark.parametrize("garbage", [b"\0", b"nonsense\n", b'{"a" 1}'])
 def test_garbage_does_not_throw_away_the_reply_of_a_freeze(garbage: bytes) -> None:
-    stream = Stream()
+    stream = Session()
     [freeze] = receive(stream, say("guest-fsfreeze-freeze"))
     assert receive(stream, garbage) == []
     assert stream.output_size == 0
@@ -336,7 +336,7 @@ def test_garbage_does_not_throw_away_the_reply_of_a_freeze(garbage: bytes) -> No
 
 
 def test_a_fault_lets_the_next_have_its_turn_as_a_value_does() -> None:
-    stream = Stream()
+    stream = Session()
     [first] = receive(stream, say("guest-file-open") + say("guest-ping"))
     stream.fault(first.token, Fault(Code.FAILED, "no"))
     [ping] = receive(stream, b"")
@@ -344,7 +344,7 @@ def test_a_fault_lets_the_next_have_its_turn_as_a_value_does() -> None:
 
 
 def test_an_http_message_gives_up_on_what_waits_too() -> None:
-    stream = Stream()
+    stream = Session()
     receive(stream, say("guest-file-flush") + say("guest-ping"))
     post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
     ping, given_up, refused = receive(stream, post)
@@ -356,7 +356,7 @@ def test_an_http_message_gives_up_on_what_waits_too() -> None:
 
 
 def test_of_a_host_that_is_gone_what_waited_is_done() -> None:
-    stream = Stream()
+    stream = Session()
     receive(stream, say("guest-get-fsinfo") + say("guest-fsfreeze-thaw"))
     assert stream.owing
     [thaw] = stream.give_up()
@@ -368,14 +368,14 @@ def test_of_a_host_that_is_gone_what_waited_is_done() -> None:
 
 
 def test_many_bytes_that_wait_fill_the_stream_too() -> None:
-    stream = Stream()
+    stream = Session()
     large = say("guest-file-write", arguments={"buf-b64": "A" * (1 << 20)})
     receive(stream, say("guest-get-fsinfo") + large + large)
     assert stream.full
 
 
 def test_requests_with_an_id_are_answered_as_they_finish() -> None:
-    stream = Stream()
+    stream = Session()
     receive(stream, say("guest-get-fsinfo", id=1) + say("guest-exec", id=2) + say("guest-ping"))
     for token in (2, 1, 0):
         stream.reply(token, token)
@@ -383,7 +383,7 @@ def test_requests_with_an_id_are_answered_as_they_finish() -> None:
 
 
 def test_no_more_are_read_than_may_wait() -> None:
-    stream = Stream()
+    stream = Session()
     assert len(receive(stream, say("guest-get-fsinfo") + say("guest-ping") * 1000)) == 1
     assert stream.full
     served = 0
@@ -397,7 +397,7 @@ def test_no_more_are_read_than_may_wait() -> None:
 
 
 def test_half_a_message_that_grows_old_is_told_and_another_host_is_served() -> None:
-    stream = Stream()
+    stream = Session()
     receive(stream, b'{"execute": "guest-shut')
     stream.expire()
     assert isinstance(stream.next_event(), Refused)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import xmlrpc.client
 
 import pytest
-from virtagent.agent.errors import Code, Fault
+from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.wire.messages import Abandoned, Incoming, Refused, Request
-from virtagent.agent.wire.stream import Stream
+from virtagent.agent.wire.session import Session
 
 
 def post(method: str, *headers: str) -> bytes:
@@ -20,18 +20,18 @@ def tagged(method: str, tag: str) -> bytes:
     return post(method, f"X-Virtagent-Client-Tag: {tag}")
 
 
-def receive(stream: Stream, data: bytes) -> list[Incoming]:
+def receive(stream: Session, data: bytes) -> list[Incoming]:
     stream.receive_data(data)
     return list(iter(stream.next_event, None))
 
 
-def one(stream: Stream, data: bytes) -> Request:
+def one(stream: Session, data: bytes) -> Request:
     [request] = receive(stream, data)
     assert isinstance(request, Request)
     return request
 
 
-def written(stream: Stream, at_once: int = 1 << 16) -> bytes:
+def written(stream: Session, at_once: int = 1 << 16) -> bytes:
     out = b""
     while piece := stream.pending()[:at_once]:
         out += piece
@@ -54,7 +54,7 @@ def values(output: bytes) -> list[object]:
 
 
 def test_a_request_and_its_reply() -> None:
-    stream = Stream()
+    stream = Session()
     assert receive(stream, post("va.ping")) == [Request(0, "va.ping", [])]
     assert stream.output_size == 0
     stream.reply(0, "dummy")
@@ -64,7 +64,7 @@ def test_a_request_and_its_reply() -> None:
 
 
 def test_pipelined_requests_that_are_answered_on_the_spot_all_get_their_reply_in_order() -> None:
-    stream = Stream()
+    stream = Session()
     stream.receive_data(b"".join(post(f"m{i}") for i in range(50)))
     while (event := stream.next_event()) is not None:
         assert isinstance(event, Request)
@@ -73,7 +73,7 @@ def test_pipelined_requests_that_are_answered_on_the_spot_all_get_their_reply_in
 
 
 def test_nothing_is_parsed_before_it_is_asked_for() -> None:
-    stream = Stream()
+    stream = Session()
     stream.receive_data(post("first") + b"rubbish\n")
     assert isinstance(stream.next_event(), Request)
     assert stream.output_size == 0
@@ -82,7 +82,7 @@ def test_nothing_is_parsed_before_it_is_asked_for() -> None:
 
 
 def test_a_newer_untagged_request_abandons_the_older() -> None:
-    stream = Stream()
+    stream = Session()
     old = one(stream, post("va.fsfreeze"))
     assert receive(stream, post("va.ping")) == [Abandoned(old.token), Request(1, "va.ping", [])]
     stream.reply(old.token, "too late")
@@ -92,7 +92,7 @@ def test_a_newer_untagged_request_abandons_the_older() -> None:
 
 
 def test_of_three_unanswered_each_abandons_the_one_before_it() -> None:
-    assert receive(Stream(), post("a") + post("b") + post("c")) == [
+    assert receive(Session(), post("a") + post("b") + post("c")) == [
         Request(0, "a", []),
         Abandoned(0),
         Request(1, "b", []),
@@ -102,7 +102,7 @@ def test_of_three_unanswered_each_abandons_the_one_before_it() -> None:
 
 
 def test_half_a_request_abandons_nothing_yet() -> None:
-    stream = Stream()
+    stream = Session()
     old = one(stream, post("va.fsfreeze"))
     assert receive(stream, post("va.ping")[:-1]) == []
     stream.reply(old.token, 3)
@@ -111,7 +111,7 @@ def test_half_a_request_abandons_nothing_yet() -> None:
 
 
 def test_a_refused_untagged_message_abandons_too() -> None:
-    stream = Stream()
+    stream = Session()
     one(stream, post("va.fsfreeze"))
     abandoned, refused = receive(stream, post("no/method?"))
     assert abandoned == Abandoned(0)
@@ -119,7 +119,7 @@ def test_a_refused_untagged_message_abandons_too() -> None:
 
 
 def test_tagged_requests_are_answered_as_they_finish_and_not_abandoned() -> None:
-    stream = Stream()
+    stream = Session()
     assert receive(stream, tagged("a", "A") + tagged("b", "B") + post("c") + tagged("no method", "D"))[:3] == [
         Request(0, "a", [], "A"),
         Request(1, "b", [], "B"),
@@ -138,7 +138,7 @@ def test_tagged_requests_are_answered_as_they_finish_and_not_abandoned() -> None
 
 
 def test_an_untagged_request_does_not_abandon_a_tagged_one() -> None:
-    stream = Stream()
+    stream = Session()
     assert receive(stream, tagged("a", "A") + post("b") + post("c")) == [
         Request(0, "a", [], "A"),
         Request(1, "b", []),
@@ -149,7 +149,7 @@ def test_an_untagged_request_does_not_abandon_a_tagged_one() -> None:
 
 @pytest.mark.parametrize("token", [-1, 1, 99])
 def test_a_token_that_was_never_given_out_is_a_defect(token: int) -> None:
-    stream = Stream()
+    stream = Session()
     one(stream, post("a"))
     with pytest.raises(KeyError):
         stream.reply(token, 0)
@@ -158,7 +158,7 @@ def test_a_token_that_was_never_given_out_is_a_defect(token: int) -> None:
 
 
 def test_a_second_reply_is_not_sent() -> None:
-    stream = Stream()
+    stream = Session()
     one(stream, post("a"))
     stream.reply(0, 1)
     stream.reply(0, 2)
@@ -167,7 +167,7 @@ def test_a_second_reply_is_not_sent() -> None:
 
 @pytest.mark.parametrize("between", [b"\xff", b"\xff\xff", b"\r\n", b" \t\n", b"\n\xff\n"])
 def test_sentinel_and_white_space_before_a_message_are_skipped(between: bytes) -> None:
-    stream = Stream()
+    stream = Session()
     assert receive(stream, between) == []
     assert not stream.mid_message
     assert receive(stream, post("a") + between + post("b"))[::2] == [Request(0, "a", []), Request(1, "b", [])]
@@ -176,7 +176,7 @@ def test_sentinel_and_white_space_before_a_message_are_skipped(between: bytes) -
 
 @pytest.mark.parametrize("start", [b"G", b"p", b"<", b"\x00", b"\x16", b"\x80"])
 def test_a_byte_that_begins_no_message_is_told_in_json_and_costs_nothing_else(start: bytes) -> None:
-    stream = Stream()
+    stream = Session()
     refused, request = receive(stream, start + b"ET / HTTP/1.1\r\n\r\n" + post("va.ping"))
     assert isinstance(refused, Refused)
     assert refused.code == Code.PARSE
@@ -186,7 +186,7 @@ def test_a_byte_that_begins_no_message_is_told_in_json_and_costs_nothing_else(st
 
 
 def test_the_stream_closes_only_when_the_last_request_is_answered() -> None:
-    stream = Stream()
+    stream = Session()
     assert receive(stream, tagged("a", "A") + post("b", "Connection: close") + post("c")) == [
         Request(0, "a", [], "A"),
         Request(1, "b", []),
@@ -200,7 +200,7 @@ def test_the_stream_closes_only_when_the_last_request_is_answered() -> None:
 
 
 def test_mid_message_is_true_from_the_first_byte_to_the_last() -> None:
-    stream = Stream()
+    stream = Session()
     data = post("a")
     for i in range(len(data)):
         assert stream.mid_message == (i > 0)
@@ -211,7 +211,7 @@ def test_mid_message_is_true_from_the_first_byte_to_the_last() -> None:
 
 @pytest.mark.parametrize("length", [1, 30, -1])
 def test_half_a_message_expires(length: int) -> None:
-    stream = Stream()
+    stream = Session()
     one(stream, post("va.fsfreeze"))
     receive(stream, post("va.ping")[:length])
     stream.expire()
@@ -225,7 +225,7 @@ def test_half_a_message_expires(length: int) -> None:
 
 
 def test_between_messages_nothing_expires() -> None:
-    stream = Stream()
+    stream = Session()
     one(stream, post("a"))
     stream.expire()
     stream.reply(0, 1)
@@ -234,7 +234,7 @@ def test_between_messages_nothing_expires() -> None:
 
 
 def test_after_a_reset_the_stream_starts_afresh() -> None:
-    stream = Stream()
+    stream = Session()
     one(stream, tagged("a", "A"))
     receive(stream, post("b") + b"rubbish")
     stream.reset()
@@ -248,14 +248,14 @@ def test_after_a_reset_the_stream_starts_afresh() -> None:
 
 
 def test_a_reset_in_mid_message_forgets_the_half() -> None:
-    stream = Stream()
+    stream = Session()
     receive(stream, post("a")[:50])
     stream.reset()
     assert one(stream, post("b")).method == "b"
 
 
 def test_partial_writes_of_a_long_reply_copy_nothing() -> None:
-    stream = Stream()
+    stream = Session()
     one(stream, post("va.getfile"))
     stream.reply(0, bytes(16 << 20))
     whole = stream.pending().obj
@@ -275,7 +275,7 @@ def test_partial_writes_of_a_long_reply_copy_nothing() -> None:
 def test_writes_of_any_size_give_the_same_bytes() -> None:
     outputs = []
     for at_once in (1, 7, 1 << 16):
-        stream = Stream()
+        stream = Session()
         for token in range(3):
             one(stream, post("a"))
             stream.reply(token, [token, "text"])

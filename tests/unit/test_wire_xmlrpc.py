@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from virtagent.agent.errors import Code, Fault
+from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.wire import http
 from virtagent.agent.wire import xmlrpc as codec
 from virtagent.agent.wire.messages import Incoming, Limits, Refused, Request
-from virtagent.agent.wire.stream import Stream
+from virtagent.agent.wire.session import Session
 
 HEAD = "POST /RPC2 HTTP/1.1\r\nHost: guest\r\n"
 TEXT_XML = "Content-Type: text/xml\r\n"
@@ -49,12 +49,12 @@ def value(inner: str) -> bytes:
 PING = post(xmlrpc.client.dumps((), "va.ping").encode())
 
 
-def receive(stream: Stream, data: bytes) -> list[Incoming]:
+def receive(stream: Session, data: bytes) -> list[Incoming]:
     stream.receive_data(data)
     return list(iter(stream.next_event, None))
 
 
-def written(stream: Stream) -> bytes:
+def written(stream: Session) -> bytes:
     out = b""
     while piece := bytes(stream.pending()):
         out += piece
@@ -62,7 +62,7 @@ def written(stream: Stream) -> bytes:
     return out
 
 
-def refused(stream: Stream, data: bytes) -> tuple[int, str, int, str]:
+def refused(stream: Session, data: bytes) -> tuple[int, str, int, str]:
     """What `data` draws: the HTTP status, the header, and code and text of the fault, which the event must match."""
     [event] = receive(stream, data)
     assert isinstance(event, Refused)
@@ -75,7 +75,7 @@ def refused(stream: Stream, data: bytes) -> tuple[int, str, int, str]:
     return int(head.split()[1]), head.decode("latin-1"), event.code, event.text
 
 
-def still_serves(stream: Stream) -> bool:
+def still_serves(stream: Session) -> bool:
     """Whether a good request on the same stream still gets its reply."""
     if not (events := receive(stream, PING)):
         assert stream.closing
@@ -89,7 +89,7 @@ def still_serves(stream: Stream) -> bool:
 
 
 def params(body: bytes) -> Any:
-    [request] = receive(Stream(), post(body))
+    [request] = receive(Session(), post(body))
     assert isinstance(request, Request), request
     return request.params
 
@@ -170,7 +170,7 @@ ENDLESS.append(ENDLESS)
     ids=lambda result: type(result).__name__,
 )
 def test_what_has_no_form_becomes_fault_internal(result: Any) -> None:
-    stream = Stream()
+    stream = Session()
     receive(stream, PING)
     stream.reply(0, result)
     with pytest.raises(xmlrpc.client.Fault, match="cannot be sent") as raised:
@@ -319,7 +319,7 @@ NESTED_STRUCT = "<value><struct><member><name>a</name>"
     ids=lambda argument: str(argument)[:40],
 )
 def test_a_bad_body_draws_a_fault_and_the_connection_goes_on(body: bytes, code: Code, says: str) -> None:
-    stream = Stream()
+    stream = Session()
     status, head, got, text = refused(stream, post(body))
     assert (status, got) == (200, code)
     assert says in text
@@ -345,7 +345,7 @@ def test_an_exotic_encoding_is_refused_without_a_look_at_the_codecs_on_disk() ->
     search: Callable[[str], None] = asked.append
     codecs.register(search)
     try:
-        refused(Stream(), post(b"<?xml version='1.0' encoding='x-on-disk'?>" + value("")))
+        refused(Session(), post(b"<?xml version='1.0' encoding='x-on-disk'?>" + value("")))
     finally:
         codecs.unregister(search)
     assert asked == []
@@ -370,7 +370,7 @@ PING_BODY = xmlrpc.client.dumps((), "va.ping").encode()
     ],
 )
 def test_good_headers(head: str) -> None:
-    stream = Stream()
+    stream = Session()
     assert receive(stream, post(PING_BODY, head)) == [Request(0, "va.ping", [])]
     stream.reply(0, "dummy")
     assert written(stream).startswith(
@@ -380,7 +380,7 @@ def test_good_headers(head: str) -> None:
 
 
 def test_pythons_client_gets_its_answer() -> None:
-    stream = Stream()
+    stream = Session()
 
     class Transport(xmlrpc.client.Transport):
         def request(self, host: Any, handler: Any, request_body: Any, verbose: bool = False) -> Any:
@@ -401,7 +401,7 @@ def test_pythons_client_gets_its_answer() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 def test_a_chunked_body(size: int) -> None:
-    stream = Stream()
+    stream = Session()
     assert receive(stream, chunked(PING_BODY, size) + PING)[::2] == [
         Request(0, "va.ping", []),
         Request(1, "va.ping", []),
@@ -410,14 +410,14 @@ def test_a_chunked_body(size: int) -> None:
 
 def test_chunks_win_over_a_declared_length() -> None:
     data = chunked(PING_BODY, 7).replace(b"\r\n\r\n", b"\r\nContent-Length: 99999999999\r\n\r\n", 1)
-    assert receive(Stream(), data) == [Request(0, "va.ping", [])]
+    assert receive(Session(), data) == [Request(0, "va.ping", [])]
 
 
 @pytest.mark.parametrize(
     "head", [HEAD + "Connection: close\r\n", "POST / HTTP/1.0\r\n", HEAD + "Connection: Close, a\r\n"]
 )
 def test_a_host_that_asks_to_close_gets_its_answer_first(head: str) -> None:
-    stream = Stream()
+    stream = Session()
     assert receive(stream, post(PING_BODY, head) + PING) == [Request(0, "va.ping", [])]
     assert not stream.closing
     stream.reply(0, "dummy")
@@ -426,7 +426,7 @@ def test_a_host_that_asks_to_close_gets_its_answer_first(head: str) -> None:
 
 
 def test_a_host_that_asks_to_close_and_sends_rubbish_gets_the_fault() -> None:
-    stream = Stream()
+    stream = Session()
     status, head, code, _ = refused(stream, post(b"<", HEAD + "Connection: close\r\n"))
     assert (status, code) == (200, Code.PARSE)
     assert "\r\nConnection: close" in head
@@ -434,7 +434,7 @@ def test_a_host_that_asks_to_close_and_sends_rubbish_gets_the_fault() -> None:
 
 
 def test_a_host_that_waits_for_100_continue_gets_it_before_the_body() -> None:
-    stream = Stream()
+    stream = Session()
     request = post(PING_BODY, HEAD + "Expect: 100-continue\r\n")
     assert receive(stream, request[: -len(PING_BODY)]) == []
     assert written(stream).startswith(b"HTTP/1.1 100 Continue\r\n")
@@ -457,7 +457,7 @@ def test_a_host_that_waits_for_100_continue_gets_it_before_the_body() -> None:
 def test_a_whole_message_with_a_bad_header_is_refused_and_the_connection_goes_on(
     head: str, status: int, says: str
 ) -> None:
-    stream = Stream()
+    stream = Session()
     got, answer, code, text = refused(stream, post(PING_BODY, head))
     assert (got, code) == (status, Code.REQUEST)
     assert says in text
@@ -487,7 +487,7 @@ def test_a_whole_message_with_a_bad_header_is_refused_and_the_connection_goes_on
     ids=lambda argument: str(argument)[:40],
 )
 def test_what_is_not_http_or_over_a_limit_ends_the_stream(data: bytes, status: int, code: Code, says: str) -> None:
-    stream = Stream()
+    stream = Session()
     got, head, fault, text = refused(stream, data)
     assert (got, fault) == (status, code)
     assert says in text
@@ -502,7 +502,7 @@ def test_what_is_not_http_or_over_a_limit_ends_the_stream(data: bytes, status: i
 def test_the_header_limit_is_exact_however_the_bytes_are_cut(over: int, good: bool, at_once: int) -> None:
     bare = len(post(b"", HEAD + "a: \r\n"))
     data = post(b"", HEAD + "a: " + "x" * (4096 - bare + over) + "\r\n")
-    stream = Stream()
+    stream = Session()
     events = [e for i in range(0, len(data), at_once) for e in receive(stream, data[i : i + at_once])]
     assert len(data) == 4096 + over
     assert len(events) == 1
@@ -511,7 +511,7 @@ def test_the_header_limit_is_exact_however_the_bytes_are_cut(over: int, good: bo
 
 @pytest.mark.parametrize("wrap", [post, lambda body: chunked(body, 1 << 16)], ids=["declared", "chunked"])
 def test_a_body_over_the_limit_is_thrown_away_and_the_connection_goes_on(wrap: Callable[[bytes], bytes]) -> None:
-    stream = Stream()
+    stream = Session()
     status, head, code, text = refused(stream, wrap(bytes(3 << 20)))
     assert (status, code) == (200, Code.REQUEST)
     assert "2097152" in text
@@ -522,14 +522,14 @@ def test_a_body_over_the_limit_is_thrown_away_and_the_connection_goes_on(wrap: C
 @pytest.mark.parametrize("wrap", [post, lambda body: chunked(body, 1 << 16)], ids=["declared", "chunked"])
 def test_a_body_of_exactly_the_limit_is_read(wrap: Callable[[bytes], bytes]) -> None:
     body = PING_BODY + b"\n" * ((2 << 20) - len(PING_BODY))
-    assert receive(Stream(), wrap(body)) == [Request(0, "va.ping", [])]
-    [event] = receive(Stream(), wrap(body + b"\n"))
+    assert receive(Session(), wrap(body)) == [Request(0, "va.ping", [])]
+    [event] = receive(Session(), wrap(body + b"\n"))
     assert isinstance(event, Refused)
 
 
 @pytest.mark.parametrize("wrap", [post, lambda body: chunked(body, 1 << 12)], ids=["declared", "chunked"])
 def test_a_body_that_is_thrown_away_takes_no_memory(wrap: Callable[[bytes], bytes]) -> None:
-    stream = Stream(Limits(body=1 << 16))
+    stream = Session(Limits(body=1 << 16))
     data = wrap(bytes(1 << 20))
     events = []
     tracemalloc.start()
@@ -545,7 +545,7 @@ def test_a_body_that_is_thrown_away_takes_no_memory(wrap: Callable[[bytes], byte
 
 def test_an_endless_chunked_body_ends_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "DISCARD_MAX", 100_000)
-    stream = Stream(Limits(body=10_000))
+    stream = Session(Limits(body=10_000))
     status, head, code, _ = refused(stream, chunked(bytes(100_001), 10_000))
     assert (status, code) == (413, Code.REQUEST)
     assert "\r\nConnection: close" in head
@@ -553,7 +553,7 @@ def test_an_endless_chunked_body_ends_the_stream(monkeypatch: pytest.MonkeyPatch
 
 
 def test_endless_headers_take_no_memory() -> None:
-    stream = Stream()
+    stream = Session()
     [event] = receive(stream, HEAD.encode() + b"a: b\r\n" * 100_000)
     assert isinstance(event, Refused)
     for _ in range(100):
@@ -563,7 +563,7 @@ def test_endless_headers_take_no_memory() -> None:
 
 @pytest.mark.parametrize("tag", ["a", "x" * 256, "\xe9\x01 b"])
 def test_a_tag_is_echoed_byte_for_byte(tag: str) -> None:
-    stream = Stream()
+    stream = Session()
     [request] = receive(stream, post(PING_BODY, HEAD + f"x-virtagent-client-tag: {tag}\r\n"))
     assert request == Request(0, "va.ping", [], tag)
     stream.reply(0, "dummy")
@@ -571,17 +571,17 @@ def test_a_tag_is_echoed_byte_for_byte(tag: str) -> None:
 
 
 def test_an_empty_tag_is_none() -> None:
-    assert receive(Stream(), post(PING_BODY, HEAD + "X-Virtagent-Client-Tag:\r\n")) == [Request(0, "va.ping", [])]
+    assert receive(Session(), post(PING_BODY, HEAD + "X-Virtagent-Client-Tag:\r\n")) == [Request(0, "va.ping", [])]
 
 
 def test_a_refused_request_keeps_its_tag() -> None:
-    _, head, _, _ = refused(Stream(), post(b"<", HEAD + "X-Virtagent-Client-Tag: t7\r\n"))
+    _, head, _, _ = refused(Session(), post(b"<", HEAD + "X-Virtagent-Client-Tag: t7\r\n"))
     assert "\r\nX-Virtagent-Client-Tag: t7" in head
 
 
 def test_a_long_binary_reply() -> None:
     content = bytes(range(256)) * 4096
-    stream = Stream()
+    stream = Session()
     receive(stream, PING)
     stream.reply(0, {"content": content})
     body = written(stream).partition(b"\r\n\r\n")[2]
@@ -596,6 +596,6 @@ def test_a_date_is_not_sent() -> None:
 
 def test_the_codec_brings_in_no_heavy_module() -> None:
     heavy = "{'ssl', 'http.client', 'xmlrpc.client', 'xmlrpc.server', 'email', 'pydoc', 'asyncio', 'decimal'}"
-    code = f"import sys, virtagent.agent.wire.stream; print(sorted({heavy} & sys.modules.keys()))"
+    code = f"import sys, virtagent.agent.wire.session; print(sorted({heavy} & sys.modules.keys()))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

@@ -10,15 +10,16 @@ from typing import Any
 import psutil
 import pytest
 from fakes.drive import Drive
-from virtagent.agent import report
-from virtagent.agent.rpcs import RPCS
-from virtagent.agent.states import Phase, Unlisted, WorkerEvent, WorkerState
-from virtagent.agent.worker import Job
-from virtagent.supervisor import events, process
-from virtagent.supervisor.children import Child, Children
-from virtagent.supervisor.deadlines import Deadlines
-from virtagent.supervisor.process import Ended, System
-from virtagent.supervisor.workers import Worker, Workers, at, signal_name
+from virtagent.agent.api.methods import RPCS
+from virtagent.agent.api.states import Phase, Unlisted, WorkerEvent, WorkerState
+from virtagent.agent.worker import messages
+from virtagent.agent.worker.context import Job
+from virtagent.supervisor.core import events
+from virtagent.supervisor.core.deadlines import Deadlines
+from virtagent.supervisor.core.workers import Worker, Workers, at, signal_name
+from virtagent.supervisor.io import process
+from virtagent.supervisor.io.children import Child, Children
+from virtagent.supervisor.io.process import Ended, System
 
 NOW = 100.0
 
@@ -81,9 +82,9 @@ def test_a_kill_is_one_signal_with_a_grace_and_then_stuck(home: Home) -> None:
 
 def test_after_the_report_there_is_a_grace(home: Home) -> None:
     worker = home.spawn()
-    assert home.workers.receive(worker, report.Started(1), NOW) == ""
-    assert home.workers.receive(worker, report.Done(5), NOW) == ""
-    assert (worker.state, worker.outcome) == (WorkerState.REPORTED, report.Done(5))
+    assert home.workers.receive(worker, messages.Started(1), NOW) == ""
+    assert home.workers.receive(worker, messages.Done(5), NOW) == ""
+    assert (worker.state, worker.outcome) == (WorkerState.REPORTED, messages.Done(5))
     assert home.deadlines.nearest() == NOW + 1
     home.workers.kill(worker, WorkerEvent.GRACE, ": it did not end", NOW + 1)
     assert worker.state is WorkerState.KILLED
@@ -91,14 +92,14 @@ def test_after_the_report_there_is_a_grace(home: Home) -> None:
 
 def test_what_its_kind_or_state_does_not_allow_is_wrong(home: Home) -> None:
     worker = home.spawn()
-    assert "SPAWNED" in home.workers.receive(worker, report.Done(5), NOW)
-    home.workers.receive(worker, report.Started(1), NOW)
-    for message in (report.Plan({}), report.Frozen(1, 0, 0), report.Held(0), report.Thawing("", 0)):
+    assert "SPAWNED" in home.workers.receive(worker, messages.Done(5), NOW)
+    home.workers.receive(worker, messages.Started(1), NOW)
+    for message in (messages.Plan({}), messages.Frozen(1, 0, 0), messages.Held(0), messages.Thawing("", 0)):
         assert home.workers.receive(worker, message, NOW)
     assert worker.state is WorkerState.RUNNING
     freezer = home.spawn("va.fsfreeze")
-    home.workers.receive(freezer, report.Started(1), NOW)
-    assert home.workers.receive(freezer, report.Plan({}), NOW) == ""
+    home.workers.receive(freezer, messages.Started(1), NOW)
+    assert home.workers.receive(freezer, messages.Plan({}), NOW) == ""
     with pytest.raises(Unlisted):
         home.workers.change(freezer, WorkerEvent.GRACE, NOW)
 
@@ -174,14 +175,14 @@ def test_a_fork_that_is_refused_leaves_nothing_over() -> None:
 def test_reports_are_read_and_after_rubbish_nothing_is_believed() -> None:
     child, report_w, control_r = child_with_pipes()
     assert child.read() is None
-    for frame in report.encode(report.Done(b"x" * 9000)):
+    for frame in messages.encode(messages.Done(b"x" * 9000)):
         os.write(report_w, frame)
-    assert child.read() == ([report.Done(b"x" * 9000)], "", False)
+    assert child.read() == ([messages.Done(b"x" * 9000)], "", False)
     os.write(report_w, b"\xc1")
-    messages, wrong, end = child.read()
-    assert (messages, end) == ([], False)
+    taken, wrong, end = child.read()
+    assert (taken, end) == ([], False)
     assert wrong
-    os.write(report_w, report.encode(report.Started(1))[0])
+    os.write(report_w, messages.encode(messages.Started(1))[0])
     assert child.read() == ([], "", False)
     os.close(report_w)
     assert child.read() == ([], "", True)
@@ -199,11 +200,11 @@ def children_with_pipes() -> tuple[Children, Child, int, int]:
 
 def test_telling_a_worker_that_is_gone_is_nothing() -> None:
     children, child, report_w, control_r = children_with_pipes()
-    assert children.tell(child.id, report.Thaw()) is child
+    assert children.tell(child.id, messages.Thaw()) is child
     assert not child.write()
-    assert os.read(control_r, 100) == report.encode(report.Thaw())[0]
+    assert os.read(control_r, 100) == messages.encode(messages.Thaw())[0]
     os.close(control_r)
-    children.tell(child.id, report.Thaw())
+    children.tell(child.id, messages.Thaw())
     assert not child.write()
     os.close(report_w)
     child.close()
@@ -211,15 +212,15 @@ def test_telling_a_worker_that_is_gone_is_nothing() -> None:
 
 def test_telling_a_worker_that_does_not_listen_does_not_block() -> None:
     children, child, report_w, control_r = children_with_pipes()
-    long = report.Ask(1, "guest-file-write", {"buf-b64": "x" * (3 << 20)})
+    long = messages.Ask(1, "guest-file-write", {"buf-b64": "x" * (3 << 20)})
     children.tell(child.id, long)
-    children.tell(child.id, report.Hold(1.0))
+    children.tell(child.id, messages.Hold(1.0))
     assert child.write()
-    decoder, told = report.Decoder(report.CONTROLS), []
+    decoder, told = messages.Decoder(messages.CONTROLS), []
     while len(told) < 2:
         told += decoder.feed(os.read(control_r, 1 << 16))
         child.write()
-    assert told == [long, report.Hold(1.0)]
+    assert told == [long, messages.Hold(1.0)]
     assert not child.write()
     for fd in (report_w, control_r):
         os.close(fd)
@@ -238,7 +239,7 @@ def test_killing_or_telling_a_child_that_was_just_reaped_is_nothing(what: str) -
     if what == "kill":
         children.kill(child.id)
     else:
-        children.tell(child.id, report.Proceed())
+        children.tell(child.id, messages.Proceed())
     child.close()
     assert processes.killed == []
 
@@ -247,7 +248,7 @@ def test_a_worker_is_reaped_in_the_turn_in_which_its_grace_passes() -> None:
     drive = Drive()
     drive.ask("va.getfile", "/x")
     worker = drive.newest
-    drive.report(worker, report.Started(1), report.Done(b""))
+    drive.report(worker, messages.Started(1), messages.Done(b""))
     drive.now += 5  # the daemon was stopped, or the machine paused
     drive.exit(worker)
     assert drive.idle()

@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 from harness.processes import until
 from harness.vm.guest import FILE_SYSTEMS, Guest
-from harness.vm.machine import Port
+from harness.vm.machine import Transport
 
 TURNS = 20
 MINUTE = 60.0
 CLOCKS = 0.1  # seconds that the beginning (wall clock, taken earlier) and the duration (monotonic) may differ by
 
 
-def tagged(port: Port, tag: str, command: str, arguments: Any = None) -> None:
+def tagged(port: Transport, tag: str, command: str, arguments: Any = None) -> None:
     message = {"execute": command, "id": tag, **({} if arguments is None else {"arguments": arguments})}
     port.send(json.dumps(message).encode() + b"\n")
 
 
-def reply(port: Port, tag: str) -> dict[str, Any]:
+def reply(port: Transport, tag: str) -> dict[str, Any]:
     """Return the next reply, which must be that one."""
     found: dict[str, Any] = json.loads(port.line())
     assert found.get("id") == tag, found
@@ -45,7 +45,7 @@ def ended(record: str) -> float:
     return datetime.fromisoformat(fields["time"].replace("Z", "+00:00")).timestamp() + float(fields.get("ms", 0)) / 1000
 
 
-def freeze(guest: Guest, port: Port, **limits: float) -> None:
+def freeze(guest: Guest, port: Transport, **limits: float) -> None:
     assert port.ask("va.fsfreeze", limits) == {"return": FILE_SYSTEMS}
     stands_still(guest)
 

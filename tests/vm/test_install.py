@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness.vm import parcel
 from harness.vm.guest import FILE_SYSTEMS, Guest
-from harness.vm.machine import Port, Result
+from harness.vm.machine import Result, Transport
 
 SCRIPTS = (
     "cd /root/tree && PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "
@@ -34,7 +34,7 @@ def debian(guest: Guest) -> Iterator[Guest]:
     guest.machine.load("before")
 
 
-def upload(port: Port, source: Path, target: str) -> None:
+def upload(port: Transport, source: Path, target: str) -> None:
     """Write a file in the guest, through the agent."""
     data = source.read_bytes()
     handle = port.ask("guest-file-open", {"path": target, "mode": "w"})["return"]

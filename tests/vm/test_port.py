@@ -9,13 +9,13 @@ import select
 import time
 
 from harness.vm.guest import LATE, Guest
-from harness.vm.machine import Port
+from harness.vm.machine import Transport
 
 MINUTE = 60.0
 FILE = 48 << 20
 
 
-def sync(port: Port, number: int) -> list[bytes]:
+def sync(port: Transport, number: int) -> list[bytes]:
     """Send a delimited sync; return the lines that came before its reply, but for the error that 0xFF draws."""
     port.send(b'\xff{"execute": "guest-sync-delimited", "arguments": {"id": %d}}\n' % number)
     before = []

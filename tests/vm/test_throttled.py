@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from harness.processes import until
 from harness.vm.guest import FILE_SYSTEMS, Guest
-from harness.vm.machine import AGENT, Port
+from harness.vm.machine import AGENT, Transport
 from virtagent.host import Agent, Code, Fault, TimedOut
 
 RATE = 2_000_000  # bytes a second
@@ -108,7 +108,7 @@ def stock(slow: Guest) -> Iterator[Guest]:
     slow.sh("systemctl start virtagentd")
 
 
-def answer_of(port: Port, number: int) -> list[bytes]:
+def answer_of(port: Transport, number: int) -> list[bytes]:
     """Return the lines until the reply to the guest-sync with that number, which is the last."""
     lines = [port.line()]
     while json.loads(lines[-1]) != {"return": number}:

@@ -15,7 +15,7 @@ from typing import Any
 from .. import HarnessError
 from ..processes import until
 from . import image
-from .machine import Disk, Machine, Port, Result
+from .machine import Disk, Machine, Result, Transport
 
 LATE = "org.virtagent.late"
 CONF = f"channel unix:/run/virtagent/virtagentd.sock\nchannel virtio\nchannel virtio:/dev/virtio-ports/{LATE}\n"
@@ -61,7 +61,7 @@ class Guest:
         except BaseException:
             self.machine.close()
             raise
-        self._ports: list[Port] = []
+        self._ports: list[Transport] = []
 
     def _disk(self, kind: str, size: str) -> Disk:
         path = self.folder / f"{kind}.img"
@@ -73,7 +73,7 @@ class Guest:
 
     # -- the host
 
-    def host(self, name: str = "agent", timeout: float = 60) -> Port:
+    def host(self, name: str = "agent", timeout: float = 60) -> Transport:
         """Open the agent's port; closed by `reset`."""
         port = self.machine.port(name, timeout)
         self._ports.append(port)

@@ -45,7 +45,7 @@ class Result(str):
     err: str
 
 
-class Port:
+class Transport:
     """The host's end of a port, as a socket of QEMU's; closed, the guest sees nobody there."""
 
     def __init__(self, path: Path, timeout: float) -> None:
@@ -120,11 +120,11 @@ class Machine:
 
     # -- the host's side
 
-    def _connect(self, name: str) -> Port:
+    def _connect(self, name: str) -> Transport:
         deadline = time.monotonic() + 20
         while True:
             try:
-                return Port(self.run / name, COMMAND)
+                return Transport(self.run / name, COMMAND)
             except (FileNotFoundError, ConnectionRefusedError):
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     raise HarnessError(f"QEMU did not start: {(self.run / 'qemu.log').read_text()}") from None
@@ -183,9 +183,9 @@ class Machine:
         self.monitor("system_reset")
         self.event("RESET")  # it is done a moment later
 
-    def port(self, name: str = "agent", timeout: float = COMMAND) -> Port:
+    def port(self, name: str = "agent", timeout: float = COMMAND) -> Transport:
         """Open the host's end of a port."""
-        return Port(self.run / name, timeout)
+        return Transport(self.run / name, timeout)
 
     def close(self) -> None:
         """Pull the plug."""

@@ -1,0 +1,1 @@
+"""What may be asked and told, as pure data: it imports nothing of ours."""

@@ -1,0 +1,272 @@
+"""The commands of the QEMU guest agent protocol, one row each, as in `rpcs`. JSON names them, XML-RPC does not.
+
+What a parameter means stands in QEMU's own reference (qga/qapi-schema.json).
+"""
+
+from __future__ import annotations
+
+from .params import Kind, Param
+from .rpc import Disk, Rpc, Runs
+
+_I, _W, _K = Runs.INLINE, Runs.WORKER, Runs.RESOURCE
+_NONE, _READ, _WRITE = Disk.NONE, Disk.READ, Disk.WRITE
+_FACTS = 30.0  # seconds; a file system of a dead host may be asked for its size
+_FILES_MAX, _PROGRAMS_MAX = 64, 64
+_NO_HANDLE, _NO_PID = "handle '{}' has not been found", "Invalid parameter 'pid'"
+
+
+def _given(name: str, kind: Kind, *item: Param, secret: bool = False) -> Param:
+    return Param(name, kind, "", fields=item, secret=secret)
+
+
+def _may(name: str, kind: Kind, *item: Param, secret: bool = False) -> Param:
+    return Param(name, kind, "", required=False, fields=item, secret=secret)
+
+
+def _struct(name: str, *members: Param) -> Param:
+    return Param(name, Kind.STRUCT, "", fields=members)
+
+
+_ID = _given("id", Kind.INTEGER)
+_HANDLE = _given("handle", Kind.INTEGER)
+_USER = _given("username", Kind.STRING)
+_TEXTS = _given("item", Kind.STRING)
+_KEYS = _given("keys", Kind.LIST, _TEXTS)
+_BLOCK = _struct("block", _given("phys-index", Kind.INTEGER), _given("online", Kind.BOOLEAN))
+_CPU = _struct("cpu", _given("logical-id", Kind.INTEGER), _given("online", Kind.BOOLEAN))
+
+
+def _fact(name: str, handler: str, disk: Disk, doc: str) -> Rpc:
+    return Rpc(f"guest-{name}", handler, _W, disk, doc, "as qemu-ga", limit=_FACTS)
+
+
+def _act(name: str, handler: str, doc: str, *params: Param) -> Rpc:
+    return Rpc(f"guest-{name}", handler, _W, _WRITE, doc, "nothing", params, limit=60)
+
+
+def _of_file(name: str, handler: str, doc: str, *more: Param, bulky: bool = False) -> Rpc:
+    return Rpc(
+        f"guest-file-{name}",
+        handler,
+        _K,
+        _WRITE,
+        doc,
+        "as qemu-ga",
+        (_HANDLE, *more),
+        limit=60,
+        of="guest-file-open",
+        unknown=_NO_HANDLE,
+        bulky=bulky,
+    )
+
+
+GUEST_ROWS = (
+    Rpc(
+        "guest-sync-delimited",
+        "inline.sync",
+        _I,
+        _NONE,
+        "As guest-sync, behind a byte 0xFF.",
+        "id",
+        (_ID,),
+        essential=True,
+    ),
+    Rpc("guest-sync", "inline.sync", _I, _NONE, "Answer; drop replies to what is older.", "id", (_ID,), essential=True),
+    Rpc("guest-ping", "inline.ping", _I, _NONE, "Answer, to show that the agent lives.", "nothing", essential=True),
+    Rpc("guest-info", "inline.info", _I, _NONE, "Tell which commands are admitted now.", "as qemu-ga", essential=True),
+    Rpc(
+        "guest-fsfreeze-status",
+        "inline.fsfreeze_status",
+        _I,
+        _NONE,
+        "Tell whether the guest is frozen; in the middle of a freeze or thaw the answer waits for the outcome.",
+        "the string thawed or frozen",
+        essential=True,
+    ),
+    Rpc(
+        "guest-fsfreeze-freeze",
+        "methods.fsfreeze",
+        _W,
+        Disk.FREEZES,
+        "Sync and freeze the file systems, as va.fsfreeze does.",
+        "number of file systems frozen",
+        compensation="thaw",
+        outlives=True,
+    ),
+    Rpc(
+        "guest-fsfreeze-freeze-list",
+        "methods.fsfreeze",
+        _W,
+        Disk.FREEZES,
+        "Freeze the file systems that have one of these mount points; unknown ones are ignored.",
+        "number of file systems frozen",
+        (_may("mountpoints", Kind.LIST, _TEXTS),),
+        compensation="thaw",
+        outlives=True,
+    ),
+    Rpc(
+        "guest-fsfreeze-thaw",
+        "inline.fsfreeze_thaw",
+        _I,
+        _NONE,
+        "Thaw, as va.fsthaw does; tells once if the freeze was broken.",
+        "number of file systems thawed",
+        essential=True,
+    ),
+    _fact("get-time", "system.get_time", _NONE, "Tell the time of day."),
+    _fact("get-host-name", "system.get_host_name", _NONE, "Tell the host name."),
+    _fact("get-timezone", "system.get_timezone", _READ, "Tell the time zone."),
+    _fact("get-osinfo", "system.get_osinfo", _READ, "Tell kernel and distribution."),
+    _fact("get-users", "system.get_users", _READ, "Tell who is logged in."),
+    _fact("get-load", "system.get_load", _NONE, "Tell the load averages."),
+    _fact("get-cpustats", "cpus.get_cpustats", _NONE, "Tell what the processors did."),
+    _fact("get-vcpus", "cpus.get_vcpus", _NONE, "Tell which processors are online."),
+    _fact("get-memory-blocks", "cpus.get_memory_blocks", _NONE, "Tell which memory blocks are online."),
+    _fact("get-memory-block-info", "cpus.get_memory_block_info", _NONE, "Tell how large a memory block is."),
+    _fact("get-disks", "disks.get_disks", _NONE, "Tell the disks and partitions."),
+    _fact("get-diskstats", "disks.get_diskstats", _NONE, "Tell what the disks did."),
+    _fact("get-fsinfo", "disks.get_fsinfo", _READ, "Tell the mounted file systems and the disks that they lie on."),
+    _fact("network-get-interfaces", "network.network_get_interfaces", _NONE, "Tell interfaces and addresses."),
+    _fact("network-get-route", "network.network_get_route", _NONE, "Tell the routes."),
+    _act(
+        "set-time",
+        "machine.set_time",
+        "Set the clock, from the hardware's if no time is given.",
+        _may("time", Kind.INTEGER),
+    ),
+    Rpc(
+        "guest-set-vcpus",
+        "machine.set_vcpus",
+        _W,
+        _NONE,
+        "Take processors online or offline.",
+        "how many of the list were done",
+        (_given("vcpus", Kind.LIST, _CPU),),
+        limit=120,
+    ),
+    Rpc(
+        "guest-set-memory-blocks",
+        "machine.set_memory_blocks",
+        _W,
+        _NONE,
+        "Take memory blocks online or offline.",
+        "as qemu-ga",
+        (_given("mem-blks", Kind.LIST, _BLOCK),),
+        limit=120,
+    ),
+    Rpc(
+        "guest-fstrim",
+        "machine.fstrim",
+        _W,
+        _WRITE,
+        "Tell the disks which blocks are not used any more.",
+        "as qemu-ga",
+        (_may("minimum", Kind.INTEGER),),
+        limit=3600,
+    ),
+    Rpc(
+        "guest-shutdown",
+        "machine.shutdown",
+        _W,
+        _WRITE,
+        "Shut the guest down; thaws first.",
+        "nothing, and no reply",
+        (_may("mode", Kind.STRING),),
+        limit=30,
+        thaws_first=True,
+        adds=("command",),
+    ),
+    _act("suspend-disk", "machine.suspend_disk", "Suspend to the disk; no reply."),
+    _act("suspend-ram", "machine.suspend_ram", "Suspend to memory; no reply."),
+    _act("suspend-hybrid", "machine.suspend_hybrid", "Suspend to memory and disk; no reply."),
+    Rpc(
+        "guest-file-open",
+        "files.file_open",
+        _W,
+        _WRITE,
+        "Open a file and keep it open.",
+        "its handle",
+        (_given("path", Kind.STRING), _may("mode", Kind.STRING)),
+        limit=30,
+        holds=_FILES_MAX,
+        adds=("handle",),
+    ),
+    _of_file("close", "files.file_close", "Close the file."),
+    _of_file("read", "files.file_read", "Read from the file, at most 48 MiB.", _may("count", Kind.INTEGER), bulky=True),
+    _of_file(
+        "write",
+        "files.file_write",
+        "Write to the file.",
+        _given("buf-b64", Kind.STRING, secret=True),
+        _may("count", Kind.INTEGER),
+    ),
+    _of_file(
+        "seek", "files.file_seek", "Move in the file.", _given("offset", Kind.INTEGER), _given("whence", Kind.WHENCE)
+    ),
+    _of_file("flush", "files.file_flush", "Hand what was written to the kernel."),
+    Rpc(
+        "guest-exec",
+        "exec.guest_exec",
+        _W,
+        _WRITE,
+        "Start a program, and keep what it prints and how it ends; it may run for the option exec-limit.",
+        "its pid",
+        (
+            _given("path", Kind.STRING),
+            _may("arg", Kind.LIST, _TEXTS),
+            _may("env", Kind.LIST, _TEXTS, secret=True),
+            _may("input-data", Kind.STRING, secret=True),
+            _may("capture-output", Kind.CAPTURE),
+        ),
+        limit=30,
+        holds=_PROGRAMS_MAX,
+        adds=("limit", "grace"),
+        outlives=True,
+    ),
+    Rpc(
+        "guest-exec-status",
+        "exec.exec_status",
+        _K,
+        _NONE,
+        "Tell whether the program has ended, once how, and what it printed.",
+        "as qemu-ga",
+        (_given("pid", Kind.INTEGER),),
+        limit=30,
+        of="guest-exec",
+        unknown=_NO_PID,
+        bulky=True,
+    ),
+    _act(
+        "set-user-password",
+        "accounts.set_user_password",
+        "Set a user's password.",
+        _USER,
+        _given("password", Kind.STRING, secret=True),
+        _given("crypted", Kind.BOOLEAN),
+    ),
+    Rpc(
+        "guest-ssh-get-authorized-keys",
+        "accounts.ssh_get_authorized_keys",
+        _W,
+        _READ,
+        "Tell a user's SSH keys.",
+        "as qemu-ga",
+        (_USER,),
+        limit=30,
+    ),
+    _act(
+        "ssh-add-authorized-keys",
+        "accounts.ssh_add_authorized_keys",
+        "Add to a user's SSH keys, or replace them.",
+        _USER,
+        _KEYS,
+        _may("reset", Kind.BOOLEAN),
+    ),
+    _act(
+        "ssh-remove-authorized-keys",
+        "accounts.ssh_remove_authorized_keys",
+        "Remove from a user's SSH keys.",
+        _USER,
+        _KEYS,
+    ),
+)

@@ -1,0 +1,263 @@
+"""The table of RPCs: one row tells all about one. Rows never change; `refusal` is the one predicate of admission."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import guest_params, params
+from .commands import GUEST_ROWS
+from .errors import Code, Fault
+from .params import Kind, Param
+from .rpc import Disk, Rpc, Runs
+from .states import FreezeState
+
+__all__ = ["RPCS", "Disk", "Rpc", "Runs", "arguments", "public", "refusal", "table"]
+
+
+_I, _W = Runs.INLINE, Runs.WORKER
+
+
+def _struct(*fields: Param) -> tuple[Param, ...]:
+    return (Param("options", Kind.STRUCT, "optional members:", required=False, fields=fields),)
+
+
+_SELECT = (
+    Param("include", Kind.GLOBS, "freeze only file systems with a mount point that matches", required=False),
+    Param("exclude", Kind.GLOBS, "leave out file systems with a mount point that matches", required=False),
+    Param("strict", Kind.BOOLEAN, "a file system that cannot be frozen is an error", required=False),
+)
+_WAIT = Param("wait", Kind.SECONDS, "how long the call waits; then fault IN_PROGRESS, the job goes on", required=False)
+_SYNC_LIMIT = Param("sync_limit", Kind.SECONDS, "limit of the sync phase", required=False)
+_FREEZE = (
+    *_SELECT,
+    _WAIT,
+    _SYNC_LIMIT,
+    Param("freeze_limit", Kind.SECONDS, "limit of the freeze phase", required=False),
+    Param("hold_limit", Kind.SECONDS, "limit of the hold", required=False),
+)
+
+_ROWS = (
+    Rpc(
+        "va.ping",
+        "inline.dummy",
+        _I,
+        Disk.NONE,
+        "Answer, to show that the agent lives.",
+        'the string "dummy"',
+        essential=True,
+    ),
+    Rpc(
+        "va.hello",
+        "inline.dummy",
+        _I,
+        Disk.NONE,
+        "Greet the agent (2011 protocol).",
+        'the string "dummy"',
+    ),
+    Rpc(
+        "va.capabilities",
+        "inline.capabilities",
+        _I,
+        Disk.NONE,
+        "Tell version and methods.",
+        "struct {version, methods: array of names}",
+        essential=True,
+    ),
+    Rpc(
+        "va.getfile",
+        "methods.getfile",
+        _W,
+        Disk.READ,
+        "Read a file of at most 16 MiB.",
+        "base64, the contents",
+        params=(Param("path", Kind.STRING, "absolute path"),),
+        limit=30,
+        bulky=True,
+    ),
+    Rpc(
+        "va.getdmesg",
+        "methods.getdmesg",
+        _W,
+        Disk.NONE,
+        "Read the kernel's log.",
+        "string, the last 16 KiB",
+        limit=10,
+    ),
+    Rpc(
+        "va.shutdown",
+        "methods.shutdown",
+        _W,
+        Disk.WRITE,
+        "Shut the guest down; thaws first.",
+        'the string "dummy"',
+        params=(Param("mode", Kind.STRING, "what to do", choices=("halt", "powerdown", "reboot")),),
+        limit=30,
+        thaws_first=True,
+        adds=("command",),
+    ),
+    Rpc(
+        "va.fsfreeze",
+        "methods.fsfreeze",
+        _W,
+        Disk.FREEZES,
+        "Sync and freeze the file systems, and hold them until va.fsthaw or the hold limit.",
+        "number of file systems frozen",
+        params=_struct(*_FREEZE),
+        compensation="thaw",
+        outlives=True,
+    ),
+    Rpc(
+        "va.fsthaw",
+        "inline.fsthaw",
+        _I,
+        Disk.NONE,
+        "Thaw, cancel a freeze in progress, or try again in state ERROR; tells once if the freeze was broken.",
+        "number of file systems thawed",
+        params=_struct(_WAIT),
+        essential=True,
+    ),
+    Rpc(
+        "va.fsstatus",
+        "inline.fsstatus",
+        _I,
+        Disk.NONE,
+        "Tell the freeze state; with a struct the whole status record, with `since` once it is newer than that.",
+        "the state's number; with a struct the status record",
+        params=_struct(
+            Param("since", Kind.INTEGER, "answer as soon as `seq` is another than this", required=False),
+            Param("wait", Kind.SECONDS, "at the latest after this many seconds (default 30)", required=False),
+        ),
+        essential=True,
+    ),
+    Rpc(
+        "va.fshold",
+        "inline.fshold",
+        _I,
+        Disk.NONE,
+        "Extend the hold to that many seconds from now, bounded by hold-limit-max.",
+        "seconds left",
+        params=(Param("seconds", Kind.SECONDS, "from now"),),
+    ),
+    Rpc(
+        "va.fsplan",
+        "methods.fsplan",
+        _W,
+        Disk.READ,
+        "Tell what va.fsfreeze would do, freezing nothing.",
+        "struct {mounts: array, left_out: array with reasons}",
+        params=_struct(*_FREEZE),
+        limit=5,
+    ),
+    Rpc(
+        "va.fssync",
+        "methods.fssync",
+        _W,
+        Disk.WRITE,
+        "Sync the file systems that va.fsfreeze would freeze, as its sync phase does, freezing nothing.",
+        "number of file systems synced",
+        params=_struct(*_SELECT[:2], _WAIT, _SYNC_LIMIT),
+        limited_by="sync_limit",
+    ),
+    Rpc(
+        "system.listMethods",
+        "inline.list_methods",
+        _I,
+        Disk.NONE,
+        "List the methods.",
+        "array of names",
+    ),
+    Rpc(
+        "system.methodHelp",
+        "inline.method_help",
+        _I,
+        Disk.NONE,
+        "Describe a method.",
+        "string",
+        params=(Param("method", Kind.STRING, "name"),),
+    ),
+    Rpc(
+        "thaw",
+        "methods.thaw",
+        _W,
+        Disk.NONE,
+        "Thaw what a dead or killed freeze worker may have left frozen.",
+        "number of file systems proved thawed",
+        public=False,
+        outlives=True,
+    ),
+    Rpc(
+        "reload",
+        "methods.read_options",
+        _W,
+        Disk.READ,
+        "Read the configuration file again, which may lie on a slow disk.",
+        "its text",
+        limit=10,
+        public=False,
+    ),
+)
+
+
+def table(rows: tuple[Rpc, ...]) -> Mapping[str, Rpc]:
+    """Return the rows by name; raise ValueError if a row could leave something undone.
+
+    Every compensation exists, runs in a worker, writes no disk, and has none of its own; what freezes has one.
+    """
+    by_name = {row.name: row for row in rows}
+    if len(by_name) != len(rows):
+        raise ValueError("an RPC name stands twice")
+    for row in rows:
+        if row.disk is Disk.FREEZES and row.compensation is None:
+            raise ValueError(f"{row.name} freezes and has no compensation")
+        limited = row.limit or row.limited_by
+        if row.runs is Runs.INLINE and (row.disk is not Disk.NONE or row.compensation or limited):
+            raise ValueError(f"{row.name} runs inline and does what only a worker may")
+        if row.runs is not Runs.INLINE and row.public and row.disk is not Disk.FREEZES and not limited:
+            raise ValueError(f"{row.name} runs in a worker without a limit")
+        keeper = by_name.get(row.of or "")
+        if (row.runs is Runs.RESOURCE) != (keeper is not None and keeper.holds > 0 and bool(row.params)):
+            raise ValueError(f"{row.name}: {row.of} does not keep what it names")
+        if row.holds and row.runs is not Runs.WORKER:
+            raise ValueError(f"{row.name} keeps something and does not run in a worker")
+        if row.compensation is None:
+            continue
+        undo = by_name.get(row.compensation)
+        if undo is None:
+            raise ValueError(f"{row.name}: compensation {row.compensation} does not exist")
+        if undo.runs is not Runs.WORKER or undo.disk in (Disk.WRITE, Disk.FREEZES) or undo.compensation:
+            raise ValueError(f"{row.name}: compensation {undo.name} is inline, writes a disk or needs one itself")
+    return by_name
+
+
+RPCS = table(_ROWS + GUEST_ROWS)
+
+
+def arguments(row: Rpc, given: list[Any] | dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments by name, None for those that are absent; raise Fault PARAMS in the words of the protocol."""
+    return (guest_params.check if row.is_guest else params.check)(row.name, row.params, given)
+
+
+def public(name: str) -> Rpc:
+    """Return the row that a host may call by this name; raise Fault METHOD."""
+    row = RPCS.get(name)
+    if row is None or not row.public:
+        raise Fault(Code.METHOD, f"no method {name[:80]!r}; call system.listMethods")
+    return row
+
+
+def refusal(row: Rpc, state: FreezeState, *, blocked: bool, audit_full: bool, stopping: bool) -> Fault | None:
+    """Return why a request for `row` is not admitted in the present state, or None if it is."""
+    if blocked:
+        return Fault(Code.BLOCKED, f"{row.name} is blocked by the agent's configuration")
+    if audit_full and not row.essential:
+        return Fault(Code.AUDIT_FULL, f"{row.name} is refused: the ring of audit records is full until the thaw")
+    if stopping and row.runs is not Runs.INLINE:
+        return Fault(Code.WRONG_STATE, f"{row.name} is refused: the agent is stopping")
+    if state is FreezeState.THAWED or row.thaws_first or row.disk in (Disk.NONE, Disk.READ):
+        return None
+    if row.is_guest:
+        return Fault(Code.REFUSED_WHILE_FROZEN, f"{row.name} is refused: the agent is in frozen state")
+    if row.disk is Disk.FREEZES:
+        return Fault(Code.WRONG_STATE, f"{row.name} needs state THAWED, the state is {state.name}")
+    return Fault(Code.REFUSED_WHILE_FROZEN, f"{row.name} writes to a disk, the state is {state.name}: thaw first")

@@ -1,0 +1,34 @@
+"""What one freeze is asked to do, with the daemon's options and the request's put together. Pure data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What to freeze: the globs of the daemon and those of the request.
+
+    An empty include is "all". A file system is planned if both includes match one of its mount points and no exclude
+    does. `literal` is the list of the QEMU protocol: mount points, no globs, and the unknown ones are ignored.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    request_include: tuple[str, ...] = ()
+    request_exclude: tuple[str, ...] = ()
+    literal: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What one freeze is to do: which file systems, whether unsupported ones are an error, the phases' limits.
+
+    Limits are in seconds, 0 is none. The supervisor kills at the limits of sync and freeze.
+    """
+
+    rules: Rules
+    strict: bool
+    sync_limit: float
+    freeze_limit: float
+    hold_limit: float

@@ -1,0 +1,73 @@
+"""What a row of the table of RPCs says."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from .params import Param
+
+
+class Runs(enum.Enum):
+    """Where the handler runs."""
+
+    INLINE = "inline"
+    WORKER = "worker"
+    RESOURCE = "resource"
+
+
+class Disk(enum.Enum):
+    """What the RPC does to file systems; while not thawed only NONE and READ are admitted."""
+
+    NONE = "none"
+    READ = "read"
+    WRITE = "write"
+    FREEZES = "freezes"
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc:
+    """One RPC.
+
+    `handler` is called as handler(agent, call, args) inline, as handler(worker, args) in a worker, or as
+    handler(kept, args) in the worker that keeps what the first parameter names (`of` is the row that it runs,
+    `unknown` the fault's text if there is none). `keeps` is how many such workers there may be at once; the handler
+    returns a `keeping.Kept`. `adds` names what the supervisor adds to the arguments. A `bulky` row's reply may be tens
+    of megabytes. `limit` is how long the worker may run, or the keeper may take, in seconds; None: the phases of the
+    freeze transaction have their own, or the option that `limited_by` names is the limit, which the worker keeps
+    itself. `compensation` names the row that undoes what a dead or killed worker may have left. A row that
+    `thaws_first` is admitted in any state and starts once the file systems are thawed, or cannot be. A row that
+    `outlives` the supervisor goes on when that dies, to thaw or to end what it has started; the others die with it. A
+    row that is not `public` is the agent's own.
+    """
+
+    name: str
+    handler: str
+    runs: Runs
+    disk: Disk
+    doc: str
+    returns: str
+    params: tuple[Param, ...] = ()
+    limit: float | None = None
+    compensation: str | None = None
+    essential: bool = False
+    thaws_first: bool = False
+    public: bool = True
+    outlives: bool = False
+    holds: int = 0
+    of: str | None = None
+    unknown: str = ""
+    adds: tuple[str, ...] = ()
+    bulky: bool = False
+    limited_by: str = ""
+
+    def help(self) -> str:
+        """Return what it does, takes and returns, a line each."""
+        takes = "".join(f"\n{p.name} ({p.kind.value}): {p.doc}" for p in self.params)
+        members = "".join(f"\n  {f.name} ({f.kind.value}): {f.doc}" for p in self.params for f in p.fields)
+        return f"{self.doc}{takes}{members}\nReturns: {self.returns}."
+
+    @property
+    def is_guest(self) -> bool:
+        """Whether this is a command of the QEMU guest agent protocol: such a name is known to JSON alone."""
+        return self.name.startswith("guest-")

@@ -1,0 +1,418 @@
+"""The QEMU guest agent protocol, the server's side of one message: bytes to Request, value or Fault to a line. No I/O.
+
+A request is one JSON object, with or without a newline behind it. Where it ends is found by counting brackets and
+skipping strings, each byte looked at once; what it says is json's to read. Error classes and texts are qemu-ga's, since
+clients compare them (QEMU 7.2: qobject/json-lexer.c, json-parser.c, qapi/qmp-dispatch.c; read off the wire). Single
+quotes are taken as qemu-ga takes them; comments, NaN and infinity are refused like there.
+
+The byte 0xFF resets: it ends whatever was begun, with an error reply, as clients that resynchronise expect.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from ..api.errors import Code, Fault
+from .messages import Limits, Refused, Request
+
+SYNCS = frozenset({"guest-sync", "guest-sync-delimited"})
+"""What a host sends when it has given up on all that it asked before."""
+SILENT = frozenset({"guest-shutdown", "guest-suspend-disk", "guest-suspend-ram", "guest-suspend-hybrid"})
+"""What sends no reply if it succeeds."""
+WAITING = SILENT | {
+    "guest-fsfreeze-freeze",
+    "guest-fsfreeze-freeze-list",
+    "guest-fsfreeze-thaw",
+    "guest-fsfreeze-status",
+}
+"""What may wait for a freeze or thaw. What comes behind it is answered at once; behind any other it waits its turn."""
+OURS = ("va.", "system.")
+"""How the names of our own methods begin, which take their parameters by place, too."""
+LARGE = re.compile(rb'"execute"\s*:\s*"guest-file-write"')
+LARGE_MAX = (48 << 20) + 4096
+"""Bytes of a guest-file-write: 48 MiB of base64 and what stands around it; its name must come within LARGE_WITHIN."""
+LARGE_WITHIN = 4096
+
+# A run of what neither opens nor closes anything, a string's inside, and what may not stand outside of strings.
+_PLAIN = re.compile(rb"[0-9a-zE+\-., :\t\r\n]*")
+_IN_STRING = {ord('"'): re.compile(rb'[^"\\\x00-\x1f\xff]*'), ord("'"): re.compile(rb"[^'\\\x00-\x1f\xff]*")}
+_WORD = re.compile(rb"[0-9a-zE+\-.]*")
+_QUOTE = re.compile(r'\\.|"')
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+WORD_MAX = 64
+"""Bytes of a word outside of any bracket, which is an error however it goes on."""
+_QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
+ITEMS_MAX = 100_000
+"""Commas and brackets of one message: what is made of them costs the supervisor time, and memory many times theirs."""
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+SKIP_GARBAGE = re.compile(rb"[^\x00-\x1f{}\[\],:\xfe\xff]*")
+"""What belongs to a byte that was no JSON: all up to the next that could begin something."""
+
+
+class Message:
+    """One request and its reply (`stream.Message` says what is asked of it)."""
+
+    def __init__(self, token: int, limits: Limits, write: Callable[[bytes], None]) -> None:
+        self.tag: str | None = None
+        self.last = False
+        self.resets = False
+        self.waits = False
+        self.in_turn = True
+        self.size = 0
+        self.skip: re.Pattern[bytes] | None = None
+        self._token = token
+        self._limits = limits
+        self._write = write
+        self._method = ""
+        self._echo: dict[str, Any] = {}
+        self._text = bytearray()
+        self._at = 0
+        self._quote = 0  # of the string that is open
+        self._quote_at = 0
+        self._open = bytearray()  # the brackets that are, at most as deep as the limit
+        self._beyond = 0  # how many more
+        self._items = 0
+        self._told = ""
+        self._reset = False
+        self._single = False
+        self._trouble = ""
+
+    @property
+    def held(self) -> int:
+        """Return how many bytes of the half message are kept."""
+        return len(self._text)
+
+    def read(self, source: bytearray) -> Request | Refused | None:
+        """Take the message's bytes off the front of `source`; None means that all was taken and more is needed."""
+        before = len(self._text)
+        self._text += source
+        wrong, ended = self._scan()
+        if not wrong and not ended:
+            source.clear()
+            self._check_size()
+            return None
+        del source[: self._at - before]
+        self._check_size()
+        if wrong:
+            return self._refuse(wrong)
+        if self._trouble:
+            return self._refuse(self._trouble)
+        del self._text[self._at :]
+        return self._whole()
+
+    def break_off(self, fault: Fault) -> Refused:
+        """Give the half message up; what comes is taken for another, since a new host may be there."""
+        return self._refuse(fault.text)
+
+    def reply(self, value: Any) -> None:
+        """Send `value`, or an error if JSON has no form for it; nothing if the method is silent."""
+        if self._method in SILENT:
+            return
+        try:
+            line = _dump({"return": value, **self._echo})
+        except (TypeError, ValueError, RecursionError) as error:
+            self.fault(Fault(Code.INTERNAL, f"the reply cannot be sent as JSON: {error}"))
+            return
+        self._write((b"\xff" if self._method == "guest-sync-delimited" else b"") + line)
+
+    def fault(self, fault: Fault) -> None:
+        """Send `fault` with qemu-ga's class and text; one of our own methods has the fault's number and name, too."""
+        error: dict[str, Any] = {"class": "GenericError", "desc": self._told or fault.text}
+        ours = self._method.startswith(OURS)
+        if fault.code is Code.METHOD:
+            error = {"class": "CommandNotFound", "desc": f"The command {self._method} has not been found"}
+        elif fault.code is Code.BLOCKED:
+            error = {
+                "class": "CommandNotFound",
+                "desc": f"Command {self._method} has been disabled: the command is not allowed",
+            }
+        elif not ours and fault.code is Code.REFUSED_WHILE_FROZEN:
+            error = {
+                "class": "CommandNotFound",
+                "desc": f"Command {self._method} has been disabled: the agent is in frozen state",
+            }
+        if ours:
+            error |= {"code": int(fault.code), "name": fault.code.name}
+        self._write(_dump({**self._echo, "error": error}))
+
+    def _scan(self) -> tuple[str, bool]:
+        """Look at the bytes that have not been looked at; return what is wrong with one, and whether it is the end."""
+        text, end = self._text, len(self._text)
+        while self._at < end:
+            if self._quote:
+                self._at = _match_end(_IN_STRING[self._quote], text, self._at)
+                if self._at == end:
+                    break
+                byte = text[self._at]
+                if byte == 0x5C:  # a backslash: whatever comes next does not end the string
+                    if self._at + 1 == end:
+                        break
+                    if text[self._at + 1] >= 0x20 and text[self._at + 1] != 0xFF:
+                        self._at += 2
+                        continue
+                    self._at += 1
+                    return self._stray(self._quote_at), True
+                if byte != self._quote:
+                    return self._stray(self._quote_at), True
+                self._at += 1
+                self._quote = 0
+                if not self._open:
+                    return "QMP input must be a JSON object", True
+                continue
+            at = self._at
+            self._at = _match_end(_PLAIN, text, at)
+            self._items += text.count(b",", at, self._at)
+            if not self._open and self._at > at:
+                self._at = at
+                if (wrong := self._outside()) is not None:
+                    return wrong, bool(wrong)
+                continue
+            if self._at == end:
+                break
+            byte = text[self._at]
+            if byte in _IN_STRING:
+                self._quote, self._quote_at = byte, self._at
+                self._single = self._single or byte == 0x27
+                self._at += 1
+                continue
+            self._at += 1
+            self._items += 1
+            if byte in b"{[":
+                if len(self._open) < self._limits.nesting:
+                    self._open.append(byte)
+                else:
+                    self._beyond += 1
+                    self._trouble = self._trouble or "JSON nesting depth limit exceeded"
+            elif byte not in b"}]":
+                self._at -= 1
+                return self._stray(self._at), True
+            elif self._beyond:
+                self._beyond -= 1
+            elif not self._open or self._open.pop() != byte - 2:  # "{" and "}" are 2 apart, "[" and "]" too
+                return "JSON parse error, expecting value", True
+            elif not self._open:
+                return "", True
+        return "", False
+
+    def _outside(self) -> str | None:
+        """Look at a word or a sign outside of any bracket: an error, "" if more is needed, None for white space."""
+        byte = self._text[self._at]
+        if byte in b" \t\r\n":
+            self._at += 1
+            return None
+        if byte in b",:":
+            self._at += 1
+            return "JSON parse error, expecting value"
+        end = min(_match_end(_WORD, self._text, self._at), self._at + WORD_MAX)
+        if end == len(self._text) and end - self._at < WORD_MAX:
+            return ""
+        word = self._text[self._at : end].decode("ascii")
+        self._at = end
+        if len(word) < WORD_MAX and (word in ("null", "true", "false") or _NUMBER.fullmatch(word)):
+            return "QMP input must be a JSON object"
+        if word.isalpha() and word.islower():
+            return f"JSON parse error, invalid keyword '{word}'"
+        self.skip = SKIP_GARBAGE
+        return f"JSON parse error, stray '{word}'"
+
+    def _stray(self, begin: int) -> str:
+        byte = self._text[self._at] if self._at < len(self._text) else 0
+        self._at += 1
+        self._reset = byte == 0xFF and not self._open and begin == self._at - 1
+        if byte != 0xFF:
+            self.skip = SKIP_GARBAGE
+        token = bytes(self._text[begin : self._at]).decode("utf-8", "replace")[-64:]
+        return f"JSON parse error, stray '{token}'"
+
+    def _check_size(self) -> None:
+        """Keep no more than the limit; the scan goes on to where the message ends."""
+        limit = self._limits.body
+        if len(self._text) > limit and LARGE.search(self._text, 0, LARGE_WITHIN):
+            limit = max(limit, LARGE_MAX)
+        if self._items > ITEMS_MAX:
+            self._trouble = self._trouble or "JSON token count limit exceeded"
+        if self._at > limit:
+            self._trouble = self._trouble or "JSON token size limit exceeded"
+        if self._trouble:
+            del self._text[: self._at]
+            self._quote_at = self._at = 0
+
+    def _whole(self) -> Request | Refused:
+        text, self._text = self._text, bytearray()
+        self.size = len(text)
+        try:
+            request = self._request(_load(text, self._single))
+        except Fault as fault:
+            return self._refuse(fault.text)
+        if self.size > self._limits.body and request.method != "guest-file-write":
+            return self._refuse("JSON token size limit exceeded")
+        return request
+
+    def _request(self, found: Any) -> Request:
+        """Return the request that a JSON value is; raise Fault in the words and in the order of qmp-dispatch.c."""
+        if not isinstance(found, dict):
+            raise _input("must be a JSON object")
+        if "id" in found:
+            self._echo = {"id": found["id"]}
+            self.tag = "id"
+        method: Any = None
+        for name, value in found.items():
+            if name == "execute":
+                if not isinstance(value, str):
+                    raise _input("member 'execute' must be a string")
+                method = value
+            elif name == "arguments":
+                positional = isinstance(value, list) and str(found.get("execute")).startswith(OURS)
+                if not isinstance(value, dict) and not positional:
+                    raise _input("member 'arguments' must be an object")
+            elif name != "id":
+                raise _input(f"member '{name}' is unexpected")
+        if method is None:
+            raise _input("lacks member 'execute'")
+        self._method = method
+        self.resets = method in SYNCS
+        self.waits = method in WAITING or not method.startswith("guest-")
+        none: list[Any] | dict[str, Any] = [] if method.startswith(OURS) else {}
+        return Request(self._token, method, found.get("arguments", none), self.tag)
+
+    def _refuse(self, text: str) -> Refused:
+        self._text = bytearray()
+        self._told = text
+        quotes = text.startswith("JSON parse error")
+        return Refused(Code.PARSE, re.sub(r" '.*", "", text, flags=re.DOTALL) if quotes else text, self._reset)
+
+
+def _match_end(pattern: re.Pattern[bytes], text: bytearray, at: int) -> int:
+    match = pattern.match(text, at)
+    assert match is not None  # they all match the empty text
+    return match.end()
+
+
+def _input(text: str) -> Fault:
+    return Fault(Code.REQUEST, f"QMP input {text}")
+
+
+def _parse_error(text: str) -> Fault:
+    return Fault(Code.PARSE, f"JSON parse error, {text}")
+
+
+def _load(data: bytearray, single_quotes: bool) -> Any:
+    """Return the value of a JSON text; raise Fault in qemu-ga's words."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise _parse_error("invalid UTF-8 sequence in string") from None
+    if single_quotes:
+        text = _QUOTED.sub(_doubled, text)
+    try:
+        value = _decoder.decode(text)
+    except json.JSONDecodeError as error:
+        raise _parse_error(_words(error)) from None
+    if _ESCAPED_SURROGATE.search(text):
+        _refuse_lone_surrogates(value)
+    return value
+
+
+def _doubled(match: re.Match[str]) -> str:
+    quoted = match[0]
+    if quoted[0] == '"':
+        return quoted
+    inside = quoted[1:-1].replace("\\'", "'")
+    return '"' + _QUOTE.sub(lambda found: found[0] if found[0][0] == "\\" else '\\"', inside) + '"'
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _parse_error("duplicate key")
+    return found
+
+
+def _integer(digits: str) -> int | float:
+    # What 64 bits do not hold is a double, as in qemu-ga; and Python takes quadratic time for very long ones.
+    return int(digits) if len(digits) <= 20 else _double(digits)
+
+
+def _double(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise _parse_error(f"number out of range '{digits[:64]}'")
+    return value
+
+
+def _constant(name: str) -> Any:
+    raise _parse_error(f"stray '{name[:1]}'")
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_members, parse_int=_integer, parse_float=_double, parse_constant=_constant
+)
+
+
+def _words(error: json.JSONDecodeError) -> str:
+    """Return what qemu-ga says about what json found wrong."""
+    rest = error.doc[error.pos : error.pos + 64]
+    word = re.match(r"[a-z]+", rest)
+    number = re.search(r"-?\d+$", error.doc[max(0, error.pos - 64) : error.pos])
+    match error.msg:
+        case "Expecting ':' delimiter":
+            return "missing : in object pair"
+        case "Expecting ',' delimiter" if number and (rest[0].isdigit() or rest[0] in ".eE"):
+            return f"stray '{number[0]}{rest[: 1 if rest[0].isdigit() else 2]}'"
+        case "Expecting ',' delimiter" if not word:
+            return "expected separator in dict or list"
+        case "Expecting value" if rest[:1] == "-":
+            return f"stray '{rest[:2]}'"
+        case "Invalid \\escape" | "Invalid \\uXXXX escape":
+            return "invalid escape sequence in string"
+        case "Expecting property name enclosed in double quotes" if rest[:1] not in "},":
+            return "key is not a string in object"
+        case "Expecting value" | "Expecting ',' delimiter" if word:
+            return f"invalid keyword '{word[0]}'"
+        case "Expecting value" if rest[:1] not in ("", "}", "]", ",", ":"):
+            return f"stray '{rest[:1]}'"
+    return "expecting value"
+
+
+def _refuse_lone_surrogates(value: Any) -> None:
+    match value:
+        case str() if found := _LONE_SURROGATE.search(value):
+            raise _parse_error(f"\\u{ord(found[0]):04x} is not a valid Unicode character")
+        case list():
+            for item in value:
+                _refuse_lone_surrogates(item)
+        case dict():
+            for name, item in value.items():
+                _refuse_lone_surrogates(name)
+                _refuse_lone_surrogates(item)
+
+
+def _dump(value: Any) -> bytes:
+    """Return `value` as one line of ASCII; bytes become base64, what is no text in a path becomes U+FFFD."""
+    text = json.dumps(value, default=_plain, allow_nan=False)
+    if "\\ud" in text:
+        text = json.dumps(_valid(json.loads(text)), allow_nan=False)
+    return text.encode("ascii") + b"\n"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bytes | bytearray):
+        return base64.b64encode(value).decode("ascii")
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def _valid(value: Any) -> Any:
+    match value:
+        case str():
+            return _LONE_SURROGATE.sub("\ufffd", value)
+        case list():
+            return [_valid(item) for item in value]
+        case dict():
+            return {_valid(name): _valid(item) for name, item in value.items()}
+    return value

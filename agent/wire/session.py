@@ -1,0 +1,288 @@
+"""One conversation on one byte stream: which protocol a message speaks, and which reply may still be sent.
+
+The channel hands in what it read (`receive_data`), takes one `next_event` at a time and writes what is `pending`:
+
+    stream.receive_data(data)
+    while (event := stream.next_event()) is not None:
+        ...                                     # perhaps stream.reply(event.token, value), at once or later
+    stream.wrote(os.write(fd, stream.pending()))
+
+A message is parsed only when it is asked for, so a request that is answered on the spot is never abandoned by the one
+behind it, and a channel whose peer does not read its replies stops asking. No I/O, no clock.
+
+The rule of replies. A host that sends another untagged request has given up on an older untagged one that waits for a
+freeze or thaw, or that came over HTTP: that reply is dropped, never sent late. JSON requests may be sent in one go, as
+to qemu-ga, which does one after another: an untagged one behind an untagged one that will be done soon waits for its
+turn, and so does an error. A sync gives up on all that is older, tagged or not, an HTTP message on all that is older
+and untagged; what still waited for its turn is done, unheard. Tagged requests are answered as they finish.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+from ..api.errors import Code, Fault
+from . import http, qmp
+from .messages import Abandoned, Incoming, Limits, Refused, Request
+
+
+class Message(Protocol):
+    """One message on its way in, then the way out for its reply; every protocol has its own.
+
+    `held` is how many of its bytes are kept. `tag` is known, and `last` (nothing can follow on this stream) true if it
+    is, once `read` or `break_off` returned something; so are `size` (bytes), `resets` (a sync), `waits` (perhaps for a
+    freeze), `in_turn` (it does not give up on an older one) and `skip` (what belongs to it of the bytes that follow).
+    What is to be sent goes to the `write` that the message was made with.
+    """
+
+    tag: str | None
+    last: bool
+    size: int
+    resets: bool
+    waits: bool
+    in_turn: bool
+    skip: re.Pattern[bytes] | None
+
+    @property
+    def held(self) -> int:
+        """Return how many bytes of the half message are kept."""
+
+    def read(self, source: bytearray) -> Request | Refused | None:
+        """Take the message's bytes off the front of `source`; None means that all was taken and more is needed."""
+
+    def break_off(self, fault: Fault) -> Refused:
+        """Give the half message up with `fault`."""
+
+    def reply(self, value: Any) -> None:
+        """Send `value`, or fault INTERNAL if the protocol has no form for it."""
+
+    def fault(self, fault: Fault) -> None:
+        """Send `fault`."""
+
+
+# 0xFF is the sentinel of 2011 before a P; for JSON it is a reset that draws an error. An empty line before a request is
+# to be ignored (RFC 9112, 2.2), and a host may end a JSON request with one; neither is half a message.
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_SENTINEL = re.compile(rb"[ \t\r\n\xff]*")
+_SENTINEL_MAX = 256  # bytes without anything behind them
+WAITING_MAX = 64  # messages that wait for their turn; then no more are parsed
+WAITING_BYTES = 1 << 20  # of them together; the last may be longer
+_NOTHING = memoryview(b"")
+_DEFAULT = Limits()
+
+
+class Session:
+    """The state of one conversation: the message being read, the requests not yet answered, the bytes not yet written.
+
+    A token is a small int, never used twice, not even after `reset`.
+    """
+
+    def __init__(self, limits: Limits = _DEFAULT) -> None:
+        self._limits = limits
+        self._tokens = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, what was not written too; replies to older requests are dropped.
+
+        For a character device, which cannot be closed, when `closing` or when the host's end was closed.
+        """
+        self._input = bytearray()
+        self._reading: Message | None = None
+        self._skip: re.Pattern[bytes] | None = None
+        self._ended = False
+        self._waiting: deque[tuple[Message, Request | Refused]] = deque()
+        self._open: dict[int, Message] = {}
+        self._events: deque[Incoming] = deque()
+        self._output: deque[memoryview] = deque()
+        self._output_size = 0
+
+    def receive_data(self, data: bytes) -> None:
+        """Take bytes that were read from the channel, any number; after the last message they are dropped."""
+        if not self._ended:
+            self._input += data
+
+    def next_event(self) -> Incoming | None:
+        """Return what came next, or None when more bytes are needed."""
+        while not self._events and (self._take_turn() or (self._input and not self.full and self._read())):
+            pass
+        return self._events.popleft() if self._events else None
+
+    def expire(self) -> None:
+        """Answer a half message with fault REQUEST: the rest of it has not come in time."""
+        if self._reading is not None:
+            self._came(self._reading, self._reading.break_off(Fault(Code.REQUEST, "half a message, and no more came")))
+
+    def refuse(self, fault: Fault) -> None:
+        """Answer a half message with `fault`, as the last."""
+        if self._reading is not None:
+            event = self._reading.break_off(fault)
+            self._reading.last = True
+            self._came(self._reading, event)
+
+    def reply(self, token: int, value: Any) -> None:
+        """Answer a request with `value` (str, bool, int, float, bytes, list, tuple, dict with str keys).
+
+        Dropped if the request was abandoned. Raises KeyError for a token that was never given out.
+        """
+        if (message := self._answered(token)) is not None:
+            message.reply(value)
+
+    def fault(self, token: int, fault: Fault) -> None:
+        """Answer a request with `fault`; dropped, or KeyError, as with `reply`."""
+        if (message := self._answered(token)) is not None:
+            message.fault(fault)
+
+    @property
+    def mid_message(self) -> bool:
+        """Whether half a message has come; what stands between messages is none."""
+        return self._reading is not None
+
+    @property
+    def closing(self) -> bool:
+        """Whether the channel is to be closed once the output is written: nothing more is read or left to answer."""
+        return self._ended and not self._open and not self._waiting
+
+    @property
+    def owing(self) -> bool:
+        """Whether a reply is still to be made, or to be written."""
+        return bool(self._open or self._waiting or self._events or self._output)
+
+    def give_up(self) -> list[Incoming]:
+        """The host is gone: return what it asked and was not done yet, unheard."""
+        self._ended = True
+        self._input.clear()
+        while self._waiting:
+            self._give_up(*self._waiting.popleft())
+        events, self._events = list(self._events), deque()
+        return events
+
+    @property
+    def full(self) -> bool:
+        """Whether so many messages wait for their turn that no more are to be read."""
+        return len(self._waiting) >= WAITING_MAX or sum(m.size for m, _ in self._waiting) > WAITING_BYTES
+
+    @property
+    def half_size(self) -> int:
+        """Bytes of the half message."""
+        return self._reading.held if self._reading is not None else 0
+
+    @property
+    def input_size(self) -> int:
+        """Bytes that have come and were not given out as a request yet."""
+        return len(self._input) + self.half_size + sum(message.size for message, _ in self._waiting)
+
+    @property
+    def output_size(self) -> int:
+        """Bytes not yet written."""
+        return self._output_size
+
+    def pending(self) -> memoryview:
+        """Return the next bytes to write: the rest of the oldest reply, uncopied; empty if there is none."""
+        return self._output[0] if self._output else _NOTHING
+
+    def wrote(self, count: int) -> None:
+        """Take off the first `count` bytes of `pending`, which the channel has written."""
+        if not count:
+            return
+        rest = self._output.popleft()[count:]
+        self._output_size -= count
+        if rest:
+            self._output.appendleft(rest)
+
+    def _read(self) -> bool:
+        """Read on; return whether there may be more to read now."""
+        if self._reading is None and not self._begin():
+            return False
+        assert self._reading is not None
+        if (event := self._reading.read(self._input)) is not None:
+            self._came(self._reading, event)
+        return True
+
+    def _begin(self) -> bool:
+        """Begin a message with the next byte; return whether there is one, and it tells the protocol."""
+        if self._skip is not None:
+            del self._input[: _length(self._skip, self._input)]
+            if not self._input:
+                return False
+            self._skip = None
+        del self._input[: _length(_SPACE, self._input)]
+        if not self._input:
+            return False
+        size = _length(_SENTINEL, self._input)
+        if size == len(self._input) < _SENTINEL_MAX:
+            return False
+        begin: Callable[[int, Limits, Callable[[bytes], None]], Message] = qmp.Message
+        if self._input[size : size + 1] == b"P":
+            del self._input[:size]
+            begin = http.Message
+        self._reading = begin(self._tokens, self._limits, self._write)
+        self._tokens += 1
+        return True
+
+    def _came(self, message: Message, event: Request | Refused) -> None:
+        self._reading, self._skip = None, message.skip
+        if message.last:
+            self._ended = True
+            self._input.clear()
+        if message.resets or (message.tag is None and not message.in_turn):
+            while self._waiting:
+                self._give_up(*self._waiting.popleft())
+            self._abandon([token for token, older in self._open.items() if message.resets or older.tag is None])
+            self._release(message, event)
+        elif message.tag is not None:
+            self._release(message, event)
+        else:
+            self._waiting.append((message, event))
+
+    def _take_turn(self) -> bool:
+        """Release the next if it is its turn; behind what waits for a freeze it is a request's, but no error's alone.
+
+        One at a time, so that what is answered on the spot is never given up for what stands behind it.
+        """
+        untagged = [token for token, older in self._open.items() if older.tag is None]
+        requests = any(isinstance(event, Request) for _, event in self._waiting)
+        if not self._waiting or (untagged and not requests) or not all(self._open[token].waits for token in untagged):
+            return False
+        message, event = self._waiting.popleft()
+        if isinstance(event, Request):
+            self._abandon(untagged)
+        self._release(message, event)
+        return True
+
+    def _abandon(self, tokens: list[int]) -> None:
+        for token in tokens:
+            del self._open[token]
+            self._events.append(Abandoned(token))
+
+    def _give_up(self, message: Message, event: Request | Refused) -> None:
+        """Have a request done that nobody waits for any more; an error is still told."""
+        if isinstance(event, Request):
+            self._events.append(replace(event, unheard=True))
+        else:
+            self._release(message, event)
+
+    def _release(self, message: Message, event: Request | Refused) -> None:
+        if isinstance(event, Request):
+            self._open[event.token] = message
+        else:
+            message.fault(Fault(Code(event.code), event.text))
+        self._events.append(event)
+
+    def _answered(self, token: int) -> Message | None:
+        if not 0 <= token < self._tokens:
+            raise KeyError(token)
+        return self._open.pop(token, None)
+
+    def _write(self, data: bytes) -> None:
+        self._output.append(memoryview(data))
+        self._output_size += len(data)
+
+
+def _length(pattern: re.Pattern[bytes], data: bytearray) -> int:
+    match = pattern.match(data)
+    return match.end() if match else 0

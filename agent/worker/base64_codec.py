@@ -1,0 +1,49 @@
+"""Bytes as the guest agent protocol has them in JSON: text is UTF-8, anything else base64.
+
+Its base64 is what qemu-ga takes: a newline may stand anywhere, padding may be missing or stand in the middle, and what
+is left of a group of four at the end is ignored.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+
+from ..api.errors import Code, Fault
+
+_FOREIGN = re.compile(r"[^A-Za-z0-9+/=\n]")
+
+
+def octets(text: str) -> bytes:
+    """Return the bytes that a text from a host stands for, whatever the locale is."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def from_base64(text: str) -> bytes:
+    """Return the bytes; raise Fault PARAMS if a character is none of base64."""
+    if _FOREIGN.search(text):
+        raise Fault(Code.PARAMS, "Base64 data contains invalid characters")
+    if "\n" in text:
+        text = text.replace("\n", "")
+    text = text[: len(text) & ~3]
+    whole = text.find("=") & ~3 if "=" in text else len(text)
+    decoded = binascii.a2b_base64(text[:whole])
+    if whole == len(text):
+        return decoded
+    return decoded + b"".join(_padded(text[i : i + 4]) for i in range(whole, len(text), 4))
+
+
+def to_base64(data: bytes | bytearray) -> str:
+    """Return base64 of the data, without newlines."""
+    return binascii.b2a_base64(data, newline=False).decode("ascii")
+
+
+def _padded(group: str) -> bytes:
+    """Return the bytes of a group of four: one for each of its last two that is no padding, and one for the first."""
+    first, second, third = binascii.a2b_base64(group.replace("=", "A"))
+    kept = [first]
+    if group[2] != "=":
+        kept.append(second)
+    if group[3] != "=":
+        kept.append(third)
+    return bytes(kept)

@@ -1,0 +1,1 @@
+"""The guest-* commands that run in a worker, one file a family."""

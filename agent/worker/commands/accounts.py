@@ -1,0 +1,192 @@
+"""guest-set-user-password and guest-ssh-*-authorized-keys.
+
+The keys of a user are read and written with that user's rights and no others, as sshd reads them: the agent is root,
+the folder is the user's, and whatever the user puts there (a link to /etc/shadow, a FIFO, a mounted file system of
+his own) then leads to nothing that he could not reach himself. Links that he may follow are followed, and homes on a
+server that trusts no root work. What it costs: a home that root keeps for itself is refused. Files are opened without
+waiting, read up to a size, and replaced by renaming, so that sshd never sees half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pwd
+import signal
+import stat
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ...api.errors import Code, Fault
+from .. import kernel, programs
+from ..base64_codec import from_base64, octets
+
+if TYPE_CHECKING:
+    from ..context import Worker
+
+KEYS_MAX = 16 << 20  # bytes of an authorized_keys
+_ABSENT = (errno.ENOENT, errno.ENOTDIR)
+
+
+def set_user_password(worker: Worker, args: dict[str, Any], *, program: str = "chpasswd") -> dict[str, Any]:
+    """Set the password of `username` to base64 `password`, a hash of crypt(3) if `crypted`, through chpasswd(8).
+
+    It goes through a pipe: arguments are public. Raises Fault: PARAMS for what chpasswd could take for something else,
+    FAILED if it is missing or refuses, with what it said.
+    """
+    password, username = from_base64(args["password"]), octets(args["username"])
+    if b"\n" in password or b"\0" in password:
+        raise Fault(Code.PARAMS, "forbidden characters in raw password")
+    if b"\n" in username or b":" in username:
+        raise Fault(Code.PARAMS, "forbidden characters in username")
+    # Not shutil.which: the module takes 0.7 MiB, which every worker and the supervisor would carry.
+    paths = (os.path.join(folder, program) for folder in os.get_exec_path())
+    path = next((path for path in paths if os.access(path, os.X_OK)), None)
+    if path is None:
+        raise Fault(Code.FAILED, f"cannot find '{program}' program in PATH")
+    worker.title(f"setting the password of {args['username']}")
+    command = [path, *(["-e"] if args["crypted"] else [])]
+    code, said = programs.run(command, b"%b:%b\n" % (username, password))
+    if code < 0:
+        raise Fault(Code.FAILED, f"child process has terminated abnormally: signal {-code}")
+    if code:
+        raise Fault(Code.FAILED, f"child process has failed to set user password: {said or f'exit status {code}'}")
+    return {}
+
+
+Lookup = Callable[[str], pwd.struct_passwd]
+
+
+def ssh_get_authorized_keys(
+    _worker: Worker, args: dict[str, Any], *, lookup: Lookup = pwd.getpwnam
+) -> dict[str, list[str]]:
+    """Return the keys of `username`, the last line first as of qemu-ga, without comments and empty lines.
+
+    Raises Fault FAILED if there is no such user or the file cannot be read.
+    """
+    user = _user(args["username"], lookup)
+    with _rights_of(user):
+        lines = [line.strip() for line in _read(_Place(user))]
+    keys = [line.decode(errors="replace") for line in reversed(lines) if line and not line.startswith(b"#")]
+    return {"keys": keys}
+
+
+def ssh_add_authorized_keys(_worker: Worker, args: dict[str, Any], *, lookup: Lookup = pwd.getpwnam) -> dict[str, Any]:
+    """Add `keys` to those of `username` if they are not there; with `reset` instead of those that are there.
+
+    ~/.ssh is made if need be. Raises Fault: PARAMS for what is no key, FAILED if the system refuses.
+    """
+    keys = _checked(args["keys"])
+    user = _user(args["username"], lookup)
+    place = _Place(user)
+    with _rights_of(user):
+        lines = [] if args["reset"] else _read(place, absent=[])
+        lines += [key for key in dict.fromkeys(keys) if key not in lines]
+        _make_folder(place)
+        _write(place, lines)
+    return {}
+
+
+def ssh_remove_authorized_keys(
+    _worker: Worker, args: dict[str, Any], *, lookup: Lookup = pwd.getpwnam
+) -> dict[str, Any]:
+    """Remove the lines that are one of `keys`; no file is nothing to remove.
+
+    Raises Fault: PARAMS for what is no key, FAILED if the system refuses.
+    """
+    keys = _checked(args["keys"])
+    user = _user(args["username"], lookup)
+    place = _Place(user)
+    with _rights_of(user):
+        lines = _read(place, absent=[])
+        if lines:
+            _write(place, [line for line in lines if line not in keys])
+    return {}
+
+
+class _Place:
+    """Where a user's keys are."""
+
+    def __init__(self, user: pwd.struct_passwd) -> None:
+        self.folder = os.path.join(user.pw_dir, ".ssh")
+        self.file = os.path.join(self.folder, "authorized_keys")
+
+
+def _checked(keys: list[str]) -> list[bytes]:
+    for key in keys:
+        if key.startswith("#") or "\n" in key:
+            raise Fault(Code.PARAMS, f"invalid OpenSSH public key: '{key}'")
+    return [octets(key) for key in keys]
+
+
+def _user(name: str, lookup: Lookup) -> pwd.struct_passwd:
+    try:
+        return lookup(name)
+    except KeyError:
+        raise Fault(Code.FAILED, f"failed to lookup user '{name}': Success") from None  # so says qemu-ga
+
+
+@contextlib.contextmanager
+def _rights_of(user: pwd.struct_passwd) -> Iterator[None]:
+    """Have the rights of `user` on files; the user gets none on this process, whose real uid stays (credentials(7))."""
+    if os.geteuid() == user.pw_uid:
+        yield
+        return
+    uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
+    try:
+        os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
+        os.setegid(user.pw_gid)
+        os.seteuid(user.pw_uid)
+        kernel.die_with_parent(signal.SIGKILL)  # which a change of rights undoes
+        yield
+    finally:
+        os.seteuid(uid)
+        os.setegid(gid)
+        os.setgroups(groups)
+        kernel.die_with_parent(signal.SIGKILL)
+
+
+def _read(place: _Place, absent: list[bytes] | None = None) -> list[bytes]:
+    """Return the lines of the file, or `absent` if it is given and there is no file."""
+    try:
+        with open(os.open(place.file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Fault(Code.FAILED, f"failed to read '{place.file}': not a regular file")
+            text = file.read(KEYS_MAX + 1)
+    except OSError as error:
+        if absent is not None and error.errno in _ABSENT:
+            return absent
+        why = f"Failed to open file “{place.file}”: {error.strerror}"
+        raise Fault(Code.FAILED, f"failed to read '{place.file}': {why}") from None
+    if len(text) > KEYS_MAX:
+        raise Fault(Code.FAILED, f"failed to read '{place.file}': over {KEYS_MAX} bytes")
+    return text.removesuffix(b"\n").split(b"\n") if text else []
+
+
+def _make_folder(place: _Place) -> None:
+    if os.path.isdir(place.folder):
+        return
+    try:
+        os.mkdir(place.folder, 0o700)
+    except OSError as error:
+        raise Fault(Code.FAILED, f"failed to create directory '{place.folder}': {error.strerror}") from None
+
+
+def _write(place: _Place, lines: list[bytes]) -> None:
+    """Replace the file by one of these lines."""
+    new = os.path.join(place.folder, f".authorized_keys.{os.urandom(6).hex()}")
+    try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "wb") as file:
+                os.fchmod(fd, 0o600)
+                file.write(b"".join(line + b"\n" for line in lines))
+                file.flush()
+                os.fsync(fd)
+            os.rename(new, place.file)
+        except OSError:
+            os.unlink(new)
+            raise
+    except OSError as error:
+        raise Fault(Code.FAILED, f"failed to write to '{place.file}': {error.strerror}") from None

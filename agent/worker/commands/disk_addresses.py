@@ -1,0 +1,155 @@
+"""Where a disk hangs in the machine, and what udev knows of it: sysfs and the udev database to QGA's GuestDiskAddress.
+
+The path of a device in sysfs tells its bus: it passes the PCI functions, the virtio device, the ATA port, the SCSI
+target. `bus`, `target` and `unit` are counted as the host counts them in its own description of the machine. qemu-ga
+knows the buses of seven PCI drivers and says "unknown" of all others; here the path decides, so that other controllers
+have an address too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .reading import names_in, numbered, read_if_any
+
+_PCI = re.compile(r"/([0-9a-f]{4,}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])(?=/)")
+_TARGET = re.compile(r"/target\d+:\d+:\d+/\d+:(\d+):(\d+):(\d+)/")
+_ATA = re.compile(r"/ata(\d+)/")
+_CCW = re.compile(r"/css[0-9a-f]+/([0-9a-f]+)\.([0-9a-f]+)\.([0-9a-f]+)/[0-9a-f]+\.[0-9a-f]+\.([0-9a-f]+)/")
+_SUBSYSTEM = re.compile(r"(.*/nvme-subsys\d+)/nvme\d+n\d+(/|$)")
+_BUSES = (
+    (re.compile(r"/usb\d+/"), "usb"),
+    (re.compile(r"/nvme(/|-subsystem/|-fabrics/)"), "nvme"),
+    (re.compile(r"/vbd-\d+/"), "xen"),
+    (re.compile(r"/floppy\.\d+/"), "fdc"),
+    (re.compile(r"/virtio\d+/(?!host)"), "virtio"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The folders that tell of devices: sysfs and the database of udev."""
+
+    sysfs: str = "/sys"
+    udev: str = "/run/udev/data"
+
+    def resolve(self, path: str) -> str:
+        """Return a device's folder as sysfs has it, from /devices on; raise OSError if there is none."""
+        return os.path.realpath(f"{self.sysfs}{path}", strict=True).removeprefix(os.path.realpath(self.sysfs))
+
+
+def is_virtual(device: str) -> bool:
+    """Return whether a device (path from /devices on) is made by the kernel: loop, device-mapper, md, zram."""
+    return device.startswith("/devices/virtual/block/")
+
+
+def node(tree: Tree, device: str) -> str:
+    """Return the path of the device node, "" if it has none."""
+    for line in read_if_any(f"{tree.sysfs}{device}/uevent").split("\n"):
+        if line.startswith("DEVNAME="):
+            return "/dev/" + line.removeprefix("DEVNAME=")
+    return ""
+
+
+def known_to_udev(tree: Tree, device: str, name: str) -> str:
+    """Return a property of the device in udev's database, "" if it is not there."""
+    number = read_if_any(f"{tree.sysfs}{device}/dev")
+    for line in read_if_any(f"{tree.udev}/b{number}").split("\n"):
+        if line.startswith(f"E:{name}="):
+            return line.partition("=")[2]
+    return ""
+
+
+def disks_below(tree: Tree, device: str) -> list[str]:
+    """Return the real disks and partitions on which a device lies, each once, through dm, md and their partitions."""
+    found: dict[str, None] = {}
+    seen: set[str] = set()
+    pending = [device]
+    while pending:
+        here = pending.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        if not is_virtual(here):
+            found[here] = None
+            continue
+        whole = os.path.dirname(here) if os.path.exists(f"{tree.sysfs}{here}/partition") else here
+        for slave in reversed(names_in(f"{tree.sysfs}{whole}/slaves")):
+            try:
+                pending.append(tree.resolve(f"{whole}/slaves/{slave}"))
+            except OSError:
+                continue  # it was taken out meanwhile
+    return list(found)
+
+
+def address(tree: Tree, device: str) -> dict[str, Any]:
+    """Return the GuestDiskAddress of a disk or partition that is not virtual (path from /devices on)."""
+    path = _through_controller(tree, device)
+    found: dict[str, Any] = {}
+    pci, driver = _pci(tree, path)
+    bus_type, bus, target, unit = place(path, driver, lambda folder: numbered(names_in(f"{tree.sysfs}{folder}"), "ata"))
+    found["pci-controller"] = dict(zip(("domain", "bus", "slot", "function"), pci, strict=True))
+    if ccw := _CCW.search(path):
+        numbers = (int(number, 16) for number in ccw.groups())
+        found["ccw-address"] = dict(zip(("cssid", "ssid", "subchno", "devno"), numbers, strict=True))
+    found |= {"bus-type": bus_type, "bus": bus, "target": target, "unit": unit}
+    if serial := known_to_udev(tree, device, "ID_SERIAL"):
+        found["serial"] = serial
+    if dev := node(tree, device):
+        found["dev"] = dev
+    return found
+
+
+def place(path: str, driver: str, ports: Callable[[str], Sequence[int]]) -> tuple[str, int, int, int]:
+    """Return bus type, bus, target and unit of the device with that path in sysfs.
+
+    `driver` is that of its PCI function, `ports` gives the sorted numbers of the ATA ports in a folder of sysfs.
+    """
+    for pattern, name in _BUSES:
+        if pattern.search(path):
+            return name, 0, 0, 0
+    scsi = _TARGET.search(path)
+    if scsi is None:
+        return "unknown", 0, 0, 0
+    channel, target, lun = map(int, scsi.groups())
+    if ata := _ATA.search(path):
+        # The kernel numbers the ports of the whole machine; those of one controller are next to each other.
+        known = ports(path[: ata.start()])
+        if int(ata[1]) not in known:
+            return "unknown", 0, 0, 0
+        port = known.index(int(ata[1]))
+        if driver == "ata_piix" or driver.startswith("pata_"):
+            return "ide", port, 0, target
+        return "sata", 0, 0, port
+    if driver == "sym53c8xx":
+        return "scsi", 0, 0, target
+    return "scsi", channel, target, lun
+
+
+def _pci(tree: Tree, path: str) -> tuple[tuple[int, ...], str]:
+    """Return the address of the PCI function nearest to the device and its driver; -1 and "" if there is none."""
+    functions = list(_PCI.finditer(path))
+    if not functions:
+        return (-1, -1, -1, -1), ""
+    last = functions[-1]
+    try:
+        driver = os.path.basename(os.readlink(f"{tree.sysfs}{path[: last.end()]}/driver"))
+    except OSError:
+        driver = ""
+    return tuple(int(part, 16) for part in last.groups()), driver
+
+
+def _through_controller(tree: Tree, device: str) -> str:
+    """Return the path that tells the place: that of a controller for an NVMe namespace with several ways to it."""
+    if shared := _SUBSYSTEM.match(device):
+        for name in names_in(f"{tree.sysfs}{shared[1]}"):
+            if re.fullmatch(r"nvme\d+", name):
+                try:
+                    return f"{tree.resolve(f'{shared[1]}/{name}')}/"
+                except OSError:
+                    continue  # that way is gone
+    return device

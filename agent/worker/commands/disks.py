@@ -1,0 +1,184 @@
+"""Facts on file systems and disks, as qemu-ga tells them.
+
+Of a file system only its figures are asked (statvfs), and not even those if the way to it leads over a network file
+system, whose server may be dead. No device is opened; so SMART data is not told.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ...api.errors import failed
+from ..plan import NETWORK_TYPES, MountInfo
+from ..sysfs import read_mountinfo
+from .disk_addresses import Tree, address, disks_below, is_virtual, known_to_udev, node
+from .reading import is_number, names_in, read_if_any, read_needed, refused
+
+if TYPE_CHECKING:
+    from ..context import Worker
+
+DISKSTATS = "/proc/diskstats"
+TREE = Tree()
+# Documentation/admin-guide/iostats.rst: the fields after major, minor and name; older kernels end earlier.
+_STATS = (
+    *("read-ios", "read-merges", "read-sectors", "read-ticks"),
+    *("write-ios", "write-merges", "write-sectors", "write-ticks", "ios-pgr", "total-ticks", "weight-ticks"),
+    *("discard-ios", "discard-merges", "discard-sectors", "discard-ticks"),
+    *("flush-ios", "flush-ticks"),
+)
+_STATS_GROUPS = (11, 15, 17)
+
+
+def get_fsinfo(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the mounts of local file systems, the newest first, with bytes used and the disks they lie on."""
+    try:
+        mountinfo = read_mountinfo()
+    except OSError as error:
+        raise failed(error, "guest-get-fsinfo: /proc/self/mountinfo") from None
+    return list(fsinfo(mountinfo, TREE))
+
+
+def fsinfo(mountinfo: list[MountInfo], tree: Tree) -> Iterator[dict[str, Any]]:
+    """Yield the GuestFilesystemInfo of each mount that has a block device, the last mount first."""
+    over_network = [m.mountpoint for m in mountinfo if _is_network(m.fstype) and m.mountpoint != "/"]
+    for mount in reversed(mountinfo):
+        devices = _devices(mount, tree)
+        if not devices:
+            continue
+        info: dict[str, Any] = {
+            "name": os.path.basename(devices[0]),
+            "mountpoint": mount.mountpoint,
+            "type": mount.fstype,
+            "disk": [],
+        }
+        if not any(f"{mount.mountpoint}/".startswith(f"{point}/") for point in over_network):
+            info |= _usage(mount.mountpoint)
+        disks = dict.fromkeys(disk for device in devices for disk in disks_below(tree, device))
+        info["disk"] = [address(tree, disk) for disk in disks]
+        yield info
+
+
+def get_disks(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the disks that are not empty, each followed by its partitions; raise Fault FAILED without /sys/block."""
+    try:
+        names = sorted(os.listdir(f"{TREE.sysfs}/block"))
+    except OSError as error:
+        raise refused(error, f'Can\'t open directory "{TREE.sysfs}/block"') from None
+    return [info for name in names for info in _disk(TREE, name)]
+
+
+def get_diskstats(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the counters of every block device; ticks are milliseconds, sectors have 512 bytes."""
+    return list(diskstats(read_needed(DISKSTATS)))
+
+
+def diskstats(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the GuestDiskStatsInfo of each line of /proc/diskstats; a line that is none is left out."""
+    for line in text.split("\n"):
+        fields = line.split()
+        values = [int(f) for f in (*fields[:2], *fields[3:]) if is_number(f)]
+        if len(fields) < 7 or len(values) != len(fields) - 1:
+            continue
+        major, minor, *counters = values
+        known = max((size for size in _STATS_GROUPS if size <= len(counters)), default=0)
+        yield {
+            "name": fields[2],
+            "major": major,
+            "minor": minor,
+            "stats": dict(zip(_STATS[:known], counters, strict=False)),
+        }
+
+
+def _devices(mount: MountInfo, tree: Tree) -> list[str]:
+    """Return the block devices of a mount (paths from /devices on), its source first; none if it has none."""
+    number = mount.device
+    if number.startswith("0:"):
+        # The number of a btrfs is no device's; its source is the device it was mounted by.
+        number = number_of_node(mount.source) if mount.fstype == "btrfs" else ""
+        if not number:
+            return []
+    try:
+        source = tree.resolve(f"/dev/block/{number}")
+    except OSError:
+        return [f"/devices/virtual/block/{number}"]  # a container may hide it: no more than the number is known
+    return list(dict.fromkeys((source, *_pool(source, tree)))) if mount.fstype == "btrfs" else [source]
+
+
+def number_of_node(path: str) -> str:
+    """Return major:minor of the block device with that node, "" if it is none."""
+    try:
+        found = os.stat(path) if path.startswith("/dev/") else None
+    except OSError:
+        return ""
+    if found is None or not stat.S_ISBLK(found.st_mode):
+        return ""
+    return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+
+
+def _pool(device: str, tree: Tree) -> Iterator[str]:
+    """Yield the devices of the mounted btrfs that a device belongs to."""
+    for uuid in names_in(f"{tree.sysfs}/fs/btrfs"):
+        members = names_in(f"{tree.sysfs}/fs/btrfs/{uuid}/devices")
+        if os.path.basename(device) in members:
+            for member in members:
+                try:
+                    yield tree.resolve(f"/class/block/{member}")
+                except OSError:
+                    continue  # it was taken out meanwhile
+
+
+def _usage(mountpoint: str) -> dict[str, int]:
+    """Return the bytes used and in all, without and with what is kept for root; nothing if statvfs(3) fails."""
+    try:
+        figures = os.statvfs(mountpoint)
+    except OSError:
+        return {}
+    used = max(0, figures.f_blocks - figures.f_bfree)
+    return {
+        "used-bytes": used * figures.f_frsize,
+        "total-bytes": (used + figures.f_bavail) * figures.f_frsize,
+        "total-bytes-privileged": figures.f_blocks * figures.f_frsize,
+    }
+
+
+def _is_network(fstype: str) -> bool:
+    return fstype in NETWORK_TYPES or re.match(r"fuse(\.|$)", fstype) is not None
+
+
+def _disk(tree: Tree, name: str) -> Iterator[dict[str, Any]]:
+    """Yield the GuestDiskInfo of a disk and of its partitions; none if it is empty or has vanished."""
+    try:
+        device = tree.resolve(f"/block/{name}")
+    except OSError:
+        return
+    dev = node(tree, device)
+    if not dev or read_if_any(f"{tree.sysfs}{device}/size") in ("", "0"):
+        return
+    info: dict[str, Any] = {"name": dev, "partition": False}
+    alias = known_to_udev(tree, device, "DM_NAME") or read_if_any(f"{tree.sysfs}{device}/dm/name")
+    if alias:
+        info["alias"] = alias
+    if not is_virtual(device):
+        info["address"] = address(tree, device)
+    if os.path.isdir(f"{tree.sysfs}{device}/slaves"):
+        info["dependencies"] = _nodes(tree, f"{device}/slaves")
+    yield info
+    for partition in sorted(_partitions(tree, device)):
+        if part := node(tree, f"{device}/{partition[1]}"):
+            yield {"name": part, "partition": True, "dependencies": [dev]}
+
+
+def _partitions(tree: Tree, device: str) -> Iterable[tuple[int, str]]:
+    for name in names_in(f"{tree.sysfs}{device}"):
+        number = read_if_any(f"{tree.sysfs}{device}/{name}/partition")
+        if is_number(number):
+            yield int(number), name
+
+
+def _nodes(tree: Tree, folder: str) -> list[str]:
+    nodes = (node(tree, f"{folder}/{name}") for name in names_in(f"{tree.sysfs}{folder}"))
+    return [found for found in nodes if found]

@@ -1,0 +1,110 @@
+"""Facts on the guest as a system, as qemu-ga tells them: its release, users, time and name."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from typing import TYPE_CHECKING, Any
+
+from .reading import read
+
+if TYPE_CHECKING:
+    from ..context import Worker
+
+OS_RELEASE = ("/etc/os-release", "/usr/lib/os-release")
+UTMP = "/var/run/utmp"
+_RELEASE_FIELDS = ("ID", "NAME", "PRETTY_NAME", "VERSION", "VERSION_ID", "VARIANT", "VARIANT_ID")
+_USER_PROCESS = 7
+# utmp(5): type, pid, line, id, user, host, exit status, session, time. Where 32-bit programs never had to read the
+# file, session and time are long.
+_UTMP_LONG = frozenset({"aarch64", "alpha", "ia64", "loongarch64", "riscv64"})
+_UTMP = {False: struct.Struct("@hi32s4s32s256shhiii36x"), True: struct.Struct("@hi32s4s32s256shhlll36x0l")}
+
+
+def get_osinfo(_worker: Worker, _args: dict[str, Any]) -> dict[str, str]:
+    """Return uname(2) and what os-release(5) has; QGA_OS_RELEASE in the environment names another file."""
+    kernel = os.uname()
+    info = {"kernel-release": kernel.release, "kernel-version": kernel.version, "machine": kernel.machine}
+    override = os.environ.get("QGA_OS_RELEASE")
+    for path in (override,) if override is not None else OS_RELEASE:
+        try:
+            text = read(path)
+        except OSError:
+            continue  # not every system has it; the kernel's names are an answer too
+        return info | os_release(text)
+    return info
+
+
+def os_release(text: str) -> dict[str, str]:
+    """Return of an os-release(5) text what QGA has fields for, under the names of those."""
+    found = {}
+    for line in text.split("\n"):
+        name, equals, value = line.partition("=")
+        if equals and name.strip() in _RELEASE_FIELDS:  # a comment's name begins with #
+            found[name.strip().lower().replace("_", "-")] = unquote(value.strip())
+    return found
+
+
+def unquote(value: str) -> str:
+    """Return what a shell would assign; of an unquoted value that ends at a space or semicolon."""
+    quote = value[:1] if value[:1] in ("'", '"') else ""
+    ends = (quote,) if quote else (" ", "\t", ";")
+    special = {"": None, "'": "", '"': "$'\"\\`"}[quote]  # what a backslash takes its meaning; None: everything
+    found = []
+    characters = iter(value[len(quote) :])
+    for character in characters:
+        if character in ends:
+            break
+        if character == "\\" and special != "":
+            escaped = next(characters, "")
+            found.append(escaped if special is None or escaped in special else f"\\{escaped}")
+        else:
+            found.append(character)
+    return "".join(found)
+
+
+def get_users(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return who is logged in, each once, and since when (seconds since the epoch, the earliest of the logins)."""
+    try:
+        with open(UTMP, "rb") as file:
+            records = file.read()
+    except OSError:
+        return []  # systems without utmp do not tell; qemu-ga says nobody, too
+    return logins(records, os.uname().machine)
+
+
+def logins(records: bytes, machine: str) -> list[dict[str, Any]]:
+    """Return the users of a utmp file as written on that machine; a record that is cut off is left out."""
+    # psutil.users has whole seconds only.
+    layout = _UTMP[machine in _UTMP_LONG]
+    earliest: dict[str, float] = {}
+    for record in layout.iter_unpack(records[: len(records) // layout.size * layout.size]):
+        kind, _, _, _, name, _, _, _, _, seconds, microseconds = record
+        if kind == _USER_PROCESS:
+            user = name.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+            since = seconds + microseconds / 1e6
+            earliest[user] = min(since, earliest.get(user, since))
+    return [{"user": user, "login-time": since} for user, since in earliest.items()]
+
+
+def get_timezone(_worker: Worker, _args: dict[str, Any]) -> dict[str, Any]:
+    """Return the abbreviation of the time zone that holds now and its seconds east of UTC."""
+    time.tzset()  # it may have been changed since the daemon started
+    now = time.localtime()
+    return {"zone": now.tm_zone, "offset": now.tm_gmtoff}
+
+
+def get_host_name(_worker: Worker, _args: dict[str, Any]) -> dict[str, str]:
+    """Return the name that the kernel has."""
+    return {"host-name": os.uname().nodename}
+
+
+def get_time(_worker: Worker, _args: dict[str, Any]) -> int:
+    """Return nanoseconds since the epoch."""
+    return time.time_ns()
+
+
+def get_load(_worker: Worker, _args: dict[str, Any]) -> dict[str, float]:
+    """Return the load averages of 1, 5 and 15 minutes."""
+    return dict(zip(("load1m", "load5m", "load15m"), os.getloadavg(), strict=True))

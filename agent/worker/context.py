@@ -1,0 +1,110 @@
+"""What a handler in a forked worker may use: its report pipe, its title, its role.
+
+A report that must be seen (`send`) waits until the pipe took it; one that only informs (`inform`) is dropped if the
+pipe is full; one that tells what has been done already (`post`) waits in memory, so that a full pipe, whose reader may
+be stopped, never delays a thaw.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import setproctitle
+
+from ..api.text import printable
+from . import messages
+
+TITLE = "virtagentd: "
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker is forked for: its number, the RPC's row by name, and the handler's arguments."""
+
+    worker: int
+    rpc: str
+    args: dict[str, Any]
+
+
+class Reporter:
+    """The worker's end of the report pipe; used by all its threads."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._lock = threading.Lock()
+        self._backlog: deque[bytes] = deque()
+        self.closed = False
+        os.set_blocking(fd, False)
+
+    def send(self, message: messages.Report) -> None:
+        """Write `message`, waiting until the pipe has taken it; return at once if the supervisor is gone."""
+        self.post(message)
+        writable = select.poll()
+        writable.register(self.fd, select.POLLOUT)
+        while not self.flush():
+            writable.poll()
+
+    def post(self, *reports: messages.Report) -> None:
+        """Write the messages now, or keep them for the next flush if the pipe is full."""
+        frames = [frame for report in reports for frame in messages.encode(report)]
+        with self._lock:
+            self._backlog.extend(frames)
+            self._drain()
+
+    def inform(self, message: messages.Report) -> None:
+        """Write `message` unless the pipe is full: a newer one will say more."""
+        with self._lock:
+            if not self._backlog:
+                self._backlog.extend(messages.encode(message))
+                self._drain()
+
+    def flush(self) -> bool:
+        """Write what the pipe takes; return whether nothing is left."""
+        with self._lock:
+            self._drain()
+            return not self._backlog
+
+    def _drain(self) -> None:
+        while self._backlog:
+            # As many frames as make one atomic write.
+            count, size = 1, len(self._backlog[0])
+            while count < len(self._backlog) and (size := size + len(self._backlog[count])) <= messages.PIPE_BUF:
+                count += 1
+            try:
+                os.write(self.fd, b"".join(itertools.islice(self._backlog, count)))
+            except BlockingIOError:
+                return
+            except BrokenPipeError:
+                # The supervisor is gone: nobody reads, and what is frozen must still be thawed.
+                self.closed = True
+                self._backlog.clear()
+                return
+            for _ in range(count):
+                self._backlog.popleft()
+
+
+class Worker:
+    """What a handler in a worker may use."""
+
+    def __init__(self, job: Job, report_fd: int, control_fd: int, supervisor: int) -> None:
+        self.id = job.worker
+        self.rpc = job.rpc
+        self.control_fd = control_fd
+        self.supervisor = supervisor
+        self.reporter = Reporter(report_fd)
+        self._role = "worker"
+
+    def title(self, doing: str) -> None:
+        """Show in ps what is happening now."""
+        name = self.rpc if self._role == "worker" else self.rpc.removeprefix("va.")
+        setproctitle.setproctitle(f"{TITLE}{self._role} {self.id} {name} [{printable(doing)}]")
+
+    def become_keeper(self) -> None:
+        """Be called keeper from the next title on."""
+        self._role = "keeper"

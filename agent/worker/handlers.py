@@ -1,0 +1,64 @@
+"""Names of handlers, as the rows of the RPC table give them, bound to the functions that a worker calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..api.methods import RPCS
+from ..api.rpc import Runs
+from . import methods
+from .commands import accounts, cpus, disks, exec, files, machine, network, system
+
+HANDLERS: Mapping[str, Callable[..., Any]] = {
+    "accounts.set_user_password": accounts.set_user_password,
+    "accounts.ssh_add_authorized_keys": accounts.ssh_add_authorized_keys,
+    "accounts.ssh_get_authorized_keys": accounts.ssh_get_authorized_keys,
+    "accounts.ssh_remove_authorized_keys": accounts.ssh_remove_authorized_keys,
+    "cpus.get_cpustats": cpus.get_cpustats,
+    "cpus.get_memory_block_info": cpus.get_memory_block_info,
+    "cpus.get_memory_blocks": cpus.get_memory_blocks,
+    "cpus.get_vcpus": cpus.get_vcpus,
+    "disks.get_disks": disks.get_disks,
+    "disks.get_diskstats": disks.get_diskstats,
+    "disks.get_fsinfo": disks.get_fsinfo,
+    "exec.exec_status": exec.exec_status,
+    "exec.guest_exec": exec.guest_exec,
+    "files.file_close": files.file_close,
+    "files.file_flush": files.file_flush,
+    "files.file_open": files.file_open,
+    "files.file_read": files.file_read,
+    "files.file_seek": files.file_seek,
+    "files.file_write": files.file_write,
+    "machine.fstrim": machine.fstrim,
+    "machine.set_memory_blocks": machine.set_memory_blocks,
+    "machine.set_time": machine.set_time,
+    "machine.set_vcpus": machine.set_vcpus,
+    "machine.shutdown": machine.shutdown,
+    "machine.suspend_disk": machine.suspend_disk,
+    "machine.suspend_hybrid": machine.suspend_hybrid,
+    "machine.suspend_ram": machine.suspend_ram,
+    "methods.fsfreeze": methods.fsfreeze,
+    "methods.fsplan": methods.fsplan,
+    "methods.fssync": methods.fssync,
+    "methods.getdmesg": methods.getdmesg,
+    "methods.getfile": methods.getfile,
+    "methods.read_options": methods.read_options,
+    "methods.shutdown": methods.shutdown,
+    "methods.thaw": methods.thaw,
+    "network.network_get_interfaces": network.network_get_interfaces,
+    "network.network_get_route": network.network_get_route,
+    "system.get_host_name": system.get_host_name,
+    "system.get_load": system.get_load,
+    "system.get_osinfo": system.get_osinfo,
+    "system.get_time": system.get_time,
+    "system.get_timezone": system.get_timezone,
+    "system.get_users": system.get_users,
+}
+
+
+def prove_bound() -> None:
+    """Raise ValueError that names a row without its handler here, or a handler without a row."""
+    named = {row.handler for row in RPCS.values() if row.runs is not Runs.INLINE}
+    if named != HANDLERS.keys():
+        raise ValueError(f"not bound, or bound in vain: {', '.join(sorted(named ^ HANDLERS.keys()))}")

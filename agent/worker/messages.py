@@ -1,0 +1,319 @@
+"""What workers and supervisor say to each other, and its msgpack codec. Pure: the pipes are elsewhere.
+
+A message is a msgpack array [name, field, ...]. A frame is what one write to the pipe carries, at most PIPE_BUF bytes
+so that threads may write without a lock (pipe(7)). A message that is longer travels as frames ["Part", bytes] and a
+closing ["Whole"]; other frames may stand between them, since only one thread of a worker sends long messages at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import msgpack
+
+PIPE_BUF = select.PIPE_BUF
+MESSAGE_MAX = 66 << 20  # 48 MiB of a file as base64, and what stands around it
+_PART = PIPE_BUF - 16
+
+
+class Rubbish(Exception):
+    """The peer sent bytes that are not a message: not msgpack, wrong shape, or over-long."""
+
+
+Shape = tuple[type | tuple[type, ...], ...]
+_NUMBER = (int, float)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The worker runs: its pid."""
+
+    shape: ClassVar[Shape] = (int,)
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the worker will freeze, before it does anything else: `mounts.Plan.dump()`.
+
+    `expedites`: 1 if grace periods are going to be expedited meanwhile (`rcu.Expediter`), and put back afterwards.
+    """
+
+    shape: ClassVar[Shape] = (dict, int)
+    plan: dict[str, Any]
+    expedites: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One file system (index into the plan) is about to change or has changed its state (a `MountState` value)."""
+
+    shape: ClassVar[Shape] = (int, str, int, str, _NUMBER)
+    mount: int
+    state: str
+    errno: int = 0
+    error: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Phase (a `Phase` value), its sync round, and the figures of the disks; -1 where unknown."""
+
+    shape: ClassVar[Shape] = (str, int, int, int, _NUMBER, _NUMBER)
+    phase: str
+    round: int = 0
+    dirty_bytes: int = -1
+    flushed_bytes: int = -1
+    bytes_per_second: float = -1
+    eta: float = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """All is frozen since `at` and held until `until` (CLOCK_MONOTONIC seconds; `until` 0 is no limit)."""
+
+    shape: ClassVar[Shape] = (int, _NUMBER, _NUMBER)
+    count: int
+    at: float
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The keeper took the new end of the hold (CLOCK_MONOTONIC seconds)."""
+
+    shape: ClassVar[Shape] = (_NUMBER,)
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Thawing:
+    """The freeze worker begins to thaw what it froze, at that CLOCK_MONOTONIC second; no `reason` if it was told to."""
+
+    shape: ClassVar[Shape] = (str, _NUMBER)
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """The worker keeps what its RPC opened or started, under that number (a handle, a pid); `value` is the answer."""
+
+    shape: ClassVar[Shape] = (int, object)
+    key: int
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Replied:
+    """The value of what `Ask` asked for call `call`."""
+
+    shape: ClassVar[Shape] = (int, object)
+    call: int
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """The fault of what `Ask` asked for call `call`: `errors.Code` number and sentence."""
+
+    shape: ClassVar[Shape] = (int, int, str)
+    call: int
+    code: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Releasable:
+    """What the worker keeps may be dropped when room is needed: a program that has ended and was not asked about."""
+
+    shape: ClassVar[Shape] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The RPC's value: str, bytes, number, bool, list or dict of those."""
+
+    shape: ClassVar[Shape] = (object,)
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The RPC's fault: `errors.Code` number and sentence."""
+
+    shape: ClassVar[Shape] = (int, str)
+    code: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proceed:
+    """To the freeze worker: the plan is in the journal, freezing may begin."""
+
+    shape: ClassVar[Shape] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Thaw:
+    """To the keeper: thaw now."""
+
+    shape: ClassVar[Shape] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """To the keeper: hold until this CLOCK_MONOTONIC second."""
+
+    shape: ClassVar[Shape] = (_NUMBER,)
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """To a worker that keeps something: run this RPC's handler on it, for call `call`."""
+
+    shape: ClassVar[Shape] = (int, str, dict)
+    call: int
+    rpc: str
+    args: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """To a worker that keeps something: drop it, and end."""
+
+    shape: ClassVar[Shape] = ()
+
+
+Report = (
+    Started
+    | Plan
+    | Step
+    | Progress
+    | Frozen
+    | Held
+    | Thawing
+    | Acquired
+    | Replied
+    | Declined
+    | Releasable
+    | Done
+    | Failed
+)
+Control = Proceed | Thaw | Hold | Ask | Drop
+
+REPORTS: dict[str, type[Report]] = {
+    c.__name__: c
+    for c in (
+        Started,
+        Plan,
+        Step,
+        Progress,
+        Frozen,
+        Held,
+        Thawing,
+        Acquired,
+        Replied,
+        Declined,
+        Releasable,
+        Done,
+        Failed,
+    )
+}
+CONTROLS: dict[str, type[Control]] = {c.__name__: c for c in (Proceed, Thaw, Hold, Ask, Drop)}
+
+
+def encode(message: Report | Control) -> list[bytes]:
+    """Return the frames of `message`, each at most PIPE_BUF bytes, to be written one write each.
+
+    Text travels as UTF-8 with lone surrogates kept, so that a path is the bytes that the kernel gave.
+    Raises ValueError if the message is longer than MESSAGE_MAX or has a value that msgpack cannot carry.
+    """
+    fields = [getattr(message, name) for name in message.__match_args__]
+    try:
+        packed: bytes = msgpack.packb([type(message).__name__, *fields], unicode_errors="surrogateescape")
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{type(message).__name__}: {error}") from None
+    if not all(map(_known, fields)):
+        raise ValueError(f"{type(message).__name__} with a value that no field has")
+    if len(packed) <= PIPE_BUF:
+        return [packed]
+    if len(packed) > MESSAGE_MAX:
+        raise ValueError(f"message of {len(packed)} bytes is over {MESSAGE_MAX}")
+    parts = [msgpack.packb(["Part", packed[i : i + _PART]]) for i in range(0, len(packed), _PART)]
+    return [*parts, msgpack.packb(["Whole"])]
+
+
+class Decoder:
+    """Bytes of one pipe to messages; buffers at most MESSAGE_MAX bytes."""
+
+    def __init__(self, messages: dict[str, type[Any]], message_max: int = MESSAGE_MAX) -> None:
+        self._messages = messages
+        self._max = message_max
+        self._frames = self._unpacker(PIPE_BUF * 32)
+        self._parts = bytearray()
+
+    @staticmethod
+    def _unpacker(size: int) -> Any:
+        return msgpack.Unpacker(
+            raw=False, strict_map_key=True, max_buffer_size=size, unicode_errors="surrogateescape", use_list=True
+        )
+
+    def feed(self, data: bytes) -> list[Any]:
+        """Return the messages that `data` completes; raise Rubbish, after which the decoder is of no more use."""
+        found: list[Any] = []
+        for i in range(0, len(data), PIPE_BUF):
+            try:
+                self._frames.feed(data[i : i + PIPE_BUF])
+                for frame in self._frames:
+                    self._take(frame, found)
+            except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+                raise Rubbish(f"not a msgpack message: {type(error).__name__} {error}") from None
+        return found
+
+    def _take(self, frame: Any, found: list[Any]) -> None:
+        match frame:
+            case ["Part", bytes(part)]:
+                if len(self._parts) + len(part) > self._max:
+                    raise Rubbish(f"message over {self._max} bytes")
+                self._parts += part
+            case ["Whole"]:
+                whole, self._parts = self._parts, bytearray()
+                one = msgpack.unpackb(whole, raw=False, unicode_errors="surrogateescape", strict_map_key=True)
+                found.append(self._shaped(one))
+            case _:
+                found.append(self._shaped(frame))
+
+    def _shaped(self, frame: Any) -> Any:
+        if not isinstance(frame, list) or not frame or not isinstance(frame[0], str):
+            raise Rubbish(f"not a message: {str(frame)[:80]}")
+        kind = self._messages.get(frame[0])
+        if kind is None:
+            raise Rubbish(f"unknown message {frame[0][:80]!r}")
+        fields = frame[1:]
+        shape: Shape = kind.shape
+        if len(fields) != len(shape):
+            raise Rubbish(f"{frame[0]} with {len(fields)} fields, expected {len(shape)}")
+        for value, wanted in zip(fields, shape, strict=True):
+            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not object) or not _known(value):
+                raise Rubbish(f"{frame[0]} with a field of type {type(value).__name__}, or in it what no field has")
+        return kind(*fields)
+
+
+def _known(value: Any) -> bool:
+    """Return whether `value` is made of what RPCs have: text, bytes, finite numbers, None, lists, dicts by text."""
+    match value:
+        case str() | bytes() | int() | None:
+            return True
+        case float():
+            return math.isfinite(value)
+        case list():
+            return all(map(_known, value))
+        case dict():
+            return all(isinstance(key, str) for key in value) and all(map(_known, value.values()))
+    return False

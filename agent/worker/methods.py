@@ -1,0 +1,131 @@
+"""The va.* methods that run in a worker."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..api.errors import Code, Fault, failed
+from . import freeze, sysfs
+
+if TYPE_CHECKING:
+    from .context import Worker
+
+GETFILE_MAX = 16 << 20
+OPTIONS_MAX = 1 << 20
+DMESG_MAX = 16 << 10
+SHUTDOWN_FLAG = {"halt": "-H", "powerdown": "-P", "reboot": "-r"}
+
+
+def read_options(_worker: Worker, args: dict[str, Any]) -> str:
+    """Return the text of the configuration file `path`, at most 1 MiB; empty if there is none and none is `needed`."""
+    try:
+        with open(args["path"], encoding="utf-8", errors="surrogateescape") as file:
+            return file.read(OPTIONS_MAX)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not args["needed"]:
+            return ""
+        raise failed(error, args["path"]) from None
+
+
+def getfile(worker: Worker, args: dict[str, Any]) -> bytes:
+    """Return the contents of the regular file `path`, at most 16 MiB.
+
+    Raises Fault PARAMS if the path is not absolute, FAILED if it is no regular file, too long, or the system refuses.
+    """
+    path = args["path"]
+    if not path.startswith("/"):
+        raise Fault(Code.PARAMS, f"va.getfile: path {path[:80]!r} is not absolute")
+    worker.title(f"reading {path}")
+    try:
+        # O_NONBLOCK: opening a FIFO must not wait for its writer.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        with open(fd, "rb", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise Fault(Code.FAILED, f"va.getfile: {path} is not a regular file")
+            # A file of /proc says size 0: only reading tells how long it is.
+            blocks, size = [], 0
+            while block := file.read(1 << 20):
+                size += len(block)
+                if size > GETFILE_MAX:
+                    raise Fault(Code.FAILED, f"va.getfile: {path} is over {GETFILE_MAX} bytes (EFBIG)")
+                blocks.append(block)
+            return b"".join(blocks)
+    except OSError as error:
+        raise failed(error, f"va.getfile: {path}") from None
+
+
+def getdmesg(_worker: Worker, _args: dict[str, Any]) -> str:
+    """Return the last 16 KiB of the kernel's log, a line a record, with the time since boot.
+
+    /dev/kmsg gives one record a read, "level,seq,microseconds,flags;text" (Documentation/ABI/testing/dev-kmsg).
+    """
+    try:
+        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise failed(error, "va.getdmesg: /dev/kmsg") from None
+    lines: list[str] = []
+    try:
+        while True:
+            try:
+                record = os.read(fd, 8192)
+            except BlockingIOError:
+                break
+            except BrokenPipeError:
+                continue  # records were overwritten while we read: the next read gives the oldest that is left
+            head, _, text = record.decode(errors="replace").partition(";")
+            since_boot = int(head.split(",")[2]) / 1e6
+            lines.append(f"[{since_boot:12.6f}] {text.partition(chr(10))[0]}\n")
+    except OSError as error:
+        raise failed(error, "va.getdmesg: /dev/kmsg") from None
+    finally:
+        os.close(fd)
+    text = "".join(lines)
+    return text if len(text) <= DMESG_MAX else text[-DMESG_MAX:].partition("\n")[2]
+
+
+def shutdown(worker: Worker, args: dict[str, Any]) -> str:
+    """Run the shutdown program with -H, -P or -r and `now`; raise Fault FAILED if it cannot be run or refuses."""
+    try:
+        ended = shut_down(worker, args["command"], args["mode"])
+    except OSError as error:
+        raise failed(error, f"va.shutdown: {args['command'][0]}") from None
+    if ended.returncode != 0:
+        said = ended.stderr.strip()[:200]
+        raise Fault(Code.FAILED, f"va.shutdown: {' '.join(ended.args)} ended with {ended.returncode}: {said}")
+    return "dummy"
+
+
+def shut_down(worker: Worker, program: Sequence[str], mode: str) -> subprocess.CompletedProcess[str]:
+    """Run `program` for "halt", "powerdown" or "reboot"; raise OSError if it cannot be executed.
+
+    It does not die with the worker: shutting down kills the agent before the program is done.
+    """
+    command = [*program, SHUTDOWN_FLAG[mode], "now"]
+    worker.title(f"running {' '.join(command)}")
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, encoding="utf-8", errors="replace"
+    )
+
+
+def fsfreeze(worker: Worker, args: dict[str, Any]) -> int:
+    """Freeze what `args["options"]` (freeze.Options) chooses, hold it, thaw it; return the number of file systems."""
+    return freeze.FreezeScript(worker, args["options"]).run()
+
+
+def thaw(worker: Worker, args: dict[str, Any]) -> int:
+    """Thaw the file systems of `args["mounts"]` (index -> mounts.Mount); return how many are proved thawed."""
+    return freeze.thaw_again(worker, args["mounts"], args["expedited"])
+
+
+def fssync(worker: Worker, args: dict[str, Any]) -> int:
+    """Sync what `args["options"]` (freeze.Options) chooses, freezing nothing; return the number of file systems."""
+    return freeze.Flush(worker, args["options"]).run()
+
+
+def fsplan(_worker: Worker, args: dict[str, Any]) -> dict[str, Any]:
+    """Return the plan that va.fsfreeze would carry out."""
+    return sysfs.read_plan(args["options"].rules).dump()

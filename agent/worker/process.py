@@ -1,0 +1,73 @@
+"""Body of a forked child: it runs one RPC, reports over its pipe and ends. It never returns into the supervisor's code.
+
+A report that must be seen (`send`) waits until the pipe took it; one that only informs (`inform`) is dropped if the
+pipe is full; one that tells what has been done already (`post`) waits in memory, so that a full pipe, whose reader may
+be stopped, never delays a thaw.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import traceback
+from typing import NoReturn
+
+from ..api.errors import Code, Fault
+from ..api.methods import RPCS
+from . import kernel, messages, resource
+from .context import Job, Worker
+from .handlers import HANDLERS
+
+
+def run(job: Job, report_fd: int, control_fd: int, supervisor: int) -> NoReturn:
+    """Run the job's handler in this freshly forked process, report its value or fault, and end the process."""
+    code = 1
+    try:
+        gc.disable()
+        _leave_the_supervisor(report_fd, control_fd)
+        worker = Worker(job, report_fd, control_fd, supervisor)
+        row = RPCS[job.rpc]
+        worker.title(f"running, limit {row.limit:g} s" if row.limit else "starting")
+        if not row.outlives:
+            kernel.die_with_parent(signal.SIGKILL)
+            if os.getppid() != supervisor:
+                os._exit(1)  # it died before that
+        if not row.outlives or row.holds:
+            kernel.be_killed_like_others()
+        worker.reporter.send(messages.Started(os.getpid()))
+        outcome: messages.Report
+        try:
+            value = HANDLERS[row.handler](worker, job.args)
+            if isinstance(value, resource.Resource):
+                resource.serve(worker, value, RPCS, HANDLERS)
+                value = None
+            outcome = messages.Done(value)
+        except Fault as fault:
+            outcome = messages.Failed(int(fault.code), fault.text)
+        except Exception as error:  # noqa: BLE001 - a defect: it becomes the fault INTERNAL, with its place
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{job.rpc}: {type(error).__name__}: {error} ({os.path.basename(last.filename)}:{last.lineno})"
+            outcome = messages.Failed(int(Code.INTERNAL), text)
+        worker.reporter.send(outcome)
+        code = 0
+    finally:
+        if code:
+            traceback.print_exc(file=sys.stderr)
+        os._exit(code)
+
+
+def _leave_the_supervisor(report_fd: int, control_fd: int) -> None:
+    """Drop what a fork inherits and a worker must not have: signal handling, session, descriptors."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    # A Ctrl-C on the supervisor's terminal must not kill the keeper: the supervisor tells it to thaw.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.setsid()
+    keep = sorted((report_fd, control_fd))
+    os.closerange(3, keep[0])
+    os.closerange(keep[0] + 1, keep[1])
+    os.closerange(keep[1] + 1, os.sysconf("SC_OPEN_MAX"))

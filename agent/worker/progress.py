@@ -1,0 +1,53 @@
+"""How much is still to be written, and how fast it goes: figures from /proc for the progress of a sync or freeze."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+
+from ..api.states import Phase
+from .messages import Progress
+
+
+class WritebackMeter:
+    """Counts from its first look on what the given disks (names of /proc/diskstats) have written."""
+
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
+        self._begun = time.monotonic()
+        self._written_before: int | None = None
+        self.last = Progress(Phase.SYNC.value)
+
+    def progress(self, phase: Phase, sync_round: int) -> Progress:
+        """Return the figures of now: bytes dirty in the whole guest, bytes that the disks wrote, rate, eta."""
+        try:
+            written = self._written()
+            dirty = dirty_bytes()
+        except OSError:
+            return Progress(phase.value, sync_round)  # mere figures: no freeze ends for want of a descriptor
+        if self._written_before is None:
+            self._written_before = written
+        flushed = max(0, written - self._written_before)
+        elapsed = time.monotonic() - self._begun
+        rate = flushed / elapsed if elapsed > 0 else 0.0
+        eta = dirty / rate if rate > 0 and dirty >= 0 else -1
+        self.last = Progress(phase.value, sync_round, dirty, flushed, rate, eta)
+        return self.last
+
+    def _written(self) -> int:
+        counters = psutil.disk_io_counters(perdisk=True, nowrap=False)
+        return sum(counters[name].write_bytes for name in self._names if name in counters)
+
+
+def dirty_bytes() -> int:
+    """Return the bytes of Dirty and Writeback (proc(5), /proc/meminfo; psutil has them not), -1 if not there."""
+    found = 0
+    seen = False
+    with open("/proc/meminfo", encoding="ascii") as meminfo:
+        for line in meminfo:
+            name, _, rest = line.partition(":")
+            if name in ("Dirty", "Writeback"):
+                found += int(rest.split()[0]) << 10
+                seen = True
+    return found if seen else -1

@@ -1,0 +1,62 @@
+"""The life of a worker that keeps something between requests: an open file, a program that it started.
+
+After its first answer it obeys `Ask`, one at a time, until what it keeps has ended, it is told `Drop`, or the
+supervisor is gone. A worker for each thing: one that is stuck on a dead disk takes nothing else with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..api.errors import Code, Fault
+from . import messages
+
+if TYPE_CHECKING:
+    from ..api.rpc import Rpc
+    from .context import Worker
+
+
+class Resource:
+    """What a worker keeps between requests: `key` is the number that a host calls it by, `value` the first answer."""
+
+    key: int
+    value: Any
+    ended: bool = False
+    """After an answer or a fault with this set the worker ends."""
+    notify_releasable: Callable[[], None] = staticmethod(lambda: None)
+    """Called by it, from any thread, when it may be dropped should room be needed."""
+
+    def close(self) -> None:
+        """Let go of it; called once before the worker ends."""
+
+
+def serve(
+    worker: Worker, resource: Resource, rows: Mapping[str, Rpc], handlers: Mapping[str, Callable[..., Any]]
+) -> None:
+    """Answer the first request, then whatever is asked, until it ends."""
+    resource.notify_releasable = lambda: worker.reporter.post(messages.Releasable())
+    worker.reporter.send(messages.Acquired(resource.key, resource.value))
+    decoder = messages.Decoder(messages.CONTROLS)
+    while not resource.ended and (data := os.read(worker.control_fd, 65536)):
+        for message in decoder.feed(data):
+            match message:
+                case messages.Ask(call, rpc, args) if not resource.ended:
+                    worker.reporter.send(_reply(resource, handlers[rows[rpc].handler], call, args))
+                case messages.Ask(call, rpc, _):
+                    worker.reporter.send(
+                        messages.Declined(call, int(Code.FAILED), rows[rpc].unknown.format(resource.key))
+                    )
+                case messages.Drop():
+                    resource.ended = True
+                case _:
+                    raise AssertionError(message)
+    resource.close()
+
+
+def _reply(resource: Resource, handler: Callable[..., Any], call: int, args: dict[str, Any]) -> messages.Report:
+    try:
+        return messages.Replied(call, handler(resource, args))
+    except Fault as fault:
+        return messages.Declined(call, int(fault.code), fault.text)

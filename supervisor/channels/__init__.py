@@ -1,0 +1,1 @@
+"""How hosts come: listeners, character devices, and the connections on them."""

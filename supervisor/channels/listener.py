@@ -1,0 +1,122 @@
+"""Listening sockets: a unix socket for who may open it, a vsock port for the hypervisor's host."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from dataclasses import dataclass, field
+
+from ..core.events import Peer
+
+PAUSE = 1.0  # seconds until a listener that could not accept tries again
+BACKLOG = 128
+HOST_CID = 2  # VMADDR_CID_HOST
+STRANGERS_MAX = 64  # CIDs that are remembered as named in the log
+
+
+class PeerRejected(Exception):
+    """A peer that may not connect was turned away; one sentence, empty if it was said before."""
+
+
+@dataclass(slots=True)
+class Listener:
+    """A listening socket, with its name if it is a unix one; `paused_until` while it cannot accept."""
+
+    spec: str
+    sock: socket.socket
+    path: str = ""
+    any_cid: bool = False
+    paused_until: float | None = None
+    strangers: set[int] = field(default_factory=set)
+
+    @classmethod
+    def open(cls, spec: str, *, any_cid: bool = False) -> Listener:
+        """Listen at `unix:PATH` or `vsock:PORT`; raises OSError."""
+        scheme, _, rest = spec.partition(":")
+        if scheme == "vsock":
+            return cls(spec, _vsock(int(rest)), any_cid=any_cid)
+        return cls(spec, _unix(rest), rest)
+
+    def accept(self) -> tuple[socket.socket, Peer] | None:
+        """Accept one peer, None if there is none. Raises Stranger, or OSError if it cannot be had, EMFILE above all."""
+        try:
+            sock, address = self.sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return None
+        if self.path:
+            pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            who = f"pid:{pid},uid:{uid}"
+        else:
+            cid = address[0]
+            if cid != HOST_CID and not self.any_cid:
+                sock.close()
+                raise PeerRejected(self._about(cid))
+            who = f"cid:{cid}"
+        sock.setblocking(False)
+        return sock, Peer(self.spec, who)
+
+    def _about(self, cid: int) -> str:
+        """Return what the log is to say of a CID, once each: a stranger must not fill the log."""
+        if cid in self.strangers or len(self.strangers) >= STRANGERS_MAX:
+            return ""
+        self.strangers.add(cid)
+        return f"CID {cid} was turned away: only the host, CID {HOST_CID}, may connect without vsock-any"
+
+    def close(self) -> None:
+        """Stop listening and take the socket's name away."""
+        self.sock.close()
+        if self.path:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
+
+
+def _unix(path: str) -> socket.socket:
+    """Listen there, mode 0600, over a socket that nobody answers on any more."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        _unlink_stale(path)
+        before = os.umask(0o177)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(before)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _vsock(port: int) -> socket.socket:
+    if not hasattr(socket, "AF_VSOCK"):
+        raise OSError(errno.EAFNOSUPPORT, "this Python has no vsock")
+    try:
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:
+            raise OSError(error.errno, "this kernel has no vsock (module vsock)") from None
+        raise
+    try:
+        sock.bind((socket.VMADDR_CID_ANY, port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _unlink_stale(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass
+    raise OSError(errno.EADDRINUSE, "another process listens there")

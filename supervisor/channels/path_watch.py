@@ -1,0 +1,103 @@
+"""Waiting until a path may lead somewhere else: inotify on each folder on the way, and on what is at the end.
+
+A port of the host may come late, go and come back, or belong to someone else for a while. Nothing is polled: make a
+`Watch`, look, wait until it is readable, look again. What happens meanwhile is not missed, since every watch is set
+before the name behind it is looked up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections import deque
+
+from ...agent.worker import kernel
+from ...agent.worker.kernel import Inotify
+
+LINKS_MAX = 40  # as the kernel's
+READ = 64 << 10
+_FOLDER = (
+    Inotify.CREATE
+    | Inotify.MOVED
+    | Inotify.DELETE
+    | Inotify.ATTRIB
+    | Inotify.DELETE_SELF
+    | Inotify.MOVE_SELF
+    | Inotify.ONLYDIR
+)
+_END = Inotify.CLOSE | Inotify.ATTRIB | Inotify.DELETE_SELF
+
+
+class PathWatch:
+    """An inotify descriptor that is readable when the absolute `path` may lead somewhere else, or its end was closed.
+
+    A folder tells of all that it holds, so `happened` says whether it was about the path.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Raises OSError if the user has too many watches."""
+        self._fd = kernel.inotify_open()
+        self._names: dict[int, set[str]] = {}
+        self._end = self._given_up = -2
+        try:
+            self._walk(path)
+        except OSError:
+            os.close(self._fd)
+            raise
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._fd
+
+    def happened(self) -> bool:
+        """Read what there is to read; return whether to look again."""
+        found = False
+        while True:
+            try:
+                data = os.read(self._fd, READ)
+            except BlockingIOError:
+                return found
+            for watch, name in kernel.inotify_events(data):
+                if watch != self._given_up:
+                    found |= not name or watch not in self._names or name in self._names[watch]
+
+    def forget_end(self) -> None:
+        """Look no more at what the path leads to, only at where it leads: the caller is about to close it himself."""
+        if self._end >= 0:
+            self._given_up, self._end = self._end, -2
+            with contextlib.suppress(OSError):  # it has gone meanwhile
+                kernel.inotify_unwatch(self._fd, self._given_up)
+
+    def close(self) -> None:
+        """Watch no more."""
+        os.close(self._fd)
+
+    def _walk(self, path: str) -> None:
+        here, links = "/", 0
+        names = deque(path.split("/"))
+        while names:
+            name = names.popleft()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                here = os.path.dirname(here)
+                continue
+            try:
+                self._names.setdefault(kernel.inotify_watch(self._fd, here, _FOLDER), set()).add(name)
+                there = os.path.join(here, name)
+                mode = os.lstat(there).st_mode
+                if stat.S_ISLNK(mode):
+                    links += 1
+                    target = os.readlink(there)
+                    here = "/" if target.startswith("/") else here
+                    names.extendleft(reversed(target.split("/")))
+                    if links > LINKS_MAX:
+                        return
+                elif stat.S_ISDIR(mode):
+                    here = there
+                else:
+                    self._end = kernel.inotify_watch(self._fd, there, _END)
+                    return
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                return  # what was just watched says when it comes, or that it has gone meanwhile

@@ -1,0 +1,1 @@
+"""Decisions: handle(event, now) -> effects. No I/O, no clock."""

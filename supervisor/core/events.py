@@ -1,0 +1,321 @@
+"""What happens to the supervisor (events) and what it does about it (effects): the vocabulary of core and loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...agent.api.errors import Fault
+from ...agent.api.records import Plan
+from ...agent.worker import messages
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from .status import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of a connection: the channel as configured, and pid/uid or CID as text."""
+
+    channel: str
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A well-formed request came; `wall` is the time of day (seconds since the epoch) for the audit record.
+
+    `crowded` says that hosts leave so many replies unread that only essential RPCs are to be admitted, and `unheard`
+    that nobody waits for the answer any more.
+    """
+
+    connection: int
+    token: int
+    method: str
+    params: list[Any] | dict[str, Any]
+    peer: Peer
+    wall: float
+    crowded: bool = False
+    unheard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """Bytes that are no request came, and were answered with this fault."""
+
+    code: int
+    text: str
+    peer: Peer
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """The host no longer waits for this request's reply."""
+
+    connection: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection is closed; none of its replies will be read."""
+
+    connection: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The worker was forked."""
+
+    worker: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """The worker could not be forked."""
+
+    worker: int
+    error: OSError
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """The worker sent a message; `more`: another that came with it follows at once."""
+
+    worker: int
+    message: messages.Report
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RubbishReported:
+    """The worker sent what is no message."""
+
+    worker: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportEnded:
+    """The worker's report pipe is at its end: it is dying, but a death is only what its pidfd says."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The worker was reaped: killed by `signal`, or ended with `code` (signal 0)."""
+
+    worker: int
+    signal: int
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """The process state of a worker (psutil's names; "disk-sleep" is D)."""
+
+    worker: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Journaled:
+    """The journal holds the plan of this freeze."""
+
+    freeze: int
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFailed:
+    """The journal could not be written."""
+
+    freeze: int
+    error: OSError
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFound:
+    """A supervisor before this one left a journal: what it planned to freeze, and what the host was not told yet.
+
+    `orphan` is the freeze worker that it left if that still lives, (0, 0) if not: its pid and start time. `expedites`:
+    that worker may have left grace periods expedited.
+    """
+
+    freeze: int
+    plan: Plan
+    untold: str
+    orphan: tuple[int, int] = (0, 0)
+    expedites: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """The daemon was told to read its configuration again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShowStatus:
+    """The daemon was told to log the status record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The daemon was told to stop, and by what."""
+
+    signal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """A deadline has come."""
+
+
+Event = (
+    Requested
+    | Malformed
+    | GivenUp
+    | Disconnected
+    | Spawned
+    | SpawnFailed
+    | Reported
+    | RubbishReported
+    | ReportEnded
+    | Exited
+    | Probed
+    | Journaled
+    | JournalFailed
+    | JournalFound
+    | Reload
+    | ShowStatus
+    | Stopped
+    | Woken
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Fork a worker; draws Spawned or SpawnFailed."""
+
+    worker: int
+    rpc: str
+    args: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Take the freeze worker that a dead supervisor left under this number; draws Exited at once if it is gone."""
+
+    worker: int
+    pid: int
+    started: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """SIGKILL the worker through its pidfd."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Look at the worker's process state; draws Probed."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Write to the worker's control pipe."""
+
+    worker: int
+    message: messages.Control
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Reply to a request with a value, a status record, or a fault."""
+
+    connection: int
+    token: int
+    value: Any | Fault
+
+
+@dataclass(frozen=True, slots=True)
+class SetTitle:
+    """Show this in ps; `until` is a second of the loop's clock that is shown as time of day."""
+
+    text: str
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Write a line to the log; `level` as in syslog(3): err, warning, notice, info, debug; or audit, always written."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """The configuration is another from now on."""
+
+    config: Config
+
+
+@dataclass(frozen=True, slots=True)
+class LogStatus:
+    """Write the status record to the log."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class WriteJournal:
+    """Write the journal, with the start time of the worker `pid`; draws Journaled or JournalFailed."""
+
+    freeze: int
+    pid: int
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveJournal:
+    """Nothing is frozen and nobody is to be told: the journal goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepHandle:
+    """Remember over a restart that the next file opened for a host gets this number."""
+
+    next: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quit:
+    """Flush, close and end with this exit code."""
+
+    code: int
+
+
+Effect = (
+    Spawn
+    | Adopt
+    | Kill
+    | Probe
+    | Tell
+    | Answer
+    | SetTitle
+    | Log
+    | LogStatus
+    | Configured
+    | WriteJournal
+    | RemoveJournal
+    | KeepHandle
+    | Quit
+)

@@ -1,0 +1,100 @@
+"""The RPCs that the supervisor answers itself, from its own state, by the names that the rows of the table give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...agent.api.methods import RPCS
+from ...agent.api.rpc import Runs
+from .pending import Call, Deferred
+
+if TYPE_CHECKING:
+    from .engine import Core
+
+
+def dummy(_engine: Core, _call: Call, _args: dict[str, Any]) -> str:
+    """Answer as the agent of 2011 did."""
+    return "dummy"
+
+
+def capabilities(engine: Core, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
+    """Return {version, methods}; methods that the configuration blocks are not listed."""
+    return {"version": engine.version, "methods": engine.methods()}
+
+
+def list_methods(engine: Core, _call: Call, _args: dict[str, Any]) -> list[str]:
+    """Return the names of the methods that a host may call."""
+    return engine.methods()
+
+
+def method_help(engine: Core, _call: Call, args: dict[str, Any]) -> str:
+    """Return what a method does, takes and returns; raise Fault PARAMS if there is none of that name."""
+    return engine.help(args["method"])
+
+
+def ping(_engine: Core, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
+    """Answer."""
+    return {}
+
+
+def sync(_engine: Core, _call: Call, args: dict[str, Any]) -> int:
+    """Return the `id`: what the host reads before it is older."""
+    number: int = args["id"]
+    return number
+
+
+def info(engine: Core, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
+    """Return version and all commands, each with whether it is admitted now."""
+    return {"version": engine.version, "supported_commands": engine.commands()}
+
+
+def fsfreeze_status(engine: Core, call: Call, _args: dict[str, Any]) -> str | Deferred:
+    """Return "thawed" or "frozen"; in the middle of a freeze or thaw neither is true, and the answer waits."""
+    return engine.settled(call)
+
+
+def fsfreeze_thaw(engine: Core, call: Call, _args: dict[str, Any]) -> int | Deferred:
+    """Thaw, cancel, retry or join, as va.fsthaw does."""
+    return engine.thaw(call)
+
+
+def fsthaw(engine: Core, call: Call, _args: dict[str, Any]) -> int | Deferred:
+    """Thaw, cancel, retry or join."""
+    return engine.thaw(call)
+
+
+def fshold(engine: Core, call: Call, args: dict[str, Any]) -> Deferred:
+    """Extend the hold."""
+    return engine.hold(call, args["seconds"])
+
+
+def fsstatus(engine: Core, call: Call, args: dict[str, Any]) -> Any:
+    """Return the state's number, or the status record if a struct was given."""
+    options = args["options"]
+    if options is None:
+        return engine.state_number()
+    return engine.status(call, options["since"], options["wait"])
+
+
+HANDLERS: Mapping[str, Callable[..., Any]] = {
+    "inline.capabilities": capabilities,
+    "inline.dummy": dummy,
+    "inline.fsfreeze_status": fsfreeze_status,
+    "inline.fsfreeze_thaw": fsfreeze_thaw,
+    "inline.fshold": fshold,
+    "inline.fsstatus": fsstatus,
+    "inline.fsthaw": fsthaw,
+    "inline.info": info,
+    "inline.list_methods": list_methods,
+    "inline.method_help": method_help,
+    "inline.ping": ping,
+    "inline.sync": sync,
+}
+
+
+def prove_bound() -> None:
+    """Raise ValueError that names a row without its handler here, or a handler without a row."""
+    named = {row.handler for row in RPCS.values() if row.runs is Runs.INLINE}
+    if named != HANDLERS.keys():
+        raise ValueError(f"not bound, or bound in vain: {', '.join(sorted(named ^ HANDLERS.keys()))}")

@@ -1,0 +1,58 @@
+"""What a handler gets besides the host's arguments: the daemon's options, and the request's bounded by them. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...agent.api.errors import Code, Fault
+from ...agent.api.methods import Rpc
+from ...agent.api.options import Options, Rules
+from ...agent.worker.freeze import OWN_LIMIT_LATER
+from ..config import Config
+
+EXEC_GRACE = 10.0  # seconds that a program over its limit has between SIGTERM and SIGKILL
+
+
+def additions(config: Config, handle: int) -> dict[str, Any]:
+    """Return all that a row may have added to its arguments (`Rpc.adds`)."""
+    return {"command": config.shutdown_command, "limit": config.exec_limit, "grace": EXEC_GRACE, "handle": handle}
+
+
+def freeze_options(
+    config: Config, method: str, given: dict[str, Any] | None, literal: list[str] | None = None
+) -> Options:
+    """Return the options of a freeze; `literal` are the mount points of the QEMU protocol's freeze-list.
+
+    Raises Fault PARAMS for a limit over the daemon's own.
+    """
+    given = given or {}
+
+    def limit(name: str, default: float, most: float) -> float:
+        value = given.get(name)
+        if value is None:
+            return default
+        if most and not 0 < value <= most:
+            raise Fault(Code.PARAMS, f"{method}: {name} is {value:g}, expected over 0 and at most {most:g} seconds")
+        return float(value)
+
+    return Options(
+        rules=Rules(
+            config.include,
+            config.exclude,
+            given.get("include") or (),
+            given.get("exclude") or (),
+            None if literal is None else tuple(literal),
+        ),
+        strict=config.strict if given.get("strict") is None else given["strict"],
+        sync_limit=limit("sync_limit", config.sync_limit, config.sync_limit),
+        freeze_limit=limit("freeze_limit", config.freeze_limit, config.freeze_limit),
+        hold_limit=limit("hold_limit", config.hold_limit, config.hold_limit_max),
+    )
+
+
+def limit_of(row: Rpc, args: dict[str, Any]) -> float:
+    """Return the seconds after which a worker is killed, 0 is never; one that keeps its own limit says more itself."""
+    if not row.limited_by:
+        return row.limit or 0
+    own: float = getattr(args["options"], row.limited_by)
+    return own and own + OWN_LIMIT_LATER

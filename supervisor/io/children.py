@@ -1,0 +1,176 @@
+"""The forked workers as the loop sees them: pipes, pidfds, and what is read from them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ...agent.worker import context, messages, process
+from .process import Ended, Processes
+
+READ = 64 << 10
+PIPE_SIZE = 1 << 20  # a report pipe that is not read for a while must not stop a freeze worker (fcntl(2), F_SETPIPE_SZ)
+
+
+@dataclass(slots=True)
+class Child:
+    """One worker: its pid, the descriptors of the supervisor's side, -1 when closed.
+
+    `unsent` is what the control pipe has not taken yet, and `waits` whether the loop waits until it takes more.
+    """
+
+    id: int
+    pid: int
+    pidfd: int
+    report_fd: int
+    control_fd: int
+    decoder: messages.Decoder = field(default_factory=lambda: messages.Decoder(messages.REPORTS))
+    rubbish: bool = False
+    adopted: bool = False
+    unsent: deque[bytes] = field(default_factory=deque)
+    waits: bool = False
+
+    def read(self) -> tuple[list[messages.Report], str, bool] | None:
+        """Read once; return the messages, what was wrong with the bytes (empty: nothing), and whether it is the end.
+
+        None if there is nothing to read now. After rubbish whatever else comes is thrown away: it cannot be trusted.
+        """
+        try:
+            data = os.read(self.report_fd, READ)
+        except BlockingIOError:
+            return None
+        if not data or self.rubbish:
+            return [], "", not data
+        try:
+            return self.decoder.feed(data), "", False
+        except messages.Rubbish as error:
+            self.rubbish = True
+            return [], str(error), False
+
+    def write(self) -> bool:
+        """Write to the control pipe what it takes; return whether to wait until it takes more."""
+        try:
+            while self.unsent:
+                # A frame is at most PIPE_BUF bytes: written whole or not at all (pipe(7)).
+                os.write(self.control_fd, self.unsent[0])
+                self.unsent.popleft()
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:
+            self.unsent.clear()  # it is gone, and its exit says so
+        return False
+
+    def close_report(self) -> None:
+        """Close the report pipe at its end."""
+        os.close(self.report_fd)
+        self.report_fd = -1
+
+    def close(self) -> None:
+        """Close what is left after the reaping."""
+        _close(fd for fd in (self.pidfd, self.control_fd, self.report_fd) if fd >= 0)
+
+
+class Children:
+    """All children that are not reaped."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._by_id: dict[int, Child] = {}
+        self._lost: list[int] = []
+
+    def pid(self, number: int) -> int:
+        """Return the child's pid, -1 if it is reaped."""
+        return self._by_id[number].pid if number in self._by_id else -1
+
+    def fork(self, job: context.Job) -> Child:
+        """Fork a worker for `job` and return it; in the child this never returns.
+
+        Raises OSError if a pipe, the fork or the pidfd was refused; nothing is left over then.
+        """
+        self._lost = [pid for pid in self._lost if os.waitpid(pid, os.WNOHANG)[0] == 0]
+        fds: list[int] = []
+        supervisor = os.getpid()
+        try:
+            report_r, report_w = os.pipe2(os.O_CLOEXEC)
+            fds += [report_r, report_w]
+            control_r, control_w = os.pipe2(os.O_CLOEXEC)
+            fds += [control_r, control_w]
+            os.set_blocking(report_r, False)
+            os.set_blocking(control_w, False)
+            _widen(report_w)
+        except OSError:
+            _close(fds)
+            raise
+        # A signal that comes to the child before it has its own handling would be taken for the supervisor's.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = self._processes.fork()
+            if pid == 0:
+                process.run(job, report_w, control_r, supervisor)
+        except OSError:
+            _close(fds)
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(report_w)
+        os.close(control_r)
+        try:
+            pidfd = self._processes.open_pidfd(pid)
+        except OSError:
+            # Without a pidfd it cannot be supervised. It has frozen nothing: for that it needs our word.
+            os.kill(pid, signal.SIGKILL)
+            self._lost.append(pid)
+            os.close(report_r)
+            os.close(control_w)
+            raise
+        child = Child(job.worker, pid, pidfd, report_r, control_w)
+        self._by_id[child.id] = child
+        return child
+
+    def adopt(self, number: int, pid: int) -> Child:
+        """Watch a process that is not a child; raises OSError if there is none."""
+        child = Child(number, pid, self._processes.open_pidfd(pid), -1, -1, adopted=True)
+        self._by_id[number] = child
+        return child
+
+    def forget(self, child: Child) -> None:
+        """Watch an adopted process no more."""
+        del self._by_id[child.id]
+        child.close()
+
+    def tell(self, number: int, message: messages.Control) -> Child | None:
+        """Have the message written to the worker's control pipe; return the worker, None if it is gone or adopted."""
+        child = self._by_id.get(number)
+        if child is None or child.control_fd < 0:
+            return None
+        child.unsent.extend(messages.encode(message))
+        return child
+
+    def kill(self, number: int) -> None:
+        """SIGKILL the child; nothing if it was reaped in this turn, or was to be adopted and was gone."""
+        if number in self._by_id:
+            self._processes.kill(self._by_id[number].pidfd)
+
+    def reap(self, child: Child) -> Ended | None:
+        """Reap the child if it has ended, and forget it; its report pipe stays to be drained."""
+        # Of another's child only the end is to be seen, not how; it was killed.
+        ended = Ended(signal.SIGKILL, 0) if child.adopted else self._processes.reap(child.pidfd)
+        if ended is not None:
+            del self._by_id[child.id]
+        return ended
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _widen(fd: int) -> None:
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+    except PermissionError:
+        return  # over the user's pipe quota: the default size does, only less slack

@@ -1,0 +1,163 @@
+"""The daemon's log: never blocks, and loses nothing without a count.
+
+stderr is opened anew with O_NONBLOCK (the flag would else be set for everyone who shares it); a socket is written with
+MSG_DONTWAIT. A regular file cannot be written without blocking while its file system is frozen, so lines for it wait.
+syslog and the journal get datagrams; when their reader has ended they are connected anew for the next line, which
+waits till then with what came before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from ...agent.api.text import printable
+
+WAITING_MAX = 16384
+LINE_MAX = 16384  # characters; a datagram holds some 200 KB
+SYSLOG = "/dev/log"
+JOURNAL = "/run/systemd/journal/socket"
+_PRIORITY = {"err": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7, "audit": 5}  # syslog(3)
+_LEVELS = ["err", "warning", "notice", "info", "debug"]
+_DAEMON = 3 << 3  # the facility
+
+
+class Sink(Protocol):
+    """Where lines go."""
+
+    waits_while_frozen: bool
+
+    def fileno(self) -> int:
+        """Return the descriptor that is writable again when the sink takes more."""
+
+    def line(self, priority: int, text: str) -> bytes:
+        """Return the bytes of one line."""
+
+    def write(self, data: bytes) -> int:
+        """Write; return how much was taken. Raises BlockingIOError, or OSError if nobody reads."""
+
+
+class Log:
+    """Lines to a sink; what it does not take now waits, in order."""
+
+    def __init__(self, sink: Sink, level: str) -> None:
+        self.sink = sink
+        self.choose(level)
+        self._waiting: deque[bytes] = deque()
+        self._dropped = 0
+
+    def choose(self, level: str) -> None:
+        """Write lines of this level and those above it; audit records are always written."""
+        self._chosen = {"audit", *_LEVELS[: _LEVELS.index(level) + 1]}
+
+    def add(self, level: str, text: str) -> None:
+        """Take a line; control characters are escaped, so that one line stays one."""
+        if level not in self._chosen:
+            return
+        if len(self._waiting) >= WAITING_MAX:
+            self._dropped += 1
+            return
+        if self._dropped:
+            self._waiting.append(self.sink.line(_PRIORITY["warning"], f"log: {self._dropped} lines were lost"))
+            self._dropped = 0
+        if len(text) > LINE_MAX:
+            text = f"{text[:LINE_MAX]}... ({len(text) - LINE_MAX} characters cut)"
+        self._waiting.append(self.sink.line(_PRIORITY[level], printable(text)))
+
+    def write(self) -> bool:
+        """Write what can be written; return whether to wait until the sink takes more."""
+        while self._waiting:
+            line = self._waiting[0]
+            try:
+                count = self.sink.write(line)
+            except BlockingIOError:
+                return True
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE:
+                    self._dropped += 1  # it would never go, and nothing behind it
+                    self._waiting.popleft()
+                    continue
+                return False  # nobody reads: it waits for the next line, and is counted when there are too many
+            if count < len(line):
+                self._waiting[0] = line[count:]
+            else:
+                self._waiting.popleft()
+        return False
+
+
+class Stderr:
+    """A descriptor; `prefixed` with <level> for the service manager (sd-daemon(3))."""
+
+    def __init__(self, fd: int, *, prefixed: bool) -> None:
+        mode = os.fstat(fd).st_mode
+        self.waits_while_frozen = stat.S_ISREG(mode)
+        self._prefixed = prefixed
+        self._socket = socket.socket(fileno=os.dup(fd)) if stat.S_ISSOCK(mode) else None
+        self._fd = self._socket.fileno() if self._socket else _open_again(fd)
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._fd
+
+    def line(self, priority: int, text: str) -> bytes:
+        """Return the bytes of one line."""
+        return f"{f'<{priority}>' if self._prefixed else ''}virtagentd: {text}\n".encode(errors="backslashreplace")
+
+    def write(self, data: bytes) -> int:
+        """Write; return how much was taken."""
+        if self._socket:
+            return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        return os.write(self._fd, data)
+
+
+class Datagrams:
+    """A unix datagram socket at `path`; `form` makes a datagram of priority and text."""
+
+    waits_while_frozen = False
+
+    def __init__(self, path: str, form: Callable[[int, str], bytes]) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.line = form
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._socket.fileno()
+
+    def write(self, data: bytes) -> int:
+        """Send one datagram, connecting if need be; return its size."""
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            raise
+        except OSError:
+            # Not connected yet, or whoever listened has ended and another listens in its place.
+            self._socket.connect(self._path)
+            return self._socket.send(data)
+
+
+def syslog(path: str = SYSLOG) -> Datagrams:
+    """Return the sink that speaks to a syslog daemon (RFC 3164)."""
+    tag = f"virtagentd[{os.getpid()}]"
+    return Datagrams(
+        path, lambda priority, text: f"<{_DAEMON | priority}>{tag}: {text}".encode(errors="backslashreplace")
+    )
+
+
+def journal(path: str = JOURNAL) -> Datagrams:
+    """Return the sink that speaks to systemd's journal (its native protocol: NAME=value lines)."""
+    fields = "PRIORITY={}\nSYSLOG_IDENTIFIER=virtagentd\nMESSAGE={}\n"
+    return Datagrams(path, lambda priority, text: fields.format(priority, text).encode(errors="backslashreplace"))
+
+
+def _open_again(fd: int) -> int:
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError:
+        # Not ours to open (a terminal of another user): shared it is, and blocking as it was made.
+        return os.dup(fd)

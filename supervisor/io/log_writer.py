@@ -1,0 +1,164 @@
+"""A log on a disk: written by a process of its own, which alone may block there.
+
+The supervisor writes to a pipe that never blocks. It keeps the pipe's other end too, so what the pipe holds outlives
+the writer, and another one goes on with it. The writer ends when the supervisor has, and all is written; no signal to
+the supervisor's group ends it before. Before each write it looks whether the path still leads to its file, and opens it
+anew if not, so a rotated log needs no signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import os
+import signal
+import sys
+import time
+import traceback
+from datetime import datetime, timezone
+from typing import NoReturn
+
+import setproctitle
+
+from ...agent.worker import context, kernel
+from .process import Ended, Processes
+
+AGAIN = 1.0  # seconds from the death of a writer to the next one
+PIPE_SIZE = 1 << 20  # bytes that wait while the disk does; what comes then waits in the supervisor
+READ = 16 << 10  # bytes in the writer's hands, which are lost when it is killed
+MODE = 0o600
+
+
+class LogFile:
+    """The sink that a log writer empties into the file at `path`."""
+
+    waits_while_frozen = False
+
+    def __init__(self, path: str, processes: Processes) -> None:
+        """Start the writer; raises OSError if a pipe or a fork was refused."""
+        self.path = path
+        self.pidfd = -1
+        self.pid = -1
+        self._processes = processes
+        self._read, self._write = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._write, False)
+        with contextlib.suppress(PermissionError):  # over the user's quota: then more waits in the supervisor
+            fcntl.fcntl(self._write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        self.start()
+
+    def start(self) -> None:
+        """Fork the writer; raises OSError."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = self._processes.fork()
+            if pid == 0:
+                _run(self._read, self.path)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.pid = pid
+        self.pidfd = self._processes.open_pidfd(pid)
+
+    def reap(self) -> Ended | None:
+        """Reap the writer; None if it has not ended."""
+        ended = self._processes.reap(self.pidfd)
+        if ended is not None:
+            os.close(self.pidfd)
+            self.pidfd = self.pid = -1
+        return ended
+
+    def fileno(self) -> int:
+        """Return the descriptor that is writable again when the pipe takes more."""
+        return self._write
+
+    def line(self, priority: int, text: str) -> bytes:
+        """Return the bytes of one line, with the time of day in UTC."""
+        now = datetime.fromtimestamp(time.time(), timezone.utc)
+        return f"{now:%Y-%m-%dT%H:%M:%S}.{now.microsecond // 1000:03}Z {text}\n".encode(errors="backslashreplace")
+
+    def write(self, data: bytes) -> int:
+        """Write; return how much the pipe took."""
+        return os.write(self._write, data)
+
+
+class File:
+    """The writer's side: appends, and counts the lines that it could not."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+        self._lost = 0
+        self._said = ""
+        self._stderr = True
+
+    def append(self, data: bytes) -> None:
+        """Write all of `data`; what is refused is counted. Before the first success it is said on stderr, too."""
+        try:
+            self._follow()
+            if self._lost:
+                self._put(f"log: {self._lost} lines were lost: {self._said}\n".encode())
+                self._lost, self._said = 0, ""
+            self._put(data)
+            self._leave_stderr()
+        except OSError as error:
+            self._lost += data.count(b"\n")
+            if self._said != error.strerror and self._stderr:
+                sys.stderr.write(f"virtagentd: log file {self._path}: {error.strerror}\n")
+            self._said = str(error.strerror)
+
+    def _leave_stderr(self) -> None:
+        """Let go of what the daemon was started with: a caller may wait for its end."""
+        if self._stderr:
+            self._stderr = False
+            have_nothing_at(2)
+
+    def _put(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+    def _follow(self) -> None:
+        """Have the file open that the path leads to."""
+        if self._fd >= 0:
+            mine = os.fstat(self._fd)
+            try:
+                there = os.stat(self._path)
+            except FileNotFoundError:
+                there = None
+            if there is not None and (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
+                return
+            os.close(self._fd)
+            self._fd = -1
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+        self._fd = os.open(self._path, flags, MODE)
+
+
+def have_nothing_at(*fds: int) -> None:
+    """Put /dev/null in the place of these descriptors."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in fds:
+        os.dup2(null, fd)
+    os.close(null)
+
+
+def _run(pipe: int, path: str) -> NoReturn:
+    code = 1
+    try:
+        gc.disable()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.setsid()
+        os.closerange(3, pipe)
+        os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
+        have_nothing_at(0, 1)
+        setproctitle.setproctitle(f"{context.TITLE}log writer [{path}]")
+        kernel.be_killed_like_others()
+        file = File(path)
+        while data := os.read(pipe, READ):
+            file.append(data)
+        code = 0
+    finally:
+        if code:
+            traceback.print_exc(file=sys.stderr)
+        os._exit(code)
