@@ -29,6 +29,7 @@ from .io.log import journal as system_journal
 from .io.log_writer import LogFile
 from .io.loop import Loop
 from .io.notify import Notify
+from .io.timers import Timers
 
 # What the service manager tells this process alone: a program of the host's must not take it for its own.
 PRIVATE_ENV = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM")
@@ -110,8 +111,9 @@ def serve(
     setproctitle.getproctitle()  # finds where the title goes by the environment as it was at the start
     for name in PRIVATE_ENV:
         os.environ.pop(name, None)
-    core = Core(config, __version__, process.monotonic(), kept.next_handle())
-    loop = Loop(config, core, kept, log, processes, process.monotonic, notify)
+    timers = Timers()
+    core = Core(config, __version__, process.monotonic(), kept.next_handle(), timers)
+    loop = Loop(config, core, timers, kept, log, processes, process.monotonic, notify)
     # What is there now stays: a worker's collector must not touch, and so copy, the pages it shares with us.
     gc.collect()
     gc.freeze()

@@ -15,10 +15,10 @@ from ...agent.wire.qmp import SILENT
 from ...agent.worker import messages
 from ..config import BadConfig, Config, reread
 from . import audit, inline, pending, titles
-from .deadlines import Deadlines
 from .events import (
     Configured,
     Disconnected,
+    Due,
     Effect,
     Event,
     Exited,
@@ -51,6 +51,7 @@ from .resources import Resources
 from .state import State
 from .status import Record, record
 from .thawing import RETRY, Thawing
+from .timing import Deadlines, Key
 from .workers import Worker, Workers, at
 
 BULKY_MAX = 8  # calls under way whose replies may be tens of megabytes
@@ -60,11 +61,11 @@ CALLS_MAX = 64  # calls under way on one connection: tagged ones need not give w
 class Core:
     """The state of the supervisor, and what it offers to the inline handlers (inline.py)."""
 
-    def __init__(self, config: Config, version: str, now: float, next_handle: int) -> None:
+    def __init__(self, config: Config, version: str, now: float, next_handle: int, deadlines: Deadlines) -> None:
         self.version = version
         self._start = self._now = now
         self._out: list[Effect] = []
-        self._deadlines = Deadlines()
+        self._deadlines = deadlines
         self._workers = Workers(self._out, self._deadlines)
         self._audit = audit.Audit()
         self._calls = pending.Calls(self._out, self._deadlines, self._record)
@@ -83,11 +84,10 @@ class Core:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at `now` (seconds of the loop's clock) and return what is to be done, in order.
 
-        Deadlines that have passed come first: an answer must not be given on a hold that is over.
+        The caller feeds `Due` for each deadline that has passed before any other event: an answer must not be given on
+        a hold that is over.
         """
         self._now = now
-        while (key := self._deadlines.take_due(now)) is not None:
-            self._due(key)
         self._take(event)
         if not (isinstance(event, Reported) and event.more):
             self._show(now)
@@ -100,10 +100,6 @@ class Core:
         if self._state.now is FreezeState.THAWED:
             self._out.extend(Log("audit", text) for text in self._audit.take())
         self._out.extend(self._title.changed(self._state, self._thawing.freeze, self._workers))
-
-    def nearest(self) -> float | None:
-        """Return the second at which `handle(Woken())` is due, or None."""
-        return self._deadlines.nearest()
 
     @property
     def thawed(self) -> bool:
@@ -156,8 +152,10 @@ class Core:
                     self._over(now)
             case ReportEnded(number):
                 self._workers.change(self._worker(number), WorkerEvent.REPORT_END, now)
+            case Due(key):
+                self._due(key)
             case Woken():
-                pass  # the deadlines were taken before
+                pass  # only what is to be shown is shown
 
     # -- requests
 
@@ -389,13 +387,13 @@ class Core:
 
     # -- the rest
 
-    def _due(self, key: object) -> None:
+    def _due(self, key: Key) -> None:
         match key:
-            case ("worker", int(number)):
+            case ("core", "worker", int(number)):
                 self._worker_due(self._worker(number))
-            case ("call", int(number)):
+            case ("core", "call", int(number)):
                 self._calls.wait_passed(number, self._now)
-            case ("poll", int(number)):
+            case ("core", "poll", int(number)):
                 self._polls.due(number, self._now)
             case _:
                 assert key == RETRY, f"unknown deadline {key!r}"

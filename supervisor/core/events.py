@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...agent.api.errors import Fault
 from ...agent.api.records import Plan
 from ...agent.worker import messages
+from .timing import Key
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -170,8 +171,15 @@ class Stopped:
 
 
 @dataclass(frozen=True, slots=True)
+class Due:
+    """A deadline of the core's has come, and is armed no more."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
 class Woken:
-    """A deadline has come."""
+    """Nothing but that time has passed."""
 
 
 Event = (
@@ -192,6 +200,7 @@ Event = (
     | Reload
     | ShowStatus
     | Stopped
+    | Due
     | Woken
 )
 

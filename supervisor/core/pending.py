@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...agent.api.errors import Code, Fault
-from .deadlines import Deadlines
 from .events import Answer, Effect, Requested
+from .timing import Deadlines
 
 
 class Deferred:
@@ -61,7 +61,7 @@ class Calls:
     def limit_wait(self, call: Call, seconds: float, now: float) -> None:
         """Have the call answered with IN_PROGRESS after `seconds`."""
         if call.id in self._open:
-            self._deadlines.arm(("call", call.id), now + seconds)
+            self._deadlines.arm(("core", "call", call.id), now + seconds)
 
     def answer(self, number: int | None, value: Any | Fault, now: float) -> bool:
         """Answer the call; return whether somebody waited for it."""
@@ -94,5 +94,5 @@ class Calls:
             self.answer(number, fault, now)
 
     def _close(self, number: int | None) -> Call | None:
-        self._deadlines.cancel(("call", number))
+        self._deadlines.cancel(("core", "call", number))
         return self._open.pop(number, None) if number is not None else None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...agent.api.states import FreezeState
-from .deadlines import Deadlines
 from .pending import Calls
 from .status import Record
+from .timing import Deadlines
 
 WAIT_DEFAULT = 30.0
 _MOVING = (FreezeState.INPROGRESS, FreezeState.THAWINPROGRESS)
@@ -26,7 +26,7 @@ class Polls:
     def wait(self, call: int, since: int, wait: float | None, now: float) -> None:
         """Answer the call with the status record once its seq is another than `since`, or after `wait` seconds."""
         self._since[call] = since
-        self._deadlines.arm(("poll", call), now + (WAIT_DEFAULT if wait is None else wait))
+        self._deadlines.arm(("core", "poll", call), now + (WAIT_DEFAULT if wait is None else wait))
 
     def due(self, call: int, now: float) -> None:
         """The wait of a call has passed."""
@@ -47,7 +47,7 @@ class Polls:
         """Answer those for whom there is news."""
         for number in [n for n, since in self._since.items() if since != seq or not self._calls.waits(n)]:
             del self._since[number]
-            self._deadlines.cancel(("poll", number))
+            self._deadlines.cancel(("core", "poll", number))
             if self._calls.waits(number):
                 self._calls.answer(number, self._status(), now)
         if self._unsettled and state not in _MOVING:

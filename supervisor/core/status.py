@@ -8,9 +8,9 @@ from typing import Any
 
 from ...agent.api.states import FreezeState, MountState, Phase
 from ...agent.worker import messages
-from .deadlines import Deadlines
 from .state import State
 from .thawing import Thawing
+from .timing import Deadlines
 from .transaction import Freeze, Last
 from .workers import Workers
 

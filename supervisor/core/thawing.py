@@ -13,15 +13,15 @@ from ...agent.api.methods import RPCS
 from ...agent.api.records import Plan
 from ...agent.api.states import FreezeEvent, FreezeState, Outcome, Phase, WorkerState
 from ...agent.api.text import listed
-from .deadlines import Deadlines
 from .events import Effect, Log, RemoveJournal, WriteJournal
 from .pending import Calls
 from .state import State
+from .timing import Deadlines
 from .transaction import Freeze, Last, journal
 from .workers import Worker, Workers, at
 
 RETRY_FIRST, RETRY_MAX = 0.02, 30.0
-RETRY = "retry"
+RETRY = ("core", "retry")
 """Key of the deadline at which `advance` is due."""
 
 

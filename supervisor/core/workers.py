@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from ...agent.api.methods import Rpc
 from ...agent.api.states import WORKER_TABLE, Phase, Unlisted, WorkerEvent, WorkerState, following
 from ...agent.worker import messages
-from .deadlines import Deadlines
 from .events import Adopt, Effect, Kill, Log, Spawn
+from .timing import Deadlines
 
 ORPHAN_GRACE = 0.5  # seconds that the worker of a dead supervisor has to thaw and end by itself
 LOOK_AGAIN = 1.0  # seconds until a worker that was in the kernel at its limit is looked at again
@@ -41,11 +41,11 @@ class Worker:
     rubbish: bool = False
     killed: bool = False
     outcome: messages.Done | messages.Failed | None = None
-    key: tuple[str, int] = field(init=False)
+    key: tuple[str, str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.phase_since = self.born
-        self.key = ("worker", self.id)
+        self.key = ("core", "worker", self.id)
 
     @property
     def name(self) -> str:

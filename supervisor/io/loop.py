@@ -23,7 +23,7 @@ from ..channels.char_device import CharDevice
 from ..channels.connections import Connections
 from ..channels.listener import Listener
 from ..config import Config
-from ..core import events
+from ..core import events, timing
 from ..core.engine import Core
 from ..core.status import Record
 from .children import Child, Children
@@ -32,6 +32,7 @@ from .log import Log
 from .log_writer import AGAIN, LogFile
 from .notify import Notify
 from .process import Processes
+from .timers import Timers
 
 LONGEST = 86400.0  # seconds of one wait; epoll_wait(2) takes at most 2**31 ms
 _SIGNALS: dict[int, Callable[[int], events.Event]] = {
@@ -49,6 +50,7 @@ class Loop:
         self,
         config: Config,
         core: Core,
+        timers: Timers,
         journal: Journal,
         log: Log,
         processes: Processes,
@@ -56,6 +58,7 @@ class Loop:
         notify: Notify,
     ) -> None:
         self._core = core
+        self._timers = timers
         self._journal = journal
         self._log = log
         self._processes = processes
@@ -102,21 +105,28 @@ class Loop:
         """Have hosts come that way."""
         self._hosts.listen(way)
 
-    def feed(self, event: events.Event) -> None:
-        """Have the core take an event, and apply what it decides, in order."""
-        self._queue.append(event)
+    def feed(self, *happened: events.Event) -> None:
+        """Give events to the core and apply what it decides, in order; before each the core's deadlines that passed."""
+        self._queue.extend(happened)
         if self._feeding:
             return  # what an effect brings about comes after the effects that stand behind it
         self._feeding = True
         try:
-            while self._queue:
-                for effect in self._core.handle(self._queue.popleft(), self._clock()):
+            while (event := self._next(now := self._clock())) is not None:
+                for effect in self._core.handle(event, now):
                     drawn = self._effects[type(effect)](effect)
                     if drawn is not None:
                         self._queue.append(drawn)
         finally:
             self._feeding = False
         self._write_log()
+
+    def _next(self, now: float) -> events.Event | None:
+        """Return what the core is to take next. An answer must not be given on a hold that is over."""
+        key = self._timers.take_due(now, timing.OWNER)
+        if key is not None:
+            return events.Due(key)
+        return self._queue.popleft() if self._queue else None
 
     def run(self) -> int:
         """Serve until told to stop; return the exit code."""
@@ -128,9 +138,9 @@ class Loop:
                 if self._select.get_map().get(key.fd) is key:
                     key.data[1]()
             now = self._clock()
-            nearest = self._core.nearest()
+            nearest = self._timers.nearest()
             if nearest is not None and nearest <= now:
-                self.feed(events.Woken())
+                self.feed()
             self._hosts.expire(now)
             self._feed_watchdog(now)
             self._start_writer(now)
@@ -147,7 +157,7 @@ class Loop:
         """Return how long to wait, in whole milliseconds rounded up, so that a deadline is past when it ends."""
         if self._hurry:
             return 0.0
-        moments = (self._core.nearest(), self._feed_watchdog_at, self._start_writer_at, *self._hosts.deadlines())
+        moments = (self._timers.nearest(), self._feed_watchdog_at, self._start_writer_at, *self._hosts.deadlines())
         nearest = min((m for m in moments if m is not None), default=None)
         if nearest is None:
             return None

@@ -19,6 +19,7 @@ from virtagent.supervisor.config import Config
 from virtagent.supervisor.core import events
 from virtagent.supervisor.core.engine import Core
 from virtagent.supervisor.core.status import Record
+from virtagent.supervisor.io.timers import Timers
 
 BEGIN = 1000.0
 PEER = events.Peer("unix:/run/a", "pid:1,uid:0")
@@ -72,7 +73,8 @@ class Drive:
 
     def __init__(self, **config: Any) -> None:
         self.now = BEGIN
-        self.core = Core(Config(**config), "1.2", self.now, 1000)
+        self.timers = Timers()
+        self.core = Core(Config(**config), "1.2", self.now, 1000, self.timers)
         self.effects: list[events.Effect] = []
         self.asked: list[Asked] = []
         self.spawned: dict[int, events.Spawn] = {}
@@ -87,18 +89,24 @@ class Drive:
 
     # -- the loop
 
-    def feed(self, event: events.Event) -> list[events.Effect]:
-        """Have the core take an event now; return all that it and what it drew led to."""
+    def feed(self, *happened: events.Event) -> list[events.Effect]:
+        """Have the core take events now, what is due before them; return all that they and what they drew led to."""
         done: list[events.Effect] = []
-        queue: deque[events.Event] = deque([event])
-        while queue:
-            for effect in self.core.handle(queue.popleft(), self.now):
+        queue: deque[events.Event] = deque(happened)
+        while (event := self._next(queue)) is not None:
+            for effect in self.core.handle(event, self.now):
                 done.append(effect)
                 drawn = self._apply(effect)
                 if drawn is not None:
                     queue.append(drawn)
         self.effects += done
         return done
+
+    def _next(self, queue: deque[events.Event]) -> events.Event | None:
+        key = self.timers.take_due(self.now, "core")
+        if key is not None:
+            return events.Due(key)
+        return queue.popleft() if queue else None
 
     def _apply(self, effect: events.Effect) -> events.Event | None:
         match effect:
@@ -138,12 +146,12 @@ class Drive:
         """Let time pass, waking the core at each deadline."""
         end = self.now + seconds
         for _ in range(10_000):
-            due = self.core.nearest()
+            due = self.timers.nearest()
             if due is None or due > end:
                 self.now = end
                 return
             self.now = max(self.now, due)
-            self.feed(events.Woken())
+            self.feed()
         raise AssertionError("the core ticks")
 
     # -- hosts
@@ -318,4 +326,4 @@ class Drive:
     def idle(self) -> bool:
         """Return whether all is thawed, nothing runs, nothing is due, and everybody who still listens is answered."""
         waits = [a for a in self.asked if not a.answered and not a.gone]
-        return self.state is FreezeState.THAWED and not self.live and self.core.nearest() is None and not waits
+        return self.state is FreezeState.THAWED and not self.live and self.timers.nearest() is None and not waits

@@ -386,7 +386,7 @@ def test_a_limit_of_none_is_none() -> None:
     drive.frozen(worker, 0)
     drive.report(worker, messages.Frozen(1, drive.now, 0))
     assert call.value == 1
-    assert drive.core.nearest() is None
+    assert drive.timers.nearest() is None
     assert drive.status().hold_left == -1
     drive.wait(1e6)
     assert drive.state is FreezeState.FROZEN
@@ -603,6 +603,6 @@ def test_absurd_times_from_a_keeper_do_not_upset_the_clock(drive: Drive, kind: s
     else:
         _, worker = drive.hold(1)
         drive.report(worker, messages.Held(number) if kind == "Held" else messages.Thawing("", number))
-    due = drive.core.nearest()
+    due = drive.timers.nearest()
     assert due is not None
     assert drive.now <= due <= drive.now + 600

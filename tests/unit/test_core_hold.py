@@ -443,7 +443,7 @@ def test_success_means_held_until_asked_in_every_order(order: tuple[str, ...]) -
             thaw = drive.ask("va.fsthaw")
         elif what == "expire":
             drive.now += 60  # all at once: nobody is stuck, the machine was paused
-            drive.feed(events.Woken())
+            drive.feed()
         elif what == "die" and keeper in drive.live:
             drive.die(keeper)
         elif what == "gone" and thaw is not None and not thaw.answered:

@@ -171,7 +171,7 @@ def test_an_overrun_is_killed_and_told_at_once(drive: Drive) -> None:
     assert "30 s" in call.fault.text
     drive.wait(1000)
     assert drive.logged("stuck")
-    assert drive.core.nearest() is None
+    assert drive.timers.nearest() is None
     drive.report(worker, messages.Done(b""))
     drive.die(worker)
     assert drive.idle()
@@ -301,7 +301,7 @@ def test_a_wait_that_is_longer_than_the_job_is_forgotten(drive: Drive) -> None:
     thaw = drive.ask("va.fsthaw", {"wait": 500})
     drive.thaws(keeper, 1)
     assert thaw.value == 1
-    assert drive.core.nearest() is None
+    assert drive.timers.nearest() is None
 
 
 def test_a_failure_after_the_wait_is_told_by_the_next_thaw(drive: Drive) -> None:

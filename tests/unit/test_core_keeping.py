@@ -83,7 +83,7 @@ def test_a_refusal_of_the_keeper_is_the_answer_and_it_goes_on(drive: Drive) -> N
     drive.report(worker, messages.Declined(question.call, int(Code.FAILED), "Invalid argument"))
     assert call.fault.text == "Invalid argument"
     assert worker in drive.live
-    assert drive.core.nearest() is None
+    assert drive.timers.nearest() is None
 
 
 def test_each_answer_has_its_limit_and_an_overrun_loses_the_file(drive: Drive) -> None:

@@ -129,7 +129,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule()
     def the_next_deadline_comes(self) -> None:
-        due = self.drive.core.nearest()
+        due = self.drive.timers.nearest()
         if due is not None:
             self.drive.wait(max(0.0, due - self.drive.now))
         self._look()
@@ -222,7 +222,7 @@ class CoreMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_ticks_when_idle(self) -> None:
         if self.drive.core.thawed and not self.drive.live and not self._waiting():
-            assert self.drive.core.nearest() is None
+            assert self.drive.timers.nearest() is None
 
     # -- and in the end
 
@@ -258,7 +258,7 @@ class CoreMachine(RuleBasedStateMachine):
                 continue
             moved |= self._go_on(process)
         self._look()
-        due = self.drive.core.nearest()
+        due = self.drive.timers.nearest()
         if not moved and due is not None:
             self.drive.wait(max(0.0, due - self.drive.now))
             self._look()

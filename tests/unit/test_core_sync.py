@@ -34,7 +34,7 @@ def test_its_limit_is_that_of_the_sync_phase(limit: float, options: dict[str, fl
     worker = drive.newest
     drive.report(worker, messages.Started(1))
     if killed_after is None:
-        assert drive.core.nearest() is None
+        assert drive.timers.nearest() is None
         return
     drive.wait(killed_after + OWN_LIMIT_LATER / 2)
     assert not call.answered, "the worker knows more than the supervisor, and comes first"

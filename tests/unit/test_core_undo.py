@@ -57,7 +57,7 @@ def test_a_freeze_worker_that_is_stuck_makes_an_error_that_names_the_mount(drive
     assert drive.state is FreezeState.ERROR
     assert attempts(drive) == 1, "the mount of the stuck thaw worker is not tried again"
     assert thawer in drive.killed
-    assert drive.core.nearest() is None, "nothing to do until the disk recovers, so no ticking"
+    assert drive.timers.nearest() is None, "nothing to do until the disk recovers, so no ticking"
 
     # The disk recovers: the freeze takes effect, the queued thaw after it, both die.
     before = drive.newest
@@ -113,7 +113,7 @@ def test_a_stuck_thaw_worker_is_waited_for_and_then_tried_again(drive: Drive) ->
     assert "/srv/0" in drive.status().error
     drive.wait(1000)
     assert attempts(drive) == 1
-    assert drive.core.nearest() is None
+    assert drive.timers.nearest() is None
     drive.die(thawer)
     drive.wait(1)
     assert attempts(drive) == 2
@@ -170,7 +170,7 @@ def test_a_refused_thaw_is_an_error_and_is_tried_again_with_back_off(drive: Driv
         assert "/srv/0" in drive.status().error
         count = attempts(drive)
         while attempts(drive) == count:
-            due = drive.core.nearest()
+            due = drive.timers.nearest()
             assert due is not None
             drive.wait(due - drive.now)
         assert attempts(drive) == count + 1
@@ -189,7 +189,7 @@ def test_the_back_off_begins_anew_with_the_next_freeze(drive: Drive) -> None:
     for _ in range(2):
         broken(drive, 1)
         drive.refuses()
-        due = drive.core.nearest()
+        due = drive.timers.nearest()
         assert due is not None
         firsts.append(due - drive.now)
         for _ in range(5):
@@ -395,7 +395,7 @@ def test_events_at_the_very_end_of_all_limits_leave_no_deadline(drive: Drive) ->
         drive.die(keeper)
         drive.compensates()
         drive.ask("va.fsthaw")
-    assert drive.core.nearest() is None
+    assert drive.timers.nearest() is None
 
 
 # -- a worker that is in the kernel when its limit passes is left alone

@@ -21,7 +21,6 @@ from virtagent.agent.api.states import (
     WorkerState,
     following,
 )
-from virtagent.supervisor.core.deadlines import Deadlines
 from virtagent.supervisor.core.state import State
 
 SUPERVISOR = Path(_core.__file__).parent
@@ -207,23 +206,3 @@ def test_nothing_sets_an_attribute_by_name() -> None:
     for path in SUPERVISOR.glob("*.py"):
         names = {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
         assert not names & {"setattr", "delattr"}, path.name
-
-
-def test_deadlines_come_due_earliest_first_and_once() -> None:
-    deadlines = Deadlines()
-    assert deadlines.nearest() is None
-    assert deadlines.take_due(1e9) is None
-    deadlines.arm("b", 2.0)
-    deadlines.arm("a", 1.0)
-    deadlines.arm("c", 9.0)
-    deadlines.arm("c", 3.0)
-    assert deadlines.nearest() == 1.0
-    assert deadlines.take_due(0.99) is None
-    assert [deadlines.take_due(3.0) for _ in range(4)] == ["a", "b", "c", None]
-    deadlines.arm("d", 4.0)
-    assert deadlines.left("d", 3.0) == 1.0
-    assert deadlines.left("d", 5.0) == 0.0
-    deadlines.cancel("d")
-    deadlines.cancel("d")
-    assert deadlines.left("d", 3.0) == -1.0
-    assert deadlines.nearest() is None

@@ -15,11 +15,11 @@ from virtagent.agent.api.states import Phase, Unlisted, WorkerEvent, WorkerState
 from virtagent.agent.worker import messages
 from virtagent.agent.worker.context import Job
 from virtagent.supervisor.core import events
-from virtagent.supervisor.core.deadlines import Deadlines
 from virtagent.supervisor.core.workers import Worker, Workers, at, signal_name
 from virtagent.supervisor.io import process
 from virtagent.supervisor.io.children import Child, Children
 from virtagent.supervisor.io.process import Ended, System
+from virtagent.supervisor.io.timers import Timers
 
 NOW = 100.0
 
@@ -29,7 +29,7 @@ class Home:
 
     def __init__(self) -> None:
         self.out: list[Any] = []
-        self.deadlines = Deadlines()
+        self.deadlines = Timers()
         self.workers = Workers(self.out, self.deadlines)
         self.workers.exit_grace, self.workers.kill_grace = 1.0, 2.0
 
