@@ -16,12 +16,12 @@ from ..agent.api.errors import Fault
 from ..agent.api.options import Rules
 from ..agent.api.records import Plan
 from ..agent.api.text import printable
-from ..agent.worker import kernel, rcu, sysfs
+from ..agent.worker import handlers, kernel, rcu, sysfs
 from .channels.char_device import CharDevice
 from .channels.listener import Listener
 from .config import BadConfig, Config, load
-from .core import transaction
-from .core.engine import Core
+from .core import inline, ledger
+from .core.engine import Engine
 from .core.events import JournalFound, Stopped, Woken
 from .io import journal, process
 from .io.log import Log, Sink, Stderr, syslog
@@ -93,6 +93,8 @@ def serve(
     ends as soon as nothing can be frozen any more.
     """
     sys.dont_write_bytecode = True
+    handlers.prove_bound()
+    inline.prove_bound()
     try:
         log = Log(_sink(config.log_target, processes), config.log_level)
     except OSError as error:
@@ -112,7 +114,7 @@ def serve(
     for name in PRIVATE_ENV:
         os.environ.pop(name, None)
     timers = Timers()
-    core = Core(config, __version__, process.monotonic(), kept.next_handle(), timers)
+    core = Engine(config, __version__, process.monotonic(), kept.next_handle(), timers, inline.HANDLERS)
     loop = Loop(config, core, timers, kept, log, processes, process.monotonic, notify)
     # What is there now stays: a worker's collector must not touch, and so copy, the pages it shares with us.
     gc.collect()
@@ -160,7 +162,7 @@ def _found(kept: journal.Journal, config: Config, log: Log) -> JournalFound | No
         found = JournalFound(0, plan, untold, expedites=True)
         try:
             log.add("notice", f"the journal is kept as {kept.set_aside()}")
-            kept.write(0, transaction.journal(0, plan, untold, expedites=True))
+            kept.write(0, ledger.journal(0, plan, untold, expedites=True))
         except OSError as refused:
             log.add("err", f"journal: {refused}")
         return found

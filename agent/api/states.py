@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+from .errors import Code
 
 
 class FreezeState(enum.IntEnum):
@@ -27,48 +29,162 @@ class FreezeState(enum.IntEnum):
 
 
 class FreezeEvent(enum.Enum):
-    """What changes the freeze state."""
+    """What changes a freeze: what hosts ask, what its workers say, how they end, what passes."""
 
     ADMITTED = "fsfreeze admitted"
+    JOURNAL = "journal found at start"
+    JOURNALED = "the plan is in the journal"
+    JOURNAL_FAILED = "the journal could not be written"
     FROZEN = "worker reports Frozen"
     ENDED = "worker had nothing to freeze"
+    DONE = "worker ended unasked"
     FAILED = "worker failed"
+    THAWS = "worker thaws"
+    GAVE_UP = "worker gave up and thaws"
+    EXPIRED = "keeper thaws: the hold limit passed"
+    FOUND_THAWED = "someone else had thawed"
     DIED = "worker or keeper died"
     OVERRAN = "a limit passed"
-    THAW_ASKED = "thaw asked"
-    STOPPING = "the daemon was told to stop"
     HOLD_PASSED = "hold limit passed"
+    UNRESPONSIVE = "keeper does not begin to thaw"
+    THAW_ASKED = "thaw asked"
+    HOLD_ASKED = "longer hold asked"
+    HELD = "keeper holds longer"
+    STOPPING = "the daemon was told to stop"
+    CHANGED = "something to thaw, or a worker, has changed"
     SETTLED = "all thawed, all reaped"
     THAW_FAILED = "a thaw failed"
     STUCK = "a worker is stuck"
     RETRY = "retry due"
-    JOURNAL = "journal found at start"
 
 
-_F, _E = FreezeState, FreezeEvent
-_UNDO = "compensate; the host learns why"
+class Outcome(str, enum.Enum):
+    """How the last freeze ended (status record, last.outcome)."""
 
-FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], tuple[FreezeState, str]] = {
-    (_F.THAWED, _E.ADMITTED): (_F.INPROGRESS, "fork the freeze worker; records are held from here on"),
-    (_F.THAWED, _E.JOURNAL): (_F.THAWINPROGRESS, "thaw what the journal names; the freeze was broken"),
-    (_F.INPROGRESS, _E.FROZEN): (_F.FROZEN, "answer fsfreeze; arm the hold limit"),
-    (_F.INPROGRESS, _E.ENDED): (_F.THAWINPROGRESS, "nothing is frozen; wait for the worker's exit"),
-    (_F.INPROGRESS, _E.FAILED): (_F.THAWINPROGRESS, _UNDO),
-    (_F.INPROGRESS, _E.DIED): (_F.THAWINPROGRESS, _UNDO),
-    (_F.INPROGRESS, _E.OVERRAN): (_F.THAWINPROGRESS, "kill the worker; " + _UNDO),
-    (_F.INPROGRESS, _E.THAW_ASKED): (_F.THAWINPROGRESS, "kill the worker, compensate: the freeze is cancelled"),
-    (_F.INPROGRESS, _E.STOPPING): (_F.THAWINPROGRESS, "kill the worker, compensate: the freeze is cancelled"),
-    (_F.FROZEN, _E.THAW_ASKED): (_F.THAWINPROGRESS, "tell the keeper to thaw"),
-    (_F.FROZEN, _E.HOLD_PASSED): (_F.THAWINPROGRESS, "the keeper thaws by itself; the freeze is broken"),
-    (_F.FROZEN, _E.FAILED): (_F.THAWINPROGRESS, "the keeper gave up and thaws; the freeze is broken"),
-    (_F.FROZEN, _E.DIED): (_F.THAWINPROGRESS, "compensate at once; the freeze is broken"),
-    (_F.FROZEN, _E.STOPPING): (_F.THAWINPROGRESS, "tell the keeper to thaw; the freeze is broken"),
-    (_F.THAWINPROGRESS, _E.SETTLED): (_F.THAWED, "answer fsthaw; write the records that were held"),
-    (_F.THAWINPROGRESS, _E.THAW_FAILED): (_F.ERROR, "name the mount; retry with back-off"),
-    (_F.THAWINPROGRESS, _E.STUCK): (_F.ERROR, "name the mount; try again when the worker is reaped"),
-    (_F.ERROR, _E.RETRY): (_F.THAWINPROGRESS, "thaw again what is not proved thawed"),
-    (_F.ERROR, _E.THAW_ASKED): (_F.THAWINPROGRESS, "thaw again what is not proved thawed"),
+    THAWED = "thawed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    OVERRAN = "overran"
+    EXPIRED = "expired"
+    BROKEN = "broken"
+
+
+class FreezeRow(NamedTuple):
+    """One row of FREEZE_TABLE: the next state, and what the machine of supervisor/core/freeze.py then does.
+
+    `action` is the name of its method. `outcome`, `code` and `text` are what the host is told if this is the first
+    cause that ends the freeze; a `code` of None is the one that the event brings, `text` may hold {id} of the freeze,
+    {why} of the event and {where} it found the worker. `doc` is for people.
+    """
+
+    state: FreezeState
+    action: str
+    outcome: Outcome | None = None
+    code: Code | None = None
+    doc: str = ""
+    text: str = "{why}"
+
+
+_F, _E, _O = FreezeState, FreezeEvent, Outcome
+_CANCEL = "the freeze was cancelled: {why}"
+_ENDED_FROZEN = "the freeze worker ended with file systems frozen"
+
+
+def _noted(state: FreezeState) -> FreezeRow:
+    return FreezeRow(state, "nothing", doc="noted")
+
+
+def _fails(code: Code | None, outcome: Outcome = _O.FAILED, text: str = "{why}") -> FreezeRow:
+    return FreezeRow(_F.THAWINPROGRESS, "nothing", outcome, code, "compensate; the host learns why", text)
+
+
+def _killed(code: Code, outcome: Outcome = _O.FAILED, text: str = "{why}") -> FreezeRow:
+    doc = "kill the worker, compensate; the host learns why"
+    return FreezeRow(_F.THAWINPROGRESS, "kill_freezer", outcome, code, doc, text)
+
+
+def _breaks(
+    state: FreezeState, doc: str, outcome: Outcome = _O.BROKEN, action: str = "nothing", why: str = "{why}"
+) -> FreezeRow:
+    text = f"freeze {{id}} was broken: {why}"
+    return FreezeRow(state, action, outcome, Code.FREEZE_BROKEN, f"{doc}; the freeze is broken", text)
+
+
+def _after_the_end(state: FreezeState) -> dict[tuple[FreezeState, FreezeEvent], FreezeRow]:
+    """Return what the worker may still do when the freeze has ended: told only if it breaks what was good."""
+    return {
+        (state, _E.FAILED): FreezeRow(state, "amend_fault", doc="of a failed freeze: told, it says what was undone"),
+        (state, _E.GAVE_UP): _breaks(state, "before the thaw was asked"),
+        (state, _E.EXPIRED): _breaks(state, "before the thaw was asked"),
+        (state, _E.UNRESPONSIVE): FreezeRow(state, "kill_unresponsive", doc="kill the worker, compensate"),
+        **{(state, event): _noted(state) for event in (_E.ENDED, _E.DONE, _E.THAWS, _E.DIED)},
+    }
+
+
+FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
+    (_F.THAWED, _E.ADMITTED): FreezeRow(
+        _F.INPROGRESS, "nothing", doc="fork the freeze worker; records are held from here on"
+    ),
+    (_F.THAWED, _E.JOURNAL): FreezeRow(
+        _F.THAWINPROGRESS, "advance", doc="thaw what the journal names; the freeze was broken"
+    ),
+    (_F.THAWED, _E.THAW_ASKED): FreezeRow(
+        _F.THAWED, "answer_thaw", doc="answer 0, or what broke the last freeze if nobody was told"
+    ),
+    (_F.THAWED, _E.STOPPING): _noted(_F.THAWED),
+    (_F.INPROGRESS, _E.JOURNALED): FreezeRow(_F.INPROGRESS, "proceed", doc="let the worker go on to freeze"),
+    (_F.INPROGRESS, _E.JOURNAL_FAILED): _killed(Code.FREEZE_FAILED),
+    (_F.INPROGRESS, _E.FROZEN): FreezeRow(_F.FROZEN, "answer_freeze", doc="answer fsfreeze; arm the hold limit"),
+    (_F.INPROGRESS, _E.ENDED): FreezeRow(
+        _F.THAWINPROGRESS, "nothing", doc="nothing is frozen; wait for the worker's exit"
+    ),
+    (_F.INPROGRESS, _E.DONE): _fails(Code.INTERNAL, text=_ENDED_FROZEN),
+    (_F.INPROGRESS, _E.FAILED): _fails(None),
+    (_F.INPROGRESS, _E.THAWS): _fails(Code.FREEZE_FAILED, text="the keeper thawed unasked"),
+    (_F.INPROGRESS, _E.GAVE_UP): _fails(Code.FREEZE_FAILED),
+    (_F.INPROGRESS, _E.DIED): _fails(Code.WORKER_DIED),
+    (_F.INPROGRESS, _E.OVERRAN): _killed(Code.OVERRUN, _O.OVERRAN, "{why}{where}"),
+    (_F.INPROGRESS, _E.THAW_ASKED): _killed(Code.FREEZE_FAILED, _O.CANCELLED, _CANCEL),
+    (_F.INPROGRESS, _E.STOPPING): _killed(Code.FREEZE_FAILED, _O.CANCELLED, _CANCEL),
+    (_F.FROZEN, _E.THAW_ASKED): FreezeRow(_F.THAWINPROGRESS, "tell_keeper_to_thaw", doc="tell the keeper to thaw"),
+    (_F.FROZEN, _E.HOLD_ASKED): FreezeRow(_F.FROZEN, "nothing", doc="ask the keeper; its word is the answer"),
+    (_F.FROZEN, _E.HELD): FreezeRow(_F.FROZEN, "extend_hold", doc="answer fshold; arm the new limit"),
+    (_F.FROZEN, _E.HOLD_PASSED): _breaks(
+        _F.THAWINPROGRESS, "the keeper thaws by itself", _O.EXPIRED, "tell_keeper_to_thaw"
+    ),
+    (_F.FROZEN, _E.EXPIRED): _breaks(_F.THAWINPROGRESS, "the keeper thaws by itself", _O.EXPIRED),
+    (_F.FROZEN, _E.FAILED): _breaks(_F.THAWINPROGRESS, "the keeper gave up"),
+    (_F.FROZEN, _E.THAWS): _breaks(_F.THAWINPROGRESS, "the keeper thaws", why="the keeper thawed unasked"),
+    (_F.FROZEN, _E.GAVE_UP): _breaks(_F.THAWINPROGRESS, "the keeper gave up and thaws"),
+    (_F.FROZEN, _E.DONE): _breaks(_F.THAWINPROGRESS, "the keeper ended", why="the keeper ended unasked"),
+    (_F.FROZEN, _E.DIED): _breaks(_F.THAWINPROGRESS, "compensate at once"),
+    (_F.FROZEN, _E.STOPPING): _breaks(_F.THAWINPROGRESS, "tell the keeper to thaw", action="tell_keeper_to_thaw"),
+    (_F.THAWINPROGRESS, _E.CHANGED): FreezeRow(
+        _F.THAWINPROGRESS, "advance", doc="do the next thing that brings all to be thawed"
+    ),
+    (_F.THAWINPROGRESS, _E.THAW_ASKED): FreezeRow(_F.THAWINPROGRESS, "nothing", doc="answered when this one ends"),
+    (_F.THAWINPROGRESS, _E.STOPPING): _noted(_F.THAWINPROGRESS),
+    (_F.THAWINPROGRESS, _E.SETTLED): FreezeRow(
+        _F.THAWED, "settle", doc="answer fsthaw; write the records that were held"
+    ),
+    (_F.THAWINPROGRESS, _E.THAW_FAILED): FreezeRow(_F.ERROR, "tell_error", doc="name the mount; retry with back-off"),
+    (_F.THAWINPROGRESS, _E.STUCK): FreezeRow(
+        _F.ERROR, "tell_error", doc="name the mount; try again when the worker is reaped"
+    ),
+    **_after_the_end(_F.THAWINPROGRESS),
+    (_F.ERROR, _E.CHANGED): FreezeRow(
+        _F.ERROR, "retry_if_useful", doc="thaw again if that is due, or nothing is left to thaw"
+    ),
+    (_F.ERROR, _E.RETRY): FreezeRow(_F.THAWINPROGRESS, "advance", doc="thaw again what is not proved thawed"),
+    (_F.ERROR, _E.THAW_ASKED): FreezeRow(_F.THAWINPROGRESS, "retry_now", doc="thaw again what is not proved thawed"),
+    (_F.ERROR, _E.STOPPING): FreezeRow(_F.ERROR, "retry_now", doc="thaw again what is not proved thawed"),
+    **_after_the_end(_F.ERROR),
+    **{
+        (state, _E.FOUND_THAWED): _breaks(state, "a FITHAW of ours found it thawed")
+        for state in (_F.INPROGRESS, _F.FROZEN, _F.THAWINPROGRESS, _F.ERROR)
+    },
 }
+"""What becomes of a freeze by state and event. A pair that is not listed cannot happen, or is a defect."""
 
 
 class WorkerState(enum.Enum):
@@ -182,6 +298,14 @@ def following(table: Mapping[tuple[S, E], tuple[S, str]], state: S, event: E) ->
         raise Unlisted(f"{event.value!r} in state {state.name}") from None
 
 
+def freeze_row(state: FreezeState, event: FreezeEvent) -> FreezeRow:
+    """Return the row of FREEZE_TABLE; raise Unlisted if there is none."""
+    try:
+        return FREEZE_TABLE[state, event]
+    except KeyError:
+        raise Unlisted(f"{event.value!r} in state {state.name}") from None
+
+
 class Phase(str, enum.Enum):
     """Phases of the freeze transaction, each with its own limit; other RPCs have only RUN and KEEP."""
 
@@ -218,14 +342,3 @@ class Reason(str, enum.Enum):
     READ_ONLY = "read-only"
     EXCLUDED = "excluded"
     NOT_INCLUDED = "not-included"
-
-
-class Outcome(str, enum.Enum):
-    """How the last freeze ended (status record, last.outcome)."""
-
-    THAWED = "thawed"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
-    OVERRAN = "overran"
-    EXPIRED = "expired"
-    BROKEN = "broken"

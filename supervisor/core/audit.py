@@ -10,8 +10,7 @@ from typing import Any
 
 from ...agent.api.errors import Fault
 from ...agent.api.methods import RPCS
-from .events import Malformed, Peer
-from .pending import Call
+from .events import Malformed, Peer, Requested
 
 PARAMS_MAX = 256
 _short = reprlib.Repr()  # cuts before it writes: parameters may be megabytes
@@ -22,10 +21,14 @@ class Audit:
     """The ring of records that wait for the thaw; `dropped` counts what an essential RPC could not leave any more."""
 
     def __init__(self) -> None:
-        self.ring = 0
+        self._ring = 0
         self._waiting: deque[str] = deque()
         self.dropped = 0
         self._dropped_told = 0
+
+    def configure(self, ring: int) -> None:
+        """Take how many records may wait."""
+        self._ring = ring
 
     @property
     def waiting(self) -> int:
@@ -35,7 +38,7 @@ class Audit:
     @property
     def full(self) -> bool:
         """Whether only essential RPCs are to be admitted."""
-        return len(self._waiting) >= self.ring
+        return len(self._waiting) >= self._ring
 
     def add(self, line: str) -> None:
         """Keep a record until `take`."""
@@ -50,15 +53,14 @@ class Audit:
         self._waiting.clear()
         if self.dropped > self._dropped_told:
             lines.append(
-                f"audit: {self.dropped - self._dropped_told} records dropped: the ring of {self.ring} was full"
+                f"audit: {self.dropped - self._dropped_told} records dropped: the ring of {self._ring} was full"
             )
             self._dropped_told = self.dropped
         return lines
 
 
-def line(call: Call, outcome: str, fault: Fault | None, now: float) -> str:
-    """Return the record of one RPC as one line of name=value fields."""
-    request = call.request
+def line(request: Requested, outcome: str, fault: Fault | None, seconds: float, worker: int | None) -> str:
+    """Return the record of one RPC, which took that long, as one line of name=value fields."""
     params = _short.repr(_without_secrets(request.method, request.params))
     return _line(
         request.wall,
@@ -67,8 +69,8 @@ def line(call: Call, outcome: str, fault: Fault | None, now: float) -> str:
         params=json.dumps(params[1:-1][:PARAMS_MAX] if isinstance(request.params, list) else params[:PARAMS_MAX]),
         outcome=outcome,
         fault=int(fault.code) if fault else 0,
-        ms=f"{(now - call.at) * 1000:.1f}",
-        worker=call.worker if call.worker is not None else "-",
+        ms=f"{seconds * 1000:.1f}",
+        worker="-" if worker is None else worker,
     )
 
 

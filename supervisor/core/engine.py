@@ -1,82 +1,65 @@
-"""The supervisor's decisions: handle(event, now) -> effects. Owns all state; no I/O, no clock.
+"""The supervisor's decisions: handle(event, now) -> effects. No I/O, no clock.
 
 A request is admitted by the one predicate of the RPC table, checked against its parameters, and answered inline or
-given to a worker. What a worker's report, death or overrun means for a freeze is decided in freezing.py.
+given to a worker. What a worker's report, death or overrun means for a freeze is decided in freeze.py, for an open file
+or a started program in resources.py.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from ...agent.api.errors import Code, Fault, from_number
 from ...agent.api.methods import RPCS, Disk, Rpc, Runs, arguments, public, refusal
-from ...agent.api.states import FreezeState, WorkerEvent, WorkerState
+from ...agent.api.states import WorkerEvent, WorkerState
 from ...agent.wire.qmp import SILENT
 from ...agent.worker import messages
 from ..config import BadConfig, Config, reread
-from . import audit, inline, pending, titles
-from .events import (
-    Configured,
-    Disconnected,
-    Due,
-    Effect,
-    Event,
-    Exited,
-    GivenUp,
-    Journaled,
-    JournalFailed,
-    JournalFound,
-    KeepHandle,
-    Log,
-    LogStatus,
-    Malformed,
-    Probed,
-    Quit,
-    Reload,
-    Reported,
-    ReportEnded,
-    Requested,
-    RubbishReported,
-    ShowStatus,
-    Spawned,
-    SpawnFailed,
-    Stopped,
-    Woken,
-)
-from .freezing import Freezing
+from . import audit, events, titles
+from .compensation import RETRY
+from .events import Effect, Event, Requested
+from .freeze import Freeze
 from .options import additions, freeze_options, limit_of
-from .pending import DEFERRED, Call, Deferred
-from .polls import Polls
+from .pending import DEFERRED, Call, Deferred, Pending
+from .reports import FreezeReports
 from .resources import Resources
-from .state import State
 from .status import Record, record
-from .thawing import RETRY, Thawing
-from .timing import Deadlines, Key
-from .workers import Worker, Workers, at
+from .timing import Deadlines
+from .turn import Turn
+from .workers import Worker, Workers, while_clause
 
 BULKY_MAX = 8  # calls under way whose replies may be tens of megabytes
+InlineHandler = Callable[["Engine", Turn, Call, dict[str, Any]], Any]
 CALLS_MAX = 64  # calls under way on one connection: tagged ones need not give way to each other
 
 
-class Core:
-    """The state of the supervisor, and what it offers to the inline handlers (inline.py)."""
+class Engine:
+    """The state of the supervisor, and what it offers to the handlers of inline.py."""
 
-    def __init__(self, config: Config, version: str, now: float, next_handle: int, deadlines: Deadlines) -> None:
+    def __init__(
+        self,
+        config: Config,
+        version: str,
+        now: float,
+        next_handle: int,
+        deadlines: Deadlines,
+        inline: Mapping[str, InlineHandler],
+    ) -> None:
+        """Begin at `now`; `inline` has the handlers of the rows that run here, by the names that the rows give."""
         self.version = version
-        self._start = self._now = now
-        self._out: list[Effect] = []
+        self._inline = inline
+        self._start = now
+        self._wall_offset = 0.0
         self._deadlines = deadlines
-        self._workers = Workers(self._out, self._deadlines)
         self._audit = audit.Audit()
-        self._calls = pending.Calls(self._out, self._deadlines, self._record)
-        self._state = State(self._out)
-        self._thawing = Thawing(self._out, self._deadlines, self._workers, self._calls, self._state)
-        self._thawing.on_over = self._over
-        self._freezing = Freezing(self._out, self._workers, self._calls, self._state, self._thawing)
-        self._resources = Resources(self._out, self._workers, self._calls)
+        self._workers = Workers()
+        self._pending = Pending(self._audit, self._status)
+        self._freeze = Freeze(self._workers, self._pending, self._settled)
+        self._freeze_reports = FreezeReports(self._freeze, self._workers)
+        self._resources = Resources(self._workers, self._pending)
         self._handle = next_handle
-        self._polls = Polls(self._calls, self._deadlines, self._status)
-        self._after_thaw: list[tuple[pending.Call, Rpc, dict[str, Any]]] = []
+        self._after_thaw: list[tuple[Call, Rpc, dict[str, Any]]] = []
         self._stopping = ""
         self._title = titles.Title()
         self._configure(config)
@@ -87,85 +70,34 @@ class Core:
         The caller feeds `Due` for each deadline that has passed before any other event: an answer must not be given on
         a hold that is over.
         """
-        self._now = now
-        self._take(event)
-        if not (isinstance(event, Reported) and event.more):
-            self._show(now)
-        effects, self._out[:] = list(self._out), ()
-        return effects
+        turn = Turn(now, now + self._wall_offset, self._deadlines)
+        self._HANDLERS[type(event)](self, turn, event)
+        if not (isinstance(event, events.Reported) and event.more):
+            self._show(turn)
+        return turn.effects
 
-    def _show(self, now: float) -> None:
+    def _show(self, turn: Turn) -> None:
         """Let the change be seen: by who waits for it, in the audit log, in the title."""
-        self._polls.tell(self._seq(), self._state.now, now)
-        if self._state.now is FreezeState.THAWED:
-            self._out.extend(Log("audit", text) for text in self._audit.take())
-        self._out.extend(self._title.changed(self._state, self._thawing.freeze, self._workers))
+        self._pending.tell_news(turn, self._seq, self._freeze.state)
+        if self._audit.waiting and self._freeze.thawed:
+            for text in self._audit.take():
+                turn.log("audit", text)
+        self._title.show(turn, self._freeze, self._workers)
 
     @property
     def thawed(self) -> bool:
         """Whether nothing may be frozen."""
-        return self._state.now is FreezeState.THAWED
-
-    def _take(self, event: Event) -> None:
-        now = self._now
-        match event:
-            case Requested():
-                self._requested(event)
-            case Malformed():
-                self._audit.add(audit.malformed(event))
-            case GivenUp(connection, token):
-                self._calls.abandon(connection, token, now)
-            case Disconnected(connection):
-                self._calls.abandon(connection, None, now)
-            case Reported(number, message):
-                self._reported(self._worker(number), message)
-            case RubbishReported(number, why):
-                self._rubbish(self._worker(number), why)
-            case Exited(number, signal, code):
-                worker = self._worker(number)
-                self._exited(worker, self._workers.death(worker, signal, code, now))
-            case Spawned(number, pid):
-                self._worker(number).pid = pid
-            case SpawnFailed(number, error):
-                worker = self._worker(number)
-                self._exited(worker, f"{worker.name} could not be forked: {error.strerror}")
-            case Journaled(number):
-                self._freezing.journaled(number, None, now)
-            case JournalFailed(number, error):
-                self._freezing.journaled(number, error, now)
-            case Probed(number, state):
-                # What drew the question may have ended the worker, too.
-                probed = self._workers.get(number)
-                if probed is not None and (probed.alive or probed.state is WorkerState.STUCK):
-                    self._freezing.probed(probed, state, now)
-            case JournalFound():
-                self._freezing.recover(event, freeze_options(self._config, "start", None), now)
-            case Reload():
-                self._reload()
-            case ShowStatus():
-                self._out.append(LogStatus(self._status()))
-            case Stopped(signal):
-                self._stopping = f"the agent was stopped: {signal}"
-                self._out.append(Log("notice", self._stopping))
-                self._freezing.stop(self._stopping, now)
-                if self.thawed:
-                    self._over(now)
-            case ReportEnded(number):
-                self._workers.change(self._worker(number), WorkerEvent.REPORT_END, now)
-            case Due(key):
-                self._due(key)
-            case Woken():
-                pass  # only what is to be shown is shown
+        return self._freeze.thawed
 
     # -- requests
 
-    def _requested(self, request: Requested) -> None:
-        call = self._calls.open(request, self._now)
-        self._thawing.wall = request.wall - self._now
+    def _requested(self, turn: Turn, request: Requested) -> None:
+        call = self._pending.open(turn, request)
+        self._wall_offset = request.wall - turn.now
         if request.unheard:
-            self._calls.abandon(request.connection, request.token, self._now)
+            self._pending.abandon(turn, request.connection, request.token)
         try:
-            if self._calls.count(request.connection) > CALLS_MAX:
+            if self._pending.count(request.connection) > CALLS_MAX:
                 raise Fault(Code.BUSY, f"{request.method[:80]}: {CALLS_MAX} calls of this connection wait already")
             row = public(request.method)
             if row.bulky and self._bulky() > BULKY_MAX:
@@ -174,49 +106,49 @@ class Core:
                 raise Fault(Code.BUSY, f"{row.name}: too many replies are not read; call again later")
             if (refused := self._refusal(row)) is not None:
                 raise refused
-            self._run(call, row, arguments(row, request.params))
+            self._run(turn, call, row, arguments(row, request.params))
         except Fault as fault:
-            self._calls.answer(call.id, fault, self._now)
+            self._pending.answer(turn, call.id, fault)
 
     def _bulky(self) -> int:
-        return sum(RPCS[call.request.method].bulky for call in self._calls if call.request.method in RPCS)
+        return sum(RPCS[call.request.method].bulky for call in self._pending if call.request.method in RPCS)
 
     def _refusal(self, row: Rpc) -> Fault | None:
         return refusal(
             row,
-            self._state.now,
+            self._freeze.state,
             blocked=not self._config.allows(row.name),
             audit_full=self._audit.full,
             stopping=bool(self._stopping),
         )
 
-    def _run(self, call: pending.Call, row: Rpc, args: dict[str, Any]) -> None:
+    def _run(self, turn: Turn, call: Call, row: Rpc, args: dict[str, Any]) -> None:
         if row.runs is Runs.INLINE:
-            value = inline.HANDLERS[row.handler](self, call, args)
+            value = self._inline[row.handler](self, turn, call, args)
             if value is not DEFERRED:
-                self._calls.answer(call.id, value, self._now)
-        elif row.thaws_first and self._state.now not in (FreezeState.THAWED, FreezeState.ERROR):
+                self._pending.answer(turn, call.id, value)
+        elif row.thaws_first and self._freeze.under_way:
             if self._after_thaw:
                 raise Fault(Code.BUSY, f"{row.name}: it was asked already, and waits for the thaw")
             self._after_thaw.append((call, row, args))
-            self._freezing.stop(f"{row.name} was called", self._now)
+            self._freeze.stop(turn, f"{row.name} was called")
         elif row.runs is Runs.RESOURCE:
-            call.worker = self._resources.ask(row, args, call.id, self._now)
+            self._pending.runs_in(call, self._resources.ask(turn, row, args, call.id))
         else:
-            self._fork(call, row, args)
+            self._fork(turn, call, row, args)
         options = args.get("options")
         if options and row.name != "va.fsstatus" and options["wait"] is not None:
-            self._calls.limit_wait(call, options["wait"], self._now)
+            self._pending.limit_wait(turn, call, options["wait"])
 
-    def _fork(self, call: pending.Call, row: Rpc, args: dict[str, Any]) -> None:
+    def _fork(self, turn: Turn, call: Call, row: Rpc, args: dict[str, Any]) -> None:
         if sum(worker.call is not None for worker in self._workers) >= self._config.max_workers:
             raise Fault(Code.BUSY, f"{row.name}: {self._config.max_workers} workers run already; call again later")
         if row.holds:
-            self._resources.make_room(row)
+            self._resources.make_room(turn, row)
         if row.disk is Disk.FREEZES:
             options = freeze_options(self._config, row.name, args.get("options"), args.get("mountpoints"))
-            self._freezing.begin(call.id, options, self._config.plan_limit, self._now)
-            call.worker = self._workers.last_id
+            worker = self._freeze.begin(turn, call.id, options, self._config.plan_limit)
+            self._pending.runs_in(call, worker.id)
             return
         if "options" in args:
             args = {"options": freeze_options(self._config, row.name, args["options"])}
@@ -225,8 +157,18 @@ class Core:
             args = args | {name: added[name] for name in row.adds}
         if "handle" in row.adds:
             self._handle += 1
-            self._out.append(KeepHandle(self._handle))
-        call.worker = self._workers.spawn(row, args, call.id, limit_of(row, args), self._now).id
+            turn.do(events.KeepHandle(self._handle))
+        worker = self._workers.spawn(turn, row, args, call.id, limit_of(row, args))
+        self._pending.runs_in(call, worker.id)
+
+    def _malformed(self, _turn: Turn, event: events.Malformed) -> None:
+        self._audit.add(audit.malformed(event))
+
+    def _given_up(self, turn: Turn, event: events.GivenUp) -> None:
+        self._pending.abandon(turn, event.connection, event.token)
+
+    def _disconnected(self, turn: Turn, event: events.Disconnected) -> None:
+        self._pending.abandon(turn, event.connection, None)
 
     # -- what is offered to the inline handlers
 
@@ -252,28 +194,28 @@ class Core:
             raise Fault(Code.PARAMS, f"system.methodHelp: no method {method[:80]!r}")
         return RPCS[method].help()
 
-    def thaw(self, call: Call) -> int | Deferred:
+    def thaw(self, turn: Turn, call: Call) -> Deferred:
         """Thaw, cancel, retry or join."""
-        return self._freezing.thaw(call.id, self._now)
+        return self._freeze.thaw(turn, call)
 
-    def hold(self, call: Call, seconds: float) -> Deferred:
+    def hold(self, turn: Turn, call: Call, seconds: float) -> Deferred:
         """Extend the hold; raise Fault WRONG_STATE if nothing is held."""
-        return self._freezing.hold(call.id, seconds, self._now)
+        return self._freeze.hold(turn, call, seconds)
 
     def state_number(self) -> int:
         """Return the number of the freeze state."""
-        return int(self._state.now)
+        return int(self._freeze.state)
 
-    def status(self, call: Call, since: int | None, wait: float | None) -> Any:
-        """Return the status record once its seq is another than `since`, at the latest after `wait` seconds."""
-        if since is None or since != self._seq():
-            return self._status()
-        self._polls.wait(call.id, since, wait, self._now)
+    def status(self, turn: Turn, call: Call, since: int | None, wait: float | None) -> Record | Deferred:
+        """Return the status record once its seq differs from `since`, at the latest after `wait` seconds."""
+        if since is None or since != self._seq:
+            return self._status(turn)
+        self._pending.wait_for_news(turn, call, since, wait)
         return DEFERRED
 
     def settled(self, call: Call) -> str | Deferred:
         """Return "thawed" or "frozen"; while neither is true the answer waits for the outcome."""
-        return self._polls.settle(call.id, self._state.now) or DEFERRED
+        return self._pending.settled(call, self._freeze.state)
 
     # -- workers
 
@@ -282,157 +224,221 @@ class Core:
         assert worker is not None, f"an event for worker {number}, which is reaped"
         return worker
 
-    def _reported(self, worker: Worker, message: messages.Report) -> None:
-        wrong = self._workers.receive(worker, message, self._now)
-        if not wrong and self._freezing.owns(worker):
-            wrong = self._freezing.receive(worker, message, self._now)
-        elif not wrong:
-            match message:
-                case messages.Done(str(value)) if worker.row.name == "reload":
-                    self._reloaded(value)
-                case messages.Failed(_, text) if worker.row.name == "reload":
-                    self._out.append(Log("err", f"the configuration stays as it was: {text}"))
-                case messages.Done(value) if worker.call is not None:
-                    self._calls.answer(worker.call, value, self._now)
-                case messages.Failed(code, text):
-                    self._calls.answer(worker.call, from_number(code, text), self._now)
-                    self._resources.lost(worker, from_number(code, text), self._now)
-                case messages.Acquired() | messages.Replied() | messages.Declined() | messages.Releasable() if (
-                    not worker.alive
-                ):
-                    pass  # sent before the kill took effect; whoever waited was told
-                case messages.Acquired():
-                    self._resources.kept(worker, message, self._now)
-                case messages.Replied() | messages.Declined():
-                    wrong = self._resources.replied(worker, message, self._now)
-                case messages.Releasable():
-                    self._resources.loose(worker)
-                case messages.Started() | messages.Step() | messages.Progress():
-                    pass
-                case messages.Done() if worker.row.holds:
-                    pass  # what it kept has ended, or was dropped
-                case _:
-                    wrong = f"{type(message).__name__} from {worker.row.name}"
+    def _spawned(self, _turn: Turn, event: events.Spawned) -> None:
+        self._workers.spawned(event.worker, event.pid)
+
+    def _spawn_failed(self, turn: Turn, event: events.SpawnFailed) -> None:
+        worker = self._worker(event.worker)
+        self._ended(turn, worker, f"{worker.name} could not be forked: {event.error.strerror}")
+
+    def _exited(self, turn: Turn, event: events.Exited) -> None:
+        worker = self._worker(event.worker)
+        self._ended(turn, worker, self._workers.death(turn, worker, event.signal, event.code))
+
+    def _report_ended(self, turn: Turn, event: events.ReportEnded) -> None:
+        self._workers.change(turn, self._worker(event.worker), WorkerEvent.REPORT_END)
+
+    def _rubbish_reported(self, turn: Turn, event: events.RubbishReported) -> None:
+        self._rubbish(turn, self._worker(event.worker), event.why)
+
+    def _reported(self, turn: Turn, event: events.Reported) -> None:
+        worker, message = self._worker(event.worker), event.message
+        wrong = self._workers.receive(turn, worker, message)
+        if not wrong:
+            if self._freeze.owns(worker):
+                wrong = self._freeze_reports.receive(turn, worker, message)
+            else:
+                wrong = self._take(turn, worker, message)
         if wrong:
-            self._rubbish(worker, wrong)
+            self._rubbish(turn, worker, wrong)
 
-    def _rubbish(self, worker: Worker, why: str) -> None:
-        worker.rubbish = True
-        self._kill(worker, WorkerEvent.RUBBISH, f": it reported rubbish ({why})", Code.WORKER_DIED)
+    def _take(self, turn: Turn, worker: Worker, message: messages.Report) -> str:
+        """Take a report of a worker that freezes nothing; return what is wrong with it, empty if nothing."""
+        match message:
+            case messages.Done(str(value)) if worker.row.name == "reload":
+                self._reloaded(turn, value)
+            case messages.Failed(_, text) if worker.row.name == "reload":
+                turn.log("err", f"the configuration stays as it was: {text}")
+            case messages.Done(value) if worker.call is not None:
+                self._pending.answer(turn, worker.call, value)
+            case messages.Failed(code, text):
+                self._lost(turn, worker, from_number(code, text))
+            case messages.Started() | messages.Step() | messages.Progress():
+                pass
+            case messages.Done() if worker.row.holds:
+                pass  # what it kept has ended, or was dropped
+            case messages.Acquired() | messages.Replied() | messages.Declined() | messages.Releasable():
+                return self._resources.receive(turn, worker, message)
+            case _:
+                return f"{type(message).__name__} from {worker.row.name}"
+        return ""
 
-    def _kill(self, worker: Worker, event: WorkerEvent, why: str, code: Code) -> None:
-        self._workers.kill(worker, event, why, self._now)
-        if self._freezing.owns(worker):
-            self._freezing.killed(worker, self._now)
+    def _rubbish(self, turn: Turn, worker: Worker, why: str) -> None:
+        self._kill(turn, worker, WorkerEvent.RUBBISH, f": it reported rubbish ({why})", Code.WORKER_DIED)
+
+    def _kill(self, turn: Turn, worker: Worker, event: WorkerEvent, why: str, code: Code) -> None:
+        self._workers.kill(turn, worker, event, why)
+        if self._freeze.owns(worker):
+            self._freeze.killed(turn, worker)
         else:
-            ran = self._now - worker.phase_since
-            fault = Fault(code, f"{worker.name}{at(worker)} was killed after {ran:.1f} s{why}")
-            self._calls.answer(worker.call, fault, self._now)
-            self._resources.lost(worker, fault, self._now)
+            ran = turn.now - worker.phase_since
+            text = f"{worker.name}{while_clause(worker)} was killed after {ran:.1f} s{why}"
+            self._lost(turn, worker, Fault(code, text))
 
-    def _exited(self, worker: Worker, death: str) -> None:
-        unreported = worker.killed or worker.outcome is None
-        if unreported:
-            self._out.append(Log("warning", death))
-        owned = self._freezing.owns(worker)
-        self._workers.change(worker, WorkerEvent.EXIT, self._now)
+    def _ended(self, turn: Turn, worker: Worker, death: str) -> None:
+        reported = worker.outcome is not None and not worker.killed
+        if not reported:
+            turn.log("warning", death)
+        owned = self._freeze.owns(worker)
+        self._workers.change(turn, worker, WorkerEvent.EXIT)
         if owned:
-            self._freezing.exited(worker, unreported, death, self._now)
+            self._freeze.exited(turn, worker, death, reported=reported)
         else:
-            self._calls.answer(worker.call, Fault(Code.WORKER_DIED, death), self._now)
-            self._resources.lost(worker, Fault(Code.WORKER_DIED, death), self._now)
+            self._lost(turn, worker, Fault(Code.WORKER_DIED, death))
 
-    def _worker_due(self, worker: Worker) -> None:
+    def _lost(self, turn: Turn, worker: Worker, fault: Fault) -> None:
+        """Tell whoever waits for the worker that it will not answer."""
+        self._pending.answer(turn, worker.call, fault)
+        self._resources.lost(turn, worker, fault)
+
+    def _probed(self, turn: Turn, event: events.Probed) -> None:
+        # What drew the question may have ended the worker, too.
+        worker = self._workers.get(event.worker)
+        if worker is not None and (worker.alive or worker.state is WorkerState.STUCK):
+            self._freeze_reports.probed(turn, worker, event.state)
+
+    def _worker_due(self, turn: Turn, worker: Worker) -> None:
         if worker.state is WorkerState.KILLED:
-            self._workers.change(worker, WorkerEvent.GRACE, self._now)
-            self._thawing.advance(self._now)
+            self._workers.change(turn, worker, WorkerEvent.GRACE)
+            self._freeze.changed(turn)
         elif worker.state is WorkerState.REPORTED:
-            self._kill(worker, WorkerEvent.GRACE, ": it did not end after its report", Code.WORKER_DIED)
-        elif self._freezing.owns(worker):
-            self._freezing.limit_passed(worker, self._now)
+            self._kill(turn, worker, WorkerEvent.GRACE, ": it did not end after its report", Code.WORKER_DIED)
+        elif self._freeze.owns(worker):
+            self._freeze_reports.limit_passed(turn, worker)
         elif not self.thawed and Disk.WRITE in (worker.row.disk, self._resources.disk(worker)):
-            self._workers.arm(worker, worker.limit, self._now)  # it may wait for the thaw, which is not its fault
+            self._workers.arm(turn, worker, worker.limit)  # it may wait for the thaw, which is not its fault
         else:
-            self._kill(worker, WorkerEvent.LIMIT, f": its limit of {worker.limit:g} s passed", Code.OVERRUN)
+            self._kill(turn, worker, WorkerEvent.LIMIT, f": its limit of {worker.limit:g} s passed", Code.OVERRUN)
+
+    # -- the journal
+
+    def _journaled(self, turn: Turn, event: events.Journaled) -> None:
+        self._freeze_reports.journaled(turn, event.freeze, None)
+
+    def _journal_failed(self, turn: Turn, event: events.JournalFailed) -> None:
+        self._freeze_reports.journaled(turn, event.freeze, event.error)
+
+    def _journal_found(self, turn: Turn, event: events.JournalFound) -> None:
+        self._freeze.recover(turn, event, freeze_options(self._config, "start", None))
 
     # -- configuration
 
     def _configure(self, config: Config) -> None:
         self._config = config
-        self._workers.exit_grace, self._workers.kill_grace = config.exit_grace, config.kill_grace
-        self._thawing.limit, self._freezing.hold_max = config.thaw_limit, config.hold_limit_max
-        self._audit.ring = config.audit_ring
+        self._workers.configure(config.exit_grace, config.kill_grace)
+        self._freeze.configure(config.hold_limit_max, config.thaw_limit)
+        self._audit.configure(config.audit_ring)
 
-    def _reload(self) -> None:
+    def _reload(self, turn: Turn, _event: events.Reload) -> None:
         row = RPCS["reload"]
         if not self.thawed:
-            self._out.append(Log("warning", f"SIGHUP is refused: the state is {self._state.now.name}"))
+            turn.log("warning", f"SIGHUP is refused: the state is {self._freeze.state.name}")
         elif not any(worker.row is row for worker in self._workers):
-            self._workers.spawn(
-                row, {"path": self._config.file, "needed": self._config.file_needed}, None, row.limit or 0, self._now
-            )
+            args = {"path": self._config.file, "needed": self._config.file_needed}
+            self._workers.spawn(turn, row, args, None, row.limit or 0)
 
-    def _reloaded(self, text: str) -> None:
+    def _reloaded(self, turn: Turn, text: str) -> None:
         if not self.thawed:
-            self._out.append(Log("warning", "the configuration stays as it was: a freeze began; send SIGHUP again"))
+            turn.log("warning", "the configuration stays as it was: a freeze began; send SIGHUP again")
             return
         try:
             fresh, kept = reread(self._config, text)
         except BadConfig as error:
-            self._out.append(Log("err", f"the configuration stays as it was: {error}"))
+            turn.log("err", f"the configuration stays as it was: {error}")
             return
         self._configure(fresh)
         needs = f"; {', '.join(kept)} change only with a restart" if kept else ""
-        self._out += [Configured(fresh), Log("notice", f"the configuration {fresh.file} was read again{needs}")]
+        turn.do(events.Configured(fresh))
+        turn.log("notice", f"the configuration {fresh.file} was read again{needs}")
 
     # -- the rest
 
-    def _due(self, key: Key) -> None:
-        match key:
+    def _due(self, turn: Turn, event: events.Due) -> None:
+        match event.key:
             case ("core", "worker", int(number)):
-                self._worker_due(self._worker(number))
+                self._worker_due(turn, self._worker(number))
             case ("core", "call", int(number)):
-                self._calls.wait_passed(number, self._now)
+                self._pending.wait_passed(turn, number)
             case ("core", "poll", int(number)):
-                self._polls.due(number, self._now)
-            case _:
+                self._pending.poll_due(turn, number)
+            case key:
                 assert key == RETRY, f"unknown deadline {key!r}"
-                self._thawing.advance(self._now)
+                self._freeze.changed(turn)
 
+    def _woken(self, _turn: Turn, _event: events.Woken) -> None:
+        pass  # only what is to be shown is shown
+
+    @property
     def _seq(self) -> int:
-        return 1 + self._state.changes + self._workers.changes
+        return 1 + self._freeze.changes + self._workers.changes
 
-    def _status(self) -> Record:
+    def _status(self, turn: Turn) -> Record:
         counts = (self._audit.waiting, self._audit.dropped)
-        times = (self._start, self._now)
-        return record(
-            self._state, self._thawing, self._workers, self._deadlines, self._seq(), self.version, counts, times
-        )
+        return record(turn, self._freeze, self._workers, self._seq, self.version, counts, self._start)
 
-    def _record(self, call: pending.Call, outcome: str, fault: Fault | None, now: float) -> None:
-        self._audit.add(audit.line(call, outcome, fault, now))
+    def _show_status(self, turn: Turn, _event: events.ShowStatus) -> None:
+        turn.do(events.LogStatus(self._status(turn)))
 
-    def _over(self, now: float) -> None:
+    def _settled(self, turn: Turn) -> None:
         """The freeze is thawed, or cannot be for now: do what waited for that."""
         if self._stopping:
-            self._quit(now)
+            self._quit(turn)
             return
         waited, self._after_thaw = self._after_thaw, []
         for call, row, args in waited:
             try:
-                self._fork(call, row, args)
+                self._fork(turn, call, row, args)
             except Fault as fault:
-                self._calls.answer(call.id, fault, now)
+                self._pending.answer(turn, call.id, fault)
 
-    def _quit(self, now: float) -> None:
+    def _stopped(self, turn: Turn, event: events.Stopped) -> None:
+        self._stopping = f"the agent was stopped: {event.signal}"
+        turn.log("notice", self._stopping)
+        self._freeze.stop(turn, self._stopping)
+        if self.thawed:
+            self._settled(turn)
+
+    def _quit(self, turn: Turn) -> None:
         if not self.thawed:
             return  # in ERROR it goes on trying: only a guest that is thawed is left
-        self._polls.tell_all(now)
+        self._pending.tell_all(turn)
         for worker in self._workers:
             if worker.row.thaws_first:
-                self._calls.answer(worker.call, "dummy", now)  # it works: the signal comes from what it has started
-        self._calls.answer_all(Fault(Code.WRONG_STATE, self._stopping), now)
+                self._pending.answer(turn, worker.call, "dummy")  # it works: the signal comes from what it has started
+        self._pending.answer_all(turn, Fault(Code.WRONG_STATE, self._stopping))
         for worker in self._workers:
-            if worker.alive and not self._resources.drop(worker):
-                self._workers.kill(worker, WorkerEvent.CANCELLED, f": {self._stopping}", now)
-        self._out.append(Quit(0))
+            if worker.alive and not self._resources.drop(turn, worker):
+                self._workers.kill(turn, worker, WorkerEvent.CANCELLED, f": {self._stopping}")
+        turn.do(events.Quit(0))
+
+    _HANDLERS: ClassVar[Mapping[type, Callable[[Engine, Turn, Any], None]]] = {
+        Requested: _requested,
+        events.Malformed: _malformed,
+        events.GivenUp: _given_up,
+        events.Disconnected: _disconnected,
+        events.Reported: _reported,
+        events.RubbishReported: _rubbish_reported,
+        events.ReportEnded: _report_ended,
+        events.Spawned: _spawned,
+        events.SpawnFailed: _spawn_failed,
+        events.Exited: _exited,
+        events.Probed: _probed,
+        events.Journaled: _journaled,
+        events.JournalFailed: _journal_failed,
+        events.JournalFound: _journal_found,
+        events.Reload: _reload,
+        events.ShowStatus: _show_status,
+        events.Stopped: _stopped,
+        events.Due: _due,
+        events.Woken: _woken,
+    }

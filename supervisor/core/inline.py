@@ -2,82 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from ...agent.api.methods import RPCS
 from ...agent.api.rpc import Runs
+from .engine import Engine, InlineHandler
 from .pending import Call, Deferred
-
-if TYPE_CHECKING:
-    from .engine import Core
+from .turn import Turn
 
 
-def dummy(_engine: Core, _call: Call, _args: dict[str, Any]) -> str:
+def dummy(_engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> str:
     """Answer as the agent of 2011 did."""
     return "dummy"
 
 
-def capabilities(engine: Core, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
+def capabilities(engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
     """Return {version, methods}; methods that the configuration blocks are not listed."""
     return {"version": engine.version, "methods": engine.methods()}
 
 
-def list_methods(engine: Core, _call: Call, _args: dict[str, Any]) -> list[str]:
+def list_methods(engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> list[str]:
     """Return the names of the methods that a host may call."""
     return engine.methods()
 
 
-def method_help(engine: Core, _call: Call, args: dict[str, Any]) -> str:
+def method_help(engine: Engine, _turn: Turn, _call: Call, args: dict[str, Any]) -> str:
     """Return what a method does, takes and returns; raise Fault PARAMS if there is none of that name."""
     return engine.help(args["method"])
 
 
-def ping(_engine: Core, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
+def ping(_engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
     """Answer."""
     return {}
 
 
-def sync(_engine: Core, _call: Call, args: dict[str, Any]) -> int:
+def sync(_engine: Engine, _turn: Turn, _call: Call, args: dict[str, Any]) -> int:
     """Return the `id`: what the host reads before it is older."""
     number: int = args["id"]
     return number
 
 
-def info(engine: Core, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
+def info(engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
     """Return version and all commands, each with whether it is admitted now."""
     return {"version": engine.version, "supported_commands": engine.commands()}
 
 
-def fsfreeze_status(engine: Core, call: Call, _args: dict[str, Any]) -> str | Deferred:
+def fsfreeze_status(engine: Engine, _turn: Turn, call: Call, _args: dict[str, Any]) -> str | Deferred:
     """Return "thawed" or "frozen"; in the middle of a freeze or thaw neither is true, and the answer waits."""
     return engine.settled(call)
 
 
-def fsfreeze_thaw(engine: Core, call: Call, _args: dict[str, Any]) -> int | Deferred:
+def fsfreeze_thaw(engine: Engine, turn: Turn, call: Call, _args: dict[str, Any]) -> int | Deferred:
     """Thaw, cancel, retry or join, as va.fsthaw does."""
-    return engine.thaw(call)
+    return engine.thaw(turn, call)
 
 
-def fsthaw(engine: Core, call: Call, _args: dict[str, Any]) -> int | Deferred:
+def fsthaw(engine: Engine, turn: Turn, call: Call, _args: dict[str, Any]) -> int | Deferred:
     """Thaw, cancel, retry or join."""
-    return engine.thaw(call)
+    return engine.thaw(turn, call)
 
 
-def fshold(engine: Core, call: Call, args: dict[str, Any]) -> Deferred:
+def fshold(engine: Engine, turn: Turn, call: Call, args: dict[str, Any]) -> Deferred:
     """Extend the hold."""
-    return engine.hold(call, args["seconds"])
+    return engine.hold(turn, call, args["seconds"])
 
 
-def fsstatus(engine: Core, call: Call, args: dict[str, Any]) -> Any:
+def fsstatus(engine: Engine, turn: Turn, call: Call, args: dict[str, Any]) -> Any:
     """Return the state's number, or the status record if a struct was given."""
     options = args["options"]
     if options is None:
         return engine.state_number()
-    return engine.status(call, options["since"], options["wait"])
+    return engine.status(turn, call, options["since"], options["wait"])
 
 
-HANDLERS: Mapping[str, Callable[..., Any]] = {
+HANDLERS: Mapping[str, InlineHandler] = {
     "inline.capabilities": capabilities,
     "inline.dummy": dummy,
     "inline.fsfreeze_status": fsfreeze_status,

@@ -1,14 +1,29 @@
-"""The requests that wait for their answer. A host that has gone away waits for nothing, and is told nothing."""
+"""Who waits for an answer: the calls under way, and among them those that wait for news of the freeze. Pure.
+
+A host that has gone away waits for nothing, and is told nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...agent.api.errors import Code, Fault
-from .events import Answer, Effect, Requested
-from .timing import Deadlines
+from ...agent.api.states import FreezeState
+from . import audit
+from .events import Requested
+from .turn import Turn
+
+WAIT_DEFAULT = 30.0  # seconds that a call waits for another status record
+SETTLED: Mapping[FreezeState, str | None] = {
+    FreezeState.THAWED: "thawed",
+    FreezeState.INPROGRESS: None,
+    FreezeState.FROZEN: "frozen",
+    FreezeState.THAWINPROGRESS: None,
+    FreezeState.ERROR: "frozen",  # something is frozen and cannot be thawed for now: that lasts
+}
+"""What guest-fsfreeze-status answers; while neither is true its answer waits."""
 
 
 class Deferred:
@@ -28,23 +43,24 @@ class Call:
     worker: int | None = None
 
 
-class Calls:
-    """The open calls by number. `record` is told of each end: the call, its outcome, its fault, when."""
+class Pending:
+    """The open calls by number. `status` makes the present record; each end of a call goes to the audit records."""
 
-    def __init__(
-        self, out: list[Effect], deadlines: Deadlines, record: Callable[[Call, str, Fault | None, float], None]
-    ) -> None:
-        self._out = out
-        self._deadlines = deadlines
-        self._record = record
+    def __init__(self, records: audit.Audit, status: Callable[[Turn], Any]) -> None:
+        self._audit = records
+        self._status = status
         self._open: dict[int, Call] = {}
+        self._by_connection: dict[int, set[int]] = {}
+        self._since: dict[int, int] = {}
+        self._unsettled: list[int] = []
         self._last_id = 0
 
-    def open(self, request: Requested, now: float) -> Call:
+    def open(self, turn: Turn, request: Requested) -> Call:
         """Number the request and keep it until it is answered."""
         self._last_id += 1
-        call = Call(self._last_id, request, now)
+        call = Call(self._last_id, request, turn.now)
         self._open[call.id] = call
+        self._by_connection.setdefault(request.connection, set()).add(call.id)
         return call
 
     def __iter__(self) -> Iterator[Call]:
@@ -52,47 +68,98 @@ class Calls:
 
     def count(self, connection: int) -> int:
         """Return how many calls of that connection are open."""
-        return sum(call.request.connection == connection for call in self._open.values())
+        return len(self._by_connection.get(connection, ()))
 
     def waits(self, number: int | None) -> bool:
         """Return whether somebody still waits for that call's answer."""
         return number in self._open
 
-    def limit_wait(self, call: Call, seconds: float, now: float) -> None:
-        """Have the call answered with IN_PROGRESS after `seconds`."""
-        if call.id in self._open:
-            self._deadlines.arm(("core", "call", call.id), now + seconds)
+    def runs_in(self, call: Call, worker: int) -> None:
+        """The worker of that number was forked, or asked, for the call."""
+        call.worker = worker
 
-    def answer(self, number: int | None, value: Any | Fault, now: float) -> bool:
+    def limit_wait(self, turn: Turn, call: Call, seconds: float) -> None:
+        """Answer the call with IN_PROGRESS after `seconds`."""
+        if call.id in self._open:
+            turn.arm(("core", "call", call.id), seconds)
+
+    def answer(self, turn: Turn, number: int | None, value: Any | Fault) -> bool:
         """Answer the call; return whether somebody waited for it."""
-        call = self._close(number)
+        call = self._close(turn, number)
         if call is None:
             return False
-        self._out.append(Answer(call.request.connection, call.request.token, value))
+        turn.answer(call.request.connection, call.request.token, value)
         fault = value if isinstance(value, Fault) else None
-        self._record(call, "fault" if fault else "done", fault, now)
+        self._record(turn, call, "fault" if fault else "done", fault)
         return True
 
-    def wait_passed(self, number: int, now: float) -> None:
+    def wait_passed(self, turn: Turn, number: int) -> None:
         """Answer IN_PROGRESS; the job goes on."""
         call = self._open.get(number)
         if call is not None:
-            waited = now - call.at
+            waited = turn.now - call.at
             text = f"{call.request.method} is still in progress after {waited:.1f} s; the job goes on, see va.fsstatus"
-            self.answer(number, Fault(Code.IN_PROGRESS, text), now)
+            self.answer(turn, number, Fault(Code.IN_PROGRESS, text))
 
-    def abandon(self, connection: int, token: int | None, now: float) -> None:
+    def abandon(self, turn: Turn, connection: int, token: int | None) -> None:
         """The host waits no more for this request, or (token None) for any of this connection."""
-        for call in list(self._open.values()):
-            if call.request.connection == connection and token in (None, call.request.token):
-                self._close(call.id)
-                self._record(call, "abandoned", None, now)
+        for number in sorted(self._by_connection.get(connection, ())):
+            if token is None or token == self._open[number].request.token:
+                call = self._close(turn, number)
+                assert call is not None
+                self._record(turn, call, "abandoned", None)
 
-    def answer_all(self, fault: Fault, now: float) -> None:
+    def answer_all(self, turn: Turn, fault: Fault) -> None:
         """Answer whoever waits with `fault`."""
         for number in list(self._open):
-            self.answer(number, fault, now)
+            self.answer(turn, number, fault)
 
-    def _close(self, number: int | None) -> Call | None:
-        self._deadlines.cancel(("core", "call", number))
-        return self._open.pop(number, None) if number is not None else None
+    def _record(self, turn: Turn, call: Call, outcome: str, fault: Fault | None) -> None:
+        self._audit.add(audit.line(call.request, outcome, fault, turn.now - call.at, call.worker))
+
+    def _close(self, turn: Turn, number: int | None) -> Call | None:
+        call = self._open.pop(number, None) if number is not None else None
+        if call is None:
+            return None
+        turn.cancel(("core", "call", call.id))
+        mine = self._by_connection[call.request.connection]
+        mine.discard(call.id)
+        if not mine:
+            del self._by_connection[call.request.connection]
+        if self._since.pop(call.id, None) is not None:
+            turn.cancel(("core", "poll", call.id))
+        return call
+
+    # -- news of the freeze
+
+    def wait_for_news(self, turn: Turn, call: Call, since: int, wait: float | None) -> None:
+        """Answer with the status record once its seq differs from `since`, at the latest after `wait` seconds."""
+        self._since[call.id] = since
+        turn.arm(("core", "poll", call.id), WAIT_DEFAULT if wait is None else wait)
+
+    def poll_due(self, turn: Turn, number: int) -> None:
+        """The wait of a call has passed."""
+        self.answer(turn, number, self._status(turn))
+
+    def settled(self, call: Call, state: FreezeState) -> str | Deferred:
+        """Return "thawed" or "frozen"; if neither is true the call is answered when one is."""
+        answer = SETTLED[state]
+        if answer is None:
+            self._unsettled = [*filter(self.waits, self._unsettled), call.id]
+            return DEFERRED
+        return answer
+
+    def tell_news(self, turn: Turn, seq: int, state: FreezeState) -> None:
+        """Answer those for whom there is news."""
+        if self._since:
+            for number in [number for number, since in self._since.items() if since != seq]:
+                self.answer(turn, number, self._status(turn))
+        if self._unsettled and (answer := SETTLED[state]) is not None:
+            waiting, self._unsettled = self._unsettled, []
+            for number in waiting:
+                self.answer(turn, number, answer)
+
+    def tell_all(self, turn: Turn) -> None:
+        """Answer with the present record all that wait for another."""
+        for number in list(self._since):
+            self.answer(turn, number, self._status(turn))

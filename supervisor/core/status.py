@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ...agent.api.states import FreezeState, MountState, Phase
+from ...agent.api.states import MountState
 from ...agent.worker import messages
-from .state import State
-from .thawing import Thawing
-from .timing import Deadlines
-from .transaction import Freeze, Last
+from .freeze import Freeze
+from .ledger import Ledger
+from .transaction import Last
+from .turn import Turn
 from .workers import Workers
 
 
@@ -87,8 +87,8 @@ class Record:
         return record | {"version": self.version, "uptime": self.uptime}
 
 
-def _mounts(freeze: Freeze | None) -> tuple[MountRecord, ...]:
-    if freeze is None:
+def _mounts(ledger: Ledger | None) -> tuple[MountRecord, ...]:
+    if ledger is None:
         return ()
     planned = [
         MountRecord(
@@ -103,57 +103,36 @@ def _mounts(freeze: Freeze | None) -> tuple[MountRecord, ...]:
             mark.seconds,
             "",
         )
-        for mark in freeze.marks
+        for mark in ledger.marks
     ]
     left_out = [
         MountRecord(m.mountpoint, m.aliases, m.device, m.fstype, -1, MountState.LEFT_OUT.value, 0, "", 0.0, m.reason)
-        for m in freeze.plan.left_out
+        for m in ledger.plan.left_out
     ]
     return (*planned, *left_out)
 
 
 def record(
-    at: State,
-    thawing: Thawing,
-    workers: Workers,
-    deadlines: Deadlines,
-    seq: int,
-    version: str,
-    audit: tuple[int, int],
-    times: tuple[float, float],
+    turn: Turn, freeze: Freeze, workers: Workers, seq: int, version: str, audit: tuple[int, int], start: float
 ) -> Record:
-    """Return the record of this moment; `audit` is (waiting, dropped), `times` (start, now) on the loop's clock."""
-    start, now = times
-    freeze = thawing.freeze
-    state = at.now
-    over = state is FreezeState.THAWED
-    freezer = workers.get(freeze.worker) if freeze and not over else None
-    thawers = [w for w in workers if freeze and w.id in freeze.thawers]
-    owner = thawers[0] if thawers else freezer
-    if state is FreezeState.THAWINPROGRESS and owner and owner.phase is not Phase.THAW:
-        owner = None  # it is told to thaw, and has not begun
-    phase = (
-        ""
-        if over
-        else (
-            "thaw" if state in (FreezeState.ERROR, FreezeState.THAWINPROGRESS) else owner.phase.value if owner else ""
-        )
-    )
-    held = freeze is not None and state is FreezeState.FROZEN and freeze.until > 0
+    """Return the record of this turn; `audit` is (waiting, dropped), `start` when the daemon started."""
+    now = turn.now
+    owner, phase = freeze.owner, freeze.phase
+    transaction = freeze.transaction
     return Record(
-        state=state.name,
-        code=int(state),
+        state=freeze.state.name,
+        code=int(freeze.state),
         seq=seq,
-        freeze_id=freeze.id if freeze else 0,
+        freeze_id=transaction.id if transaction else 0,
         phase=phase,
-        since=now - (owner.phase_since if owner else at.since),
-        limit_left=deadlines.left(owner.key, now) if owner and owner.limit else -1.0,
-        hold_left=max(0.0, freeze.until - now) if freeze and held else -1.0,
-        error=at.error,
-        mounts=_mounts(freeze),
-        progress=freeze.progress if freeze and phase in ("sync", "freeze") else None,
+        since=now - (owner.phase_since if owner else freeze.since),
+        limit_left=turn.left(owner.key) if owner and owner.limit else -1.0,
+        hold_left=max(0.0, freeze.hold_ends - now) if freeze.hold_ends else -1.0,
+        error=freeze.error,
+        mounts=_mounts(transaction.ledger if transaction else None),
+        progress=transaction.ledger.progress if transaction and phase in ("sync", "freeze") else None,
         workers=tuple(WorkerRecord(w.id, w.pid, w.row.name, w.phase.value, now - w.born) for w in workers),
-        last=thawing.last,
+        last=freeze.last,
         waiting=audit[0],
         dropped=audit[1],
         version=version,

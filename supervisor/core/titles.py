@@ -6,33 +6,51 @@ which has nothing else to do, counts.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 
 from ...agent.api.states import FreezeState, MountState
 from ...agent.api.text import brief
-from .events import SetTitle
-from .state import State
-from .transaction import Freeze
+from .freeze import Freeze
+from .turn import Turn
 from .workers import Workers
 
 
-def supervisor(state: State, freeze: Freeze | None, workers: Workers) -> tuple[str, float | None]:
-    """Return the title's text and the second (of the loop's clock) whose time of day completes it."""
-    tally, planned = (freeze.tally, len(freeze.marks)) if freeze else (Counter[MountState](), 0)
-    if state.now is FreezeState.THAWED:
-        return "thawed", None
-    if state.now is FreezeState.ERROR:
-        return f"error: {state.error}", None
-    count = f"{tally[MountState.FROZEN]}/{planned}"
-    if state.now is FreezeState.FROZEN and freeze is not None:
-        return (f"frozen {count}, thaws at", freeze.until) if freeze.until else (f"frozen {count}", None)
-    if state.now is FreezeState.INPROGRESS and freeze is not None:
-        worker = workers.get(freeze.worker)
-        phase = worker.phase.value if worker else ""
-        return f"{phase} {freeze.doing(brief) or count}", None
-    doing = freeze.doing(brief) if freeze else ""
-    return f"thawing {tally[MountState.THAWED]}/{planned}{': ' + doing if doing else ''}", None
+def _error(freeze: Freeze, _workers: Workers) -> tuple[str, float | None]:
+    return f"error: {freeze.error}", None
+
+
+def _thawed(_freeze: Freeze, _workers: Workers) -> tuple[str, float | None]:
+    return "thawed", None
+
+
+def _in_progress(freeze: Freeze, workers: Workers) -> tuple[str, float | None]:
+    ledger = freeze.current.ledger
+    worker = workers.get(ledger.freezer)
+    return f"{worker.phase.value if worker else ''} {ledger.doing(brief) or _frozen_count(freeze)}", None
+
+
+def _frozen(freeze: Freeze, _workers: Workers) -> tuple[str, float | None]:
+    ends = freeze.hold_ends
+    return (f"frozen {_frozen_count(freeze)}, thaws at", ends) if ends else (f"frozen {_frozen_count(freeze)}", None)
+
+
+def _thawing(freeze: Freeze, _workers: Workers) -> tuple[str, float | None]:
+    ledger = freeze.current.ledger
+    doing = ledger.doing(brief)
+    return f"thawing {ledger.counts[MountState.THAWED]}/{len(ledger.marks)}{': ' + doing if doing else ''}", None
+
+
+def _frozen_count(freeze: Freeze) -> str:
+    return f"{freeze.current.ledger.counts[MountState.FROZEN]}/{len(freeze.current.ledger.marks)}"
+
+
+_TITLES: Mapping[FreezeState, Callable[[Freeze, Workers], tuple[str, float | None]]] = {
+    FreezeState.ERROR: _error,
+    FreezeState.THAWED: _thawed,
+    FreezeState.INPROGRESS: _in_progress,
+    FreezeState.FROZEN: _frozen,
+    FreezeState.THAWINPROGRESS: _thawing,
+}
 
 
 class Title:
@@ -41,9 +59,9 @@ class Title:
     def __init__(self) -> None:
         self._shown: tuple[str, float | None] = ("", None)
 
-    def changed(self, state: State, freeze: Freeze | None, workers: Workers) -> Iterator[SetTitle]:
-        """Yield what is to be shown if it is another."""
-        title = supervisor(state, freeze, workers)
+    def show(self, turn: Turn, freeze: Freeze, workers: Workers) -> None:
+        """Show what is happening if that differs from what is shown."""
+        title = _TITLES[freeze.state](freeze, workers)
         if title != self._shown:
             self._shown = title
-            yield SetTitle(*title)
+            turn.title(*title)

@@ -1,25 +1,26 @@
 """The lives of the workers: one record each, one setter of its state, and the words for its end.
 
-Pure: forking, killing and reaping are effects. What a worker's life means for a freeze is in freezing.py.
+Pure: forking, killing and reaping are effects. What a worker's life means for a freeze is in freeze.py.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ...agent.api.methods import Rpc
 from ...agent.api.states import WORKER_TABLE, Phase, Unlisted, WorkerEvent, WorkerState, following
 from ...agent.worker import messages
-from .events import Adopt, Effect, Kill, Log, Spawn
-from .timing import Deadlines
+from .turn import Turn
 
 ORPHAN_GRACE = 0.5  # seconds that the worker of a dead supervisor has to thaw and end by itself
 LOOK_AGAIN = 1.0  # seconds until a worker that was in the kernel at its limit is looked at again
-_FREEZES = (messages.Plan, messages.Frozen, messages.Held, messages.Thawing)
-_SYNCS = (messages.Step, messages.Progress)
-_KEEPS = (messages.Acquired, messages.Replied, messages.Declined, messages.Releasable)
+_SAID = {kind: WorkerEvent(name) for name, kind in messages.REPORTS.items()}
+_FREEZES = {WorkerEvent.PLAN, WorkerEvent.FROZEN, WorkerEvent.HELD, WorkerEvent.THAWING}
+_SYNCS = {WorkerEvent.STEP, WorkerEvent.PROGRESS}
+_OF_RESOURCES = {WorkerEvent.ACQUIRED, WorkerEvent.REPLIED, WorkerEvent.DECLINED, WorkerEvent.RELEASABLE}
 ALIVE = (WorkerState.SPAWNED, WorkerState.RUNNING, WorkerState.HOLDING)
 
 
@@ -59,15 +60,17 @@ class Worker:
 
 
 class Workers:
-    """All workers that are not reaped yet."""
+    """All workers that are not reaped yet. Nobody else changes their records."""
 
-    def __init__(self, out: list[Effect], deadlines: Deadlines) -> None:
-        self._out = out
-        self._deadlines = deadlines
-        self.exit_grace = self.kill_grace = 0.0
+    def __init__(self) -> None:
+        self._exit_grace = self._kill_grace = 0.0
         self._live: dict[int, Worker] = {}
         self.last_id = 0
         self.changes = 0
+
+    def configure(self, exit_grace: float, kill_grace: float) -> None:
+        """Take the seconds that a worker has to end after its report, and after SIGKILL."""
+        self._exit_grace, self._kill_grace = exit_grace, kill_grace
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self._live.values()))
@@ -76,100 +79,141 @@ class Workers:
         """Return the worker of that number, None if it is reaped."""
         return self._live.get(number)
 
-    def spawn(self, row: Rpc, args: dict[str, object], call: int | None, limit: float, now: float) -> Worker:
+    def spawn(self, turn: Turn, row: Rpc, args: dict[str, object], call: int | None, limit: float) -> Worker:
         """Fork a worker for `row`; `limit` in seconds, 0 is none."""
         self.last_id += 1
-        worker = Worker(self.last_id, row, call, now)
+        worker = Worker(self.last_id, row, call, turn.now)
         self._live[worker.id] = worker
-        self._out.append(Spawn(worker.id, row.name, args))
-        self.enter_phase(worker, Phase.RUN, limit, now)
+        turn.spawn(worker.id, row, args)
+        self.enter_phase(turn, worker, Phase.RUN, limit)
         return worker
 
-    def adopt(self, row: Rpc, orphan: tuple[int, int], now: float) -> Worker:
+    def spawned(self, number: int, pid: int) -> None:
+        """The worker was forked."""
+        self._live[number].pid = pid
+
+    def adopt(self, turn: Turn, row: Rpc, orphan: tuple[int, int]) -> Worker:
         """Take the worker that a dead supervisor left (pid, start time). Its reports go nowhere.
 
         It is about to thaw by itself and to end. If not, it is looked at, and killed unless it is in the kernel.
         """
         self.last_id += 1
-        worker = Worker(self.last_id, row, None, now, pid=orphan[0], doing="thawing for a supervisor that died")
+        doing = "thawing for a supervisor that died"
+        worker = Worker(self.last_id, row, None, turn.now, pid=orphan[0], doing=doing)
         self._live[worker.id] = worker
-        self._out.append(Adopt(worker.id, *orphan))
-        self.change(worker, WorkerEvent.STARTED, now)
-        self.enter_phase(worker, Phase.THAW, ORPHAN_GRACE, now)
+        turn.adopt(worker.id, *orphan)
+        self.change(turn, worker, WorkerEvent.STARTED)
+        self.enter_phase(turn, worker, Phase.THAW, ORPHAN_GRACE)
         return worker
 
-    def enter_phase(self, worker: Worker, phase: Phase, limit: float, now: float) -> None:
+    def enter_phase(self, turn: Turn, worker: Worker, phase: Phase, limit: float) -> None:
         """Begin a phase with its limit (seconds from now, 0 is none)."""
-        worker.phase, worker.phase_since, worker.limit = phase, now, limit
-        self.arm(worker, limit, now)
+        worker.phase, worker.phase_since, worker.limit = phase, turn.now, limit
+        self.arm(turn, worker, limit)
         self.changes += 1
 
-    def arm(self, worker: Worker, seconds: float, now: float) -> None:
-        """Have the worker's deadline come after `seconds`, 0 is never."""
+    def arm(self, turn: Turn, worker: Worker, seconds: float) -> None:
+        """Let the worker's deadline come after `seconds`, 0 is never."""
         if seconds:
-            self._deadlines.arm(worker.key, now + seconds)
+            turn.arm(worker.key, seconds)
         else:
-            self._deadlines.cancel(worker.key)
+            turn.cancel(worker.key)
 
-    def change(self, worker: Worker, event: WorkerEvent, now: float) -> None:
+    def limit(self, turn: Turn, worker: Worker, seconds: float) -> None:
+        """Let the phase that it is in end `seconds` from now."""
+        self.arm(turn, worker, seconds)
+        worker.limit = turn.now + seconds - worker.phase_since
+
+    def describe(self, worker: Worker, doing: str | Callable[[], str]) -> None:
+        """Keep what it does now, for the sentence of its end."""
+        worker.doing = doing
+
+    def answered(self, worker: Worker) -> None:
+        """The call that it was forked for has its answer; it goes on."""
+        worker.call = None
+
+    def change(self, turn: Turn, worker: Worker, event: WorkerEvent) -> None:
         """Take `event` into the worker's life, the only place that does; raise Unlisted if the table has no such row.
 
         Arms the grace of the state that is entered, and sends SIGKILL on entering KILLED.
         """
         state = following(WORKER_TABLE, worker.state, event)
-        if state is worker.state:
-            return
-        worker.state = state
-        self.changes += 1
-        if state in (WorkerState.KILLED, WorkerState.STUCK) and not isinstance(worker.doing, str):
-            worker.doing = worker.doing()  # what others do to the same file system from now on is not its doing
-        if state is WorkerState.REPORTED:
-            self.arm(worker, self.exit_grace, now)
-        elif state is WorkerState.KILLED:
-            self._out.append(Kill(worker.id))
-            self.arm(worker, self.kill_grace, now)
-        elif state is WorkerState.STUCK:
-            self.arm(worker, 0 if worker.killed else LOOK_AGAIN, now)
-            self._out.append(Log("err", f"{worker.name} is stuck in the kernel{at(worker)}{worker.why_killed}"))
-        elif state is WorkerState.REAPED:
-            self._deadlines.cancel(worker.key)
-            del self._live[worker.id]
+        if state is not worker.state:
+            worker.state = state
+            self.changes += 1
+            self._ENTERED[state](self, turn, worker)
 
-    def kill(self, worker: Worker, event: WorkerEvent, why: str, now: float) -> None:
+    def _entered_nothing(self, turn: Turn, worker: Worker) -> None:
+        pass
+
+    def _entered_reported(self, turn: Turn, worker: Worker) -> None:
+        self.arm(turn, worker, self._exit_grace)
+
+    def _entered_killed(self, turn: Turn, worker: Worker) -> None:
+        self._freeze_what_it_does(worker)
+        turn.kill(worker.id)
+        self.arm(turn, worker, self._kill_grace)
+
+    def _entered_stuck(self, turn: Turn, worker: Worker) -> None:
+        self._freeze_what_it_does(worker)
+        self.arm(turn, worker, 0 if worker.killed else LOOK_AGAIN)
+        turn.log("err", f"{worker.name} is stuck in the kernel{while_clause(worker)}{worker.why_killed}")
+
+    def _entered_reaped(self, turn: Turn, worker: Worker) -> None:
+        turn.cancel(worker.key)
+        del self._live[worker.id]
+
+    _ENTERED: ClassVar[Mapping[WorkerState, Callable[[Workers, Turn, Worker], None]]] = {
+        WorkerState.RUNNING: _entered_nothing,
+        WorkerState.HOLDING: _entered_nothing,
+        WorkerState.REPORTED: _entered_reported,
+        WorkerState.KILLED: _entered_killed,
+        WorkerState.STUCK: _entered_stuck,
+        WorkerState.REAPED: _entered_reaped,
+    }
+
+    def _freeze_what_it_does(self, worker: Worker) -> None:
+        # What others do to the same file system from now on is not its doing.
+        worker.doing = worker.doing if isinstance(worker.doing, str) else worker.doing()
+
+    def kill(self, turn: Turn, worker: Worker, event: WorkerEvent, why: str) -> None:
         """Kill the worker (event LIMIT, CANCELLED, RUBBISH or GRACE); `why` completes the sentence of its death."""
         worker.why_killed = worker.why_killed or why
         worker.killed = True
-        self.change(worker, event, now)
+        worker.rubbish |= event is WorkerEvent.RUBBISH
+        self.change(turn, worker, event)
 
-    def receive(self, worker: Worker, message: messages.Report, now: float) -> str:
+    def receive(self, turn: Turn, worker: Worker, message: messages.Report) -> str:
         """Take a report into the worker's life; return what is wrong with it, empty if nothing.
 
         What a worker of this kind may not say is wrong, like what its state does not allow.
         """
-        if isinstance(message, _FREEZES) and not worker.row.compensation:
+        event = _SAID[type(message)]
+        if event in _FREEZES and not worker.row.compensation:
             return f"{type(message).__name__} from a worker that does not freeze"
-        if isinstance(message, _SYNCS) and not (worker.row.outlives or worker.row.limited_by):
+        if event in _SYNCS and not (worker.row.outlives or worker.row.limited_by):
             return f"{type(message).__name__} from {worker.row.name}"
-        if isinstance(message, _KEEPS) and not worker.row.holds:
+        if event in _OF_RESOURCES and not worker.row.holds:
             return f"{type(message).__name__} from a worker that keeps nothing"
         try:
-            self.change(worker, WorkerEvent(type(message).__name__), now)
+            self.change(turn, worker, event)
         except Unlisted as unlisted:
             return str(unlisted)
-        if isinstance(message, messages.Progress) and worker.row.limited_by and worker.phase is Phase.RUN:
-            worker.phase, worker.phase_since = Phase.SYNC, now
+        if event is WorkerEvent.PROGRESS and worker.row.limited_by and worker.phase is Phase.RUN:
+            worker.phase, worker.phase_since = Phase.SYNC, turn.now
             self.changes += 1
         if isinstance(message, messages.Done | messages.Failed):
             worker.outcome = message
         return ""
 
-    def death(self, worker: Worker, number: int, code: int, now: float) -> str:
+    def death(self, turn: Turn, worker: Worker, number: int, code: int) -> str:
         """Return the sentence of a worker's death: who, by what signal or code, after how long, at what, why."""
         how = f"killed by {signal_name(number)}" if number else f"ended with exit code {code}"
-        return f"{worker.name} {how} after {now - worker.born:.1f} s{at(worker)}{worker.why_killed}"
+        ran = turn.now - worker.born
+        return f"{worker.name} {how} after {ran:.1f} s{while_clause(worker)}{worker.why_killed}"
 
 
-def at(worker: Worker) -> str:
+def while_clause(worker: Worker) -> str:
     """Return ` while doing so and so`, or nothing."""
     doing = worker.doing if isinstance(worker.doing, str) else worker.doing()
     return f" while {doing}" if doing else ""

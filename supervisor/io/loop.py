@@ -24,7 +24,7 @@ from ..channels.connections import Connections
 from ..channels.listener import Listener
 from ..config import Config
 from ..core import events, timing
-from ..core.engine import Core
+from ..core.engine import Engine
 from ..core.status import Record
 from .children import Child, Children
 from .journal import Journal, start_time
@@ -49,7 +49,7 @@ class Loop:
     def __init__(
         self,
         config: Config,
-        core: Core,
+        core: Engine,
         timers: Timers,
         journal: Journal,
         log: Log,

@@ -17,7 +17,8 @@ from virtagent.agent.api.states import FreezeState
 from virtagent.agent.worker import messages
 from virtagent.supervisor.config import Config
 from virtagent.supervisor.core import events
-from virtagent.supervisor.core.engine import Core
+from virtagent.supervisor.core.engine import Engine
+from virtagent.supervisor.core.inline import HANDLERS
 from virtagent.supervisor.core.status import Record
 from virtagent.supervisor.io.timers import Timers
 
@@ -74,7 +75,7 @@ class Drive:
     def __init__(self, **config: Any) -> None:
         self.now = BEGIN
         self.timers = Timers()
-        self.core = Core(Config(**config), "1.2", self.now, 1000, self.timers)
+        self.core = Engine(Config(**config), "1.2", self.now, 1000, self.timers, HANDLERS)
         self.effects: list[events.Effect] = []
         self.asked: list[Asked] = []
         self.spawned: dict[int, events.Spawn] = {}
@@ -198,9 +199,9 @@ class Drive:
 
     # -- workers
 
-    def report(self, worker: int, *messages: messages.Report) -> None:
+    def report(self, worker: int, *reports: messages.Report) -> None:
         """Have the worker report."""
-        for message in messages:
+        for message in reports:
             self.feed(events.Reported(worker, message))
 
     def exit(self, worker: int, number: int = 0, code: int = 0) -> None:

@@ -51,9 +51,9 @@ class Process:
         """Do it."""
         raise NotImplementedError
 
-    def say(self, *messages: messages.Report) -> None:
+    def say(self, *reports: messages.Report) -> None:
         """Write to the report pipe."""
-        self.pipe.extend(messages)
+        self.pipe.extend(reports)
 
     def at(self, *states: str) -> list[int]:
         """Return the mounts in these states."""

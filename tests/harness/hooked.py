@@ -27,14 +27,14 @@ def install_stall(folder: Path) -> None:
     put = context.Reporter.post
     orders = Orders(folder, "stall")
 
-    def post(self: context.Reporter, *messages: messages.Report) -> None:
-        if any(isinstance(m, messages.Progress) and m.phase == Phase.FREEZE.value for m in messages):
+    def post(self: context.Reporter, *reports: messages.Report) -> None:
+        if any(isinstance(m, messages.Progress) and m.phase == Phase.FREEZE.value for m in reports):
             order = orders.take(lambda _: True)
             if order is not None:
                 with contextlib.suppress(OSError):
                     linux.freeze(order.text)
                 order.done()
-        put(self, *messages)
+        put(self, *reports)
 
     replaced: Any = post
     context.Reporter.post = replaced  # type: ignore[method-assign]

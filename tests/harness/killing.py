@@ -125,10 +125,10 @@ def _install_reports(points: Points) -> None:
     put = context.Reporter.post
     rpc = ""
 
-    def post(self: context.Reporter, *messages: messages.Report) -> None:
+    def post(self: context.Reporter, *reports: messages.Report) -> None:
         nonlocal rpc
         global _phase
-        for message in messages:
+        for message in reports:
             if isinstance(message, messages.Started):
                 rpc = sys._getframe(2).f_locals["job"].rpc
                 _pids[rpc] = os.getpid()

@@ -25,13 +25,13 @@ def install(disk: str, fs: str, flag: Path) -> None:
     """Change the reporter here; forked workers inherit it."""
     put = context.Reporter.post
 
-    def post(self: context.Reporter, *messages: messages.Report) -> None:
-        begins = any(isinstance(m, messages.Progress) and m.phase == Phase.FREEZE.value for m in messages)
+    def post(self: context.Reporter, *reports: messages.Report) -> None:
+        begins = any(isinstance(m, messages.Progress) and m.phase == Phase.FREEZE.value for m in reports)
         if begins and flag.exists():
             flag.unlink()
             Path(fs, "stalled").write_bytes(os.urandom(DIRTY))
             linux.freeze(disk)
-        put(self, *messages)
+        put(self, *reports)
 
     replaced: Any = post
     context.Reporter.post = replaced  # type: ignore[method-assign]

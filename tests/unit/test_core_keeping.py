@@ -260,7 +260,7 @@ def test_status_calls_that_were_given_up_are_forgotten(drive: Drive) -> None:
     drive.begin()
     for _ in range(100):
         drive.give_up(ask(drive, "fsfreeze-status"))
-    assert len(drive.core._polls._unsettled) <= 1
+    assert len(drive.core._pending._unsettled) <= 1
 
 
 def test_the_status_of_a_program_is_told_while_frozen_and_files_are_refused(drive: Drive) -> None:

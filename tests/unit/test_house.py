@@ -82,6 +82,7 @@ STILL_ROUND |= {f"supervisor.core.{name}" for name in ("thawing", "workers", "fr
 STILL_ROUND |= {
     f"host.{name}" for name in ("aio", "cli", "client", "methods", "outcome", "snapshot", "group", "options", "live")
 }
+STILL_ROUND |= {f"supervisor.core.{name}" for name in ("freeze", "compensation", "turn", "reports")}
 STILL_ROUND |= {"supervisor.core.titles", "supervisor.core.audit", "supervisor.core.transaction"}
 
 

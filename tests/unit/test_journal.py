@@ -15,7 +15,7 @@ from virtagent.agent.api.records import Plan
 from virtagent.agent.worker import sysfs
 from virtagent.agent.worker.plan import MountInfo
 from virtagent.supervisor.core.events import JournalFound
-from virtagent.supervisor.core.transaction import journal as record
+from virtagent.supervisor.core.ledger import journal as record
 from virtagent.supervisor.io import journal as module
 from virtagent.supervisor.io.journal import BadStateDir, Journal
 

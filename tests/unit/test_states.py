@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import virtagent.supervisor.core.engine as _core
+from fakes.drive import Drive
+from virtagent.agent.api.errors import Code
 from virtagent.agent.api.states import (
     FREEZE_TABLE,
     WORKER_TABLE,
@@ -20,8 +22,10 @@ from virtagent.agent.api.states import (
     WorkerEvent,
     WorkerState,
     following,
+    freeze_row,
 )
-from virtagent.supervisor.core.state import State
+from virtagent.supervisor.core.freeze import Freeze
+from virtagent.supervisor.core.turn import Turn
 
 SUPERVISOR = Path(_core.__file__).parent
 
@@ -45,10 +49,39 @@ ERROR           RETRY        THAWINPROGRESS
 ERROR           THAW_ASKED   THAWINPROGRESS
 THAWED          JOURNAL      THAWINPROGRESS
 """
-# What the table needs beyond the design's rows: a worker that found nothing to freeze, a keeper that gives up.
+# What the table needs beyond the design's rows: the journal, a worker that found nothing to freeze or ends otherwise, a
+# keeper that gives up, a longer hold, and what leaves the state as it is.
 FREEZE_MORE = """
-INPROGRESS      ENDED        THAWINPROGRESS
-FROZEN          FAILED       THAWINPROGRESS
+THAWED          THAW_ASKED STOPPING                               THAWED
+INPROGRESS      JOURNALED FOUND_THAWED                            INPROGRESS
+INPROGRESS      JOURNAL_FAILED ENDED DONE THAWS GAVE_UP           THAWINPROGRESS
+FROZEN          HOLD_ASKED HELD FOUND_THAWED                      FROZEN
+FROZEN          FAILED THAWS GAVE_UP EXPIRED DONE                 THAWINPROGRESS
+THAWINPROGRESS  CHANGED THAW_ASKED STOPPING FOUND_THAWED          THAWINPROGRESS
+THAWINPROGRESS  FAILED GAVE_UP EXPIRED UNRESPONSIVE               THAWINPROGRESS
+THAWINPROGRESS  ENDED DONE THAWS DIED                             THAWINPROGRESS
+ERROR           CHANGED STOPPING FOUND_THAWED                     ERROR
+ERROR           FAILED GAVE_UP EXPIRED UNRESPONSIVE               ERROR
+ERROR           ENDED DONE THAWS DIED                             ERROR
+"""
+# Which causes end a freeze how: the outcome and the fault that a host is told, and what else the row does.
+FREEZE_ENDS = """
+INPROGRESS      JOURNAL_FAILED        FAILED     FREEZE_FAILED  kill_freezer
+INPROGRESS      DONE                  FAILED     INTERNAL       nothing
+INPROGRESS      FAILED                FAILED     -              nothing
+INPROGRESS      THAWS GAVE_UP         FAILED     FREEZE_FAILED  nothing
+INPROGRESS      DIED                  FAILED     WORKER_DIED    nothing
+INPROGRESS      OVERRAN               OVERRAN    OVERRUN        kill_freezer
+INPROGRESS      THAW_ASKED STOPPING   CANCELLED  FREEZE_FAILED  kill_freezer
+FROZEN          STOPPING              BROKEN     FREEZE_BROKEN  tell_keeper_to_thaw
+FROZEN          HOLD_PASSED           EXPIRED    FREEZE_BROKEN  tell_keeper_to_thaw
+FROZEN          EXPIRED               EXPIRED    FREEZE_BROKEN  nothing
+FROZEN          FAILED THAWS GAVE_UP  BROKEN     FREEZE_BROKEN  nothing
+FROZEN          DONE DIED             BROKEN     FREEZE_BROKEN  nothing
+INPROGRESS      FOUND_THAWED          BROKEN     FREEZE_BROKEN  nothing
+FROZEN          FOUND_THAWED          BROKEN     FREEZE_BROKEN  nothing
+THAWINPROGRESS  FOUND_THAWED GAVE_UP EXPIRED  BROKEN  FREEZE_BROKEN  nothing
+ERROR           FOUND_THAWED GAVE_UP EXPIRED  BROKEN  FREEZE_BROKEN  nothing
 """
 
 # Section 3.
@@ -80,7 +113,7 @@ STUCK                      {_REPORTS}                   STUCK
 
 def freeze_rows(text: str) -> dict[tuple[FreezeState, FreezeEvent], FreezeState]:
     rows = [line.split() for line in text.strip().splitlines()]
-    return {(FreezeState[old], FreezeEvent[event]): FreezeState[new] for old, event, new in rows}
+    return {(FreezeState[old], FreezeEvent[event]): FreezeState[new] for old, *events, new in rows for event in events}
 
 
 def worker_rows(text: str) -> dict[tuple[WorkerState, WorkerEvent], WorkerState]:
@@ -100,7 +133,29 @@ WORKER = worker_rows(WORKER_ROWS) | worker_rows(WORKER_MORE)
 
 
 def test_the_freeze_table_is_the_designs() -> None:
-    assert {pair: new for pair, (new, _) in FREEZE_TABLE.items()} == FREEZE
+    assert {pair: row.state for pair, row in FREEZE_TABLE.items()} == FREEZE
+
+
+def test_each_cause_ends_a_freeze_as_the_design_says() -> None:
+    wanted = {
+        (FreezeState[state], FreezeEvent[event]): (Outcome[outcome], None if code == "-" else Code[code], action)
+        for state, *events, outcome, code, action in (line.split() for line in FREEZE_ENDS.strip().splitlines())
+        for event in events
+    }
+    found = {pair: (row.outcome, row.code, row.action) for pair, row in FREEZE_TABLE.items() if row.outcome}
+    assert found == wanted
+    assert not any(row.code for row in FREEZE_TABLE.values() if row.outcome is None)
+
+
+def test_every_action_is_bound_and_every_bound_one_is_used() -> None:
+    assert {row.action for row in FREEZE_TABLE.values()} == Freeze._ACTIONS.keys()
+
+
+def test_a_broken_freeze_says_which_and_a_cancelled_one_that_it_was_cancelled() -> None:
+    for row in FREEZE_TABLE.values():
+        text = row.text.format(id=7, why="because", where=" while freezing /a")
+        assert text.startswith("freeze 7 was broken: ") == (row.code is Code.FREEZE_BROKEN)
+        assert text.startswith("the freeze was cancelled: ") == (row.outcome is Outcome.CANCELLED)
 
 
 def test_the_worker_table_is_the_designs() -> None:
@@ -111,10 +166,10 @@ def test_the_worker_table_is_the_designs() -> None:
 @pytest.mark.parametrize("state", FreezeState, ids=lambda s: s.name)
 def test_each_freeze_pair_leads_where_the_design_says_or_nowhere(state: FreezeState, event: FreezeEvent) -> None:
     if (state, event) in FREEZE:
-        assert following(FREEZE_TABLE, state, event) is FREEZE[state, event]
+        assert freeze_row(state, event).state is FREEZE[state, event]
     else:
         with pytest.raises(Unlisted, match=state.name):
-            following(FREEZE_TABLE, state, event)
+            freeze_row(state, event)
 
 
 @pytest.mark.parametrize("event", WorkerEvent, ids=lambda e: e.name)
@@ -128,7 +183,7 @@ def test_each_worker_pair_leads_where_the_design_says_or_nowhere(state: WorkerSt
 
 
 def test_thawed_is_reached_only_by_all_thawed_all_reaped() -> None:
-    assert [pair for pair, new in FREEZE.items() if new is FreezeState.THAWED] == [
+    assert [pair for pair, new in FREEZE.items() if new is FreezeState.THAWED is not pair[0]] == [
         (FreezeState.THAWINPROGRESS, FreezeEvent.SETTLED)
     ]
 
@@ -161,15 +216,16 @@ def test_the_numbers_and_names_are_those_of_2011_and_of_the_status_record() -> N
 
 
 def test_the_setter_logs_the_change_and_refuses_what_is_not_listed() -> None:
-    out: list[object] = []
-    state = State(out)  # type: ignore[arg-type]
-    state.enter(FreezeEvent.ADMITTED, "freeze 1", 5.0)
-    assert state.now is FreezeState.INPROGRESS
-    assert (state.since, state.changes, len(out)) == (5.0, 1, 1)
-    assert "THAWED -> INPROGRESS: freeze 1" in str(out[0])
+    drive = Drive()
+    freeze = drive.core._freeze
+    seen = freeze.changes
+    drive.ask("va.fsfreeze")
+    assert freeze.state is FreezeState.INPROGRESS
+    assert (freeze.since, freeze.changes) == (drive.now, seen + 1)
+    assert drive.logged("THAWED -> INPROGRESS: freeze 1 by worker 1 va.fsfreeze")
     with pytest.raises(Unlisted):
-        state.enter(FreezeEvent.SETTLED, "", 6.0)
-    assert (state.now, state.changes) == (FreezeState.INPROGRESS, 1)
+        freeze.take(Turn(drive.now, 0, drive.timers), FreezeEvent.SETTLED)
+    assert (freeze.state, freeze.changes) == (FreezeState.INPROGRESS, seen + 1)
 
 
 def assignments(attribute: str) -> set[tuple[str, str, str]]:
@@ -192,14 +248,38 @@ def assignments(attribute: str) -> set[tuple[str, str, str]]:
 
 
 def test_only_the_setters_assign_the_states() -> None:
-    assert {(f, c, n) for f, c, n in assignments("now") if c != "Core"} == {
-        ("state.py", "State", "__init__"),
-        ("state.py", "State", "enter"),
+    # A mount's state (Mark) is a note, not a state machine.
+    assert {where for where in assignments("state") if where[0] != "ledger.py"} == {
+        ("freeze.py", "Freeze", "__init__"),
+        ("freeze.py", "Freeze", "_enter"),
+        ("workers.py", "Workers", "change"),
     }
-    # A mount's state (Mark) is a note, not a state machine; a worker's has one setter.
-    assert {where for where in assignments("state") if where[0] != "transaction.py"} == {
-        ("workers.py", "Workers", "change")
-    }
+
+
+# The records of a module are changed by that module alone; whoever else has one asks for the change.
+RECORDS = {
+    "workers.py": {"worker", "self._live[number]"},
+    "ledger.py": {"mark"},
+    "freeze.py": {"transaction"},
+    "pending.py": {"call"},
+}
+RECORDS |= {"audit.py": {"_short"}, "resources.py": {"holder", "self._holders[worker.id]"}}
+
+
+@pytest.mark.parametrize("path", sorted(SUPERVISOR.glob("*.py")), ids=lambda p: p.stem)
+def test_nobody_writes_into_anothers_record(path: Path) -> None:
+    mine = {"self", *RECORDS.get(path.name, ())}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
+            owner = ast.unparse(node.value)
+            assert owner in mine, f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def test_the_state_is_tested_by_its_table_alone() -> None:
+    for path in SUPERVISOR.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare | ast.MatchValue):
+                assert "FreezeState." not in ast.unparse(node), f"{path.name}, line {node.lineno}: a ladder"
 
 
 def test_nothing_sets_an_attribute_by_name() -> None:

@@ -15,7 +15,8 @@ from virtagent.agent.api.states import Phase, Unlisted, WorkerEvent, WorkerState
 from virtagent.agent.worker import messages
 from virtagent.agent.worker.context import Job
 from virtagent.supervisor.core import events
-from virtagent.supervisor.core.workers import Worker, Workers, at, signal_name
+from virtagent.supervisor.core.turn import Turn
+from virtagent.supervisor.core.workers import Worker, Workers, signal_name, while_clause
 from virtagent.supervisor.io import process
 from virtagent.supervisor.io.children import Child, Children
 from virtagent.supervisor.io.process import Ended, System
@@ -30,11 +31,16 @@ class Home:
     def __init__(self) -> None:
         self.out: list[Any] = []
         self.deadlines = Timers()
-        self.workers = Workers(self.out, self.deadlines)
-        self.workers.exit_grace, self.workers.kill_grace = 1.0, 2.0
+        self.workers = Workers()
+        self.workers.configure(1.0, 2.0)
+
+    def turn(self, now: float = NOW) -> Turn:
+        turn = Turn(now, now, self.deadlines)
+        turn.effects = self.out
+        return turn
 
     def spawn(self, rpc: str = "va.getfile", limit: float = 30) -> Worker:
-        return self.workers.spawn(RPCS[rpc], {}, 1, limit, NOW)
+        return self.workers.spawn(self.turn(), RPCS[rpc], {}, 1, limit)
 
 
 @pytest.fixture
@@ -44,7 +50,7 @@ def home() -> Home:
 
 def test_numbers_are_never_used_again(home: Home) -> None:
     first = home.spawn()
-    home.workers.change(first, WorkerEvent.EXIT, NOW)
+    home.workers.change(home.turn(), first, WorkerEvent.EXIT)
     assert home.workers.get(first.id) is None
     assert home.spawn().id == first.id + 1
     assert [e.worker for e in home.out if isinstance(e, events.Spawn)] == [1, 2]
@@ -53,55 +59,55 @@ def test_numbers_are_never_used_again(home: Home) -> None:
 def test_the_limit_is_armed_at_the_fork_and_replaced_by_a_phase(home: Home) -> None:
     worker = home.spawn(limit=5)
     assert home.deadlines.nearest() == NOW + 5
-    home.workers.enter_phase(worker, Phase.SYNC, 600, NOW + 1)
+    home.workers.enter_phase(home.turn(NOW + 1), worker, Phase.SYNC, 600)
     assert home.deadlines.nearest() == NOW + 601
-    home.workers.enter_phase(worker, Phase.HOLD, 0, NOW + 2)
+    home.workers.enter_phase(home.turn(NOW + 2), worker, Phase.HOLD, 0)
     assert home.deadlines.nearest() is None
     assert (worker.phase, worker.phase_since) == (Phase.HOLD, NOW + 2)
 
 
 def test_a_kill_is_one_signal_with_a_grace_and_then_stuck(home: Home) -> None:
     worker = home.spawn()
-    home.workers.change(worker, WorkerEvent.STARTED, NOW)
+    home.workers.change(home.turn(), worker, WorkerEvent.STARTED)
     worker.doing = "freezing /srv/a"
-    home.workers.kill(worker, WorkerEvent.LIMIT, ": its limit passed", NOW)
+    home.workers.kill(home.turn(), worker, WorkerEvent.LIMIT, ": its limit passed")
     assert home.out[-1] == events.Kill(worker.id)
     assert home.deadlines.nearest() == NOW + 2
-    home.workers.kill(worker, WorkerEvent.RUBBISH, ": it reported rubbish", NOW)
+    home.workers.kill(home.turn(), worker, WorkerEvent.RUBBISH, ": it reported rubbish")
     assert [type(e) for e in home.out].count(events.Kill) == 1
-    home.workers.change(worker, WorkerEvent.GRACE, NOW + 2)
+    home.workers.change(home.turn(NOW + 2), worker, WorkerEvent.GRACE)
     assert worker.state is WorkerState.STUCK
     assert home.deadlines.nearest() is None
     text = home.out[-1].text
     assert "stuck" in text
     assert "/srv/a" in text
     assert ": its limit passed" in text
-    home.workers.change(worker, WorkerEvent.EXIT, NOW + 9)
+    home.workers.change(home.turn(NOW + 9), worker, WorkerEvent.EXIT)
     assert list(home.workers) == []
 
 
 def test_after_the_report_there_is_a_grace(home: Home) -> None:
     worker = home.spawn()
-    assert home.workers.receive(worker, messages.Started(1), NOW) == ""
-    assert home.workers.receive(worker, messages.Done(5), NOW) == ""
+    assert home.workers.receive(home.turn(), worker, messages.Started(1)) == ""
+    assert home.workers.receive(home.turn(), worker, messages.Done(5)) == ""
     assert (worker.state, worker.outcome) == (WorkerState.REPORTED, messages.Done(5))
     assert home.deadlines.nearest() == NOW + 1
-    home.workers.kill(worker, WorkerEvent.GRACE, ": it did not end", NOW + 1)
+    home.workers.kill(home.turn(NOW + 1), worker, WorkerEvent.GRACE, ": it did not end")
     assert worker.state is WorkerState.KILLED
 
 
 def test_what_its_kind_or_state_does_not_allow_is_wrong(home: Home) -> None:
     worker = home.spawn()
-    assert "SPAWNED" in home.workers.receive(worker, messages.Done(5), NOW)
-    home.workers.receive(worker, messages.Started(1), NOW)
+    assert "SPAWNED" in home.workers.receive(home.turn(), worker, messages.Done(5))
+    home.workers.receive(home.turn(), worker, messages.Started(1))
     for message in (messages.Plan({}), messages.Frozen(1, 0, 0), messages.Held(0), messages.Thawing("", 0)):
-        assert home.workers.receive(worker, message, NOW)
+        assert home.workers.receive(home.turn(), worker, message)
     assert worker.state is WorkerState.RUNNING
     freezer = home.spawn("va.fsfreeze")
-    home.workers.receive(freezer, messages.Started(1), NOW)
-    assert home.workers.receive(freezer, messages.Plan({}), NOW) == ""
+    home.workers.receive(home.turn(), freezer, messages.Started(1))
+    assert home.workers.receive(home.turn(), freezer, messages.Plan({})) == ""
     with pytest.raises(Unlisted):
-        home.workers.change(freezer, WorkerEvent.GRACE, NOW)
+        home.workers.change(home.turn(), freezer, WorkerEvent.GRACE)
 
 
 def test_every_change_is_counted(home: Home) -> None:
@@ -109,7 +115,7 @@ def test_every_change_is_counted(home: Home) -> None:
     worker = home.spawn()
     counts = [home.workers.changes]
     for event in (WorkerEvent.STARTED, WorkerEvent.DONE, WorkerEvent.GRACE, WorkerEvent.GRACE, WorkerEvent.EXIT):
-        home.workers.change(worker, event, NOW)
+        home.workers.change(home.turn(), worker, event)
         counts.append(home.workers.changes)
     assert [before, *counts] == sorted({before, *counts})
 
@@ -118,12 +124,12 @@ def test_a_death_has_a_name(home: Home) -> None:
     worker = home.spawn("va.fsfreeze")
     worker.doing = "freezing /srv/db"
     worker.why_killed = ": the freeze limit of 30 s passed"
-    assert home.workers.death(worker, 9, 0, NOW + 30) == (
+    assert home.workers.death(home.turn(NOW + 30), worker, 9, 0) == (
         "worker 1 va.fsfreeze killed by SIGKILL after 30.0 s while freezing /srv/db: the freeze limit of 30 s passed"
     )
     quiet = home.spawn()
-    assert home.workers.death(quiet, 0, 3, NOW) == "worker 2 va.getfile ended with exit code 3 after 0.0 s"
-    assert at(quiet) == ""
+    assert home.workers.death(home.turn(), quiet, 0, 3) == "worker 2 va.getfile ended with exit code 3 after 0.0 s"
+    assert while_clause(quiet) == ""
     assert [signal_name(n) for n in (15, 64, 200)] == ["SIGTERM", "SIGRTMAX", "signal 200"]
 
 

@@ -1,0 +1,79 @@
+"""Undoing what a dead or killed freeze worker may have left: when, by which thaw worker, and when again. Pure.
+
+At most one attempt is in flight for a file system, so a stuck disk piles up nothing.
+"""
+
+from __future__ import annotations
+
+from ...agent.api.methods import RPCS
+from ...agent.api.states import Phase, WorkerState
+from ...agent.worker import messages
+from .ledger import Ledger
+from .timing import OWNER
+from .turn import Turn
+from .workers import Worker, Workers
+
+RETRY = (OWNER, "retry")  # the deadline at which a thaw that failed is tried again
+RETRY_FIRST, RETRY_MAX = 0.02, 30.0  # seconds until then: it doubles each time
+_NAMED = 3
+
+
+class Compensation:
+    """The thaw workers. `last_refusal` says why the last one did not thaw all."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._backoff = RETRY_FIRST
+        self.last_refusal = "a thaw failed"
+        self._limit = 0.0
+
+    def configure(self, limit: float) -> None:
+        """Take the seconds that a thaw may take."""
+        self._limit = limit
+
+    def due(self, turn: Turn, ledger: Ledger) -> bool:
+        """Return whether a thaw worker has something to do now: what the freeze worker left, if that cannot thaw it."""
+        freezer = self._workers.get(ledger.freezer)
+        left_alone = freezer is None or freezer.state in (WorkerState.KILLED, WorkerState.STUCK)
+        return left_alone and (bool(ledger.to_thaw) or ledger.owed) and turn.left(RETRY) < 0
+
+    def nothing_left(self, ledger: Ledger) -> bool:
+        """Return whether nothing can be frozen any more, and no worker is left that could freeze."""
+        return not self.at_work(ledger) and not ledger.suspects and not ledger.owed
+
+    def at_work(self, ledger: Ledger) -> list[Worker]:
+        """Return the freeze worker and the thaw workers that are not reaped."""
+        found = (self._workers.get(number) for number in (ledger.freezer, *ledger.thawers))
+        return [worker for worker in found if worker is not None]
+
+    def start(self, turn: Turn, ledger: Ledger) -> None:
+        """Fork a thaw worker for all that may be frozen and that no other is at."""
+        wanted = ledger.to_thaw
+        mounts = {index: ledger.marks[index].mount for index in sorted(wanted)}
+        args = {"mounts": mounts, "expedited": ledger.expedites}
+        worker = self._workers.spawn(turn, RPCS["thaw"], args, None, self._limit)
+        named = ", ".join(mount.mountpoint for mount in list(mounts.values())[:_NAMED])
+        self._workers.describe(worker, f"thawing {named}")
+        self._workers.enter_phase(turn, worker, Phase.THAW, self._limit)
+        ledger.thaws(worker.id, wanted)
+
+    def ended(self, turn: Turn, ledger: Ledger, worker: Worker, death: str, *, reported: bool) -> None:
+        """A thaw worker was reaped; if it has not proved all thawed, it is tried again."""
+        undone = ledger.thawer_reaped(worker.id, reported=worker.outcome is not None)
+        if isinstance(worker.outcome, messages.Failed):
+            self._try_later(turn, worker.outcome.text)
+        elif not reported:
+            self._try_later(turn, death)
+        elif undone:
+            self._try_later(turn, f"{worker.name} did not prove all thawed")
+
+    def try_now(self, turn: Turn) -> None:
+        """Forget the back-off: something has changed, or somebody asks."""
+        self._backoff = RETRY_FIRST
+        turn.cancel(RETRY)
+
+    def _try_later(self, turn: Turn, why: str) -> None:
+        turn.log("warning", f"thaw again in {self._backoff:g} s: {why}")
+        turn.arm(RETRY, self._backoff)
+        self._backoff = min(self._backoff * 2, RETRY_MAX)
+        self.last_refusal = why

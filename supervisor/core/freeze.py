@@ -1,0 +1,415 @@
+"""The machine of a freeze: what hosts, workers, deadlines and deaths do to it. Pure.
+
+It alone owns the state, the outcome, who waits for what, and how long the file systems are held; what may be frozen is
+in its ledger (ledger.py). Everything that happens is an event: `take` looks the pair of state and event up in
+FREEZE_TABLE (agent/api/states.py), keeps outcome and fault of the row if this is the first cause that ends the freeze,
+enters the row's state, and calls the row's action, a method `_do_...` here. A handler only says which event it is.
+
+Whatever ends a freeze leads to THAWINPROGRESS. There `advance` is the action of every change, and does the next thing
+that can be done, until nothing can be frozen any more: THAWED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple
+
+from ...agent.api.errors import Code, Fault
+from ...agent.api.methods import RPCS
+from ...agent.api.options import Options
+from ...agent.api.states import (
+    FREEZE_TABLE,
+    FreezeEvent,
+    FreezeState,
+    Outcome,
+    Phase,
+    WorkerEvent,
+    WorkerState,
+    freeze_row,
+)
+from ...agent.api.text import listed
+from ...agent.worker import messages
+from .compensation import Compensation
+from .events import JournalFound
+from .ledger import NO_PLAN, Ledger, journal
+from .pending import DEFERRED, Call, Deferred, Pending
+from .transaction import Last, Transaction
+from .turn import Turn
+from .workers import Worker, Workers, while_clause
+
+REACT_GRACE = 2.0  # seconds for the keeper to say that it thaws, before it is taken for stopped or dead
+HOLDS_MAX = 64  # calls of va.fshold under way, so that the control pipe cannot fill
+
+
+class Cause(NamedTuple):
+    """What a row's action is told: why the event happened, the fault that it is to a host, the report that told it."""
+
+    why: str
+    fault: Fault
+    report: messages.Report | None
+
+
+class Freeze:
+    """The freeze state, and the transaction that is under way or was the last.
+
+    `unreported` is what the next fsthaw must be told, `error` what an ERROR is about, `changes` a count of changes.
+    `on_settled` is called when the freeze is thawed, or cannot be for now.
+    """
+
+    def __init__(self, workers: Workers, pending: Pending, on_settled: Callable[[Turn], None]) -> None:
+        self._workers = workers
+        self._pending = pending
+        self._on_settled = on_settled
+        self.state = FreezeState.THAWED
+        self.since = 0.0
+        self.error = ""
+        self.changes = 0
+        self.transaction: Transaction | None = None
+        self.last: Last | None = None
+        self.unreported = ""
+        self._thaw_callers: list[int] = []
+        self._last_id = 0
+        self._undo = Compensation(workers)
+        self._hold_max = self.thaw_limit = 0.0
+
+    def configure(self, hold_max: float, thaw_limit: float) -> None:
+        """Take the longest hold that a host may ask for, and the seconds that a thaw may take."""
+        self._hold_max, self.thaw_limit = hold_max, thaw_limit
+        self._undo.configure(thaw_limit)
+
+    # -- the one setter
+
+    def take(
+        self,
+        turn: Turn,
+        event: FreezeEvent,
+        why: str = "",
+        *,
+        where: str = "",
+        code: Code = Code.INTERNAL,
+        report: messages.Report | None = None,
+    ) -> None:
+        """Let `event` happen: outcome, state and action are those of its row. Raises Unlisted, a defect of ours."""
+        row = freeze_row(self.state, event)
+        transaction = self.transaction
+        fault = Fault(row.code or code, row.text.format(id=transaction.id if transaction else 0, why=why, where=where))
+        if row.outcome is not None and transaction is not None and transaction.outcome is Outcome.THAWED:
+            transaction.outcome, transaction.fault = row.outcome, fault
+        if row.state is not self.state:
+            self._enter(turn, row.state, fault.text)
+        self._ACTIONS[row.action](self, turn, Cause(why, fault, report))
+
+    def _enter(self, turn: Turn, state: FreezeState, why: str) -> None:
+        old, self.state = self.state, state
+        self.since = turn.now
+        self.changes += 1
+        failed = self.expects(FreezeEvent.RETRY)
+        self.error = why if failed else ""
+        turn.log("err" if failed else "notice", f"{old.name} -> {state.name}: {why}")
+        transaction = self.transaction
+        if transaction is not None and not transaction.held_until and self.expects(FreezeEvent.SETTLED):
+            transaction.held_until = turn.now
+            asked = Fault(Code.WRONG_STATE, "va.fshold: va.fsthaw was called meanwhile")
+            for number, _ in transaction.hold_callers:
+                self._pending.answer(turn, number, transaction.fault or asked)
+            transaction.hold_callers.clear()
+
+    def count_change(self) -> None:
+        """Count a change that the status shows, and the state does not."""
+        self.changes += 1
+
+    def expects(self, event: FreezeEvent) -> bool:
+        """Return whether the table has a row for `event` in the present state."""
+        return (self.state, event) in FREEZE_TABLE
+
+    @property
+    def thawed(self) -> bool:
+        """Whether nothing may be frozen."""
+        return self.expects(FreezeEvent.ADMITTED)
+
+    # -- what is the case
+
+    @property
+    def under_way(self) -> bool:
+        """Whether there is a freeze, and nothing failed that could be tried again only."""
+        return not self.thawed and not self.expects(FreezeEvent.RETRY)
+
+    @property
+    def hold_ends(self) -> float:
+        """The second of the loop's clock at which the hold ends; 0 if nothing is held, or without a limit."""
+        return self.current.hold_ends if self.expects(FreezeEvent.HOLD_ASKED) else 0.0
+
+    @property
+    def owner(self) -> Worker | None:
+        """The worker whose phase and limit are those of the freeze; None if it is told to thaw and has not begun."""
+        if self.thawed or self.transaction is None:
+            return None
+        ledger = self.transaction.ledger
+        thawer = min(ledger.thawers, default=None)
+        worker = self._workers.get(ledger.freezer if thawer is None else thawer)
+        waits = worker is not None and worker.phase is not Phase.THAW and self.expects(FreezeEvent.SETTLED)
+        return None if waits else worker
+
+    @property
+    def phase(self) -> str:
+        """The phase that the freeze is in, empty if there is none."""
+        if self.expects(FreezeEvent.CHANGED):
+            return Phase.THAW.value
+        return self.owner.phase.value if self.owner else ""
+
+    # -- what hosts ask
+
+    def begin(self, turn: Turn, call: int, options: Options, plan_limit: float) -> Worker:
+        """Fork the freeze worker and return it; only when all is thawed."""
+        self._last_id += 1
+        worker = self._workers.spawn(turn, RPCS["va.fsfreeze"], {"options": options}, call, plan_limit)
+        self.transaction = Transaction(self._last_id, options, Ledger(worker.id), caller=call)
+        self._workers.enter_phase(turn, worker, Phase.PLAN, plan_limit)
+        self.take(turn, FreezeEvent.ADMITTED, f"freeze {self._last_id} by {worker.name}")
+        return worker
+
+    def thaw(self, turn: Turn, call: Call) -> Deferred:
+        """Thaw, cancel, retry, join, or answer if there is nothing to thaw.
+
+        Answers FREEZE_BROKEN, once, if the last freeze was broken and nobody was told.
+        """
+        self._thaw_callers = [*filter(self._pending.waits, self._thaw_callers), call.id]
+        if not self.thawed:
+            transaction = self.current
+            transaction.thaw_asked_at = transaction.thaw_asked_at or turn.now
+        self.take(turn, FreezeEvent.THAW_ASKED, "va.fsthaw")
+        return DEFERRED
+
+    def hold(self, turn: Turn, call: Call, seconds: float) -> Deferred:
+        """Ask the keeper to hold until `seconds` from now; its word is the answer."""
+        if not self.expects(FreezeEvent.HOLD_ASKED):
+            raise Fault(Code.WRONG_STATE, f"va.fshold needs state FROZEN, the state is {self.state.name}")
+        transaction = self.current
+        if seconds <= 0:
+            raise Fault(Code.PARAMS, "va.fshold: seconds is 0, expected more; to thaw call va.fsthaw")
+        if len(transaction.hold_callers) >= HOLDS_MAX:
+            raise Fault(Code.BUSY, f"va.fshold: {HOLDS_MAX} calls wait for the keeper already")
+        until = turn.now + (min(seconds, self._hold_max) if self._hold_max else seconds)
+        transaction.hold_callers.append((call.id, until))
+        turn.tell(transaction.ledger.freezer, messages.Hold(until))
+        return DEFERRED
+
+    def stop(self, turn: Turn, why: str) -> None:
+        """End any freeze because the agent or the guest goes down; nothing if there is none."""
+        self.take(turn, FreezeEvent.STOPPING, why)
+
+    def recover(self, turn: Turn, found: JournalFound, options: Options) -> None:
+        """Thaw what the journal of a supervisor before this one names, and tell the next fsthaw."""
+        self._last_id = found.freeze
+        if not found.plan.mounts:
+            self.unreported = found.untold
+            self.last = Last(found.freeze, Outcome.BROKEN.value, False, 0.0, 0.0, found.untold, -1.0)
+            return
+        orphan = self._workers.adopt(turn, RPCS["va.fsfreeze"], found.orphan).id if found.orphan[0] else 0
+        ledger = Ledger(orphan)
+        ledger.adopt(found.plan, expedites=found.expedites)
+        broken = Fault(Code.FREEZE_BROKEN, found.untold)
+        self.transaction = Transaction(found.freeze, options, ledger, outcome=Outcome.BROKEN, fault=broken)
+        self.take(turn, FreezeEvent.JOURNAL, found.untold)
+
+    # -- its workers
+
+    def owns(self, worker: Worker) -> bool:
+        """Return whether the worker belongs to the present freeze."""
+        return self.transaction is not None and (
+            worker.id == self.transaction.ledger.freezer or worker.id in self.transaction.ledger.thawers
+        )
+
+    def changed(self, turn: Turn) -> None:
+        """What may be frozen, a worker, or the back-off has changed: do what that makes possible."""
+        if self.expects(FreezeEvent.CHANGED):
+            self.take(turn, FreezeEvent.CHANGED)
+
+    def killed(self, turn: Turn, worker: Worker) -> None:
+        """A worker of this freeze got SIGKILL: compensate now."""
+        ledger = self.current.ledger
+        if worker.id == ledger.freezer:
+            self.take(turn, FreezeEvent.DIED, f"{worker.name} was killed{while_clause(worker)}{worker.why_killed}")
+            ledger.freezer_died(spoke_rubbish=worker.rubbish)
+        self.changed(turn)
+
+    def exited(self, turn: Turn, worker: Worker, death: str, *, reported: bool) -> None:
+        """A worker of this freeze was reaped; `reported` if it had told its end and was not killed."""
+        ledger = self.current.ledger
+        if worker.id == ledger.freezer:
+            self.take(turn, FreezeEvent.DIED, death)
+            ledger.freezer_reaped(reported=reported, last_worker=self._workers.last_id)
+            if not reported:
+                ledger.freezer_died(spoke_rubbish=worker.rubbish)
+                self._undo.try_now(turn)
+        else:
+            self._undo.ended(turn, ledger, worker, death, reported=reported)
+        self.changed(turn)
+
+    # -- actions of the table's rows
+
+    def _do_nothing(self, turn: Turn, cause: Cause) -> None:
+        pass
+
+    def _do_proceed(self, turn: Turn, _cause: Cause) -> None:
+        turn.tell(self.current.ledger.freezer, messages.Proceed())
+
+    def _do_answer_freeze(self, turn: Turn, cause: Cause) -> None:
+        transaction, frozen = self.current, cause.report
+        assert isinstance(frozen, messages.Frozen)
+        transaction.ledger.not_expedited()
+        transaction.frozen_at, transaction.hold_ends = float(frozen.at), float(frozen.until)
+        if self.unreported:
+            # Whoever asks for a thaw from now on asks for that of this freeze.
+            turn.log("warning", f"nobody was told: {self.unreported}")
+            self.unreported = ""
+        self._pending.answer(turn, transaction.caller, len(transaction.ledger.held))
+        transaction.caller = None
+
+    def _do_extend_hold(self, turn: Turn, _cause: Cause) -> None:
+        transaction = self.current
+        call, transaction.hold_ends = transaction.hold_callers.pop(0)
+        keeper = self._workers.get(transaction.ledger.freezer)
+        assert keeper is not None
+        left = transaction.hold_ends - turn.now
+        self._workers.limit(turn, keeper, max(left, 1e-3))
+        self._pending.answer(turn, call, max(0.0, left))
+
+    def _do_kill_freezer(self, turn: Turn, cause: Cause) -> None:
+        worker = self._workers.get(self.current.ledger.freezer)
+        if worker is not None and worker.alive:
+            self._workers.kill(turn, worker, WorkerEvent.CANCELLED, f": {cause.why}")
+            self.killed(turn, worker)
+        else:
+            self.changed(turn)
+
+    def _do_kill_unresponsive(self, turn: Turn, cause: Cause) -> None:
+        worker = self._workers.get(self.current.ledger.freezer)
+        assert worker is not None
+        self.kill(turn, worker, cause.why)
+
+    def _do_tell_keeper_to_thaw(self, turn: Turn, _cause: Cause) -> None:
+        transaction = self.current
+        transaction.told_to_thaw = True
+        keeper = self._workers.get(transaction.ledger.freezer)
+        if keeper is not None and keeper.alive:
+            turn.tell(keeper.id, messages.Thaw())
+            self._workers.arm(turn, keeper, REACT_GRACE)
+
+    def _do_amend_fault(self, _turn: Turn, cause: Cause) -> None:
+        transaction = self.current
+        if transaction.outcome is Outcome.FAILED:
+            transaction.fault = cause.fault  # its Thawing gave the reason already; this one says what was undone, too
+
+    def _do_advance(self, turn: Turn, _cause: Cause) -> None:
+        transaction = self.current
+        ledger = transaction.ledger
+        if self._undo.nothing_left(self.current.ledger):
+            undone = f"thawed: {transaction.thawed_count}"
+            self.take(turn, FreezeEvent.SETTLED, f"freeze {transaction.id} {transaction.outcome.value}, {undone}")
+            return
+        if self._undo.due(turn, self.current.ledger):
+            self._undo.start(turn, ledger)
+        ours = self._undo.at_work(ledger)
+        stuck = [worker for worker in ours if worker.state is WorkerState.STUCK]
+        if stuck:
+            why = "; ".join(f"{worker.name} is stuck{while_clause(worker)}" for worker in stuck)
+            self.take(turn, FreezeEvent.STUCK, why)
+        elif not ours:
+            self.take(turn, FreezeEvent.THAW_FAILED, self._undo.last_refusal)
+
+    def _do_retry_if_useful(self, turn: Turn, _cause: Cause) -> None:
+        if self._undo.due(turn, self.current.ledger):
+            self.take(turn, FreezeEvent.RETRY, "thaw again")
+        elif self._undo.nothing_left(self.current.ledger):
+            self.take(turn, FreezeEvent.RETRY, "nothing is frozen any more")
+
+    def _do_retry_now(self, turn: Turn, _cause: Cause) -> None:
+        self._undo.try_now(turn)
+        self.changed(turn)
+
+    def _do_tell_error(self, turn: Turn, cause: Cause) -> None:
+        transaction = self.current
+        ledger = transaction.ledger
+        left = listed(ledger.marks[index].mount.mountpoint for index in sorted(ledger.suspects))
+        still = f"{cause.why}; not yet thawed: {left or 'nothing, but a worker may still freeze'}; trying again"
+        fault = transaction.fault
+        if fault is not None and self._pending.answer(
+            turn, transaction.caller, Fault(fault.code, f"{fault.text}; {still}")
+        ):
+            transaction.caller = None
+            transaction.reported = True
+        self._answer_thaw_callers(turn, Fault(Code.FAILED, still))
+        self._on_settled(turn)
+
+    def _do_settle(self, turn: Turn, _cause: Cause) -> None:
+        self._undo.try_now(turn)
+        transaction = self.current
+        transaction.ledger.settle()
+        fault = transaction.told_fault
+        undone = transaction.thawed_count
+        self.last = transaction.summary(turn.now, turn.wall)
+        # A success is told when nothing says otherwise any more, a fault before what would repeat it is removed.
+        if fault is None and not self.unreported:
+            self._keep_unreported(turn, transaction.id)
+        reported = self._pending.answer(turn, transaction.caller, fault or undone) or transaction.reported
+        cancelled = transaction.outcome is Outcome.CANCELLED
+        mine = fault.text if fault is not None and not reported and not cancelled else ""
+        news = "; ".join(filter(None, (self.unreported, mine)))
+        if self._answer_thaw_callers(turn, Fault(Code.FREEZE_BROKEN, news) if news else undone):
+            self.unreported = ""
+        elif fault is not None and not reported and not (cancelled and transaction.thaw_asked_at):
+            self.unreported = "; ".join(filter(None, (self.unreported, fault.text)))
+        if fault is not None or news:
+            self._keep_unreported(turn, transaction.id)
+        self._on_settled(turn)
+
+    def _do_answer_thaw(self, turn: Turn, _cause: Cause) -> None:
+        if not self.unreported:
+            self._answer_thaw_callers(turn, 0)
+        # Told first, forgotten afterwards: dying in between, it is told twice rather than never.
+        elif self._answer_thaw_callers(turn, Fault(Code.FREEZE_BROKEN, self.unreported)):
+            self.unreported = ""
+            turn.no_journal()
+
+    _ACTIONS: ClassVar[Mapping[str, Callable[[Freeze, Turn, Cause], None]]] = {
+        "nothing": _do_nothing,
+        "proceed": _do_proceed,
+        "answer_freeze": _do_answer_freeze,
+        "extend_hold": _do_extend_hold,
+        "kill_freezer": _do_kill_freezer,
+        "kill_unresponsive": _do_kill_unresponsive,
+        "tell_keeper_to_thaw": _do_tell_keeper_to_thaw,
+        "amend_fault": _do_amend_fault,
+        "advance": _do_advance,
+        "retry_if_useful": _do_retry_if_useful,
+        "retry_now": _do_retry_now,
+        "tell_error": _do_tell_error,
+        "settle": _do_settle,
+        "answer_thaw": _do_answer_thaw,
+    }
+
+    # -- the way to THAWED
+
+    def kill(self, turn: Turn, worker: Worker, why: str) -> None:
+        """Kill a worker of this freeze whose limit has passed, and compensate."""
+        self._workers.kill(turn, worker, WorkerEvent.LIMIT, f": {why}")
+        self.killed(turn, worker)
+
+    def _answer_thaw_callers(self, turn: Turn, value: int | Fault) -> bool:
+        """Answer whoever waits for a thaw; return whether anybody did."""
+        callers, self._thaw_callers = self._thaw_callers, []
+        return sum(self._pending.answer(turn, number, value) for number in callers) > 0  # not any(): each is answered
+
+    def _keep_unreported(self, turn: Turn, freeze: int) -> None:
+        """Let the journal keep what nobody was told, and no more: nothing is frozen now."""
+        if self.unreported:
+            turn.journal(freeze, 0, journal(freeze, NO_PLAN, self.unreported))
+        else:
+            turn.no_journal()
+
+    @property
+    def current(self) -> Transaction:
+        """The transaction that is under way, or was the last; there must be one."""
+        assert self.transaction is not None
+        return self.transaction

@@ -1,0 +1,225 @@
+"""What one freeze may have left frozen, and what proves that it has not. Pure.
+
+What may be frozen (`suspects`): a file system enters when its worker reports that it is about to issue FIFREEZE
+(write-ahead), and leaves when FIFREEZE was refused, or a FITHAW proved it thawed. A worker that is killed may be inside
+FIFREEZE, which takes effect later, just before it dies. So until it is reaped, only a FITHAW that undid a freeze proves
+anything: EINVAL may come from a freeze that still waits for writers (freeze_super drops its lock meanwhile) and cannot
+be stopped. When it is reaped all that it attempted is suspect again, and only a thaw worker that was forked after that
+(its number is over `proof_after`) proves anything.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from ...agent.api.records import Mount, Plan
+from ...agent.api.states import MountState, Phase
+from ...agent.worker import messages
+
+_UNDER_WAY = (MountState.SYNCING, MountState.FREEZING, MountState.THAWING)
+_NAMED = 3
+NO_PLAN = Plan((), ())
+
+
+@dataclass(slots=True)
+class Mark:
+    """One planned file system and what has been done to it; `seconds` is how long the last step took."""
+
+    mount: Mount
+    state: MountState = MountState.PENDING
+    errno: int = 0
+    error: str = ""
+    seconds: float = 0.0
+
+
+class Ledger:
+    """The file systems of one freeze, by their index in the plan. Nobody else changes its members.
+
+    `attempted` are those that a FIFREEZE was announced for, `refused` those of them where it failed. `held` are frozen,
+    and none of ours has begun to thaw them: one that is found thawed is someone else's doing. `thawed_by_us` are those
+    that a FITHAW of ours has thawed. `in_flight` maps a file system to the worker that has an attempt to thaw it under
+    way, `thawers` the thaw workers to the file systems that each was given. `expedites`: grace periods may be left
+    expedited. `counts` are the marks by state, and `moving` those that something is being done to, the longest first:
+    with many file systems each step must cost the same.
+    """
+
+    def __init__(self, freezer: int) -> None:
+        """Begin the ledger of the freeze worker of that number, 0 if there is none any more."""
+        self.freezer = freezer
+        self.reaped = not freezer
+        self.planned = False
+        self.plan = NO_PLAN
+        self.marks: list[Mark] = []
+        self.expedites = False
+        self.attempted: set[int] = set()
+        self.refused: set[int] = set()
+        self.suspects: set[int] = set()
+        self.held: set[int] = set()
+        self.thawed_by_us: set[int] = set()
+        self.proof_after = 0
+        self.in_flight: dict[int, int] = {}
+        self.thawers: dict[int, set[int]] = {}
+        self.standstill_since = 0.0
+        self.progress = messages.Progress(Phase.PLAN.value)
+        self.counts: Counter[MountState] = Counter()
+        self.moving: dict[int, None] = {}
+
+    # -- the plan, and the journal that keeps it
+
+    def take(self, plan: Plan, *, expedites: bool) -> None:
+        """Take the plan that the worker reported or the journal kept."""
+        self.planned = True
+        self.plan = plan
+        self.expedites = expedites
+        self.marks = [Mark(mount) for mount in plan.mounts]
+        self.counts = Counter({MountState.PENDING: len(self.marks)})
+
+    def adopt(self, plan: Plan, *, expedites: bool) -> None:
+        """Take every file system of a dead agent's plan for frozen: what was reported of them died with it."""
+        self.take(plan, expedites=expedites)
+        everything = range(len(self.marks))
+        self.attempted, self.suspects = set(everything), set(everything)
+        for index, mark in enumerate(self.marks):
+            self._enter(index, MountState.FROZEN)
+            mark.error = "may be frozen: the agent died"
+
+    # -- steps
+
+    def note(self, worker: int, step: messages.Step, state: MountState, now: float) -> bool:
+        """Take a step of the freeze worker or a thaw worker; return whether it shows that someone else had thawed."""
+        index, freezer = step.mount, worker == self.freezer
+        mark = self.marks[index]
+        before = mark.state
+        self._enter(index, state)
+        mark.errno, mark.error, mark.seconds = step.errno, step.error, float(step.seconds)
+        if state is MountState.THAWING:
+            self.in_flight.setdefault(index, worker)
+        elif self.in_flight.get(index) == worker:
+            del self.in_flight[index]
+        found_thawed = state is MountState.THAWED and step.errno == errno.EINVAL
+        by_another = found_thawed and index not in self.thawed_by_us and (freezer or index in self.held)
+        if state is MountState.THAWED and not found_thawed:
+            self.thawed_by_us.add(index)
+        if state in (MountState.THAWING, MountState.THAWED) and (freezer or state is MountState.THAWED):
+            self.held.discard(index)
+        if freezer and state in (MountState.FREEZING, MountState.FROZEN):
+            self.standstill_since = self.standstill_since or now
+            self.attempted.add(index)
+            self.refused.discard(index)
+            self.suspects.add(index)
+            if state is MountState.FROZEN:
+                self.held.add(index)
+        elif freezer and before is MountState.FREEZING:
+            self.refused.add(index)
+            self.suspects.discard(index)
+        elif state is MountState.THAWED:
+            # ADR 0014: EINVAL proves nothing while the freeze worker is not reaped.
+            if freezer or (worker > self.proof_after and (self.reaped or step.errno == 0)):
+                self.suspects.discard(index)
+            else:
+                self._enter(index, MountState.THAWING)
+                mark.error = "not frozen yet, but its worker may still freeze it"
+        return by_another
+
+    def note_progress(self, progress: messages.Progress) -> None:
+        """Take the newest figures of the disks."""
+        self.progress = progress
+
+    def _enter(self, index: int, state: MountState) -> None:
+        mark = self.marks[index]
+        self.counts[mark.state] -= 1
+        self.counts[state] += 1
+        mark.state = state
+        self.moving.pop(index, None)
+        if state in _UNDER_WAY:
+            self.moving[index] = None
+
+    # -- deaths, and what they leave to be done
+
+    def freezer_died(self, *, spoke_rubbish: bool) -> None:
+        """Suspect what the dying freeze worker may have frozen; if it spoke rubbish, all that was planned."""
+        self.suspects |= set(range(len(self.marks))) if spoke_rubbish else self.froze
+
+    def freezer_reaped(self, *, reported: bool, last_worker: int) -> None:
+        """The freeze worker is gone. Unless it had `reported` its end only a later thaw worker proves anything."""
+        self.reaped = True
+        self.free(self.freezer)
+        if reported:
+            self.expedites = False  # it has put that back
+        else:
+            self.proof_after = last_worker
+
+    def thaws(self, thawer: int, mounts: set[int]) -> None:
+        """That thaw worker was forked for these."""
+        self.thawers[thawer] = mounts
+        self.in_flight.update(dict.fromkeys(mounts, thawer))
+
+    def thawer_reaped(self, thawer: int, *, reported: bool) -> bool:
+        """The thaw worker is gone; return whether it has left undone what it could have proved."""
+        self.free(thawer)
+        given = self.thawers.pop(thawer)
+        if self.reaped and thawer > self.proof_after and reported:
+            self.expedites = False
+        return bool(self.suspects & given) and (not self.reaped or thawer > self.proof_after)
+
+    def free(self, worker: int) -> None:
+        """That worker has no attempt under way any more."""
+        self.in_flight = {mount: owner for mount, owner in self.in_flight.items() if owner != worker}
+
+    def not_expedited(self) -> None:
+        """The freeze worker has put grace periods back."""
+        self.expedites = False
+
+    @property
+    def owed(self) -> bool:
+        """Whether a worker that died when all had been refused has left grace periods expedited, and nothing frozen."""
+        return self.reaped and self.expedites and bool(self.attempted) and not self.thawers
+
+    @property
+    def to_thaw(self) -> set[int]:
+        """Those that may be frozen, and that no attempt to thaw is under way for."""
+        return self.suspects - self.in_flight.keys()
+
+    # -- words and figures
+
+    @property
+    def froze(self) -> set[int]:
+        """Those that were, or may have been, frozen."""
+        return self.attempted - self.refused
+
+    def settle(self) -> None:
+        """Let each file system say what it is when nothing is frozen any more."""
+        for index, mark in enumerate(self.marks):
+            if mark.state in (MountState.SYNCING, MountState.SYNCED):
+                self._enter(index, MountState.PENDING)
+            elif mark.state in (MountState.FREEZING, MountState.FROZEN, MountState.THAWING):
+                self._enter(index, MountState.THAWED)
+
+    def what_was_undone(self) -> str:
+        """Return how many of those that may have been frozen were thawed, to end a sentence; or nothing."""
+        if not self.froze:
+            return ""
+        rest = len(self.froze - self.thawed_by_us)
+        found = f", {rest} found not frozen" if rest else ""
+        return f"; thawed {len(self.thawed_by_us)} of {len(self.froze)}{found}"
+
+    def doing(self, shown: Callable[[str], str] = str) -> str:
+        """Return what is being done now, and where; `shown` makes of a mount point what is to be shown of it."""
+        marks = [self.marks[index] for index in islice(self.moving, _NAMED)]
+        more = len(self.moving) - len(marks)
+        now = ", ".join(f"{mark.state.value} {shown(mark.mount.mountpoint)}" for mark in marks)
+        return now + (f" and {more} more" if more else "")
+
+    def journal(self, freeze: int, unreported: str) -> dict[str, Any]:
+        """Return what the journal keeps: what may be frozen, and what the next fsthaw is told if the agent dies."""
+        return journal(freeze, self.plan, unreported, expedites=self.expedites)
+
+
+def journal(freeze: int, plan: Plan, unreported: str, *, expedites: bool = False) -> dict[str, Any]:
+    """Return the record of a freeze that the journal keeps."""
+    return {"freeze": freeze, "plan": plan.dump(), "untold": unreported, "expedites": expedites}

@@ -1,0 +1,169 @@
+"""What the workers of a freeze say, and what befalls them: which event of the machine that is. Pure.
+
+A report is checked against what its worker may say; what is wrong with it is returned, and the worker killed for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+from ...agent.api.errors import from_number
+from ...agent.api.records import Plan
+from ...agent.api.states import FreezeEvent, MountState, Phase, WorkerEvent, WorkerState
+from ...agent.worker import messages
+from .freeze import REACT_GRACE, Freeze
+from .turn import Turn
+from .workers import LOOK_AGAIN, Worker, Workers, while_clause
+
+IN_D, UNKNOWN = "disk-sleep", "unknown"  # psutil's name of the state; and none could be had
+_MOUNT_STATES = {state.value: state for state in MountState}
+
+
+class FreezeReports:
+    """Reports, limits and process states of the freeze worker and the thaw workers."""
+
+    def __init__(self, freeze: Freeze, workers: Workers) -> None:
+        self._freeze = freeze
+        self._workers = workers
+
+    def receive(self, turn: Turn, worker: Worker, message: messages.Report) -> str:
+        """Take a report of a freeze or thaw worker; return what is wrong with it, empty if nothing."""
+        self._freeze.count_change()
+        handler = self._RECEIVE.get(type(message))
+        return handler(self, turn, worker, message) if handler else ""
+
+    def _receive_step(self, turn: Turn, worker: Worker, step: messages.Step) -> str:
+        ledger = self._freeze.current.ledger
+        state = _MOUNT_STATES.get(step.state)
+        if state is None or not 0 <= step.mount < len(ledger.marks):
+            return f"Step to {step.state[:40]!r} of mount {step.mount} of {len(ledger.marks)}"
+        if ledger.note(worker.id, step, state, turn.now):
+            where = ledger.marks[step.mount].mount.mountpoint
+            self._freeze.take(turn, FreezeEvent.FOUND_THAWED, f"someone else had thawed {where}")
+        self._workers.describe(worker, ledger.doing if worker.alive else ledger.doing())
+        return ""
+
+    def _receive_plan(self, turn: Turn, worker: Worker, message: messages.Plan) -> str:
+        transaction = self._freeze.current
+        if transaction.ledger.planned:
+            return "a second Plan"
+        try:
+            transaction.ledger.take(Plan.load(message.plan), expedites=bool(message.expedites))
+        except ValueError as error:
+            return f"Plan: {error}"
+        died = f"freeze {transaction.id} was broken: the agent died"
+        unreported = "; ".join(filter(None, (self._freeze.unreported, died)))
+        turn.journal(transaction.id, worker.pid, transaction.ledger.journal(transaction.id, unreported))
+        return ""
+
+    def _receive_progress(self, turn: Turn, worker: Worker, progress: messages.Progress) -> str:
+        transaction = self._freeze.current
+        options = transaction.options
+        limits = {Phase.SYNC.value: options.sync_limit, Phase.FREEZE.value: options.freeze_limit}
+        if worker.id != transaction.ledger.freezer or progress.phase not in {worker.phase.value, *limits}:
+            return f"Progress in phase {progress.phase[:40]!r}"
+        transaction.ledger.note_progress(progress)
+        if progress.phase != worker.phase.value and worker.state is WorkerState.RUNNING:
+            self._workers.enter_phase(turn, worker, Phase(progress.phase), limits[progress.phase])
+        return ""
+
+    def _receive_frozen(self, turn: Turn, worker: Worker, frozen: messages.Frozen) -> str:
+        if not self._freeze.expects(FreezeEvent.FROZEN) or worker.state is not WorkerState.HOLDING:
+            return ""  # it was killed meanwhile: what it froze is suspect and gets thawed
+        transaction = self._freeze.current
+        limit = transaction.options.hold_limit
+        held = len(transaction.ledger.held)
+        until = limit and frozen.at + limit
+        if frozen.count != held or not 0 <= frozen.at <= turn.now or frozen.until != until:
+            return f"Frozen for {frozen.count} of {held}, from {frozen.at:g} to {frozen.until:g}"
+        self._workers.enter_phase(turn, worker, Phase.HOLD, limit)
+        self._workers.arm(turn, worker, max(until - turn.now, 1e-3) if limit else 0)
+        self._freeze.take(
+            turn, FreezeEvent.FROZEN, f"freeze {transaction.id}, file systems: {frozen.count}", report=frozen
+        )
+        return ""
+
+    def _receive_held(self, turn: Turn, _worker: Worker, held: messages.Held) -> str:
+        if not self._freeze.expects(FreezeEvent.HELD):
+            return ""
+        callers = self._freeze.current.hold_callers
+        if not callers or held.until != callers[0][1]:
+            return f"Held until {held.until:g}, which nobody asked"
+        self._freeze.take(turn, FreezeEvent.HELD)
+        return ""
+
+    def _receive_thawing(self, turn: Turn, worker: Worker, thawing: messages.Thawing) -> str:
+        if not worker.alive:
+            return ""
+        transaction = self._freeze.current
+        in_time = bool(transaction.thaw_asked_at) and thawing.at >= transaction.thaw_asked_at
+        if not thawing.reason or in_time:
+            event = FreezeEvent.THAWS
+        elif transaction.hold_ends and thawing.at >= transaction.hold_ends:
+            event = FreezeEvent.EXPIRED
+        else:
+            event = FreezeEvent.GAVE_UP
+        self._freeze.take(turn, event, thawing.reason or "the keeper thawed unasked")
+        self._workers.enter_phase(turn, worker, Phase.THAW, self._freeze.thaw_limit)
+        return ""
+
+    def _receive_done(self, turn: Turn, worker: Worker, _done: messages.Done) -> str:
+        transaction = self._freeze.current
+        if worker.id == transaction.ledger.freezer:
+            frozen = bool(transaction.ledger.suspects or transaction.frozen_at)
+            why = "" if frozen else "there is nothing to freeze"
+            self._freeze.take(turn, FreezeEvent.DONE if frozen else FreezeEvent.ENDED, why)
+        return ""
+
+    def _receive_failed(self, turn: Turn, worker: Worker, failed: messages.Failed) -> str:
+        if worker.id == self._freeze.current.ledger.freezer:
+            fault = from_number(failed.code, failed.text)
+            self._freeze.take(turn, FreezeEvent.FAILED, fault.text, code=fault.code)
+        return ""
+
+    _RECEIVE: ClassVar[Mapping[type, Callable[..., str]]] = {
+        messages.Step: _receive_step,
+        messages.Plan: _receive_plan,
+        messages.Progress: _receive_progress,
+        messages.Frozen: _receive_frozen,
+        messages.Held: _receive_held,
+        messages.Thawing: _receive_thawing,
+        messages.Done: _receive_done,
+        messages.Failed: _receive_failed,
+    }
+
+    # -- what effects and deadlines bring
+
+    def journaled(self, turn: Turn, freeze: int, refused: OSError | None) -> None:
+        """The plan is in the journal: let the worker go on to freeze. Or it is not: nothing is frozen."""
+        if self._freeze.expects(FreezeEvent.JOURNALED) and freeze == self._freeze.current.id:
+            if refused is None:
+                self._freeze.take(turn, FreezeEvent.JOURNALED)
+            else:
+                why = f"the journal could not be written, so nothing was frozen: {refused.strerror}"
+                self._freeze.take(turn, FreezeEvent.JOURNAL_FAILED, why)
+
+    def limit_passed(self, turn: Turn, worker: Worker) -> None:
+        """A limit of the freeze worker or of a thaw worker has passed."""
+        if worker.phase is Phase.THAW:
+            turn.probe(worker.id)
+        elif worker.phase is not Phase.HOLD:
+            why = f"the {worker.phase.value} limit of {worker.limit:g} s passed"
+            self._freeze.take(turn, FreezeEvent.OVERRAN, why, where=while_clause(worker))
+        elif self._freeze.current.told_to_thaw:
+            self._freeze.take(turn, FreezeEvent.UNRESPONSIVE, f"it did not begin to thaw within {REACT_GRACE:g} s")
+        else:
+            self._freeze.take(turn, FreezeEvent.HOLD_PASSED, f"the hold limit of {worker.limit:.3g} s passed")
+
+    def probed(self, turn: Turn, worker: Worker, process_state: str) -> None:
+        """The thaw limit of `worker` has passed, and this is its process state: if it is in the kernel, let it be."""
+        in_kernel = process_state in (IN_D, UNKNOWN)
+        if in_kernel and worker.state is WorkerState.STUCK:
+            self._workers.arm(turn, worker, LOOK_AGAIN)
+        elif not in_kernel or worker.state is WorkerState.SPAWNED:
+            self._freeze.kill(turn, worker, f"the thaw limit of {worker.limit:g} s passed")
+        else:
+            # ADR 0015: SIGKILL inside FITHAW ends it no sooner, and does harm.
+            self._workers.change(turn, worker, WorkerEvent.IN_KERNEL)
+            self._freeze.changed(turn)

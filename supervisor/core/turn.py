@@ -1,0 +1,82 @@
+"""One turn of the core: when it is, and what is to be done about it. Pure.
+
+A turn is passed wherever something may be decided. What is decided is appended to its effects, in order, by a verb.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...agent.api.errors import Fault
+from ...agent.api.methods import Rpc
+from ...agent.worker import messages
+from . import events
+from .timing import Deadlines, Key
+
+
+class Turn:
+    """`now` is in seconds of the loop's clock; `wall` is the time of day, in seconds since the epoch."""
+
+    __slots__ = ("_deadlines", "effects", "now", "wall")
+
+    def __init__(self, now: float, wall: float, deadlines: Deadlines) -> None:
+        self.now = now
+        self.wall = wall
+        self.effects: list[events.Effect] = []
+        self._deadlines = deadlines
+
+    def answer(self, connection: int, token: int, value: Any | Fault) -> None:
+        """Reply to a request."""
+        self.effects.append(events.Answer(connection, token, value))
+
+    def spawn(self, worker: int, row: Rpc, args: dict[str, Any]) -> None:
+        """Fork a worker."""
+        self.effects.append(events.Spawn(worker, row.name, args))
+
+    def adopt(self, worker: int, pid: int, started: int) -> None:
+        """Take the freeze worker that a dead supervisor left."""
+        self.effects.append(events.Adopt(worker, pid, started))
+
+    def kill(self, worker: int) -> None:
+        """Send SIGKILL."""
+        self.effects.append(events.Kill(worker))
+
+    def probe(self, worker: int) -> None:
+        """Look at the process state."""
+        self.effects.append(events.Probe(worker))
+
+    def tell(self, worker: int, message: messages.Control) -> None:
+        """Write to the worker's control pipe."""
+        self.effects.append(events.Tell(worker, message))
+
+    def log(self, level: str, text: str) -> None:
+        """Write a line to the log."""
+        self.effects.append(events.Log(level, text))
+
+    def title(self, text: str, until: float | None) -> None:
+        """Show this in ps."""
+        self.effects.append(events.SetTitle(text, until))
+
+    def journal(self, freeze: int, pid: int, record: dict[str, Any]) -> None:
+        """Replace the journal."""
+        self.effects.append(events.WriteJournal(freeze, pid, record))
+
+    def no_journal(self) -> None:
+        """Remove the journal."""
+        self.effects.append(events.RemoveJournal())
+
+    def do(self, effect: events.Effect) -> None:
+        """Do what is seldom done, and has no verb."""
+        self.effects.append(effect)
+
+    def arm(self, key: Key, seconds: float) -> None:
+        """Let `key` come due after `seconds`."""
+        self._deadlines.arm(key, self.now + seconds)
+
+    def cancel(self, key: Key) -> None:
+        """Let `key` not come due."""
+        self._deadlines.cancel(key)
+
+    def left(self, key: Key) -> float:
+        """Return the seconds until `key` is due, or -1 if it is not armed."""
+        return self._deadlines.left(key, self.now)
