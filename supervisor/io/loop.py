@@ -105,15 +105,16 @@ class Loop:
         """Have hosts come that way."""
         self._hosts.listen(way)
 
-    def feed(self, *happened: events.Event) -> None:
-        """Give events to the core and apply what it decides, in order; before each the core's deadlines that passed."""
-        self._queue.extend(happened)
+    def feed(self, event: events.Event | None = None) -> None:
+        """Give the core its deadlines that have passed, then `event`; apply what it decides, in order."""
+        if event is not None:
+            self._queue.append(event)
         if self._feeding:
             return  # what an effect brings about comes after the effects that stand behind it
         self._feeding = True
         try:
-            while (event := self._next(now := self._clock())) is not None:
-                for effect in self._core.handle(event, now):
+            while (taken := self._next(now := self._clock())) is not None:
+                for effect in self._core.handle(taken, now):
                     drawn = self._effects[type(effect)](effect)
                     if drawn is not None:
                         self._queue.append(drawn)

@@ -185,7 +185,7 @@ def _install_supervisor(points: Points) -> None:
             _pids[effect.rpc] = drawn.pid
         return drawn
 
-    def hooked_feed(self: loop.Loop, event: events.Event) -> None:
+    def hooked_feed(self: loop.Loop, event: events.Event | None = None) -> None:
         match event:
             case events.Reported(number, message):
                 what = f"supervisor {rpcs.get(number, ADOPTED)} {name_of(message)}"
