@@ -98,7 +98,7 @@ class Loop:
         self._feeding = True
         apply = self._effects.table
         try:
-            while (taken := self._next(now := self._clock())) is not None:
+            while (self._queue or event is None) and (taken := self._next(now := self._clock())) is not None:
                 for effect in self._core.handle(taken, now):
                     drawn = apply[type(effect)](effect)
                     if drawn is not None:

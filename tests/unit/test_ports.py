@@ -540,3 +540,25 @@ def test_the_half_request_of_http_is_refused_with_its_status(crowd: Crowd, monke
     assert b"Connection: close" in said
     assert b"<int>4</int>" in said
     assert is_closed(sock)
+
+
+def test_a_host_that_takes_its_replies_late_is_kept_while_its_requests_wait_for_their_turn(crowd: Crowd) -> None:
+    """Nothing is read from it then, and nothing is left to write: that it can be written to again is no hang-up."""
+    bench, (sock, *_) = crowd
+    bench.answers = False
+    say(bench, sock, b'{"execute": "guest-file-read", "arguments": {"handle": 1}, "id": 1}')
+    (first,) = [e for e in bench.fed if isinstance(e, events.Requested)]
+    say(bench, sock, b'{"execute": "guest-fsfreeze-freeze"}' + b'{"execute": "guest-get-time"}' * 200)
+    bench.hosts.answer(first.connection, first.token, "x" * 600_000)
+    bench.turn()
+    got = b""
+    while True:
+        bench.turn()
+        try:
+            data = sock.recv(1 << 16)
+        except BlockingIOError:
+            break
+        assert data, "closed"
+        got += data
+    assert got.count(b"x") >= 600_000
+    assert bench.gone() == []
