@@ -1,12 +1,13 @@
-"""Ports: character devices (a virtio port, a serial line) with the host at the other end, one conversation at a time.
+"""Character devices (a virtio port, a serial line) with the host at the other end, one connection at a time.
 
-A virtio port whose host end is closed is readable, writable never, and hung up all the time; a loop that waits for it
-as for a socket would spin. So each port lies in an epoll of its own, edge-triggered, and the loop waits for that: it is
-ready once when the kernel wakes the port's queue (the host came, went, wrote or read) and not again. `arm` asks anew
-for what is there already, so nobody has to read until there is no more.
+A virtio port whose host end is closed is readable, never writable, and hung up all the time; a loop that waits for it
+as for a socket would spin. So each device lies in an epoll of its own, edge-triggered, and the loop waits for that: it
+is ready once when the kernel wakes the device's queue (the host came, went, wrote or read) and not again. `arm` asks
+anew for what is there already, so nobody has to read until there is no more (ADR 0017).
 
-A port stays open while the host is away: the host sees an agent there, and no other process takes the port. A terminal
-that was hung up, or a port that was unplugged, is dead: it is closed, and its path looked at again when that changes.
+A device stays open while the host is away: the host sees an agent there, and no other process takes the device. A
+terminal that was hung up, or a port that was unplugged, is dead: it is closed, and its path looked at again when that
+changes.
 """
 
 from __future__ import annotations
@@ -16,24 +17,28 @@ import os
 import select
 import stat
 import termios
+from functools import partial
 
 from ..core.events import Peer
-from .connection import Connection
+from ..io.poller import HOSTS, PATHS, READ
 from .path_watch import PathWatch
+from .transport import End, Hub
 
 VIRTIO = "/dev/virtio-ports/org.qemu.guest_agent.0"
-AGAIN = 1.0  # seconds until a second look at a busy port: the kernel tells of a close just before it has happened
+AGAIN = 1.0  # seconds until a second look at a busy device: the kernel tells of a close just before it has happened
 BLIND = 10.0  # seconds between two looks where inotify cannot be had
 _BASE = select.EPOLLIN | select.EPOLLET
 _Identity = tuple[int, int, int, int]
 
 
 class CharDevice:
-    """A port, there or not; what reads and writes on it is a `Port` of channel.py.
+    """A device, there or not: the endpoint that hosts come to, and the transport of the one that is there.
 
-    Either it is open and `fileno` is to be waited for, or it is not, `why` says so, and `watch` is to be waited for.
-    `dead` and `at_end` tell what the last read or write met; a `terminal` at its end is dead.
+    Either it is open and the loop waits for it, or it is not, `why` says so, and the loop waits for `watch`. `dead` and
+    `at_end` tell what the last read or write met; a `terminal` at its end is dead.
     """
+
+    _hub: Hub
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
@@ -41,8 +46,6 @@ class CharDevice:
         self.peer = Peer(spec, "host")
         self.watch: PathWatch | None = None
         self.why = ""
-        self.look_at: float | None = None
-        self.talk: Connection | None = None
         self.dead = False
         self.at_end = False
         self._fd = -1
@@ -54,27 +57,58 @@ class CharDevice:
 
     # -- coming and going
 
-    def look(self, now: float, *, again: bool) -> bool:
-        """Open the port or watch for it; return whether it is open. `again` says that only a deadline asks."""
-        self.close_watch()
+    def serve(self, hub: Hub) -> None:
+        """Open the device, or wait until that can be done; then hear whoever is at the other end."""
+        self._hub = hub
+        self._look()
+
+    def due(self) -> None:
+        """Look once more."""
+        self._look(again=True)
+
+    def has_room(self) -> None:
+        """Do nothing: no device waits for room."""
+
+    def _look(self, *, again: bool = False) -> None:
+        """Open the device or watch for it; `again` says that only a timer asks."""
+        hub, before = self._hub, self.why
+        self._close_watch()
+        hub.timers.cancel(("device", self.spec))
+        if self._try(again=again):
+            hub.log.add("notice", f"{self.spec}: open")
+            hub.poller.register(self._edges_fd(), HOSTS, READ, partial(hub.ready, self))
+            return
+        if self.why != before:
+            hub.log.add("warning", f"{self.spec}: {self.why}; waiting for that to change")
+        if self.watch is not None:
+            hub.poller.register(self.watch.fileno(), PATHS, READ, self._on_path)
+
+    def _try(self, *, again: bool) -> bool:
+        """Set the watch, then open; return whether it is open."""
         died, self._is = None if self._heard else self._is, None
-        self.look_at = None
+        watch, blind = None, ""
         try:
-            self.watch = PathWatch(self.path)
+            watch = PathWatch(self.path)  # before the look: what happens meanwhile is not missed
         except OSError as error:
-            self.why, self.look_at = f"cannot be waited for: inotify: {error.strerror}", now + BLIND
+            blind = f"cannot be waited for: inotify: {error.strerror}"
         try:
-            self._open(died)
+            self._open(died, watch)
         except OSError as error:
-            self.why = str(error.strerror) if self.watch else f"{error.strerror}, and {self.why}"
-            if error.errno == errno.EBUSY and not again and self.look_at is None:
-                self.look_at = now + AGAIN
+            self.why = f"{error.strerror}, and {blind}" if blind else str(error.strerror)
+            if blind or (error.errno == errno.EBUSY and not again):
+                self._hub.timers.arm(("device", self.spec), self._hub.clock() + (BLIND if blind else AGAIN))
+            self.watch = watch
             return False
-        self.close_watch()
-        self.why, self.look_at = "", None
+        if watch is not None:
+            watch.close()
+        self.why = ""
         return True
 
-    def _open(self, died: _Identity | None) -> None:
+    def _on_path(self) -> None:
+        if self.watch is not None and self.watch.happened():
+            self._look()
+
+    def _open(self, died: _Identity | None, watch: PathWatch | None) -> None:
         about = os.stat(self.path)
         found = about.st_dev, about.st_ino, about.st_rdev, about.st_ctime_ns
         if not stat.S_ISCHR(about.st_mode):
@@ -89,8 +123,8 @@ class CharDevice:
                 _make_raw(fd)
             edges.register(fd, _BASE)
         except (OSError, termios.error) as error:
-            if self.watch:
-                self.watch.forget_end()
+            if watch is not None:
+                watch.forget_end()
             edges.close()
             os.close(fd)
             raise OSError(*error.args[:2]) from None
@@ -98,20 +132,32 @@ class CharDevice:
         self.dead = self.at_end = self._heard = False
 
     def close(self) -> None:
-        """Close the port; a terminal first sends what it has taken."""
+        """Close the device and watch no more; a terminal first sends what it has taken."""
         if self._edges is not None:
             self._edges.close()
             self._edges = None
             os.close(self._fd)
             self._fd = -1
+        self._close_watch()
 
-    def close_watch(self) -> None:
-        """Watch no more."""
+    def _close_watch(self) -> None:
         if self.watch is not None:
+            self._hub.poller.unregister(self.watch.fileno())
             self.watch.close()
             self.watch = None
 
-    def drop(self) -> None:
+    def finish(self) -> None:
+        """Be ready for the host that comes next, or for what this one says next; look anew if the device is dead."""
+        if self.dead:
+            self._hub.poller.unregister(self._edges_fd())
+            self.drop_unsent()
+            self.close()
+            self._hub.log.add("notice", f"{self.spec}: hung up, unplugged or failed")
+            self._look()
+        elif not self.at_end:
+            self.arm(reading=True, writing=False)
+
+    def drop_unsent(self) -> None:
         """Drop what a terminal has not sent: it is not for the next host, and closing would wait until it is sent."""
         try:
             if self.terminal:
@@ -121,7 +167,7 @@ class CharDevice:
 
     # -- while it is open
 
-    def fileno(self) -> int:
+    def _edges_fd(self) -> int:
         """Return the descriptor that is readable once for each thing that happened."""
         assert self._edges is not None
         return self._edges.fileno()
@@ -132,14 +178,21 @@ class CharDevice:
         return any(event & select.EPOLLHUP for _, event in self._edges.poll(0))
 
     def arm(self, *, reading: bool, writing: bool) -> None:
-        """Be ready again for what is there already, too. What is not wanted must not be armed again: it stays there."""
+        """Be ready again for what is there already, too (ADR 0017).
+
+        What is not wanted must not be armed again: it stays there.
+        """
         mask = _BASE | select.EPOLLOUT * writing
         if self._edges is not None and (reading or mask != self._mask):
             self._edges.modify(self._fd, mask)
             self._mask = mask
 
-    def recv(self, size: int) -> bytes:
-        """Read; empty if the host is gone. Raises BlockingIOError, OSError if the port is dead."""
+    def end(self) -> End:
+        """Return GONE for a terminal; of a port's next host the kernel may not have told yet (ADR 0017)."""
+        return End.GONE if self.terminal else End.UNSURE
+
+    def recv(self, size: int, /) -> bytes:
+        """Read; empty if the host is gone. Raises BlockingIOError, OSError if the device is dead."""
         self.at_end = False
         try:
             data = os.read(self._fd, size)
@@ -153,8 +206,8 @@ class CharDevice:
         self.dead |= self.at_end and self.terminal
         return data
 
-    def send(self, data: memoryview) -> int:
-        """Write what the port takes; return how much. Raises BlockingIOError, OSError if the port is dead."""
+    def send(self, data: memoryview, /) -> int:
+        """Write what the device takes; return how much. Raises BlockingIOError, OSError if the device is dead."""
         try:
             return os.write(self._fd, data)
         except BlockingIOError:

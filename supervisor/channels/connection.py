@@ -1,81 +1,60 @@
-"""Conversations: a peer on a byte stream. Non-blocking reads and partial writes, no decisions.
+"""Connections: one host on a transport. Non-blocking reads and partial writes, no decisions.
 
-A conversation whose peer does not read is not read either, until it has taken its replies; half a message and an unread
-reply may each be `message_age` seconds old. Above `max_clients` a client's first request is answered with BUSY.
+A connection whose host does not read is not read either, until the host has taken its replies; half a message and an
+unread reply may each be `message_age` seconds old. Above `max_clients` a client's first request is answered with BUSY.
 """
 
 from __future__ import annotations
 
 import math
-import select
-import socket
-from typing import Protocol
 
 from ...agent.api.errors import Code, Fault
 from ...agent.wire.messages import Incoming, Limits, Request
 from ...agent.wire.session import Session
-from ..core.events import Peer
+from ..core.timing import Deadlines
+from .patience import DOUBT, HALF, REFUSED, UNREAD, Patience
+from .transport import End, Transport
 
 READ = 64 << 10
 UNREAD_MAX = 256 << 10  # bytes of replies that a peer has not read, above which it is not listened to
 REFUSED_AGE = 5.0
-DOUBT = 0.1  # seconds after which what was said on a port is that host's who has gone, and not the next one's
-
-
-class Transport(Protocol):
-    """A byte stream that does not block: a socket or a character device."""
-
-    def fileno(self) -> int:
-        """Return the descriptor to wait on."""
-
-    def recv(self, size: int) -> bytes:
-        """Read; empty at the end. Raises BlockingIOError, ConnectionError, OSError."""
-
-    def send(self, data: memoryview) -> int:
-        """Write what can be written; return how much."""
-
-    def close(self) -> None:
-        """Close."""
+DOUBT_AGE = 0.1  # seconds after which what was said on a device is the host's that has gone, and not the next one's
 
 
 class Connection:
-    """One peer on one byte stream."""
+    """One host. `unsent` is what is counted of its replies in the sum over all connections, in bytes."""
 
-    def __init__(
-        self, number: int, port: Transport, peer: Peer, limits: Limits, age: float, *, shared: bool = False
-    ) -> None:
-        """With `shared` one peer after another has the same port."""
+    def __init__(self, number: int, transport: Transport, limits: Limits, age: float, timers: Deadlines) -> None:
+        """Have it wait `age` seconds for the rest of a message, and for a reply to be taken."""
         self.id = number
-        self.port = port
-        self.peer = peer
-        self.shared = shared
-        self.stream = Session(limits)
-        self.refused = False
+        self.transport = transport
+        self.peer = transport.peer
+        self.session = Session(limits)
+        self.patience = Patience(timers, number)
         self.gone = False
-        self._at_end = False
+        self.unsent = 0
         self._age = age
-        self.half_since: float | None = None
-        self._unread_since: float | None = None
-        self._refuse_at: float | None = None
+        self._at_end = False
+        self._refused = False
         self._answered = False
         self._heard_at = -math.inf
-        self._gone_at: float | None = None
 
     def refuse(self, now: float) -> None:
         """Answer its first request with BUSY; it has not long to ask."""
-        self.refused = True
-        self._refuse_at = now + REFUSED_AGE
+        self._refused = True
+        self.patience.begin(REFUSED, now + REFUSED_AGE)
 
     def read(self, now: float) -> None:
-        """Read once into the stream.
+        """Read once into the session.
 
-        A port at its end is believed at once only if nothing was said just now. What is read then is what the host said
-        last, or what another said that has come since: a virtio port has a host's first words before it tells that the
-        host is there, and takes no reply until then.
+        A device at its end is believed at once only if nothing was said just now. What is read then is what the host
+        said last, or what another said that has come since: a virtio port has a host's first words before it tells that
+        the host is there, and takes no reply until then (ADR 0017).
         """
-        self._gone_at = None
+        if DOUBT in self.patience.until:
+            self.patience.end(DOUBT)
         try:
-            data = self.port.recv(READ)
+            data = self.transport.recv(READ)
         except BlockingIOError:
             return
         except OSError:
@@ -83,20 +62,23 @@ class Connection:
             return
         if data:
             self._heard_at = now
-        elif isinstance(self.port, socket.socket):
-            # The host may only have said all that it has to say, and wait for the answers.
-            self._at_end = not hung_up(self.port)
-            self.gone = not self._at_end
-        elif self.shared and now < self._heard_at + DOUBT and self.stream.owing and not self.stream.mid_message:
-            self._gone_at = self._heard_at + DOUBT
+            self.session.receive_data(data)
+            return
+        end = self.transport.end()
+        if end is End.HALF:
+            self._at_end = True
+        elif end is End.UNSURE and self._just_asked(now):
+            self.patience.begin(DOUBT, self._heard_at + DOUBT_AGE)  # ADR 0017
         else:
             self.gone = True
-        self.stream.receive_data(data)
+
+    def _just_asked(self, now: float) -> bool:
+        return now < self._heard_at + DOUBT_AGE and self.session.owing and not self.session.mid_message
 
     def drain(self) -> None:
         """Throw away what there is to read: the peer is gone."""
         try:
-            while self.port.recv(READ):
+            while self.transport.recv(READ):
                 pass
         except OSError:
             pass  # nothing more, or not even that
@@ -104,67 +86,57 @@ class Connection:
 
     def next_event(self, now: float) -> Incoming | None:
         """Return the next thing that the peer said, None if there is none or it should first read its replies."""
-        if self.stream.output_size > UNREAD_MAX:
+        session = self.session
+        if session.output_size > UNREAD_MAX:
             return None
-        event = self.stream.next_event()
-        if event is not None or not self.stream.mid_message:
-            self.half_since = None
-        elif self.half_since is None:
-            self.half_since = now
-        if self.refused and isinstance(event, Request):
-            self.stream.fault(event.token, Fault(Code.BUSY, "too many clients on this channel; call again later"))
+        event = session.next_event()
+        if event is None and session.mid_message:
+            self.patience.begin(HALF, now + self._age)
+        elif HALF in self.patience.until:
+            self.patience.end(HALF)
+        if self._refused and isinstance(event, Request):
+            session.fault(event.token, Fault(Code.BUSY, "too many clients on this channel; call again later"))
             self._answered = True
             return None
         return event
 
     def write(self, now: float) -> None:
-        """Write what the port takes."""
+        """Write what the transport takes."""
+        session = self.session
         try:
-            while pending := self.stream.pending():
-                self.stream.wrote(self.port.send(pending))
-                self._unread_since = None
+            while pending := session.pending():
+                session.wrote(self.transport.send(pending))
+                if UNREAD in self.patience.until:
+                    self.patience.end(UNREAD)
         except BlockingIOError:
-            self._unread_since = self._unread_since or now
+            self.patience.begin(UNREAD, now + self._age)
         except OSError:
             self.gone = True
 
     @property
     def over(self) -> bool:
-        """Whether the conversation is to be closed."""
-        done = self.stream.closing or self._answered
-        return self.gone or (done and not self.stream.output_size) or (self._at_end and not self.stream.owing)
-
-    @property
-    def in_doubt(self) -> bool:
-        """Whether the port is at its end, and not to be read before something happens there."""
-        return self._gone_at is not None
-
-    @property
-    def writing(self) -> bool:
-        """Whether to wait for the port to take more."""
-        return self.stream.output_size > 0
+        """Whether the connection is to be ended."""
+        session = self.session
+        if self.gone or (self._at_end and not session.owing):
+            return True
+        return (session.closing or self._answered) and not session.output_size
 
     @property
     def reading(self) -> bool:
         """Whether to wait for more to read."""
-        return self.stream.output_size <= UNREAD_MAX and not self.stream.full and not self._at_end
+        return not self._at_end and self.session.output_size <= UNREAD_MAX and not self.session.full
 
-    def deadline(self) -> float | None:
-        """Return when `expire` is due, or None."""
-        ages = [since + self._age for since in (self.half_since, self._unread_since) if since is not None]
-        return min([*ages, *(at for at in (self._refuse_at, self._gone_at) if at is not None)], default=None)
+    def arm(self) -> None:
+        """Have the loop woken for what is needed next."""
+        # The end of a device is there all the time, and a host that comes is told of as one to write to (ADR 0017).
+        doubt = DOUBT in self.patience.until
+        writing = doubt or self.session.output_size > 0
+        self.transport.arm(reading=not doubt and self.reading, writing=writing)
 
-    def expire(self, now: float) -> None:
-        """End what has taken too long."""
-        if self.half_since is not None and self.half_since + self._age <= now:
-            self.stream.expire()
-            self.half_since = None
+    def due(self, what: str) -> None:
+        """What was waited for has not come in time."""
+        del self.patience.until[what]
+        if what == HALF:
+            self.session.expire()
         else:
             self.gone = True
-
-
-def hung_up(sock: socket.socket) -> bool:
-    """Return whether the peer has closed both directions, so that nobody reads an answer either."""
-    now = select.poll()
-    now.register(sock, 0)  # what is asked for does not matter: a hang-up is always told
-    return bool(now.poll(0))

@@ -1,275 +1,206 @@
-"""Hosts: who comes by which way, what they say as events, and the answers to it. Part of the loop, which it calls back.
+"""All connections: what hosts say as events for the core, and the answers to it. Part of the loop, which it calls back.
 
-Hosts come through a listening socket, each on a descriptor of its own, or are at the other end of a port (ports.py),
-where one after another has the same descriptor. Each host is a conversation with a number of its own: what was said in
-one, or is still to be answered, never reaches another.
+Each connection has a number of its own: what was said on one, or is still to be answered on it, never reaches another
+host, also where one host after another has the same character device.
 """
 
 from __future__ import annotations
 
-import selectors
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from ...agent.api.errors import Code, Fault
 from ...agent.wire.messages import Abandoned, Incoming, Limits, Refused, Request
 from ..config import Config
 from ..core import events
+from ..core.timing import Deadlines, Key
 from ..io.log import Log
-from . import connection
-from .char_device import CharDevice
-from .listener import PAUSE, Listener, PeerRejected
+from ..io.poller import Poller
+from .connection import Connection
+from .patience import HALF
+from .transport import Endpoint, Transport
 
 UNSENT_MAX = 64 << 20  # bytes of replies that hosts have not read, above which only essential RPCs are admitted
 INPUT_MAX = 112 << 20  # bytes of requests that have come and cannot be answered yet; two of the longest have room
 HALF_MAX = 1 << 20  # bytes of half a message that is never refused for lack of room
 EVENTS_MAX = 64  # things that one host says in one turn of the loop
-REFUSED_MAX = 16  # clients over max_clients that are told so at once; others wait in the backlog
 
 
 class Connections:
-    """All conversations, and the ways that they come by."""
+    """All connections, and the endpoints that hosts come to."""
 
     def __init__(
         self,
         config: Config,
-        select: selectors.EpollSelector,
+        poller: Poller,
+        timers: Deadlines,
         log: Log,
         clock: Callable[[], float],
         feed: Callable[[events.Event], None],
     ) -> None:
         self.config = config
-        self._select = select
-        self._log = log
-        self._clock = clock
+        self.poller = poller
+        self.timers = timers
+        self.log = log
+        self.clock = clock
         self._feed = feed
-        self._listeners: list[Listener] = []
-        self._devices: list[CharDevice] = []
-        self._talks: dict[int, connection.Connection] = {}
-        self._last_talk = 0
-        self._turns: dict[int, connection.Connection] = {}
+        self._endpoints: dict[str, Endpoint] = {}
+        self._by_id: dict[int, Connection] = {}
+        self._by_transport: dict[Transport, Connection] = {}
+        self._on_channel: dict[str, int] = {}
+        self._unsent = 0  # bytes, the sum over all connections
+        self._last_id = 0
+        self._turns: dict[int, Connection] = {}
+        self._pumping: Connection | None = None
 
-    def listen(self, way: Listener | CharDevice) -> None:
-        """Have hosts come that way."""
-        if isinstance(way, Listener):
-            self._listeners.append(way)
-            self._listen(way)
-        else:
-            self._devices.append(way)
-            self._look(way)
+    def listen(self, endpoint: Endpoint) -> None:
+        """Let hosts come to this endpoint."""
+        self._endpoints[endpoint.spec] = endpoint
+        endpoint.serve(self)
 
-    def answer(self, connection: int, token: int, value: Any) -> None:
-        """Reply with a value or a Fault; nothing if the conversation has ended."""
-        talk = self._talks.get(connection)
-        if talk is None:
+    def answer(self, number: int, token: int, value: Any) -> None:
+        """Reply with a value or a Fault; nothing if the connection has ended."""
+        connection = self._by_id.get(number)
+        if connection is None:
             return
         if isinstance(value, Fault):
-            talk.stream.fault(token, value)
+            connection.session.fault(token, value)
         else:
-            talk.stream.reply(token, value)
-        # What waited for its turn has it now, but must not be taken before what stands in the loop's queue.
-        self._turns[talk.id] = talk
-        self._settle(talk)
+            connection.session.reply(token, value)
+        # What waited for its turn has it now, but must not be taken before what stands in the loop's queue. Where the
+        # host is being heard right now, that goes on anyway.
+        if connection is not self._pumping:
+            self._turns[number] = connection
+        self._flush(connection)
 
     def take_turns(self) -> bool:
         """Take what waited for its turn, some of each; return whether there is more, for the next turn of the loop."""
-        turns, self._turns = self._turns, {}
-        for talk in turns.values():
-            self._listen_to(talk)
+        if self._turns:
+            turns, self._turns = self._turns, {}
+            for connection in turns.values():
+                self._pump(connection)
         return bool(self._turns)
 
-    def deadlines(self) -> Iterator[float | None]:
-        """Yield when `expire` is due."""
-        yield from (talk.deadline() for talk in self._talks.values())
-        yield from (listener.paused_until for listener in self._listeners)
-        yield from (device.look_at for device in self._devices)
+    def due(self, key: Key) -> None:
+        """Do what was to be done at a time: ("connection", number, what), or (kind of endpoint, spec)."""
+        match key:
+            case ("connection", int(number), str(what)):
+                connection = self._by_id[number]
+                connection.due(what)
+                self._pump(connection)
+            case (_, str(spec)):
+                self._endpoints[spec].due()
 
-    def expire(self, now: float) -> None:
-        """Do what is due."""
-        self.resume(now, at_once=False)
-        for device in self._devices:
-            if device.look_at is not None and device.look_at <= now:
-                self._look(device, again=True)
-        for talk in list(self._talks.values()):
-            deadline = talk.deadline()
-            if deadline is not None and deadline <= now:
-                talk.expire(now)
-                self._listen_to(talk)
-
-    def resume(self, now: float, *, at_once: bool) -> None:
-        """Accept again where that was put off."""
-        for listener in self._listeners:
-            if listener.paused_until is not None and (at_once or listener.paused_until <= now):
-                self._listen(listener)
+    def has_room(self) -> None:
+        """Something has ended: accept again where that was put off."""
+        for endpoint in self._endpoints.values():
+            endpoint.has_room()
 
     def close(self) -> None:
         """Write what can be written now, and close all."""
-        for talk in list(self._talks.values()):
-            talk.write(self._clock())
-            if not isinstance(talk.port, CharDevice):
-                talk.port.close()
-            elif talk.stream.output_size:
-                talk.port.drop()  # the host does not read, and closing would wait for it
-        for listener in self._listeners:
-            listener.close()
-        for device in self._devices:
-            device.close()
-            device.close_watch()
+        for connection in self._by_id.values():
+            connection.write(self.clock())
+            if connection.session.output_size:
+                connection.transport.drop_unsent()  # the host does not read, and closing would wait for it
+            connection.transport.close()
+        for endpoint in self._endpoints.values():
+            endpoint.close()
 
-    # -- listeners
+    # -- what endpoints and transports use (Hub)
 
-    def _listen(self, listener: Listener) -> None:
-        listener.paused_until = None
-        # After those who are there: one that leaves makes room for one that comes.
-        self._select.register(listener.sock, selectors.EVENT_READ, (5, lambda: self._accept(listener)))
-
-    def _pause(self, listener: Listener) -> None:
-        listener.paused_until = self._clock() + PAUSE
-        self._select.unregister(listener.sock)
-
-    def _accept(self, listener: Listener) -> None:
-        mates = sum(talk.peer.channel == listener.spec for talk in self._talks.values())
-        if mates >= self.config.max_clients + REFUSED_MAX:
-            self._pause(listener)
-            return
-        try:
-            accepted = listener.accept()
-        except PeerRejected as stranger:
-            if text := str(stranger):
-                self._log.add("warning", f"{listener.spec}: {text}")
-            return
-        except OSError as error:
-            self._log.add("warning", f"{listener.spec}: accept: {error.strerror}")
-            self._pause(listener)
-            return
-        if accepted is None:
-            return
-        sock, peer = accepted
-        talk = self._begin(sock, peer)
-        if mates >= self.config.max_clients:
-            talk.refuse(self._clock())
-        self._select.register(sock, selectors.EVENT_READ, (4, lambda: self._talk(talk)))
-
-    # -- devices
-
-    def _look(self, device: CharDevice, *, again: bool = False) -> None:
-        """Open the port, or wait until it can be opened."""
-        if device.watch is not None:
-            self._select.unregister(device.watch)
-        before = device.why
-        if device.look(self._clock(), again=again):
-            self._log.add("notice", f"{device.spec}: open")
-            self._select.register(device, selectors.EVENT_READ, (4, lambda: self._hear(device)))
-            return
-        if device.why != before:
-            self._log.add("warning", f"{device.spec}: {device.why}; waiting for that to change")
-        if device.watch is not None:
-            self._select.register(device.watch, selectors.EVENT_READ, (3, lambda: self._look_if(device)))
-
-    def _look_if(self, device: CharDevice) -> None:
-        if device.watch is not None and device.watch.happened():
-            self._look(device)
-
-    def _hear(self, device: CharDevice) -> None:
-        gone = device.happened()
-        talk = device.talk = device.talk or self._begin(device, device.peer)
-        if gone and not talk.reading:
-            talk.drain()  # its replies are for nobody, and what it said last is not the next one's
-        self._talk(talk)
-
-    def _next(self, device: CharDevice) -> None:
-        """Be ready for the host that comes next, or for what this one says next."""
-        device.talk = None
-        if device.dead:
-            self._select.unregister(device)
-            device.drop()
-            device.close()
-            self._log.add("notice", f"{device.spec}: hung up, unplugged or failed")
-            self._look(device)
-        elif not device.at_end:
-            device.arm(reading=True, writing=False)
-
-    # -- conversations
-
-    def _begin(self, port: connection.Transport, peer: events.Peer) -> connection.Connection:
+    def begin(self, transport: Transport, *, refused: bool = False) -> Connection:
+        """A host has come: begin a connection. With `refused` its first request is answered with BUSY."""
         config = self.config
-        self._last_talk += 1
+        self._last_id += 1
         limits = Limits(config.max_header, config.max_body, config.max_nesting)
-        shared = isinstance(port, CharDevice) and not port.terminal
-        talk = connection.Connection(self._last_talk, port, peer, limits, config.message_age, shared=shared)
-        self._talks[talk.id] = talk
-        return talk
+        connection = Connection(self._last_id, transport, limits, config.message_age, self.timers)
+        self._by_id[connection.id] = self._by_transport[transport] = connection
+        self._on_channel[connection.peer.channel] = self.same_channel(connection.peer.channel) + 1
+        if refused:
+            connection.refuse(self.clock())
+        return connection
 
-    def _talk(self, talk: connection.Connection) -> None:
-        now = self._clock()
-        talk.write(now)
-        if talk.reading:
-            talk.read(now)
-        elif not talk.writing and not isinstance(talk.port, CharDevice):
-            talk.gone = True  # only a hang-up is told where nothing is waited for
-        self._listen_to(talk)
-        if talk.stream.input_size > HALF_MAX:
+    def same_channel(self, spec: str) -> int:
+        """Return how many connections there are on a channel."""
+        return self._on_channel.get(spec, 0)
+
+    def ready(self, transport: Transport) -> None:
+        """Write and read what goes, and do what the host asks."""
+        hung_up = transport.happened()
+        connection = self._by_transport.get(transport) or self.begin(transport)
+        if hung_up and not connection.reading:
+            connection.drain()  # its replies are for nobody, and what it said last is not the next one's
+        now = self.clock()
+        connection.write(now)
+        if connection.reading:
+            connection.read(now)
+        self._pump(connection)
+        if connection.session.input_size > HALF_MAX:
             self._make_room()
+
+    # -- connections
 
     def _make_room(self) -> None:
         """Refuse the half message that was begun last, if there is more of all than there is room for."""
-        while sum(talk.stream.input_size for talk in self._talks.values()) > INPUT_MAX:
-            halves = [talk for talk in self._talks.values() if talk.stream.half_size > HALF_MAX]
+        while sum(each.session.input_size for each in self._by_id.values()) > INPUT_MAX:
+            halves = [each for each in self._by_id.values() if each.session.half_size > HALF_MAX]
             if not halves:
                 return  # what waits for its turn is bounded by how much half messages were let come
-            newest = max(halves, key=lambda talk: talk.half_since or 0.0)
-            newest.stream.refuse(Fault(Code.BUSY, "other hosts are sending too much at once; call again later"))
-            self._listen_to(newest)
+            newest = max(halves, key=lambda each: each.patience.until.get(HALF, 0.0))
+            newest.session.refuse(Fault(Code.BUSY, "other hosts are sending too much at once; call again later"))
+            self._pump(newest)
 
-    def _listen_to(self, talk: connection.Connection) -> None:
+    def _pump(self, connection: Connection) -> None:
+        """Give the core what the host has said, then write the answers."""
+        self._pumping = connection
         for _ in range(EVENTS_MAX):
-            event = None if talk.gone else talk.next_event(self._clock())
+            event = None if connection.gone else connection.next_event(self.clock())
             if event is None:
                 break
-            self._tell(talk, event)
+            self._dispatch(connection, event)
         else:
-            self._turns[talk.id] = talk  # the others first
-        self._settle(talk)
+            self._turns[connection.id] = connection  # the others first
+        self._pumping = None
+        self._flush(connection)
 
-    def _tell(self, talk: connection.Connection, event: Incoming) -> None:
+    def _dispatch(self, connection: Connection, event: Incoming) -> None:
+        """Give the core one thing that the host has said."""
         match event:
             case Request(token, method, params):
-                crowded = sum(t.stream.output_size for t in self._talks.values()) > UNSENT_MAX
-                peer, wall = talk.peer, time.time()
-                self._feed(events.Requested(talk.id, token, method, params, peer, wall, crowded, event.unheard))
+                crowded = self._unsent > UNSENT_MAX
+                peer, wall = connection.peer, time.time()
+                self._feed(events.Requested(connection.id, token, method, params, peer, wall, crowded, event.unheard))
             case Abandoned(token):
-                self._feed(events.GivenUp(talk.id, token))
+                self._feed(events.GivenUp(connection.id, token))
             case Refused(code, text) if not event.reset:
-                self._feed(events.Malformed(code, text, talk.peer, time.time()))
+                self._feed(events.Malformed(code, text, connection.peer, time.time()))
 
-    def _settle(self, talk: connection.Connection) -> None:
-        """Write what waits, then close the conversation or wait for what it needs next."""
-        if talk.id not in self._talks:
+    def _flush(self, connection: Connection) -> None:
+        """Write what waits, then end the connection or wait for what it needs next."""
+        if connection.id not in self._by_id:
             return
-        talk.write(self._clock())
-        if talk.over:
-            self._hang_up(talk)
-        elif isinstance(talk.port, CharDevice):
-            doubt = talk.in_doubt  # the end is there all the time, and a host that comes is told of as one to write to
-            talk.port.arm(reading=talk.reading and not doubt, writing=talk.writing or doubt)
+        connection.write(self.clock())
+        self._count_unsent(connection, connection.session.output_size)
+        if connection.over:
+            self._hang_up(connection)
         else:
-            wanted = selectors.EVENT_READ * talk.reading | selectors.EVENT_WRITE * talk.writing
-            key = self._select.get_key(talk.port)
-            if key.events != wanted:
-                self._select.modify(talk.port, wanted, key.data)
+            connection.arm()
 
-    def _hang_up(self, talk: connection.Connection) -> None:
-        for event in talk.stream.give_up():
-            self._tell(talk, event)  # what it asked is done, though nobody waits for it
-        del self._talks[talk.id]
-        port = talk.port
-        if isinstance(port, CharDevice):
-            if talk.stream.output_size:
-                port.drop()
-            self._next(port)
-        else:
-            self._select.unregister(port)
-            port.close()
-        self._feed(events.Disconnected(talk.id))
-        self.resume(self._clock(), at_once=True)
+    def _count_unsent(self, connection: Connection, size: int) -> None:
+        self._unsent += size - connection.unsent
+        connection.unsent = size
+
+    def _hang_up(self, connection: Connection) -> None:
+        for event in connection.session.give_up():
+            self._dispatch(connection, event)  # what it asked is done, though nobody waits for it
+        transport, channel = connection.transport, connection.peer.channel
+        del self._by_id[connection.id], self._by_transport[transport]
+        self._on_channel[channel] -= 1
+        self._count_unsent(connection, 0)
+        connection.patience.end_all()
+        if connection.session.output_size:
+            transport.drop_unsent()
+        transport.finish()
+        self._feed(events.Disconnected(connection.id))
+        self.has_room()

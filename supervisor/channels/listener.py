@@ -1,4 +1,8 @@
-"""Listening sockets: a unix socket for who may open it, a vsock port for the hypervisor's host."""
+"""Listening sockets: a unix socket for who may open it, a vsock port for the hypervisor's host.
+
+A listener that cannot accept (no descriptor is left, or too many clients are there) pauses: epoll would else tell of
+the waiting client all the time. It goes on when something has ended, at the latest after `PAUSE`.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,13 @@ import struct
 from dataclasses import dataclass, field
 
 from ..core.events import Peer
+from ..io.poller import NEWCOMERS, READ
+from .transport import Hub, Socket
 
 PAUSE = 1.0  # seconds until a listener that could not accept tries again
 BACKLOG = 128
 HOST_CID = 2  # VMADDR_CID_HOST
+REFUSED_MAX = 16  # clients over max_clients that are told so at once; others wait in the backlog
 STRANGERS_MAX = 64  # CIDs that are remembered as named in the log
 
 
@@ -21,16 +28,17 @@ class PeerRejected(Exception):
     """A peer that may not connect was turned away; one sentence, empty if it was said before."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Listener:
-    """A listening socket, with its name if it is a unix one; `paused_until` while it cannot accept."""
+    """A listening socket, with its path if it is a unix one."""
 
     spec: str
     sock: socket.socket
     path: str = ""
     any_cid: bool = False
-    paused_until: float | None = None
     strangers: set[int] = field(default_factory=set)
+    _hub: Hub = field(init=False)
+    _paused: bool = field(init=False, default=True)
 
     @classmethod
     def open(cls, spec: str, *, any_cid: bool = False) -> Listener:
@@ -41,7 +49,7 @@ class Listener:
         return cls(spec, _unix(rest), rest)
 
     def accept(self) -> tuple[socket.socket, Peer] | None:
-        """Accept one peer, None if there is none. Raises Stranger, or OSError if it cannot be had, EMFILE above all."""
+        """Accept one peer, None if nobody waits. Raises PeerRejected, or OSError if it cannot be had (EMFILE)."""
         try:
             sock, address = self.sock.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -64,6 +72,49 @@ class Listener:
             return ""
         self.strangers.add(cid)
         return f"CID {cid} was turned away: only the host, CID {HOST_CID}, may connect without vsock-any"
+
+    def serve(self, hub: Hub) -> None:
+        """Let hosts connect."""
+        self._hub = hub
+        self._resume()
+
+    def due(self) -> None:
+        """Accept again after a pause."""
+        self._resume()
+
+    def has_room(self) -> None:
+        """Accept again, if that was put off."""
+        if self._paused:
+            self._hub.timers.cancel(("listener", self.spec))
+            self._resume()
+
+    def _resume(self) -> None:
+        self._paused = False
+        self._hub.poller.register(self.sock.fileno(), NEWCOMERS, READ, self._on_newcomer)
+
+    def _pause(self) -> None:
+        self._paused = True
+        self._hub.timers.arm(("listener", self.spec), self._hub.clock() + PAUSE)
+        self._hub.poller.unregister(self.sock.fileno())
+
+    def _on_newcomer(self) -> None:
+        hub = self._hub
+        there = hub.same_channel(self.spec)
+        if there >= hub.config.max_clients + REFUSED_MAX:
+            self._pause()
+            return
+        try:
+            accepted = self.accept()
+        except PeerRejected as rejected:
+            if text := str(rejected):
+                hub.log.add("warning", f"{self.spec}: {text}")
+            return
+        except OSError as error:
+            hub.log.add("warning", f"{self.spec}: accept: {error.strerror}")
+            self._pause()
+            return
+        if accepted is not None:
+            hub.begin(Socket(*accepted, hub), refused=there >= hub.config.max_clients)
 
     def close(self) -> None:
         """Stop listening and take the socket's name away."""

@@ -1,7 +1,7 @@
 """Waiting until a path may lead somewhere else: inotify on each folder on the way, and on what is at the end.
 
-A port of the host may come late, go and come back, or belong to someone else for a while. Nothing is polled: make a
-`Watch`, look, wait until it is readable, look again. What happens meanwhile is not missed, since every watch is set
+A device may come late, go and come back, or belong to someone else for a while. Nothing is polled: make a
+`PathWatch`, look, wait until it is readable, look again. What happens meanwhile is not missed, since every watch is set
 before the name behind it is looked up.
 """
 

@@ -1,4 +1,7 @@
-"""The forked workers as the loop sees them: pipes, pidfds, and what is read from them."""
+"""The forked workers as the loop sees them: pipes, pidfds, and what comes from them as events.
+
+What a worker reports is taken before its death, and all that it wrote before it died is true.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,14 @@ import fcntl
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from ...agent.worker import context, messages, process
+from ..core import events
+from . import poller as ranks
+from .poller import Poller
 from .process import Ended, Processes
 
 READ = 64 << 10
@@ -75,10 +82,19 @@ class Child:
 
 
 class Children:
-    """All children that are not reaped."""
+    """All children that are not reaped; `ended` is called after each reaping."""
 
-    def __init__(self, processes: Processes) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        poller: Poller,
+        feed: Callable[[events.Event], None],
+        ended: Callable[[], None],
+    ) -> None:
         self._processes = processes
+        self._poller = poller
+        self._feed = feed
+        self._ended = ended
         self._by_id: dict[int, Child] = {}
         self._lost: list[int] = []
 
@@ -86,11 +102,17 @@ class Children:
         """Return the child's pid, -1 if it is reaped."""
         return self._by_id[number].pid if number in self._by_id else -1
 
-    def fork(self, job: context.Job) -> Child:
-        """Fork a worker for `job` and return it; in the child this never returns.
+    def spawn(self, job: context.Job) -> Child:
+        """Fork a worker for `job`, wait for what it says, and return it; in the child this never returns.
 
         Raises OSError if a pipe, the fork or the pidfd was refused; nothing is left over then.
         """
+        child = self._fork(job)
+        self._poller.register(child.report_fd, ranks.REPORTS, ranks.READ, partial(self._report, child))
+        self._poller.register(child.pidfd, ranks.EXITS, ranks.READ, partial(self._reap, child))
+        return child
+
+    def _fork(self, job: context.Job) -> Child:
         self._lost = [pid for pid in self._lost if os.waitpid(pid, os.WNOHANG)[0] == 0]
         fds: list[int] = []
         supervisor = os.getpid()
@@ -135,33 +157,69 @@ class Children:
         """Watch a process that is not a child; raises OSError if there is none."""
         child = Child(number, pid, self._processes.open_pidfd(pid), -1, -1, adopted=True)
         self._by_id[number] = child
+        self._poller.register(child.pidfd, ranks.EXITS, ranks.READ, partial(self._reap, child))
         return child
 
     def forget(self, child: Child) -> None:
         """Watch an adopted process no more."""
         del self._by_id[child.id]
+        self._poller.unregister(child.pidfd)
         child.close()
 
-    def tell(self, number: int, message: messages.Control) -> Child | None:
-        """Have the message written to the worker's control pipe; return the worker, None if it is gone or adopted."""
+    def tell(self, number: int, message: messages.Control) -> None:
+        """Write the message to the worker's control pipe, as that takes it; nothing if it is gone or adopted."""
         child = self._by_id.get(number)
-        if child is None or child.control_fd < 0:
-            return None
-        child.unsent.extend(messages.encode(message))
-        return child
+        if child is not None and child.control_fd >= 0:
+            child.unsent.extend(messages.encode(message))
+            self._write_to(child)
+
+    def _write_to(self, child: Child) -> None:
+        more = child.write()
+        if more and not child.waits:
+            self._poller.register(child.control_fd, ranks.WRITES, ranks.WRITE, partial(self._write_to, child))
+        elif child.waits and not more:
+            self._poller.unregister(child.control_fd)
+        child.waits = more
 
     def kill(self, number: int) -> None:
         """SIGKILL the child; nothing if it was reaped in this turn, or was to be adopted and was gone."""
         if number in self._by_id:
             self._processes.kill(self._by_id[number].pidfd)
 
-    def reap(self, child: Child) -> Ended | None:
-        """Reap the child if it has ended, and forget it; its report pipe stays to be drained."""
+    def _report(self, child: Child) -> bool:
+        """Take what the worker said; return whether there may be more."""
+        taken = child.read()
+        if taken is None:
+            return False
+        said, wrong, end = taken
+        for left, message in zip(range(len(said), 0, -1), said, strict=True):
+            self._feed(events.Reported(child.id, message, more=left > 1))
+        if wrong:
+            self._feed(events.RubbishReported(child.id, wrong))
+        if end:
+            self._poller.unregister(child.report_fd)
+            child.close_report()
+            self._feed(events.ReportEnded(child.id))
+        return not end
+
+    def _reap(self, child: Child) -> None:
+        """Reap the child if it has ended, and forget it."""
         # Of another's child only the end is to be seen, not how; it was killed.
         ended = Ended(signal.SIGKILL, 0) if child.adopted else self._processes.reap(child.pidfd)
-        if ended is not None:
-            del self._by_id[child.id]
-        return ended
+        if ended is None:
+            return
+        del self._by_id[child.id]
+        # What it wrote before it died is true, and comes first.
+        while child.report_fd >= 0 and self._report(child):
+            pass
+        if child.report_fd >= 0:
+            self._poller.unregister(child.report_fd)
+        self._poller.unregister(child.pidfd)
+        if child.waits:
+            self._poller.unregister(child.control_fd)
+        child.close()
+        self._feed(events.Exited(child.id, ended.signal, ended.code))
+        self._ended()
 
 
 def _close(fds: Iterable[int]) -> None:

@@ -48,7 +48,7 @@ class Log:
     def __init__(self, sink: Sink, level: str) -> None:
         self.sink = sink
         self.choose(level)
-        self._waiting: deque[bytes] = deque()
+        self.waiting: deque[bytes] = deque()  # lines that the sink has not taken
         self._dropped = 0
 
     def choose(self, level: str) -> None:
@@ -59,20 +59,20 @@ class Log:
         """Take a line; control characters are escaped, so that one line stays one."""
         if level not in self._chosen:
             return
-        if len(self._waiting) >= WAITING_MAX:
+        if len(self.waiting) >= WAITING_MAX:
             self._dropped += 1
             return
         if self._dropped:
-            self._waiting.append(self.sink.line(_PRIORITY["warning"], f"log: {self._dropped} lines were lost"))
+            self.waiting.append(self.sink.line(_PRIORITY["warning"], f"log: {self._dropped} lines were lost"))
             self._dropped = 0
         if len(text) > LINE_MAX:
             text = f"{text[:LINE_MAX]}... ({len(text) - LINE_MAX} characters cut)"
-        self._waiting.append(self.sink.line(_PRIORITY[level], printable(text)))
+        self.waiting.append(self.sink.line(_PRIORITY[level], printable(text)))
 
     def write(self) -> bool:
         """Write what can be written; return whether to wait until the sink takes more."""
-        while self._waiting:
-            line = self._waiting[0]
+        while self.waiting:
+            line = self.waiting[0]
             try:
                 count = self.sink.write(line)
             except BlockingIOError:
@@ -80,13 +80,13 @@ class Log:
             except OSError as error:
                 if error.errno == errno.EMSGSIZE:
                     self._dropped += 1  # it would never go, and nothing behind it
-                    self._waiting.popleft()
+                    self.waiting.popleft()
                     continue
                 return False  # nobody reads: it waits for the next line, and is counted when there are too many
             if count < len(line):
-                self._waiting[0] = line[count:]
+                self.waiting[0] = line[count:]
             else:
-                self._waiting.popleft()
+                self.waiting.popleft()
         return False
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from virtagent.agent.worker import context, messages, rcu
 from virtagent.supervisor.core import events
-from virtagent.supervisor.io import journal, loop
+from virtagent.supervisor.io import effects, journal, loop
 
 from .orders import Orders
 from .processes import process_state, until
@@ -175,17 +175,17 @@ def _install_journal(points: Points) -> None:
 
 
 def _install_supervisor(points: Points) -> None:
-    feed, spawn = loop.Loop.feed, loop.Loop._spawn
+    feed, spawn = loop.Loop.feed, effects.Effects._spawn
     rpcs: dict[int, str] = {}
 
-    def hooked_spawn(self: loop.Loop, effect: events.Spawn) -> Any:
+    def hooked_spawn(self: effects.Effects, effect: events.Spawn) -> Any:
         rpcs[effect.worker] = effect.rpc
         drawn = spawn(self, effect)
         if isinstance(drawn, events.Spawned):
             _pids[effect.rpc] = drawn.pid
         return drawn
 
-    def hooked_feed(self: loop.Loop, event: events.Event) -> None:
+    def hooked_feed(self: loop.Loop, event: events.Event | None = None) -> None:
         match event:
             case events.Reported(number, message):
                 what = f"supervisor {rpcs.get(number, ADOPTED)} {name_of(message)}"
@@ -203,4 +203,4 @@ def _install_supervisor(points: Points) -> None:
     replaced: Any = hooked_feed
     loop.Loop.feed = replaced  # type: ignore[method-assign]
     replaced = hooked_spawn
-    loop.Loop._spawn = replaced  # type: ignore[method-assign]
+    effects.Effects._spawn = replaced  # type: ignore[method-assign]

@@ -100,10 +100,10 @@ def test_what_does_not_fit_into_memory_is_counted(pipe: tuple[int, int], monkeyp
     log = to(pipe[1])
     while not log.write():
         log.add("info", "x" * 4000)
-    begun = len(log._waiting)
+    begun = len(log.waiting)
     for i in range(1000):
         log.add("info", f"line {i}")
-    assert begun < len(log._waiting) <= 101
+    assert begun < len(log.waiting) <= 101
     found = drained(pipe[0], log)
     log.add("info", "the next")
     lines = (found + drained(pipe[0], log)).decode().splitlines()
@@ -119,7 +119,7 @@ def test_a_reader_that_is_gone_costs_nothing_and_is_counted(pipe: tuple[int, int
     for _ in range(10):
         log.add("info", "into the void")
         assert not log.write()
-    assert len(log._waiting) + log._dropped == 10
+    assert len(log.waiting) + log._dropped == 10
 
 
 def test_the_flag_of_the_shared_descriptor_stays_as_it_was(pipe: tuple[int, int]) -> None:
@@ -191,7 +191,7 @@ def test_a_full_syslog_never_blocks_and_nothing_is_lost(tmp_path: Path) -> None:
             log.write()
         assert log.write(), "it waits"
         found = []
-        while log._waiting or log.write():
+        while log.waiting or log.write():
             log.write()
             try:
                 while True:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import selectors
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +12,15 @@ from typing import Any
 
 import pytest
 from harness.hosts import request
-from virtagent.supervisor.channels import char_device, connection, listener
-from virtagent.supervisor.channels import connections as hosts_module
+from virtagent.supervisor.channels import char_device, connection, connections, listener
 from virtagent.supervisor.channels.char_device import CharDevice
 from virtagent.supervisor.channels.connections import Connections
 from virtagent.supervisor.channels.listener import Listener, PeerRejected
 from virtagent.supervisor.config import Config
 from virtagent.supervisor.core import events
 from virtagent.supervisor.io.log import Log
+from virtagent.supervisor.io.poller import Poller
+from virtagent.supervisor.io.timers import Timers
 
 
 class Sink:
@@ -54,7 +54,7 @@ class Transport(CharDevice):
         self.room = 1 << 30
         self.refused = 0
 
-    def _open(self, died: Any) -> None:
+    def _open(self, died: Any, watch: Any) -> None:
         if self.refused:
             raise OSError(self.refused, os.strerror(self.refused))
         self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
@@ -63,7 +63,7 @@ class Transport(CharDevice):
         self._mask = char_device._BASE
         self._heard = self.dead = self.at_end = False
 
-    def send(self, data: memoryview) -> int:
+    def send(self, data: memoryview, /) -> int:
         count = min(len(data), self.room)
         if not count:
             raise BlockingIOError
@@ -73,15 +73,17 @@ class Transport(CharDevice):
 
 
 class Bench:
-    """Hosts, and what they fed: each request is answered with the number of its conversation."""
+    """Connections, and what they fed: each request is answered with the number of its connection."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.fed: list[events.Event] = []
         self.sink = Sink()
         self.log = Log(self.sink, "debug")
-        self.select = selectors.EpollSelector()
-        self.hosts = Connections(Config(message_age=5), self.select, self.log, lambda: self.now, self.feed)
+        self.poller = Poller()
+        self.timers = Timers()
+        config = Config(message_age=5)
+        self.hosts = Connections(config, self.poller, self.timers, self.log, lambda: self.now, self.feed)
         self.answers = True
 
     def feed(self, event: events.Event) -> None:
@@ -92,13 +94,15 @@ class Bench:
     def turn(self) -> int:
         """Do what is ready, until nothing is; return how many turns that took."""
         for turns in range(50):
-            ready = self.select.select(0)
-            if not ready:
+            if not self.poller.turn(0):
                 return turns
-            for key, _ in ready:
-                key.data[1]()
             self.hosts.take_turns()
         raise AssertionError("it is ready all the time: the loop would spin")
+
+    def due(self) -> None:
+        """Do what is due."""
+        while (key := self.timers.take_due(self.now)) is not None:
+            self.hosts.due(key)
 
     def methods(self) -> list[tuple[int, str]]:
         return [(e.connection, e.method) for e in self.fed if isinstance(e, events.Requested)]
@@ -116,7 +120,7 @@ def bench() -> Iterator[Bench]:
     made = Bench()
     yield made
     made.hosts.close()
-    made.select.close()
+    made.poller.close()
 
 
 @pytest.fixture
@@ -176,7 +180,7 @@ def test_an_answer_that_comes_late_is_not_the_next_hosts(bench: Bench, port: Tra
     fd = host(port)
     os.write(fd, request("va.fsfreeze"))
     bench.turn()
-    bench.now += connection.DOUBT
+    bench.now += connection.DOUBT_AGE
     os.close(fd)
     bench.turn()
     fd = host(port)
@@ -197,7 +201,7 @@ def test_replies_that_were_not_taken_are_not_the_next_hosts(bench: Bench, port: 
     os.write(fd, request("va.ping"))
     bench.turn()
     assert len(port.sent) == 10
-    bench.now += connection.DOUBT
+    bench.now += connection.DOUBT_AGE
     os.close(fd)
     bench.turn()
     port.room = 1 << 30
@@ -219,15 +223,15 @@ def test_what_the_next_host_said_before_it_was_seen_is_answered(bench: Bench, po
     assert bench.turn() <= 3
     assert bench.turn() == 0, "it is hung up, and ready all the time"
     assert bench.gone() == []
-    assert [d for d in bench.hosts.deadlines() if d is not None] == [100.0 + connection.DOUBT]
-    bench.now += connection.DOUBT / 2
+    assert bench.timers.nearest() == 100.0 + connection.DOUBT_AGE
+    bench.now += connection.DOUBT_AGE / 2
     port.room = 1 << 30
     fd = host(port)
     os.write(fd, b"\n")  # a virtio port is ready to be written to when the host is there; a FIFO never
     bench.turn()
     assert b"to 1" in port.sent
-    bench.now += connection.DOUBT
-    bench.hosts.expire(bench.now)
+    bench.now += connection.DOUBT_AGE
+    bench.due()
     assert bench.gone() == []
     os.write(fd, request("va.hello"))
     bench.turn()
@@ -241,10 +245,10 @@ def test_a_reply_is_not_kept_for_a_host_that_comes_later(bench: Bench, port: Tra
     os.write(fd, request("va.ping"))
     os.close(fd)
     bench.turn()
-    bench.now += connection.DOUBT
-    bench.hosts.expire(bench.now)
+    bench.now += connection.DOUBT_AGE
+    bench.due()
     assert bench.gone() == [1]
-    assert [d for d in bench.hosts.deadlines() if d is not None] == []
+    assert bench.timers.nearest() is None
     assert bench.turn() == 0
     port.room = 1 << 30
     fd = host(port)
@@ -291,7 +295,7 @@ def test_what_is_left_unread_is_heard_when_the_replies_are_taken(bench: Bench, p
     bench.turn()
     assert len(bench.methods()) == 1
     port.room = 1 << 30
-    bench.hosts._talk(bench.hosts._talks[talk])  # as the kernel would say: it takes more
+    bench.hosts.ready(port)  # as the kernel would say: it takes more
     bench.turn()
     assert [method for _, method in bench.methods()] == ["va.ping", "va.hello"]
     os.close(fd)
@@ -302,10 +306,10 @@ def test_a_host_that_reads_nothing_for_too_long_is_given_up_and_heard_anew(bench
     fd = host(port)
     os.write(fd, request("va.ping"))
     bench.turn()
-    assert [d for d in bench.hosts.deadlines() if d is not None] == [105.0]
+    assert bench.timers.nearest() == 105.0
     bench.now = 105.0
-    bench.hosts.expire(bench.now)
-    assert [d for d in bench.hosts.deadlines() if d is not None] == []
+    bench.due()
+    assert bench.timers.nearest() is None
     bench.turn()
     port.room = 1 << 30
     os.write(fd, request("va.hello"))
@@ -327,8 +331,7 @@ def test_a_port_that_dies_is_opened_again(bench: Bench, port: Transport, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(os, "read", unplugged)
         os.write(fd, b" ")
-        ((key, _),) = bench.select.select(0)
-        key.data[1]()
+        assert bench.poller.turn(0) == 1
     os.close(fd)
     assert bench.gone() == [bench.methods()[0][0]]
     assert bench.lines()[1:] == [
@@ -351,16 +354,16 @@ def test_a_busy_port_is_looked_at_when_it_is_closed_and_once_more(bench: Bench, 
     port.refused = errno.EBUSY
     bench.hosts.listen(port)
     assert bench.turn() == 0
-    assert port.look_at == 101.0
+    assert bench.timers.nearest() == 101.0
     bench.now = 101.0
-    bench.hosts.expire(bench.now)
-    assert port.look_at is None, "it is not polled"
+    bench.due()
+    assert bench.timers.nearest() is None, "it is not polled"
     os.close(holder)
     assert bench.turn() == 1
-    assert port.look_at == 102.0, "a close is told before it has happened"
+    assert bench.timers.nearest() == 102.0, "a close is told before it has happened"
     port.refused = 0
     bench.now = 102.0
-    bench.hosts.expire(bench.now)
+    bench.due()
     assert bench.lines() == [f"{port.spec}: Device or resource busy; waiting for that to change", f"{port.spec}: open"]
 
 
@@ -373,11 +376,11 @@ def test_without_inotify_it_is_looked_at_now_and_then(
     monkeypatch.setattr(char_device, "PathWatch", refused)
     port = CharDevice(f"virtio:{tmp_path}/none")
     bench.hosts.listen(port)
-    assert port.look_at == 100.0 + char_device.BLIND
+    assert bench.timers.nearest() == 100.0 + char_device.BLIND
     assert "inotify: Too many open files" in bench.lines()[0]
-    bench.now = port.look_at
-    bench.hosts.expire(bench.now)
-    assert port.look_at == bench.now + char_device.BLIND
+    bench.now += char_device.BLIND
+    bench.due()
+    assert bench.timers.nearest() == bench.now + char_device.BLIND
     assert len(bench.lines()) == 1
 
 
@@ -469,7 +472,7 @@ def crowd(tmp_path: Path) -> Iterator[Crowd]:
         sock.close()
     bench.turn()
     bench.hosts.close()
-    bench.select.close()
+    bench.poller.close()
 
 
 def say(bench: Bench, sock: socket.socket, data: bytes) -> None:
@@ -492,7 +495,7 @@ def is_closed(sock: socket.socket) -> bool:
 
 
 def test_half_messages_of_all_hosts_have_room_together(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts_module, "INPUT_MAX", 10 << 20)
+    monkeypatch.setattr(connections, "INPUT_MAX", 10 << 20)
     bench, (first, second, third, small) = crowd
     for sock in (first, second, third):
         bench.now += 1
@@ -513,7 +516,7 @@ def test_half_messages_of_all_hosts_have_room_together(crowd: Crowd, monkeypatch
 
 
 def test_what_waits_for_its_turn_needs_room_too(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts_module, "INPUT_MAX", 7 << 20)
+    monkeypatch.setattr(connections, "INPUT_MAX", 7 << 20)
     bench, (first, second, *_) = crowd
     bench.answers = False
     long = HALF + b"A" * (3 << 20) + b'"}}'
@@ -529,7 +532,7 @@ def test_what_waits_for_its_turn_needs_room_too(crowd: Crowd, monkeypatch: pytes
 
 
 def test_the_half_request_of_http_is_refused_with_its_status(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts_module, "INPUT_MAX", 1 << 20)
+    monkeypatch.setattr(connections, "INPUT_MAX", 1 << 20)
     bench, (sock, *_) = crowd
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: 2000000\r\n\r\n"
     say(bench, sock, head + b" " * (1_200_000))
@@ -537,3 +540,25 @@ def test_the_half_request_of_http_is_refused_with_its_status(crowd: Crowd, monke
     assert b"Connection: close" in said
     assert b"<int>4</int>" in said
     assert is_closed(sock)
+
+
+def test_a_host_that_takes_its_replies_late_is_kept_while_its_requests_wait_for_their_turn(crowd: Crowd) -> None:
+    """Nothing is read from it then, and nothing is left to write: that it can be written to again is no hang-up."""
+    bench, (sock, *_) = crowd
+    bench.answers = False
+    say(bench, sock, b'{"execute": "guest-file-read", "arguments": {"handle": 1}, "id": 1}')
+    (first,) = [e for e in bench.fed if isinstance(e, events.Requested)]
+    say(bench, sock, b'{"execute": "guest-fsfreeze-freeze"}' + b'{"execute": "guest-get-time"}' * 200)
+    bench.hosts.answer(first.connection, first.token, "x" * 600_000)
+    bench.turn()
+    got = b""
+    while True:
+        bench.turn()
+        try:
+            data = sock.recv(1 << 16)
+        except BlockingIOError:
+            break
+        assert data, "closed"
+        got += data
+    assert got.count(b"x") >= 600_000
+    assert bench.gone() == []

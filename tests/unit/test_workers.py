@@ -19,10 +19,12 @@ from virtagent.supervisor.core.turn import Turn
 from virtagent.supervisor.core.workers import Worker, Workers, signal_name, while_clause
 from virtagent.supervisor.io import process
 from virtagent.supervisor.io.children import Child, Children
+from virtagent.supervisor.io.poller import READ, Poller
 from virtagent.supervisor.io.process import Ended, System
 from virtagent.supervisor.io.timers import Timers
 
 NOW = 100.0
+POLLER = Poller()
 
 
 class Home:
@@ -167,6 +169,11 @@ def child_with_pipes() -> tuple[Child, int, int]:
     return Child(7, 1, os.eventfd(0), report_r, control_w), report_w, control_r
 
 
+def children_of(processes: NoProcesses, fed: list[events.Event] | None = None) -> Children:
+    """Return children whose events go to `fed`."""
+    return Children(processes, POLLER, ([] if fed is None else fed).append, lambda: None)
+
+
 def descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
@@ -174,7 +181,7 @@ def descriptors() -> set[str]:
 def test_a_fork_that_is_refused_leaves_nothing_over() -> None:
     before = len(descriptors())
     with pytest.raises(BlockingIOError):
-        Children(NoProcesses()).fork(Job(1, "va.getfile", {}))
+        children_of(NoProcesses()).spawn(Job(1, "va.getfile", {}))
     assert len(descriptors()) == before
 
 
@@ -198,7 +205,7 @@ def test_reports_are_read_and_after_rubbish_nothing_is_believed() -> None:
 
 
 def children_with_pipes() -> tuple[Children, Child, int, int]:
-    children = Children(NoProcesses())
+    children = children_of(NoProcesses())
     child, report_w, control_r = child_with_pipes()
     children._by_id[child.id] = child
     return children, child, report_w, control_r
@@ -206,12 +213,12 @@ def children_with_pipes() -> tuple[Children, Child, int, int]:
 
 def test_telling_a_worker_that_is_gone_is_nothing() -> None:
     children, child, report_w, control_r = children_with_pipes()
-    assert children.tell(child.id, messages.Thaw()) is child
-    assert not child.write()
+    children.tell(child.id, messages.Thaw())
     assert os.read(control_r, 100) == messages.encode(messages.Thaw())[0]
     os.close(control_r)
     children.tell(child.id, messages.Thaw())
-    assert not child.write()
+    assert not child.unsent
+    assert not child.waits
     os.close(report_w)
     child.close()
 
@@ -221,13 +228,14 @@ def test_telling_a_worker_that_does_not_listen_does_not_block() -> None:
     long = messages.Ask(1, "guest-file-write", {"buf-b64": "x" * (3 << 20)})
     children.tell(child.id, long)
     children.tell(child.id, messages.Hold(1.0))
-    assert child.write()
+    assert child.waits
     decoder, told = messages.Decoder(messages.CONTROLS), []
     while len(told) < 2:
         told += decoder.feed(os.read(control_r, 1 << 16))
-        child.write()
+        POLLER.turn(0)
     assert told == [long, messages.Hold(1.0)]
-    assert not child.write()
+    assert not child.waits
+    assert POLLER.turn(0) == 0
     for fd in (report_w, control_r):
         os.close(fd)
     child.close()
@@ -236,17 +244,21 @@ def test_telling_a_worker_that_does_not_listen_does_not_block() -> None:
 @pytest.mark.parametrize("what", ["kill", "tell"])
 def test_killing_or_telling_a_child_that_was_just_reaped_is_nothing(what: str) -> None:
     processes = NoProcesses()
-    children = Children(processes)
+    fed: list[events.Event] = []
+    children = children_of(processes, fed)
     child, report_w, control_r = child_with_pipes()
     children._by_id[child.id] = child
-    assert children.reap(child) == Ended(9, 0)
+    for fd in (child.report_fd, child.pidfd):
+        POLLER.register(fd, 0, READ, lambda: None)
+    os.write(report_w, messages.encode(messages.Started(1))[0])
+    children._reap(child)
+    assert fed == [events.Reported(child.id, messages.Started(1)), events.Exited(child.id, 9, 0)], "reports come first"
     os.close(report_w)
     os.close(control_r)
     if what == "kill":
         children.kill(child.id)
     else:
         children.tell(child.id, messages.Proceed())
-    child.close()
     assert processes.killed == []
 
 

@@ -1,0 +1,122 @@
+"""Does what the core has decided: one method for each kind of effect. What an effect draws is returned as an event."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import setproctitle
+
+from ...agent.api.text import printable
+from ...agent.worker import context
+from ..channels.connections import Connections
+from ..core import events
+from ..core.status import Record
+from .children import Children
+from .journal import Journal, start_time
+from .log import Log
+from .process import Processes
+
+
+class Effects:
+    """Applies effects; `exit_code` is the one to end with, once that is decided."""
+
+    def __init__(
+        self,
+        children: Children,
+        connections: Connections,
+        journal: Journal,
+        log: Log,
+        processes: Processes,
+        clock: Callable[[], float],
+    ) -> None:
+        self.exit_code: int | None = None
+        self._children = children
+        self._connections = connections
+        self._journal = journal
+        self._log = log
+        self._processes = processes
+        self._clock = clock
+        self.table: dict[type, Callable[[Any], events.Event | None]] = {
+            events.Spawn: self._spawn,
+            events.Adopt: self._adopt,
+            events.Probe: self._probe,
+            events.Kill: lambda effect: children.kill(effect.worker),
+            events.Tell: lambda effect: children.tell(effect.worker, effect.message),
+            events.KeepHandle: self._keep_handle,
+            events.Answer: self._answer,
+            events.SetTitle: self._set_title,
+            events.Log: lambda effect: log.add(effect.level, effect.text),
+            events.LogStatus: self._log_status,
+            events.Configured: self._configured,
+            events.WriteJournal: self._write_journal,
+            events.RemoveJournal: self._remove_journal,
+            events.Quit: self._quit,
+        }
+
+    def _spawn(self, spawn: events.Spawn) -> events.Event:
+        try:
+            child = self._children.spawn(context.Job(spawn.worker, spawn.rpc, spawn.args))
+        except OSError as error:
+            return events.SpawnFailed(spawn.worker, error)
+        return events.Spawned(spawn.worker, child.pid)
+
+    def _adopt(self, adopt: events.Adopt) -> events.Event | None:
+        try:
+            child = self._children.adopt(adopt.worker, adopt.pid)
+        except OSError:
+            return events.Exited(adopt.worker, signal.SIGKILL, 0)
+        # The pid could have become another's before the descriptor was opened; from now on it cannot.
+        if start_time(adopt.pid) != adopt.started:
+            self._children.forget(child)
+            return events.Exited(adopt.worker, signal.SIGKILL, 0)
+        return None
+
+    def _probe(self, probe: events.Probe) -> events.Event:
+        return events.Probed(probe.worker, self._processes.state(self._children.pid(probe.worker)))
+
+    def _configured(self, effect: events.Configured) -> None:
+        self._connections.config = effect.config
+        self._log.choose(effect.config.log_level)
+
+    def _log_status(self, effect: events.LogStatus) -> None:
+        status = effect.record.dump(self._processes.state)
+        self._log.add("notice", f"status: {json.dumps(status)}")
+
+    def _answer(self, answer: events.Answer) -> None:
+        value = answer.value
+        if isinstance(value, Record):
+            value = value.dump(self._processes.state)
+        self._connections.answer(answer.connection, answer.token, value)
+
+    def _set_title(self, title: events.SetTitle) -> None:
+        text = printable(title.text)
+        if title.until is not None:
+            text += time.strftime(" %H:%M:%S", time.localtime(time.time() + title.until - self._clock()))
+        setproctitle.setproctitle(f"{context.TITLE}supervisor [{text}]")
+
+    def _write_journal(self, write: events.WriteJournal) -> events.Event:
+        try:
+            self._journal.write(write.pid, write.record)
+        except OSError as error:
+            self._log.add("err", f"journal: {error}")
+            return events.JournalFailed(write.freeze, error)
+        return events.Journaled(write.freeze)
+
+    def _remove_journal(self, effect: events.RemoveJournal) -> None:
+        try:
+            self._journal.remove()
+        except OSError as error:
+            self._log.add("err", f"journal: {error}; the next start will say that a freeze was broken")
+
+    def _keep_handle(self, effect: events.KeepHandle) -> None:
+        try:
+            self._journal.keep_handle(effect.next)
+        except OSError as error:
+            self._log.add("warning", f"handles: {error}; after a restart numbers of files are given out again")
+
+    def _quit(self, effect: events.Quit) -> None:
+        self.exit_code = effect.code
