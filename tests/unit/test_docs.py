@@ -252,7 +252,7 @@ def test_the_drawings_have_every_arrow() -> None:
     for drawing, table in zip(drawn, (states.FREEZE_TABLE, states.WORKER_TABLE), strict=True):
         arrows = re.findall(r"^    (\w+) --> (\w+): (.+)$", drawing, re.M)
         shown = {(start, end, event) for start, end, events in arrows for event in events.split(" / ")}
-        assert shown == {(s.name, to.name, e.value) for (s, e), (to, _) in table.items() if to is not s}
+        assert shown == {(s.name, row[0].name, e.value) for (s, e), row in table.items() if row[0] is not s}
 
 
 SAID = {
