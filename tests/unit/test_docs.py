@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from virtagent.agent.api import errors, methods, states
-from virtagent.supervisor import config
+from virtagent.supervisor import config, qemu_ga
 from virtagent.supervisor.core import audit
 
 TREE = Path(__file__).resolve().parents[2]
@@ -332,6 +332,11 @@ def test_methods_that_a_sample_allows_are_there(page: str) -> None:
     assert samples
     for sample in samples:
         assert config.build({}, {"allow-rpcs": [sample]}).allow_rpcs
+
+
+def test_what_is_blocked_together_is_told() -> None:
+    text = (TREE / "SECURITY.md").read_text(encoding="utf-8")
+    assert [name for pair in qemu_ga.SAME_AS.items() for name in pair if f"`{name}`" not in text] == []
 
 
 def test_secrets_are_those_of_the_table() -> None:
