@@ -1,4 +1,4 @@
-"""The daemon's options: one table for the command line, the configuration file and docs/operations.md."""
+"""The daemon's options: one table for the command line, the configuration file and docs/configuration.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error that a host may see. The numbers serve every protocol; the advice goes into docs/operations.md."""
+"""Every error that a host may see. The numbers serve every protocol; the advice goes into docs/faults.md."""
 
 from __future__ import annotations
 

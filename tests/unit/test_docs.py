@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 from virtagent.agent.api import errors, methods, states
-from virtagent.supervisor import config
+from virtagent.supervisor import config, qemu_ga
+from virtagent.supervisor.core import audit
 
 TREE = Path(__file__).resolve().parents[2]
-PAGES = [TREE / "README.md", *sorted((TREE / "docs").rglob("*.md"))]
-GENERATED = ("rpc.md", "states.md", "operations.md", "virtagentctl.1")
+PAGES = [*sorted(TREE.glob("*.md")), *sorted((TREE / "docs").rglob("*.md"))]
+WHOLE = ("rpc.md", "states.md", "virtagentctl.1")
+MARKED = ("configuration.md", "faults.md")
 SOURCES = {
     path.relative_to(TREE).as_posix(): path.read_text(encoding="utf-8")
     for folder in ("agent", "supervisor", "host", "tests")
@@ -51,7 +53,10 @@ def generate(tree: Path, *arguments: str, isolated: bool = False) -> subprocess.
 def copied(tmp_path: Path) -> Path:
     shutil.copytree(TREE / "docs", tmp_path / "docs")
     (tmp_path / "scripts").mkdir()
-    shutil.copy(TREE / "scripts/docs", tmp_path / "scripts")
+    for name in ("docs", "docs_words.py"):
+        shutil.copy(TREE / "scripts" / name, tmp_path / "scripts")
+    for name in ("agent", "supervisor", "host"):
+        (tmp_path / name).symlink_to(TREE / name)
     return tmp_path
 
 
@@ -60,23 +65,23 @@ def test_what_is_generated_is_current() -> None:
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", GENERATED)
+@pytest.mark.parametrize("name", [*WHOLE, *MARKED])
 def test_a_stale_page_is_named_and_made_anew(copied: Path, name: str) -> None:
     page = copied / "docs" / name
     good = page.read_text(encoding="utf-8")
-    page.write_text(good.replace("| thaw", "| thraw").replace("seconds", "minutes").replace("no such", "some such"))
+    page.write_text(good + "stale\n" if name in WHOLE else re.sub(r"(?m)^\| (option|faultCode) ", "| stale ", good))
     checked = generate(copied, "--check")
     assert checked.returncode == 1
     assert checked.stderr.splitlines() == [
         f"scripts/docs: not what the tables say: docs/{name}; run scripts/docs",
     ]
     assert generate(copied).returncode == 0
-    if name != "operations.md":
+    if name in WHOLE:
         assert page.read_text(encoding="utf-8") == good
     assert generate(copied, "--check").returncode == 0
 
 
-@pytest.mark.parametrize("name", ["rpc.md", "states.md", "virtagentctl.1"])
+@pytest.mark.parametrize("name", WHOLE)
 def test_a_missing_page_is_made(copied: Path, name: str) -> None:
     (copied / "docs" / name).unlink()
     assert generate(copied, "--check").returncode == 1
@@ -84,13 +89,13 @@ def test_a_missing_page_is_made(copied: Path, name: str) -> None:
     assert (copied / "docs" / name).read_text(encoding="utf-8") == text_of(name)
 
 
-def test_operations_without_its_marks_is_refused(copied: Path) -> None:
-    (copied / "docs/operations.md").write_text("# Operations\n")
+@pytest.mark.parametrize(("name", "part"), [("configuration.md", "options"), ("faults.md", "faults")])
+def test_a_page_without_its_marks_is_refused(copied: Path, name: str, part: str) -> None:
+    (copied / "docs" / name).write_text("# Page\n")
     made = generate(copied)
     assert made.returncode == 1
-    assert (
-        made.stderr == "scripts/docs: docs/operations.md has no place for the options; mend the words in scripts/docs\n"
-    )
+    place = f"docs/{name} has no place for the {part}"
+    assert made.stderr == f"scripts/docs: {place}; mend the words in scripts/docs_words.py\n"
 
 
 def test_without_virtagent_it_says_so_in_one_sentence(copied: Path) -> None:
@@ -101,10 +106,10 @@ def test_without_virtagent_it_says_so_in_one_sentence(copied: Path) -> None:
 
 
 def test_every_option_is_named() -> None:
-    operations = text_of("operations.md")
+    page = text_of("configuration.md")
     offered = set(re.findall(r"--[a-z-]+", config.parser().format_help()))
     assert offered >= {f"--{name}" for name in config.OPTIONS}
-    assert [name for name in sorted(offered) if f"`{name}" not in operations] == []
+    assert [name for name in sorted(offered) if f"`{name}" not in page] == []
 
 
 def test_every_rpc_is_named() -> None:
@@ -123,7 +128,7 @@ def test_every_parameter_is_named() -> None:
             assert [name for name in names if f"`{name}`" not in sections[row.name]] == []
 
 
-@pytest.mark.parametrize("page", ["rpc.md", "operations.md"])
+@pytest.mark.parametrize("page", ["rpc.md", "faults.md"])
 def test_every_fault_is_named(page: str) -> None:
     text = text_of(page)
     assert [code.name for code in errors.Code if f"| {int(code)} | {code.name} |" not in text] == []
@@ -169,18 +174,48 @@ def test_no_path_of_a_development_machine(page: Path) -> None:
     assert re.findall(r"/(?:home|root|work|tmp|Users)/\S*", page.read_text(encoding="utf-8")) == []
 
 
+KERNELS = {"percpu_down_write", "rcu_sync_enter", "rcu_sync", "rcu_normal"}
+KNOWN = {word for text in SOURCES.values() for word in re.findall(r"\w+", text)} | KERNELS
+CODE = {"agent", "supervisor", "host", "tests", "scripts", "docs", "packaging"}
+
+
+def quoted(page: Path) -> list[str]:
+    """Return what stands in backticks on a page, outside of blocks of code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^ {4,}.*$", "", text, flags=re.M))
+
+
 @each_page
 def test_files_that_are_named_are_there(page: Path) -> None:
-    named = re.findall(
-        r"`((?:agent|supervisor|host|tests|scripts|docs)/[\w./-]*[\w/])", page.read_text(encoding="utf-8")
-    )
-    assert [name for name in named if not (TREE / name).exists()] == []
+    paths = [word.partition(":")[0].split()[0] for word in quoted(page) if re.match(r"[a-z]+/[\w./-]+", word)]
+    assert [path for path in paths if path.split("/")[0] in CODE and not (TREE / path).exists()] == []
 
 
 @each_page
-def test_methods_that_are_named_are_there(page: Path) -> None:
-    named = re.findall(r"`([A-Z]\w*)\.(\w+)`", page.read_text(encoding="utf-8"))
-    assert [name for name in named if name not in MEMBERS] == []
+def test_python_files_that_are_named_without_a_folder_are_there(page: Path) -> None:
+    names = {word for word in quoted(page) if re.fullmatch(r"\w+\.py", word)}
+    assert names - {path.name for path in TREE.glob("*/**/*.py") if ".venv" not in path.parts} == set()
+
+
+@each_page
+def test_members_that_are_named_are_there(page: Path) -> None:
+    """`Class.member`, and `path/file.py: name` or `path/file.py:Class.member`."""
+    words = quoted(page)
+    assert [
+        word for word in words if re.fullmatch(r"[A-Z]\w*\.\w+", word) and tuple(word.split(".")) not in MEMBERS
+    ] == []
+    placed = [match for word in words if (match := re.fullmatch(r"([\w/]+\.py):\s*([\w.]+)", word))]
+    for path, name in (match.groups() for match in placed):
+        owner, _, member = name.rpartition(".")
+        assert re.search(rf"^\s*(async def|def|class) {member or name}\b|^{name}\b", SOURCES[path], re.M), (path, name)
+        assert not owner or (owner, member) in MEMBERS, (path, name)
+
+
+@each_page
+def test_names_that_look_like_code_are_in_the_code(page: Path) -> None:
+    looks = re.compile(r"_?[a-z]+(_[a-z]+)+(\(\))?|[A-Z][a-z]+[A-Z]\w+|[A-Z]{2,}(_[A-Z]+)+|_[a-z]\w+")
+    named = {word.removesuffix("()") for word in quoted(page) if looks.fullmatch(word)}
+    assert named - KNOWN == set()
 
 
 @each_page
@@ -189,16 +224,147 @@ def test_tests_that_are_named_are_there(page: Path) -> None:
     assert [name for name in named if f"def {name}(" not in TESTS] == []
 
 
-def test_every_decision_is_listed() -> None:
-    architecture = text_of("architecture.md")
-    decisions = sorted((TREE / "docs/adr").glob("*.md"))
-    assert decisions
+def test_every_decision_has_its_form_and_is_in_the_index() -> None:
+    index = text_of("adr/README.md")
+    decisions = sorted((TREE / "docs/adr").glob("0*.md"))
+    assert [page.name[:4] for page in decisions] == [f"{number:04}" for number in range(1, len(decisions) + 1)]
     for page in decisions:
-        text = page.read_text(encoding="utf-8")
-        heading = text.partition("\n")[0].removeprefix("# ")
+        first, _, rest = page.read_text(encoding="utf-8").partition("\n")
+        heading = first.removeprefix("# ")
         assert heading.startswith(f"{page.name[:4]}: ")
-        assert f"- [{heading}](adr/{page.name})" in architecture
-        assert all(f"**{part}" in text for part in ("Context.", "Decision.", "What it costs.")), page.name
+        assert f"[{heading}]({page.name})" in index
+        form = r"\n(\d{4}-\d\d-\d\d)\. (Accepted|Superseded by \[(\d{4})\]\(\3-[\w-]+\.md\))\.\n\n\*\*Context\.\*\* "
+        status = re.match(form, rest)
+        assert status, f"{page.name}: date, status and context, in this order"
+        assert f"| {status[1]} | {status[2].lower()} |" in index.replace("Superseded", "superseded")
+        parts = re.findall(r"^\*\*([A-Z][\w ]+)\.\*\*", rest, re.M)
+        assert [part for part in parts if part != "Alternatives"] == ["Context", "Decision", "What it costs"], page.name
+        assert "Alternatives" not in parts or parts.index("Alternatives") == 2, page.name
+
+
+def test_the_decisions_that_the_code_names_are_there() -> None:
+    known = {page.name[:4] for page in (TREE / "docs/adr").glob("0*.md")}
+    named = {number for text in SOURCES.values() for number in re.findall(r"ADR (\d{4})", text)}
+    assert named <= known
+
+
+def test_the_drawings_have_every_arrow() -> None:
+    drawn = re.findall(r"^```mermaid\n(.*?)^```", text_of("states.md"), re.M | re.S)
+    for drawing, table in zip(drawn, (states.FREEZE_TABLE, states.WORKER_TABLE), strict=True):
+        arrows = re.findall(r"^    (\w+) --> (\w+): (.+)$", drawing, re.M)
+        shown = {(start, end, event) for start, end, events in arrows for event in events.split(" / ")}
+        assert shown == {(s.name, row[0].name, e.value) for (s, e), row in table.items() if row[0] is not s}
+
+
+SAID = {
+    "SECURITY.md": {r"cut to (\d+) characters": audit.PARAMS_MAX},
+    "docs/operations.md": {r"cut to (\d+) characters": audit.PARAMS_MAX},
+    "README.md": {r"All (\d+) commands": sum(row.is_guest for row in methods.RPCS.values())},
+    "docs/install.md": {
+        r"After (\d+) s \(a stuck disk\)": 30,
+        r"silent for (\d+) s": 30,
+        r"every (\d+) s; without": 15,
+    },
+}
+"""Figures in prose that a table has, too."""
+
+
+def test_figures_in_prose_are_those_of_the_tables() -> None:
+    unit = (TREE / "packaging/virtagentd.service").read_text(encoding="utf-8")
+    assert "\nTimeoutStopSec=30s\n" in unit
+    assert "\nWatchdogSec=30s\n" in unit
+    for page, figures in SAID.items():
+        for pattern, value in figures.items():
+            assert [int(found) for found in re.findall(pattern, (TREE / page).read_text(encoding="utf-8"))] == [value]
+
+
+def test_no_option_stands_with_another_default() -> None:
+    plain = config.Config()
+    names = "|".join(sorted(config.OPTIONS, key=len, reverse=True))
+    for page in PAGES:
+        for said, name in re.findall(rf"([\d.]+) s \(`({names})`\)", page.read_text(encoding="utf-8")):
+            assert float(said) == getattr(plain, name.replace("-", "_")), f"{page.name}: {name}"
+
+
+def test_the_version_is_the_one_of_the_code() -> None:
+    version = re.findall(r'^__version__ = "(.+)"$', SOURCES["agent/__init__.py"], re.M)
+    assert (
+        re.findall(r"^(\d+\.\d+\.\d+), in development", (TREE / "README.md").read_text(encoding="utf-8"), re.M)
+        == version
+    )
+    assert re.findall(r"^## (\d+\.\d+\.\d+)", (TREE / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)[:1] == version
+
+
+def test_the_readme_has_the_figures_that_were_measured() -> None:
+    readme, measured = (TREE / "README.md").read_text(encoding="utf-8"), text_of("performance.md")
+
+    def median(row: str, column: int) -> str:
+        (line,) = re.findall(rf"^\| {re.escape(row)} \|(.*)\|$", measured, re.M)
+        return re.findall(r"\*\*([\d.]+)\*\*", line)[column]
+
+    clean, dirty = (
+        "8 ext4, clean: longest of all writers, ms",
+        "8 ext4, 150 MB dirty on each: longest of all writers, ms",
+    )
+    assert f"| {median(clean, 1)} ms | {median(clean, 0)} ms | {median(clean, 3)} ms |" in readme
+    assert f"| {median(dirty, 1)} ms | {median(dirty, 0)} ms | {median(dirty, 3)} ms: " in readme
+    resident, own = "idle: resident, MiB", "idle: proportional, MiB"
+    assert f"{median(resident, 0)} MiB resident when idle, {median(own, 0)} MiB of it its own" in readme
+    assert f"(qemu-ga: {median(resident, 1)} and {median(own, 1)})" in readme
+    assert f"a keeper of {median('frozen, 8 file systems: keeper: proportional, MiB', 0)} MiB" in readme
+    assert f"{float(median('wake-ups in 60 idle seconds', 0)):g} wake-ups in 60 idle seconds" in readme
+
+
+def test_what_writes_or_reads_files_is_told_in_security() -> None:
+    text = (TREE / "SECURITY.md").read_text(encoding="utf-8")
+    families = ("guest-get-", "guest-network-")
+    harmless = {"va.fsplan", "guest-file-close", "guest-file-seek", "guest-file-flush"}
+    told = [row.name for row in methods.RPCS.values() if row.public and row.disk is not methods.Disk.NONE]
+    assert [
+        name for name in told if name not in harmless and not name.startswith(families) and f"`{name}`" not in text
+    ] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md", "docs/configuration.md"])
+def test_methods_that_a_sample_allows_are_there(page: str) -> None:
+    text = (TREE / page).read_text(encoding="utf-8")
+    samples = re.findall(r"^    (?:allow|block)-rpcs (.+)$", text, re.M)
+    assert samples
+    for sample in samples:
+        assert config.build({}, {"allow-rpcs": [sample]}).allow_rpcs
+
+
+def test_what_is_blocked_together_is_told() -> None:
+    text = (TREE / "SECURITY.md").read_text(encoding="utf-8")
+    assert [name for pair in qemu_ga.SAME_AS.items() for name in pair if f"`{name}`" not in text] == []
+
+
+def test_secrets_are_those_of_the_table() -> None:
+    (told,) = re.findall(
+        r"^## Secrets in logs\n(.*?)^## ", (TREE / "SECURITY.md").read_text(encoding="utf-8"), re.M | re.S
+    )
+    for row in methods.RPCS.values():
+        if any(param.secret for param in row.params):
+            assert f"`{row.name}`" in told
+
+
+def test_what_is_installed_has_all_that_it_links_to() -> None:
+    script = (TREE / "scripts/install").read_text(encoding="utf-8")
+    (patterns,) = re.findall(r'^mapfile -t pages < <\(cd "\$tree" && ls (.+?)\)$', script.replace("\\\n", " "), re.M)
+    installed = {path.resolve() for pattern in patterns.split() for path in TREE.glob(pattern)}
+    for page in PAGES:
+        if page not in installed:
+            continue
+        links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        missing = [link for link in links if "://" not in link and (page.parent / link).resolve() not in installed]
+        assert missing == [], page.name
+
+
+def test_the_units_name_pages_that_are_installed() -> None:
+    for unit in (TREE / "packaging").glob("*.service"):
+        named = re.findall(r"file:///opt/virtagent/current/doc/(\S+)", unit.read_text(encoding="utf-8"))
+        assert named
+        assert [name for name in named if not (TREE / "docs" / name).exists()] == []
 
 
 def test_the_licence_is_the_one_that_the_metadata_names() -> None:

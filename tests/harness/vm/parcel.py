@@ -12,7 +12,7 @@ from .. import Unmet
 from .image import TREE
 
 PARTS = ("agent", "supervisor", "host", "packaging", "scripts", "docs")
-FILES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+FILES = ("setup.cfg", "pyproject.toml", "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE")
 
 
 def pack(folder: Path, python: str) -> Path:
