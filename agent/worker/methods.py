@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..api.errors import Code, Fault, failed
 from . import freeze, sysfs
+from .mount_threads import perform
 
 if TYPE_CHECKING:
     from .context import Worker
@@ -113,17 +114,17 @@ def shut_down(worker: Worker, program: Sequence[str], mode: str) -> subprocess.C
 
 def fsfreeze(worker: Worker, args: dict[str, Any]) -> int:
     """Freeze what `args["options"]` (freeze.Options) chooses, hold it, thaw it; return the number of file systems."""
-    return freeze.FreezeScript(worker, args["options"]).run()
+    return perform(worker, freeze.FreezeScript(args["options"]).run())
 
 
 def thaw(worker: Worker, args: dict[str, Any]) -> int:
     """Thaw the file systems of `args["mounts"]` (index -> mounts.Mount); return how many are proved thawed."""
-    return freeze.thaw_again(worker, args["mounts"], args["expedited"])
+    return perform(worker, freeze.thaw_again(args["mounts"], args["expedited"]))
 
 
 def fssync(worker: Worker, args: dict[str, Any]) -> int:
     """Sync what `args["options"]` (freeze.Options) chooses, freezing nothing; return the number of file systems."""
-    return freeze.Flush(worker, args["options"]).run()
+    return perform(worker, freeze.Flush(args["options"]).run())
 
 
 def fsplan(_worker: Worker, args: dict[str, Any]) -> dict[str, Any]:

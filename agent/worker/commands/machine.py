@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...api.errors import Code, Fault
 from ...api.records import Mount
 from .. import kernel, methods, programs, sysfs
-from ..mount_threads import Mounted, open_file_system
+from ..open_fs import Mounted, open_file_system
 from ..plan import NETWORK_TYPES, MountInfo, superblocks
 
 if TYPE_CHECKING:
