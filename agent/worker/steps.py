@@ -11,7 +11,8 @@ import enum
 import errno
 import math
 from collections.abc import Generator
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from ..api import records
 from ..api.options import Rules
@@ -65,13 +66,15 @@ def ended(mount: int, operation: Operation, error: int, said: str, seconds: floa
 # What a script asks for.
 
 
-class ReadPlan(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
     """Read what is mounted and choose: answers a `records.Plan`; raises Fault."""
 
     rules: Rules
 
 
-class Start(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Start:
     """Take these file systems, by their index in the plan; raises OSError or RuntimeError.
 
     `obeys`: listen to the supervisor from now on and watch whether it lives; if not, no `Told` and no `Gone` comes.
@@ -81,8 +84,9 @@ class Start(NamedTuple):
     obeys: bool
 
 
-class Order(NamedTuple):
-    """Do `operation` on all these file systems simultaneously; each is idle and gives one `Result`.
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Do `operation` on all these file systems simultaneously; each is idle and gives one `Result`. Raises nothing.
 
     A result is reported to the supervisor (`ended`) by whoever did the call, before the script hears of it.
     """
@@ -91,11 +95,13 @@ class Order(NamedTuple):
     operation: Operation
 
 
-class StopFreezing(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StopFreezing:
     """Begin no FIFREEZE from now on: one that is ordered ends with ECANCELED. `Gone` does not come any more."""
 
 
-class Wait(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Wait:
     """Wait for an event, at most until that CLOCK_MONOTONIC second: answers an `Event`.
 
     `taken`: and at most until the supervisor can read all that was posted (`Taken`).
@@ -105,66 +111,79 @@ class Wait(NamedTuple):
     taken: bool = False
 
 
-class Now(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Now:
     """Answers the CLOCK_MONOTONIC seconds."""
 
 
-class Alone(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Alone:
     """Answers whether the supervisor is gone: nobody else would thaw."""
 
 
-class Send(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Send:
     """Report, waiting until the pipe has taken it; returns immediately if the supervisor is gone."""
 
     report: messages.Report
 
 
-class Post(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Post:
     """Report without waiting: what a full pipe does not take is kept, in order."""
 
     reports: tuple[messages.Report, ...]
 
 
-class Inform(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Inform:
     """Report unless the pipe is full: a newer report will say more."""
 
     report: messages.Report
 
 
-class Measure(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Measure:
     """Answers the figures of the disks of all that was started, as a `messages.Progress`."""
 
     phase: Phase
     round: int
 
 
-class Title(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Title:
     """Show in ps what is happening now."""
 
     text: str
 
 
-class BecomeKeeper(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class BecomeKeeper:
     """Be called keeper from the next title on."""
 
 
-class LockMemory(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LockMemory:
     """Stay in memory, where that is allowed."""
 
 
-class PrepareToExpedite(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PrepareToExpedite:
     """Answers whether `Expedite` is going to change something (`rcu`)."""
 
 
-class Expedite(NamedTuple):
-    """Make grace periods short; nothing if that is done."""
+@dataclass(frozen=True, slots=True)
+class Expedite:
+    """Make grace periods short; nothing if that is done or refused."""
 
 
-class EndExpedite(NamedTuple):
-    """Put back what `Expedite` changed; nothing if that is done."""
+@dataclass(frozen=True, slots=True)
+class EndExpedite:
+    """Put back what `Expedite` changed, if anything; raises OSError."""
 
 
-class PutBack(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PutBack:
     """Make grace periods normal after a worker that died between `Expedite` and `EndExpedite`, if that is allowed."""
 
 
@@ -195,7 +214,8 @@ Script = Generator[Step, Any, T]
 # What a script is told when it waits.
 
 
-class Result(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Result:
     """A call has ended: `error` is its errno, 0 if it did what it should, `said` the system's words for that."""
 
     mount: int
@@ -204,23 +224,27 @@ class Result(NamedTuple):
     said: str = ""
 
 
-class Told(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Told:
     """The supervisor said something."""
 
     message: messages.Control
 
 
-class Gone(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Gone:
     """The freeze must end: the supervisor is gone, or a signal asks for it. It comes once."""
 
     reason: str
 
 
-class Timeout(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Timeout:
     """The second that was waited for has come."""
 
 
-class Taken(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Taken:
     """The report pipe has taken all that was posted."""
 
 
