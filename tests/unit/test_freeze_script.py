@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import errno
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +331,13 @@ def test_a_freeze_in_flight_when_it_is_cancelled_is_waited_for_and_thawed() -> N
     left_nothing(driven)
 
 
+def test_each_that_still_freezes_is_thawed_as_soon_as_it_has() -> None:
+    lasts = {(1, FREEZE): [7.0], (2, FREEZE): [9.0]}
+    driven = freezing(plan_of((), (), ()), [(0, PROCEED), (1, CANCEL)], lasts=lasts)
+    assert fault_of(driven).text == "the freeze was cancelled; thawed again: 3"
+    assert [driven.began[i, THAW] for i in range(3)] == [1, 7, 9]
+
+
 def test_what_lies_on_one_that_still_freezes_waits_for_it() -> None:
     plan = plan_of((1,), (), levels=(0, 1))
     driven = freezing(plan, [(0, PROCEED), (1, CANCEL)], lasts={(1, FREEZE): [7.0]})
@@ -455,12 +461,14 @@ def test_a_refused_thaw_of_a_freeze_that_failed_is_told_with_both_reasons() -> N
     )
 
 
-def test_a_full_pipe_never_delays_a_thaw() -> None:
-    driven = freezing(comes=[(0, PROCEED), (1, CANCEL)])
-    original: Callable[[], bool] = driven._full
-    driven._full = lambda: original() or bool(driven.frozen)  # type: ignore[method-assign]
-    assert driven.run(FreezeScript(options()).run()) == 2
-    assert driven.began[0, THAW] == driven.began[1, THAW] == 1
+@pytest.mark.parametrize("comes", [GO, [(0, PROCEED)], [(0, PROCEED), (3, DIED)]])
+def test_a_full_pipe_never_delays_a_hold_or_thaw(comes: list[tuple[float, Event]]) -> None:
+    driven = freezing(comes=comes)
+    driven.run(FreezeScript(options()).run())
+    holds = driven.did.index(steps.BecomeKeeper())
+    for step in driven.did[holds:]:
+        assert not isinstance(step, steps.Send)
+        assert not (isinstance(step, steps.Wait) and step.taken)
 
 
 # The thaw of a dead worker's freeze
