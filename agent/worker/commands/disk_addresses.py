@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..plan import walk_down
 from .reading import names_in, numbered, read_if_any
 
 _PCI = re.compile(r"/([0-9a-f]{4,}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])(?=/)")
@@ -66,24 +67,18 @@ def known_to_udev(tree: Tree, device: str, name: str) -> str:
 
 def disks_below(tree: Tree, device: str) -> list[str]:
     """Return the real disks and partitions on which a device lies, each once, through dm, md and their partitions."""
-    found: dict[str, None] = {}
-    seen: set[str] = set()
-    pending = [device]
-    while pending:
-        here = pending.pop()
-        if here in seen:
-            continue
-        seen.add(here)
+
+    def below(here: str) -> Iterator[str]:
         if not is_virtual(here):
-            found[here] = None
-            continue
+            return
         whole = os.path.dirname(here) if os.path.exists(f"{tree.sysfs}{here}/partition") else here
-        for slave in reversed(names_in(f"{tree.sysfs}{whole}/slaves")):
+        for slave in names_in(f"{tree.sysfs}{whole}/slaves"):
             try:
-                pending.append(tree.resolve(f"{whole}/slaves/{slave}"))
+                yield tree.resolve(f"{whole}/slaves/{slave}")
             except OSError:
                 continue  # it was taken out meanwhile
-    return list(found)
+
+    return [found for found in walk_down([device], below) if not is_virtual(found)]
 
 
 def address(tree: Tree, device: str) -> dict[str, Any]:

@@ -7,13 +7,12 @@ system, whose server may be dead. No device is opened; so SMART data is not told
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...api.errors import failed
-from ..plan import NETWORK_TYPES, MountInfo
+from ..plan import MountInfo, Server, server_of
 from ..sysfs import read_mountinfo
 from .disk_addresses import Tree, address, disks_below, is_virtual, known_to_udev, node
 from .reading import is_number, names_in, read_if_any, read_needed, refused
@@ -44,7 +43,8 @@ def get_fsinfo(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
 
 def fsinfo(mountinfo: list[MountInfo], tree: Tree) -> Iterator[dict[str, Any]]:
     """Yield the GuestFilesystemInfo of each mount that has a block device, the last mount first."""
-    over_network = [m.mountpoint for m in mountinfo if _is_network(m.fstype) and m.mountpoint != "/"]
+    hang = (Server.NETWORK, Server.FUSE)
+    over_network = [m.mountpoint for m in mountinfo if server_of(m.fstype) in hang and m.mountpoint != "/"]
     for mount in reversed(mountinfo):
         devices = _devices(mount, tree)
         if not devices:
@@ -143,10 +143,6 @@ def _usage(mountpoint: str) -> dict[str, int]:
         "total-bytes": (used + figures.f_bavail) * figures.f_frsize,
         "total-bytes-privileged": figures.f_blocks * figures.f_frsize,
     }
-
-
-def _is_network(fstype: str) -> bool:
-    return fstype in NETWORK_TYPES or re.match(r"fuse(\.|$)", fstype) is not None
 
 
 def _disk(tree: Tree, name: str) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from ...api.errors import Code, Fault
 from ...api.records import Mount
 from .. import kernel, methods, programs, sysfs
 from ..open_fs import Mounted, open_file_system
-from ..plan import NETWORK_TYPES, MountInfo, superblocks
+from ..plan import MountInfo, Server, server_of, superblocks
 
 if TYPE_CHECKING:
     from ..context import Worker
@@ -158,7 +158,8 @@ def fstrim(
         raise Fault(Code.FAILED, f"failed to open mtab file: '/proc/self/mountinfo': {error.strerror}") from None
     paths = []
     for info, points in reversed(found):
-        if (info.device.startswith("0:") and info.fstype != "btrfs") or info.fstype in NETWORK_TYPES:
+        anonymous = info.device.startswith("0:") and info.fstype != "btrfs"
+        if anonymous or server_of(info.fstype) is Server.NETWORK:
             continue
         worker.title(f"trimming {points[0]}")
         mount = Mount(points[0], points[1:], info.device, info.fstype, info.source, 0, (), ())
@@ -167,7 +168,7 @@ def fstrim(
 
 
 def _trim(mount: Mount, minimum: int) -> dict[str, Any]:
-    if mount.fstype.startswith("fuse"):  # never opened: who serves it may be gone
+    if server_of(mount.fstype) is not Server.KERNEL:  # never opened: who serves it may be gone
         return {"error": "trim not supported"}
     try:
         fd = open_file_system(mount, Mounted())
