@@ -18,7 +18,7 @@ from ..api.errors import Code, Fault
 from ..api.methods import RPCS
 from . import kernel, messages, resource
 from .context import Job, Worker
-from .handlers import HANDLERS
+from .handlers import HANDLERS, RESOURCE_HANDLERS
 
 
 def run(job: Job, report_fd: int, control_fd: int, supervisor: int) -> NoReturn:
@@ -41,7 +41,7 @@ def run(job: Job, report_fd: int, control_fd: int, supervisor: int) -> NoReturn:
         try:
             value = HANDLERS[row.handler](worker, job.args)
             if isinstance(value, resource.Resource):
-                resource.serve(worker, value, RPCS, HANDLERS)
+                resource.serve(worker, value, RPCS, RESOURCE_HANDLERS)
                 value = None
             outcome = messages.Done(value)
         except Fault as fault:

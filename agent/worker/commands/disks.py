@@ -18,7 +18,7 @@ from .disk_addresses import Tree, address, disks_below, is_virtual, known_to_ude
 from .reading import is_number, names_in, read_if_any, read_needed, refused
 
 if TYPE_CHECKING:
-    from ..context import Worker
+    from ..context import Args, Worker
 
 DISKSTATS = "/proc/diskstats"
 TREE = Tree()
@@ -32,7 +32,7 @@ _STATS = (
 _STATS_GROUPS = (11, 15, 17)
 
 
-def get_fsinfo(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+def get_fsinfo(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
     """Return the mounts of local file systems, the newest first, with bytes used and the disks they lie on."""
     try:
         mountinfo = read_mountinfo()
@@ -62,7 +62,7 @@ def fsinfo(mountinfo: list[MountInfo], tree: Tree) -> Iterator[dict[str, Any]]:
         yield info
 
 
-def get_disks(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+def get_disks(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
     """Return the disks that are not empty, each followed by its partitions; raise Fault FAILED without /sys/block."""
     try:
         names = sorted(os.listdir(f"{TREE.sysfs}/block"))
@@ -71,7 +71,7 @@ def get_disks(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
     return [info for name in names for info in _disk(TREE, name)]
 
 
-def get_diskstats(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+def get_diskstats(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
     """Return the counters of every block device; ticks are milliseconds, sectors have 512 bytes."""
     return list(diskstats(read_needed(DISKSTATS)))
 
