@@ -48,7 +48,7 @@ class Reporter:
         os.set_blocking(fd, False)
 
     def send(self, message: messages.Report) -> None:
-        """Write `message`, waiting until the pipe has taken it; return at once if the supervisor is gone."""
+        """Write `message`, waiting until the pipe has taken it; return immediately if the supervisor is gone."""
         self.post(message)
         writable = select.poll()
         writable.register(self.fd, select.POLLOUT)

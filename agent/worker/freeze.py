@@ -33,7 +33,7 @@ THAW_AGAIN_FIRST, THAW_AGAIN_MAX = 0.02, 30.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limit in seconds, 0 is none, and the CLOCK_MONOTONIC second at which it is enforced here."""
+    """A limit in seconds (0: no limit), and the CLOCK_MONOTONIC second at which it is enforced here."""
 
     seconds: float = 0.0
     until: float = math.inf
@@ -89,7 +89,7 @@ class FileSystems:
         return [self._all[index] for index in sorted(self.busy)]
 
     def start(self, *, obeys: bool) -> Script[None]:
-        """Have whoever drives the script take them."""
+        """Hand them to whoever drives the script."""
         yield steps.Start(tuple((fs.index, fs.mount) for fs in self._all.values()), obeys)
 
     def announce(self, those: Sequence[FileSystem], operation: Operation) -> Script[None]:

@@ -22,7 +22,7 @@ SHUTDOWN_FLAG = {"halt": "-H", "powerdown": "-P", "reboot": "-r"}
 
 
 def read_options(_worker: Worker, args: Args) -> str:
-    """Return the text of the configuration file `path`, at most 1 MiB; empty if there is none and none is `needed`."""
+    """Return the text of the configuration file `path`, at most 1 MiB; empty if it is missing and not `needed`."""
     try:
         with open(args["path"], encoding="utf-8", errors="surrogateescape") as file:
             return file.read(OPTIONS_MAX)

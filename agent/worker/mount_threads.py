@@ -82,7 +82,7 @@ class MountThread:
         self._runs = True
 
     def order(self, operation: Operation) -> None:
-        """Have the thread do `operation`; only when it is idle."""
+        """Make the thread do `operation`; it must be idle."""
         assert self.doing is None, f"{self._mount.mountpoint}: {self.doing} is in flight"
         self.doing = operation
         if self._runs:

@@ -124,7 +124,7 @@ def parse_filesystems(text: str) -> frozenset[str]:
 
 
 def named_below(mount: MountInfo) -> list[str]:
-    """Return the devices, files and folders that a file system itself says it lies on, besides its device number."""
+    """Return the devices, files and folders that a file system itself names, beyond its device number."""
     paths = []
     if mount.device.startswith("0:"):  # btrfs, overlay, ecryptfs, fuse: an anonymous number names no device
         paths.append(mount.source)
@@ -150,7 +150,7 @@ def build_plan(
     reasons = _reasons(found, block_types, rules)
     edges, disks = _lies_on(mountinfo, found, devices)
     planned = {i for i, reason in enumerate(reasons) if reason is None}
-    hosts = {i: planned.intersection(walk_down(edges[i], edges.__getitem__)) - {i} for i in planned}
+    hosts = {i: set(walk_down(edges[i], lambda j: edges[j])) & planned - {i} for i in planned}
     for i in planned:
         if circle := [j for j in hosts[i] if i in hosts[j]]:
             names = listed(found[j].points[0] for j in sorted([i, *circle]))

@@ -1,8 +1,6 @@
-"""Body of a forked child: it runs one RPC, reports over its pipe and ends. It never returns into the supervisor's code.
+"""Body of a forked child: it runs one RPC, reports over its pipe and ends.
 
-A report that must be seen (`send`) waits until the pipe took it; one that only informs (`inform`) is dropped if the
-pipe is full; one that tells what has been done already (`post`) waits in memory, so that a full pipe, whose reader may
-be stopped, never delays a thaw.
+It never returns into the supervisor's code.
 """
 
 from __future__ import annotations

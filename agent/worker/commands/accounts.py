@@ -125,7 +125,7 @@ def _user(name: str, lookup: Lookup) -> pwd.struct_passwd:
 
 @contextlib.contextmanager
 def _rights_of(user: pwd.struct_passwd) -> Iterator[None]:
-    """Have the rights of `user` on files; the user gets none on this process, whose real uid stays (credentials(7))."""
+    """Take the rights of `user` on files; the user gets none on this process, whose real uid stays (credentials(7))."""
     if os.geteuid() == user.pw_uid:
         yield
         return

@@ -99,7 +99,7 @@ def get_memory_block_info(_worker: Worker, _args: Args) -> dict[str, int]:
 
 
 def _state(path: str) -> str | None:
-    """Return what a file of sysfs says, None if there is none; raise Fault FAILED if it cannot be read."""
+    """Return what a file of sysfs says, None if it is missing; raise Fault FAILED if it cannot be read."""
     try:
         return read(path).strip()
     except FileNotFoundError:

@@ -39,7 +39,7 @@ class Tree:
     udev: str = "/run/udev/data"
 
     def resolve(self, path: str) -> str:
-        """Return a device's folder as sysfs has it, from /devices on; raise OSError if there is none."""
+        """Return a device's folder as sysfs has it, from /devices on; raise OSError if it has no folder."""
         return os.path.realpath(f"{self.sysfs}{path}", strict=True).removeprefix(os.path.realpath(self.sysfs))
 
 
@@ -126,7 +126,7 @@ def place(path: str, driver: str, ports: Callable[[str], Sequence[int]]) -> tupl
 
 
 def _pci(tree: Tree, path: str) -> tuple[tuple[int, ...], str]:
-    """Return the address of the PCI function nearest to the device and its driver; -1 and "" if there is none."""
+    """Return the address of the PCI function nearest to the device and its driver; -1 and "" if it has none."""
     functions = list(_PCI.finditer(path))
     if not functions:
         return (-1, -1, -1, -1), ""

@@ -77,7 +77,7 @@ def get_diskstats(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
 
 
 def diskstats(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the GuestDiskStatsInfo of each line of /proc/diskstats; a line that is none is left out."""
+    """Yield the GuestDiskStatsInfo of each line of /proc/diskstats; a malformed line is left out."""
     for line in text.split("\n"):
         fields = line.split()
         values = [int(f) for f in (*fields[:2], *fields[3:]) if is_number(f)]
@@ -109,7 +109,7 @@ def _devices(mount: MountInfo, tree: Tree) -> list[str]:
 
 
 def number_of_node(path: str) -> str:
-    """Return major:minor of the block device with that node, "" if it is none."""
+    """Return major:minor of the block device with that node, "" if it is not one."""
     try:
         found = os.stat(path) if path.startswith("/dev/") else None
     except OSError:

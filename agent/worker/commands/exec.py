@@ -227,7 +227,7 @@ def guest_exec(worker: Worker, args: Args) -> Program:
     """Start `path` with the arguments `arg`, and hold it; the first answer is {pid}.
 
     `path` without a slash is looked for in the PATH of `env`, else the agent's; `env` replaces the environment.
-    Raises Fault: PARAMS for bad base64 or a capture mode that is none, FAILED if the program cannot be executed.
+    Raises Fault: PARAMS for bad base64 or an unknown capture mode, FAILED if the program cannot be executed.
     """
     path = args["path"]
     given = None if args["input-data"] is None else from_base64(args["input-data"])
@@ -265,7 +265,7 @@ def guest_exec(worker: Worker, args: Args) -> Program:
 
 
 def exec_status(program: Program, _args: Args) -> dict[str, Any]:
-    """Return whether the program has exited, and then its exit code or signal and its output; that once."""
+    """Return whether the program has exited, and then, once, its exit code or signal and its output."""
     return program.status()
 
 

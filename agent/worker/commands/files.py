@@ -2,7 +2,7 @@
 
 A worker holds one open file. It reads and writes the descriptor itself, with no buffer between, so that a write error
 is told by the write and nothing is left to flush. Nothing waits: a FIFO or a terminal that has nothing to say answers
-at once, as qemu-ga's files do.
+immediately, as qemu-ga's files do.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class OpenFile(Resource):
 
 
 def flags_of(mode: str) -> int:
-    """Return the open(2) flags of a mode of fopen(3); raise Fault PARAMS if it is none."""
+    """Return the open(2) flags of a mode of fopen(3); raise Fault PARAMS if it is not one."""
     base = _BASES.get(mode[:1])
     if base is None or mode[1:] not in ("", "b", "+", "b+", "+b"):
         raise Fault(Code.PARAMS, f"invalid file open mode '{mode}'")
@@ -57,7 +57,7 @@ def flags_of(mode: str) -> int:
 def file_open(worker: Worker, args: Args) -> OpenFile:
     """Open `path` in `mode` (default "r") and hold it as `handle`.
 
-    Raises Fault: PARAMS if the mode is none, FAILED if the system refuses.
+    Raises Fault: PARAMS if the mode is not known, FAILED if the system refuses.
     """
     path, mode = args["path"], "r" if args["mode"] is None else args["mode"]
     flags = flags_of(mode) | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC

@@ -63,7 +63,7 @@ def set_time(
 def set_vcpus(_worker: Worker, args: Args, *, root: str = "/sys/devices/system/cpu") -> int:
     """Bring processors on- or offline in the order of `vcpus` and return how many were done before one failed.
 
-    Raises Fault FAILED if that is none of them.
+    Raises Fault FAILED if the first could not be done.
     """
     done = 0
     for vcpu in args["vcpus"]:
@@ -221,7 +221,7 @@ def suspend(worker: Worker, mode: str, *, state: str = "/sys/power/state") -> di
     verb, unit, pm_option, pm_program, word = _SUSPEND[mode]
     worker.title(f"suspending to {mode}")
     why = ""
-    # The status of a unit is 4 if there is none (LSB); one that is there and not running has 3.
+    # The status of a unit is 4 if it does not exist (LSB); one that exists and not running has 3.
     if _code(["systemctl", "status", unit]) in (1, 2, 3):
         why = _refusal(["systemctl", verb], f"systemctl {verb}")
         if not why:

@@ -82,7 +82,7 @@ def network_get_route(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
 
 
 def routes4(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the GuestNetworkRoute of each line of /proc/net/route; the head and what is none are left out."""
+    """Yield the GuestNetworkRoute of each line of /proc/net/route; the heading and malformed lines are left out."""
     for line in text.split("\n"):
         try:
             iface, destination, gateway, flags, refcnt, use, metric, mask, mtu, window, irtt = line.split()
@@ -105,7 +105,7 @@ def routes4(text: str) -> Iterator[dict[str, Any]]:
 
 
 def routes6(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the GuestNetworkRoute of each line of /proc/net/ipv6_route; what is none is left out."""
+    """Yield the GuestNetworkRoute of each line of /proc/net/ipv6_route; malformed lines are left out."""
     for line in text.split("\n"):
         try:
             destination, length, source, source_length, nexthop, metric, refcnt, use, flags, iface = line.split()
