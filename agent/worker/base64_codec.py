@@ -20,7 +20,7 @@ def octets(text: str) -> bytes:
 
 
 def from_base64(text: str) -> bytes:
-    """Return the bytes; raise Fault PARAMS if a character is none of base64."""
+    """Return the bytes; raise Fault PARAMS if a character is not one of base64."""
     if _FOREIGN.search(text):
         raise Fault(Code.PARAMS, "Base64 data contains invalid characters")
     if "\n" in text:

@@ -12,6 +12,7 @@ import os
 import select
 import threading
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +24,17 @@ from . import messages
 TITLE = "virtagentd: "
 
 
+Args = Mapping[str, Any]
+"""The arguments of an RPC by name, as its row has checked them, and what the supervisor adds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What a worker is forked for: its number, the RPC's row by name, and the handler's arguments."""
 
     worker: int
     rpc: str
-    args: dict[str, Any]
+    args: Args
 
 
 class Reporter:
@@ -43,7 +48,7 @@ class Reporter:
         os.set_blocking(fd, False)
 
     def send(self, message: messages.Report) -> None:
-        """Write `message`, waiting until the pipe has taken it; return at once if the supervisor is gone."""
+        """Write `message`, waiting until the pipe has taken it; return immediately if the supervisor is gone."""
         self.post(message)
         writable = select.poll()
         writable.register(self.fd, select.POLLOUT)
@@ -108,3 +113,7 @@ class Worker:
     def become_keeper(self) -> None:
         """Be called keeper from the next title on."""
         self._role = "keeper"
+
+
+WorkerHandler = Callable[[Worker, Args], object]
+"""Carries out an RPC in a worker: returns its value, or a `resource.Resource` that the worker then holds."""

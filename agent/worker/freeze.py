@@ -1,49 +1,48 @@
-"""The freeze transaction, as the worker runs it: plan, sync, freeze, hold, thaw. And its sync phase alone (`Flush`).
+"""A freeze as the worker carries it out: plan, sync, freeze, hold, thaw. And its sync alone, and its thaw alone.
 
-Write-ahead: `Step(mount, freezing)` is in the pipe before each FIFREEZE, `Step(mount, frozen)` follows it, so the
-supervisor always knows the set that may be frozen.
+These are scripts: all decisions and no I/O. They yield steps and are sent what came of them (`steps`), so that the code
+that freezes also runs where nothing can be frozen.
+
+Write-ahead: the supervisor can read `Step(mount, freezing)` before each FIFREEZE begins, and `Step(mount, frozen)`
+follows it, so it always knows the set that may be frozen.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..api import options, records
 from ..api.errors import Code, Fault
 from ..api.states import MountState, Phase
-from ..api.text import listed
-from . import kernel, messages, progress, rcu, sysfs
-from .mount_threads import FREEZE, SYNC, Event, Gone, MountThread, Operation, Result, Taken, Timeout, Told, WorkerLoop
-
-if TYPE_CHECKING:
-    from .context import Worker
+from ..api.text import brief, listed
+from . import messages, steps
+from .steps import Event, Gone, Operation, Result, Script, Taken, Timeout, Told
 
 SYNC_ROUNDS = 3
 SYNC_SHORT = 0.05  # seconds; a round below this leaves nothing worth another round
 SYNC_GAIN = 0.8  # a round that takes more than this share of the one before has stopped getting shorter
 PROGRESS_EVERY = 0.25
 OWN_LIMIT_LATER = 1.0
+DESCRIBE_AFTER = 0.05  # seconds without news
 THAW_AGAIN_FIRST, THAW_AGAIN_MAX = 0.02, 30.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limit in seconds, 0 is none, and the CLOCK_MONOTONIC second at which it is enforced here."""
+    """A limit in seconds (0: no limit), and the CLOCK_MONOTONIC second at which it is enforced here."""
 
     seconds: float = 0.0
     until: float = math.inf
 
     @classmethod
-    def of(cls, seconds: float, later: float = 0.0) -> Limit:
+    def of(cls, seconds: float, later: float = 0.0) -> Script[Limit]:
         """Return the limit that begins now, enforced `later` seconds after it has passed."""
-        return cls(seconds, time.monotonic() + seconds + later) if seconds else cls()
+        now: float = yield steps.Now()
+        return cls(seconds, now + seconds + later) if seconds else cls()
 
 
 class GiveUp(Exception):
@@ -54,159 +53,267 @@ class Overran(GiveUp):
     """A limit passed."""
 
 
+@dataclass(slots=True)
+class FileSystem:
+    """What the script knows of one planned file system; `froze`: this worker froze it, also if it is thawed now."""
+
+    index: int
+    mount: records.Mount
+    state: MountState
+    froze: bool = False
+    error: int = 0
+    words: str = ""
+
+
+class FileSystems:
+    """All file systems of a script, and which calls on them are in flight."""
+
+    def __init__(self, planned: Iterable[tuple[int, records.Mount]], state: MountState = MountState.PENDING) -> None:
+        self._all = {index: FileSystem(index, mount, state) for index, mount in planned}
+        self.busy: set[int] = set()
+        """Those, by index, on which a call is in flight."""
+
+    def __getitem__(self, index: int) -> FileSystem:
+        return self._all[index]
+
+    def all(self) -> list[FileSystem]:
+        """Return them in the order of the plan."""
+        return list(self._all.values())
+
+    def in_state(self, *states: MountState) -> list[FileSystem]:
+        """Return those that are in one of the states."""
+        return [fs for fs in self._all.values() if fs.state in states]
+
+    def at_work(self) -> list[FileSystem]:
+        """Return those on which a call is in flight, in the order of the plan."""
+        return [self._all[index] for index in sorted(self.busy)]
+
+    def start(self, *, obeys: bool) -> Script[None]:
+        """Hand them to whoever drives the script."""
+        yield steps.Start(tuple((fs.index, fs.mount) for fs in self._all.values()), obeys)
+
+    def announce(self, those: Sequence[FileSystem], operation: Operation) -> Script[None]:
+        """Report that a call on those is about to begin."""
+        if those:
+            yield steps.Post(tuple(steps.announced(fs.index, operation) for fs in those))
+
+    def order(self, those: Sequence[FileSystem], operation: Operation) -> Script[None]:
+        """Begin a call on those, all simultaneously; they are idle."""
+        for fs in those:
+            fs.state = operation.during
+            self.busy.add(fs.index)
+        if those:
+            yield steps.Order(tuple(fs.index for fs in those), operation)
+
+    def wait(self, until: float = math.inf, *, taken: bool = False) -> Script[Event]:
+        """Return the next event, noting what it says about a file system."""
+        event: Event = yield steps.Wait(until, taken)
+        if isinstance(event, Result):
+            fs = self._all[event.mount]
+            self.busy.discard(fs.index)
+            fs.state, fs.words = steps.judge(event.operation, event.error, event.said)
+            fs.error = event.error
+            fs.froze |= event.operation is Operation.FREEZE and event.error == 0
+        return event
+
+    def describe(self, what: str) -> Script[None]:
+        """Put into the title what is in flight, and where."""
+        at = [fs.mount.mountpoint for fs in self.at_work()]
+        done = len(self._all) - len(at)
+        where = f" {brief(at[0])}" + (f" +{len(at) - 1}" if len(at) > 1 else "") if at else ""
+        yield steps.Title(f"{what}{where} {done}/{len(self._all)}")
+
+    def thaw(self) -> Script[None]:
+        """Thaw all that is frozen, each as soon as what it lies on is thawed, outermost first; return when all that
+        was ordered has ended. A FIFREEZE that is still in flight is waited for, and thawed.
+
+        FITHAW of a file system whose host is frozen would block: it writes its superblock.
+        """
+        yield steps.StopFreezing()
+        while True:
+            frozen = self.in_state(MountState.FROZEN)
+            waiting = {fs.index for fs in (*frozen, *self.in_state(MountState.FREEZING, MountState.THAWING))}
+            below = {host for index in waiting for host in self._all[index].mount.hosts}
+            free = [fs for fs in frozen if not waiting.intersection(fs.mount.hosts)]
+            yield from self.announce(free, Operation.THAW)
+            yield from self.order(free, Operation.THAW)
+            if not self.busy:
+                return
+            yield from self.describe("thawing")
+            told = len(self.busy)
+            while self.busy:
+                # Those that hang are to be seen in the title: when what comes quickly has come, it says who is left.
+                until = math.inf
+                if len(self.busy) != told:
+                    until = (yield steps.Now()) + DESCRIBE_AFTER
+                match (yield from self.wait(until)):
+                    case Result(index, operation) if operation is Operation.FREEZE or index in below:
+                        break
+                    case Timeout():
+                        told = len(self.busy)
+                        yield from self.describe("thawing")
+
+
 class _Together:
-    """What is done to all planned file systems at once, and the sync rounds."""
+    """What is done to all planned file systems simultaneously, and the sync rounds."""
 
-    def __init__(self, worker: Worker, options: options.Options) -> None:
-        self._worker = worker
+    def __init__(self, options: options.Options) -> None:
         self._options = options
-        self._wrong = [MountState.FAILED]
+        self._fatal = [MountState.FAILED]
+        self._figures = messages.Progress(Phase.SYNC.value)
 
-    def _take(self, plan: records.Plan, *, obeys: bool) -> None:
-        self._board = WorkerLoop(self._worker, enumerate(plan.mounts), obeys=obeys)
-        self._gauge = progress.WritebackMeter({disk for mount in plan.mounts for disk in mount.disks})
+    def _take(self, plan: records.Plan, *, obeys: bool) -> Script[None]:
+        self._mounts = FileSystems(enumerate(plan.mounts))
+        yield from self._mounts.start(obeys=obeys)
 
-    def _rounds(self, limit: Limit) -> None:
+    def _sync_rounds(self, limit: Limit) -> Script[None]:
         """Sync all until a round leaves nothing worth another."""
         before = math.inf
-        hands = list(self._board.hands.values())
         for number in range(1, SYNC_ROUNDS + 1):
-            self._worker.reporter.post(self._gauge.progress(Phase.SYNC, number))
-            begun = time.monotonic()
-            self._board.announce(hands, SYNC)
-            self._together(hands, SYNC, Phase.SYNC, number, limit)
-            took = time.monotonic() - begun
+            self._figures = yield steps.Measure(Phase.SYNC, number)
+            yield steps.Post((self._figures,))
+            begun: float = yield steps.Now()
+            yield from self._mounts.announce(self._mounts.all(), Operation.SYNC)
+            yield from self._together(self._mounts.all(), Operation.SYNC, Phase.SYNC, number, limit)
+            took = (yield steps.Now()) - begun
             if took < SYNC_SHORT or took > before * SYNC_GAIN:
                 break
             before = took
 
-    def _together(self, hands: Sequence[MountThread], verb: Operation, phase: Phase, number: int, limit: Limit) -> None:
-        """Do `verb` on all hands at once; raises GiveUp at the first that fails, with the others still in flight."""
-        self._board.order(hands, verb)
-        self._board.describe(verb.during.value)
-        due = time.monotonic() + PROGRESS_EVERY
-        while self._board.busy:
-            event = self._board.next(min(due, limit.until))
+    def _together(
+        self, those: Sequence[FileSystem], operation: Operation, phase: Phase, number: int, limit: Limit
+    ) -> Script[None]:
+        """Do `operation` on those; raises GiveUp at the first that fails, with the others still in flight."""
+        yield from self._mounts.order(those, operation)
+        yield from self._mounts.describe(operation.during.value)
+        due = (yield steps.Now()) + PROGRESS_EVERY
+        while self._mounts.busy:
+            event = yield from self._mounts.wait(min(due, limit.until))
             if not isinstance(event, Timeout):
                 self._attend(event)
                 continue
-            self._check(limit, phase)
-            self._worker.reporter.inform(self._gauge.progress(phase, number))
-            self._board.describe(verb.during.value)
-            due = time.monotonic() + PROGRESS_EVERY
+            yield from self._check(limit, phase)
+            self._figures = yield steps.Measure(phase, number)
+            yield steps.Inform(self._figures)
+            yield from self._mounts.describe(operation.during.value)
+            due = (yield steps.Now()) + PROGRESS_EVERY
 
-    def _check(self, limit: Limit, phase: Phase) -> None:
-        if time.monotonic() >= limit.until:
+    def _check(self, limit: Limit, phase: Phase) -> Script[None]:
+        if (yield steps.Now()) >= limit.until:
             raise Overran(f"the {phase.value} limit of {limit.seconds:g} s passed")
 
     def _attend(self, event: Event) -> None:
-        match event:
-            case Result(hand) if hand.state in self._wrong:
-                raise GiveUp(f"{hand.mount.mountpoint}: {hand.words}")
+        if isinstance(event, Result) and (fs := self._mounts[event.mount]).state in self._fatal:
+            raise GiveUp(f"{fs.mount.mountpoint}: {fs.words}")
 
 
 class Flush(_Together):
     """One sync of the planned file systems, freezing nothing."""
 
-    def run(self) -> int:
+    def run(self) -> Script[int]:
         """Return the number of file systems synced; raise Fault FAILED or OVERRUN, which names the mount."""
-        self._worker.title("planning")
-        self._take(sysfs.read_plan(self._options.rules), obeys=False)
+        yield steps.Title("planning")
+        plan: records.Plan = yield steps.ReadPlan(self._options.rules)
+        yield from self._take(plan, obeys=False)
         try:
-            self._rounds(Limit.of(self._options.sync_limit))
+            yield from self._sync_rounds((yield from Limit.of(self._options.sync_limit)))
         except Overran as why:
-            at = listed(hand.mount.mountpoint for hand in self._board.at_work())
+            at = listed(fs.mount.mountpoint for fs in self._mounts.at_work())
             raise Fault(Code.OVERRUN, f"{why} while syncing {at}; nothing was frozen") from None
         except GiveUp as why:
             raise Fault(Code.FAILED, f"{why}; nothing was frozen") from None
-        return len(self._board.hands)
+        return len(plan.mounts)
 
 
 class FreezeScript(_Together):
     """One freeze from plan to thaw."""
 
-    def __init__(self, worker: Worker, options: options.Options) -> None:
-        super().__init__(worker, options)
-        self._wrong.append(MountState.BUSY)
+    def __init__(self, options: options.Options) -> None:
+        super().__init__(options)
+        self._fatal.append(MountState.BUSY)
         if options.strict:
-            self._wrong.append(MountState.UNSUPPORTED)
+            self._fatal.append(MountState.UNSUPPORTED)
         self._proceed = False
 
-    def run(self) -> int:
-        """Carry the transaction through and return the number of file systems frozen and thawed.
+    def run(self) -> Script[int]:
+        """Carry the freeze through and return the number of file systems frozen and thawed.
 
         Raises Fault FREEZE_FAILED (all is thawed again), FREEZE_BROKEN (the hold did not last until the thaw was
-        asked) or FAILED (a thaw was refused).
+        asked for) or FAILED (a thaw was refused).
         """
-        self._worker.title("planning")
-        with contextlib.suppress(OSError):
-            kernel.lock_memory()  # the supervisor has logged that this is not allowed
-        self._worker.reporter.send(messages.Progress(Phase.PLAN.value))
-        plan = sysfs.read_plan(self._options.rules)
-        self._grace = rcu.Expediter()
-        self._worker.reporter.send(messages.Plan(plan.dump(), int(self._grace.able)))
-        self._take(plan, obeys=True)
+        yield steps.Title("planning")
+        yield steps.LockMemory()
+        yield steps.Send(messages.Progress(Phase.PLAN.value))
+        plan: records.Plan = yield steps.ReadPlan(self._options.rules)
+        expedites: bool = yield steps.PrepareToExpedite()
+        yield steps.Send(messages.Plan(plan.dump(), int(expedites)))
+        yield from self._take(plan, obeys=True)
         try:
-            return self._freeze_and_hold()
+            return (yield from self._freeze_and_hold())
         except GiveUp as why:
-            self._thaw(str(why))
-            undone = sum(hand.froze for hand in self._board.hands.values())
+            yield from self._thaw(str(why))
+            undone = sum(fs.froze for fs in self._mounts.all())
             raise Fault(Code.FREEZE_FAILED, f"{why}; thawed again: {undone}") from None
         except Fault:
             raise
         except Exception as error:
             # A defect or a refused system call: whatever it is, nothing may stay frozen for it.
-            self._thaw(f"{type(error).__name__}: {error}")
+            yield from self._thaw(f"{type(error).__name__}: {error}")
             raise
 
-    def _freeze_and_hold(self) -> int:
-        self._sync()
-        self._freeze()
-        count = len(self._board.in_state(MountState.FROZEN))
+    def _freeze_and_hold(self) -> Script[int]:
+        yield from self._sync()
+        yield from self._freeze()
+        count = len(self._mounts.in_state(MountState.FROZEN))
         if count == 0:
-            return 0
-        reason = self._hold(count)
-        self._thaw(reason)
-        lost = [h.mount.mountpoint for h in self._board.hands.values() if h.froze and h.error == errno.EINVAL]
+            return 0  # ADR 0009: nothing is held
+        reason = yield from self._hold(count)
+        yield from self._thaw(reason)
+        # ADR 0014: here EINVAL is proof, since each FIFREEZE of this worker has returned.
+        lost = [fs.mount.mountpoint for fs in self._mounts.all() if fs.froze and fs.error == errno.EINVAL]
         if lost:
             reason = reason or f"someone else had thawed {listed(lost)}"
         if reason:
             raise Fault(Code.FREEZE_BROKEN, reason)
         return count
 
-    def _sync(self) -> None:
-        self._rounds(Limit())  # the supervisor kills at the limit
-        while not self._proceed:
-            self._attend(self._board.next())
+    def _sync(self) -> Script[None]:
+        yield from self._sync_rounds(Limit())  # the supervisor kills at the limit
+        while not self._proceed:  # ADR 0003: not before the plan is in the journal
+            self._attend((yield from self._mounts.wait()))
 
-    def _freeze(self) -> None:
+    def _freeze(self) -> Script[None]:
         # The supervisor kills at the limit; this is for the case that it is stopped or stuck itself.
-        limit = Limit.of(self._options.freeze_limit, OWN_LIMIT_LATER)
-        self._worker.reporter.post(dataclasses.replace(self._gauge.last, phase=Phase.FREEZE.value, round=0))
-        by_level: dict[int, list[MountThread]] = {}
-        for hand in self._board.hands.values():
-            by_level.setdefault(hand.mount.level, []).append(hand)
+        limit = yield from Limit.of(self._options.freeze_limit, OWN_LIMIT_LATER)
+        yield steps.Post((dataclasses.replace(self._figures, phase=Phase.FREEZE.value, round=0),))
+        by_level: dict[int, list[FileSystem]] = {}
+        for fs in self._mounts.all():
+            by_level.setdefault(fs.mount.level, []).append(fs)
         try:
             for level in sorted(by_level):
-                self._announce(by_level[level], limit)
-                # Not before the first is announced: whoever has to thaw for a dead worker puts this back, too.
-                self._grace.begin()
-                self._together(by_level[level], FREEZE, Phase.FREEZE, 0, limit)
-        finally:
-            self._grace.end()
+                yield from self._announce(by_level[level], limit)
+                # ADR 0022: not before the first is announced, since whoever thaws for a dead worker puts this back.
+                yield steps.Expedite()
+                yield from self._together(by_level[level], Operation.FREEZE, Phase.FREEZE, 0, limit)
+        except Exception:
+            yield steps.EndExpedite()
+            raise
+        yield steps.EndExpedite()
 
-    def _announce(self, hands: Sequence[MountThread], limit: Limit) -> None:
-        """Have it in the pipe that the hands are about to freeze; if that is given up they say that they do not."""
-        self._board.announce(hands, FREEZE)
-        taken = False
+    def _announce(self, those: Sequence[FileSystem], limit: Limit) -> Script[None]:
+        """Return when the supervisor can read that those are about to freeze.
+
+        If that is given up, they must end what was announced: ordered to freeze, each reports that it did not.
+        """
+        yield from self._mounts.announce(those, Operation.FREEZE)
         try:
-            while not (taken := isinstance(event := self._board.next(limit.until, taken=True), Taken)):
-                self._check(limit, Phase.FREEZE)
+            while not isinstance(event := (yield from self._mounts.wait(limit.until, taken=True)), Taken):
+                yield from self._check(limit, Phase.FREEZE)
                 self._attend(event)
-        finally:
-            if not taken:
-                self._board.ending = True
-                self._board.order(hands, FREEZE)
+        except Exception:
+            yield steps.StopFreezing()
+            yield from self._mounts.order(those, Operation.FREEZE)
+            raise
 
     def _attend(self, event: Event) -> None:
         match event:
@@ -219,63 +326,66 @@ class FreezeScript(_Together):
             case _:
                 super()._attend(event)
 
-    def _hold(self, count: int) -> str:
+    def _hold(self, count: int) -> Script[str]:
         """Hold what is frozen; return why the hold ended, empty if the supervisor told so."""
-        self._worker.become_keeper()
+        yield steps.BecomeKeeper()
         limit = self._options.hold_limit
-        at = time.monotonic()
+        at: float = yield steps.Now()
         until = at + limit if limit else math.inf
         tell: messages.Report | None = messages.Frozen(count, at, until if limit else 0)
+        now = at
         while True:
-            left = until - time.monotonic()
-            self._worker.title(f"{count} frozen" + (f", {max(0, math.ceil(left))} s left" if limit else ""))
+            seconds = max(0, math.ceil(until - now)) if limit else 0
+            yield steps.Title(f"{count} frozen" + (f", {seconds} s left" if limit else ""))
             if tell is not None:
-                self._worker.reporter.post(tell)  # after the title: the host may look at once
+                yield steps.Post((tell,))  # after the title: the host may look immediately
                 tell = None
             # The title counts down a second at a time: what an operator reads in ps must be true.
-            next_second = until - max(0, math.ceil(left) - 1) if limit else math.inf
-            match self._board.next(next_second):
+            match (yield from self._mounts.wait(until - max(0, seconds - 1) if limit else math.inf)):
                 case Told(messages.Thaw()):
                     return ""
                 case Told(messages.Hold(new)):
-                    until, limit, tell = new, new - at, messages.Held(new)
+                    until, limit, tell = new, new - at, messages.Held(new)  # ADR 0011: the keeper's word
                 case Gone(reason):
                     return reason
-            if time.monotonic() >= until:
+            now = yield steps.Now()
+            if now >= until:
                 return f"the hold limit of {limit:.3g} s passed"
 
-    def _refused(self) -> list[MountThread]:
-        return [hand for hand in self._board.in_state(MountState.FAILED) if hand.froze]
-
-    def _thaw(self, reason: str) -> None:
-        self._worker.reporter.post(messages.Thawing(reason, time.monotonic()))
-        self._board.thaw()
+    def _thaw(self, reason: str) -> Script[None]:
+        now: float = yield steps.Now()
+        yield steps.Post((messages.Thawing(reason, now),))  # ADR 0010: the supervisor waits for it
+        yield from self._mounts.thaw()
         again = THAW_AGAIN_FIRST
-        while (refused := self._refused()) and self._board.alone:
-            self._board.next(time.monotonic() + again)
+        while (refused := self._refused()) and (yield steps.Alone()):
+            yield from self._mounts.wait((yield steps.Now()) + again)
             again = min(again * 2, THAW_AGAIN_MAX)
-            for hand in refused:
-                hand.state = MountState.FROZEN
-            self._board.thaw()
+            for fs in refused:
+                fs.state = MountState.FROZEN
+            yield from self._mounts.thaw()
         if refused:
-            words = listed((f"{h.mount.mountpoint}: {h.words}" for h in refused), "; ")
-            raise Fault(Code.FAILED, f"{words}; thawing because {reason or 'the host asked'}")
+            raise Fault(Code.FAILED, f"{_named(refused)}; thawing because {reason or 'the host asked'}")
+
+    def _refused(self) -> list[FileSystem]:
+        return [fs for fs in self._mounts.in_state(MountState.FAILED) if fs.froze]
 
 
-def thaw_again(worker: Worker, planned: dict[int, records.Mount], expedited: bool) -> int:
+def thaw_again(planned: Mapping[int, records.Mount], expedited: bool) -> Script[int]:
     """Thaw the file systems of a freeze whose worker is dead or was killed; return how many are proved thawed.
 
     `expedited`: it may have left grace periods expedited. Raises Fault FAILED that names those that the kernel refused
     to thaw.
     """
     if expedited:
-        with contextlib.suppress(OSError):  # no reason not to thaw
-            rcu.put_back()
-    board = WorkerLoop(worker, planned.items(), obeys=False)
-    for hand in board.hands.values():
-        hand.state = MountState.FROZEN
-    board.thaw()
-    failed = board.in_state(MountState.FAILED)
+        yield steps.PutBack()
+    mounts = FileSystems(planned.items(), MountState.FROZEN)
+    yield from mounts.start(obeys=False)
+    yield from mounts.thaw()
+    failed = mounts.in_state(MountState.FAILED)
     if failed:
-        raise Fault(Code.FAILED, listed((f"{h.mount.mountpoint}: {h.words}" for h in failed), "; "))
-    return len(board.hands)
+        raise Fault(Code.FAILED, _named(failed))
+    return len(mounts.all())
+
+
+def _named(those: Iterable[FileSystem]) -> str:
+    return listed((f"{fs.mount.mountpoint}: {fs.words}" for fs in those), "; ")

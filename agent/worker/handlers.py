@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from ..api.methods import RPCS
 from ..api.rpc import Runs
 from . import methods
 from .commands import accounts, cpus, disks, exec, files, machine, network, system
+from .context import WorkerHandler
+from .resource import ResourceHandler
 
-HANDLERS: Mapping[str, Callable[..., Any]] = {
+HANDLERS: Mapping[str, WorkerHandler] = {
     "accounts.set_user_password": accounts.set_user_password,
     "accounts.ssh_add_authorized_keys": accounts.ssh_add_authorized_keys,
     "accounts.ssh_get_authorized_keys": accounts.ssh_get_authorized_keys,
@@ -22,14 +23,8 @@ HANDLERS: Mapping[str, Callable[..., Any]] = {
     "disks.get_disks": disks.get_disks,
     "disks.get_diskstats": disks.get_diskstats,
     "disks.get_fsinfo": disks.get_fsinfo,
-    "exec.exec_status": exec.exec_status,
     "exec.guest_exec": exec.guest_exec,
-    "files.file_close": files.file_close,
-    "files.file_flush": files.file_flush,
     "files.file_open": files.file_open,
-    "files.file_read": files.file_read,
-    "files.file_seek": files.file_seek,
-    "files.file_write": files.file_write,
     "machine.fstrim": machine.fstrim,
     "machine.set_memory_blocks": machine.set_memory_blocks,
     "machine.set_time": machine.set_time,
@@ -56,9 +51,19 @@ HANDLERS: Mapping[str, Callable[..., Any]] = {
     "system.get_users": system.get_users,
 }
 
+RESOURCE_HANDLERS: Mapping[str, ResourceHandler] = {
+    "exec.exec_status": exec.exec_status,
+    "files.file_close": files.file_close,
+    "files.file_flush": files.file_flush,
+    "files.file_read": files.file_read,
+    "files.file_seek": files.file_seek,
+    "files.file_write": files.file_write,
+}
+
 
 def prove_bound() -> None:
     """Raise ValueError that names a row without its handler here, or a handler without a row."""
-    named = {row.handler for row in RPCS.values() if row.runs is not Runs.INLINE}
-    if named != HANDLERS.keys():
-        raise ValueError(f"not bound, or bound in vain: {', '.join(sorted(named ^ HANDLERS.keys()))}")
+    for bound, runs in ((HANDLERS, Runs.WORKER), (RESOURCE_HANDLERS, Runs.RESOURCE)):
+        named = {row.handler for row in RPCS.values() if row.runs is runs}
+        if named != bound.keys():
+            raise ValueError(f"not bound, or bound in vain: {', '.join(sorted(named ^ bound.keys()))}")

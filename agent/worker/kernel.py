@@ -59,7 +59,7 @@ def syncfs(fd: int) -> None:
 
 
 def die_with_parent(signal: int) -> None:
-    """Have the kernel send `signal` to this process when the thread that forked it ends (PR_SET_PDEATHSIG)."""
+    """Make the kernel send `signal` to this process when the thread that forked it ends (PR_SET_PDEATHSIG)."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0))
 
 

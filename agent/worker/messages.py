@@ -37,7 +37,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the worker will freeze, before it does anything else: `mounts.Plan.dump()`.
+    """What the worker will freeze, before it does anything else: `records.Plan.dump()`.
 
     `expedites`: 1 if grace periods are going to be expedited meanwhile (`rcu.Expediter`), and put back afterwards.
     """
@@ -101,11 +101,11 @@ class Thawing:
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """The worker keeps what its RPC opened or started, under that number (a handle, a pid); `value` is the answer."""
+    """The worker holds what its RPC opened or started, under that number (a handle, a pid); `value` is the answer."""
 
     shape: ClassVar[Shape] = (int, object)
     key: int
-    value: Any
+    value: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Replied:
 
     shape: ClassVar[Shape] = (int, object)
     call: int
-    value: Any
+    value: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Declined:
 
 @dataclass(frozen=True, slots=True)
 class Releasable:
-    """What the worker keeps may be dropped when room is needed: a program that has ended and was not asked about."""
+    """The resource may be dropped when room is needed: a program that has ended and was not asked about."""
 
     shape: ClassVar[Shape] = ()
 
@@ -139,7 +139,7 @@ class Done:
     """The RPC's value: str, bytes, number, bool, list or dict of those."""
 
     shape: ClassVar[Shape] = (object,)
-    value: Any
+    value: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """To a worker that keeps something: run this RPC's handler on it, for call `call`."""
+    """To a worker that holds a resource: run this RPC's handler on it, for call `call`."""
 
     shape: ClassVar[Shape] = (int, str, dict)
     call: int
@@ -185,7 +185,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """To a worker that keeps something: drop it, and end."""
+    """To a worker that holds a resource: drop it, and end."""
 
     shape: ClassVar[Shape] = ()
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..api.errors import Code, Fault, failed
 from . import freeze, sysfs
+from .mount_threads import perform
 
 if TYPE_CHECKING:
-    from .context import Worker
+    from .context import Args, Worker
 
 GETFILE_MAX = 16 << 20
 OPTIONS_MAX = 1 << 20
@@ -20,8 +21,8 @@ DMESG_MAX = 16 << 10
 SHUTDOWN_FLAG = {"halt": "-H", "powerdown": "-P", "reboot": "-r"}
 
 
-def read_options(_worker: Worker, args: dict[str, Any]) -> str:
-    """Return the text of the configuration file `path`, at most 1 MiB; empty if there is none and none is `needed`."""
+def read_options(_worker: Worker, args: Args) -> str:
+    """Return the text of the configuration file `path`, at most 1 MiB; empty if it is missing and not `needed`."""
     try:
         with open(args["path"], encoding="utf-8", errors="surrogateescape") as file:
             return file.read(OPTIONS_MAX)
@@ -31,7 +32,7 @@ def read_options(_worker: Worker, args: dict[str, Any]) -> str:
         raise failed(error, args["path"]) from None
 
 
-def getfile(worker: Worker, args: dict[str, Any]) -> bytes:
+def getfile(worker: Worker, args: Args) -> bytes:
     """Return the contents of the regular file `path`, at most 16 MiB.
 
     Raises Fault PARAMS if the path is not absolute, FAILED if it is no regular file, too long, or the system refuses.
@@ -58,7 +59,7 @@ def getfile(worker: Worker, args: dict[str, Any]) -> bytes:
         raise failed(error, f"va.getfile: {path}") from None
 
 
-def getdmesg(_worker: Worker, _args: dict[str, Any]) -> str:
+def getdmesg(_worker: Worker, _args: Args) -> str:
     """Return the last 16 KiB of the kernel's log, a line a record, with the time since boot.
 
     /dev/kmsg gives one record a read, "level,seq,microseconds,flags;text" (Documentation/ABI/testing/dev-kmsg).
@@ -87,7 +88,7 @@ def getdmesg(_worker: Worker, _args: dict[str, Any]) -> str:
     return text if len(text) <= DMESG_MAX else text[-DMESG_MAX:].partition("\n")[2]
 
 
-def shutdown(worker: Worker, args: dict[str, Any]) -> str:
+def shutdown(worker: Worker, args: Args) -> str:
     """Run the shutdown program with -H, -P or -r and `now`; raise Fault FAILED if it cannot be run or refuses."""
     try:
         ended = shut_down(worker, args["command"], args["mode"])
@@ -111,21 +112,21 @@ def shut_down(worker: Worker, program: Sequence[str], mode: str) -> subprocess.C
     )
 
 
-def fsfreeze(worker: Worker, args: dict[str, Any]) -> int:
-    """Freeze what `args["options"]` (freeze.Options) chooses, hold it, thaw it; return the number of file systems."""
-    return freeze.FreezeScript(worker, args["options"]).run()
+def fsfreeze(worker: Worker, args: Args) -> int:
+    """Freeze what `args["options"]` (options.Options) chooses, hold it, thaw it; return the number of file systems."""
+    return perform(worker, freeze.FreezeScript(args["options"]).run())
 
 
-def thaw(worker: Worker, args: dict[str, Any]) -> int:
-    """Thaw the file systems of `args["mounts"]` (index -> mounts.Mount); return how many are proved thawed."""
-    return freeze.thaw_again(worker, args["mounts"], args["expedited"])
+def thaw(worker: Worker, args: Args) -> int:
+    """Thaw the file systems of `args["mounts"]` (index -> records.Mount); return how many are proved thawed."""
+    return perform(worker, freeze.thaw_again(args["mounts"], args["expedited"]))
 
 
-def fssync(worker: Worker, args: dict[str, Any]) -> int:
-    """Sync what `args["options"]` (freeze.Options) chooses, freezing nothing; return the number of file systems."""
-    return freeze.Flush(worker, args["options"]).run()
+def fssync(worker: Worker, args: Args) -> int:
+    """Sync what `args["options"]` (options.Options) chooses, freezing nothing; return the number of file systems."""
+    return perform(worker, freeze.Flush(args["options"]).run())
 
 
-def fsplan(_worker: Worker, args: dict[str, Any]) -> dict[str, Any]:
+def fsplan(_worker: Worker, args: Args) -> dict[str, Any]:
     """Return the plan that va.fsfreeze would carry out."""
     return sysfs.read_plan(args["options"].rules).dump()

@@ -1,10 +1,10 @@
-"""The threads of a freeze or thaw worker, one a file system, and the board on which the main thread reads what happens.
+"""Drives a script of `freeze` in a worker: threads, one a file system, and the one place where the main thread waits.
 
 The threads issue the calls that may block, so that a stuck disk delays no other; at most one call is in flight for
-each. The main thread waits for their results, for the supervisor's word on the control pipe, for the death of the
-supervisor (its pidfd: an end-of-file on the pipe could be hidden by a sibling that still holds its other end), for
-SIGTERM and for the clock. It never touches a disk itself, so it can always thaw; but where there are no more threads,
-that of a thaw worker does one after another what has none.
+each. The main thread runs the script and waits for the threads' results, for the supervisor's word on the control pipe,
+for the death of the supervisor (its pidfd: an end-of-file on the pipe could be hidden by a sibling that still holds its
+other end), for SIGTERM and for the clock. It never touches a disk itself, so it can always thaw; but where there are no
+more threads, that of a thaw worker does one after another what has none.
 """
 
 from __future__ import annotations
@@ -18,167 +18,183 @@ import queue
 import resource
 import select
 import signal
-import stat
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import setproctitle
 
 from ..api import records
-from ..api.states import MountState
-from ..api.text import brief, printable
-from . import kernel, messages, sysfs
-from . import plan as planner
+from ..api.text import printable
+from . import kernel, messages, rcu, steps, sysfs
+from .open_fs import Mounted, open_file_system
+from .progress import WritebackMeter
+from .steps import Event, Gone, Operation, Result, Script, Step, Taken, Timeout, Told
 
 if TYPE_CHECKING:
     from .context import Worker
 
-GONE = -2  # in the place of a descriptor
-DESCRIBE_AFTER = 0.05  # seconds without news
+GONE = -2  # instead of a descriptor
 _STACK = 256 << 10
 _LONGEST = (1 << 31) - 1  # milliseconds that poll(2) takes
+_CALLS: Mapping[Operation, Callable[[int], None]] = {
+    Operation.SYNC: kernel.syncfs,
+    Operation.FREEZE: kernel.freeze,
+    Operation.THAW: kernel.thaw,
+}
+T = TypeVar("T")
 
 
-class Operation(NamedTuple):
-    """One thing that a thread does to its file system: its name, the states around it and the call."""
-
-    name: str
-    during: MountState
-    after: MountState
-    call: Callable[[int], None]
-
-
-SYNC = Operation("syncfs", MountState.SYNCING, MountState.SYNCED, kernel.syncfs)
-FREEZE = Operation("FIFREEZE", MountState.FREEZING, MountState.FROZEN, kernel.freeze)
-THAW = Operation("FITHAW", MountState.THAWING, MountState.THAWED, kernel.thaw)
-
-
-class Result(NamedTuple):
-    """A thread has done what it was told: `error` is the errno, 0 if none."""
-
-    hand: MountThread
-    verb: Operation
-    error: int
-    seconds: float
-
-
-class Told(NamedTuple):
-    """The supervisor said something."""
-
-    message: messages.Control
-
-
-class Gone(NamedTuple):
-    """The freeze must end: the supervisor is gone, or a signal asks."""
-
-    reason: str
-
-
-class Timeout(NamedTuple):
-    """The time that was waited for has come."""
-
-
-class Taken(NamedTuple):
-    """The report pipe has taken all that was posted."""
-
-
-Event = Result | Told | Gone | Timeout | Taken
+def perform(worker: Worker, script: Script[T]) -> T:
+    """Do what the script asks for until it ends; return its value or raise what it raises."""
+    loop = WorkerLoop(worker)
+    try:
+        step = next(script)
+        while True:
+            try:
+                answer = loop.do(step)
+            except Exception as error:  # noqa: BLE001 - the script decides what that means
+                step = script.throw(error)
+            else:
+                step = script.send(answer)
+    except StopIteration as end:
+        value: T = end.value
+        return value
 
 
 class MountThread:
-    """The thread of one file system. It opens a mount point, then obeys; results go to the board."""
+    """The thread of one file system. It opens a mount point, then obeys; results go to the loop."""
 
-    def __init__(self, board: WorkerLoop, index: int, mount: records.Mount) -> None:
+    def __init__(self, loop: WorkerLoop, index: int, mount: records.Mount) -> None:
         self.index = index
-        self.mount = mount
-        self.state = MountState.PENDING
         self.doing: Operation | None = None
-        self.froze = False
-        self.error = 0
-        self.words = ""
-        self._board = board
+        self._mount = mount
+        self._loop = loop
         self._orders: queue.SimpleQueue[Operation] = queue.SimpleQueue()
         self._fd = -1
-        self.runs = False
+        self._runs = False
 
     def start(self) -> None:
         """Start the thread; raises RuntimeError if there are no more threads."""
         # Not a threading.Thread, whose start waits until it runs: with hundreds of them that is most of the time.
         _thread.start_new_thread(self._run, ())
-        self.runs = True
+        self._runs = True
 
-    def order(self, verb: Operation) -> None:
-        """Have the thread do `verb`; only when it is idle."""
-        assert self.doing is None, f"{self.mount.mountpoint} is still {self.state.value}"
-        self.doing = verb
-        self.state = verb.during
-        if self.runs:
-            self._orders.put(verb)
+    def order(self, operation: Operation) -> None:
+        """Make the thread do `operation`; it must be idle."""
+        assert self.doing is None, f"{self._mount.mountpoint}: {self.doing} is in flight"
+        self.doing = operation
+        if self._runs:
+            self._orders.put(operation)
         else:
-            self._obey(verb)  # it could not be started: after those that could, one by one, each as long as it takes
+            self._obey(operation)  # it could not be started: after those that could, each as long as it takes
 
     def _run(self) -> None:
         # Signals are for the main thread.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        setproctitle.setthreadtitle(printable(self.mount.mountpoint)[-15:])
+        setproctitle.setthreadtitle(printable(self._mount.mountpoint)[-15:])
         while True:
             self._obey(self._orders.get())
 
-    def _obey(self, verb: Operation) -> None:
-        begun = time.monotonic()
-        error = self._do(verb)
-        self._board.post(Result(self, verb, error, time.monotonic() - begun))
-
-    def _do(self, verb: Operation) -> int:
-        reporter = self._board.worker.reporter
+    def _obey(self, operation: Operation) -> None:
         begun = time.monotonic()
         error = 0
         try:
-            if self._fd < 0:
-                self._fd = open_file_system(self.mount, self._board.mounted)
-            if verb is FREEZE and (self._board.ending or reporter.closed):
-                raise OSError(errno.ECANCELED, "given up")
-            verb.call(self._fd)
+            self._call(operation)
         except OSError as refused:
             error = refused.errno or errno.EIO
-        after, text = judge(verb, error)
-        reporter.post(messages.Step(self.index, after.value, error, text, time.monotonic() - begun))
-        return error
+        said = os.strerror(error) if error else ""
+        self._loop.worker.reporter.post(steps.ended(self.index, operation, error, said, time.monotonic() - begun))
+        self._loop.post(Result(self.index, operation, error, said))
+
+    def _call(self, operation: Operation) -> None:
+        if self._fd < 0:
+            self._fd = open_file_system(self._mount, self._loop.mounted)
+        if operation is Operation.FREEZE and (self._loop.ending or self._loop.worker.reporter.closed):
+            raise OSError(errno.ECANCELED, "given up")
+        _CALLS[operation](self._fd)
 
 
 class WorkerLoop:
-    """The threads, what they have done, and the one place where the main thread waits."""
+    """Does the steps of a script; the main thread waits only in `_wait`, and in what `Send` and `ReadPlan` take."""
 
-    def __init__(self, worker: Worker, planned: Iterable[tuple[int, records.Mount]], *, obeys: bool) -> None:
+    def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.ending = False
         self.mounted = Mounted()
-        self.busy: set[int] = set()  # the hands that have not ended what they were told
+        self._threads: dict[int, MountThread] = {}
         self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
+        self._control = messages.Decoder(messages.CONTROLS)
+        self._told: list[messages.Control] = []
+        self._terminated = False
+        self._wake = self._supervisor = self._signalled = -1
+
+    def do(self, step: Step) -> Any:
+        """Do a step and return its answer; raises what it raises."""
+        match step:
+            case steps.Wait(until, taken):
+                return self._wait(until, taken)
+            case steps.Now():
+                return time.monotonic()
+            case steps.Order(indices, operation):
+                for index in indices:
+                    self._threads[index].order(operation)
+            case steps.Post(reports):
+                self.worker.reporter.post(*reports)
+            case steps.Inform(report):
+                self.worker.reporter.inform(report)
+            case steps.Send(report):
+                self.worker.reporter.send(report)
+            case steps.Title(text):
+                self.worker.title(text)
+            case steps.Measure(phase, number):
+                return self._meter.progress(phase, number)
+            case steps.StopFreezing():
+                self.ending = True
+            case steps.Alone():
+                return self._alone()
+            case steps.ReadPlan(rules):
+                return sysfs.read_plan(rules)
+            case steps.Start(mounts, obeys):
+                self._start(dict(mounts), obeys)
+            case steps.BecomeKeeper():
+                self.worker.become_keeper()
+            case steps.LockMemory():
+                with contextlib.suppress(OSError):  # the supervisor has logged that this is not allowed
+                    kernel.lock_memory()
+            case steps.PrepareToExpedite():
+                self._grace = rcu.Expediter()
+                return self._grace.able
+            case steps.Expedite():
+                self._grace.begin()
+            case steps.EndExpedite():
+                self._grace.end()
+            case steps.PutBack():
+                with contextlib.suppress(OSError):  # no reason not to thaw
+                    rcu.put_back()
+        return None
+
+    def _start(self, mounts: dict[int, records.Mount], obeys: bool) -> None:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
-        self._terminated = False
-        self._control = messages.Decoder(messages.CONTROLS)
-        self._told: list[messages.Control] = []
-        self._supervisor = self._signalled = -1
         if obeys:
             self._obey()
         _allow_open_files()
         threading.stack_size(_STACK)
-        self.hands = {index: MountThread(self, index, mount) for index, mount in planned}
-        for hand in self.hands.values():
+        self._threads = {index: MountThread(self, index, mount) for index, mount in mounts.items()}
+        for thread in self._threads.values():
             try:
-                hand.start()
+                thread.start()
             except RuntimeError:  # no more threads: a freeze has not begun then, but what is frozen must be thawed
                 if obeys:
                     raise
                 break
+        self._meter = WritebackMeter({disk for mount in mounts.values() for disk in mount.disks})
 
     def _obey(self) -> None:
-        self._supervisor = os.pidfd_open(self.worker.supervisor)
+        self._supervisor = os.pidfd_open(self.worker.supervisor)  # ADR 0008: the pipe alone does not tell its death
         self._poll.register(self._supervisor, select.POLLIN)
         os.set_blocking(self.worker.control_fd, False)
         self._poll.register(self.worker.control_fd, select.POLLIN)
@@ -196,18 +212,7 @@ class WorkerLoop:
         self._results.put(result)
         os.eventfd_write(self._wake, 1)
 
-    def announce(self, hands: Iterable[MountThread], verb: Operation) -> None:
-        """Post that `verb` is about to begin on the hands."""
-        self.worker.reporter.post(*(messages.Step(hand.index, verb.during.value) for hand in hands))
-
-    def order(self, hands: Iterable[MountThread], verb: Operation) -> None:
-        """Have the hands do `verb`, all at once; they are idle."""
-        for hand in hands:
-            self.busy.add(hand.index)
-            hand.order(verb)
-
-    def next(self, until: float = math.inf, *, taken: bool = False) -> Event:
-        """Wait for the next event, at most until that CLOCK_MONOTONIC second; `taken`: or until all posted is taken."""
+    def _wait(self, until: float, taken: bool) -> Event:
         while True:
             if not self.worker.reporter.flush():
                 self._poll.register(self.worker.reporter.fd, select.POLLOUT)
@@ -218,7 +223,8 @@ class WorkerLoop:
             except queue.Empty:
                 pass
             else:
-                return self._note(result)
+                self._threads[result.mount].doing = None
+                return result
             if self._told:
                 return Told(self._told.pop(0))
             if not self.ending and (reason := self._ended()):
@@ -239,19 +245,10 @@ class WorkerLoop:
                 else:
                     self._forget_supervisor()
 
-    def _note(self, result: Result) -> Result:
-        hand = result.hand
-        self.busy.discard(hand.index)
-        hand.doing = None
-        hand.state, hand.words = judge(result.verb, result.error)
-        hand.error = result.error
-        hand.froze |= result.verb is FREEZE and result.error == 0
-        return result
-
     def _ended(self) -> str:
         if self._terminated:
             return f"{self.worker.rpc} worker {self.worker.id} got SIGTERM"
-        if self.alone:
+        if self._alone():
             return "the supervisor died"
         return ""
 
@@ -268,51 +265,8 @@ class WorkerLoop:
             self._poll.unregister(self.worker.control_fd)
             self._supervisor = GONE
 
-    @property
-    def alone(self) -> bool:
-        """Whether the supervisor is gone: nobody else would thaw."""
+    def _alone(self) -> bool:
         return self._supervisor == GONE or self.worker.reporter.closed
-
-    def in_state(self, *states: MountState) -> list[MountThread]:
-        """Return the hands whose file system is in one of the states."""
-        return [hand for hand in self.hands.values() if hand.state in states]
-
-    def at_work(self) -> list[MountThread]:
-        """Return the hands that have not ended what they were told, in the order of the plan."""
-        return [self.hands[index] for index in sorted(self.busy)]
-
-    def describe(self, what: str) -> None:
-        """Put into the title what is in flight, and where."""
-        at = [hand.mount.mountpoint for hand in self.at_work()]
-        done = len(self.hands) - len(at)
-        where = f" {brief(at[0])}" + (f" +{len(at) - 1}" if len(at) > 1 else "") if at else ""
-        self.worker.title(f"{what}{where} {done}/{len(self.hands)}")
-
-    def thaw(self) -> None:
-        """Thaw all that is frozen, each as soon as what it lies on is thawed, outermost first; returns when all that
-        was ordered has ended. A FIFREEZE that is still in flight is waited for, and thawed.
-
-        FITHAW of a file system whose host is frozen would block: it writes its superblock.
-        """
-        self.ending = True
-        while True:
-            waiting = {h.index for h in self.in_state(MountState.FREEZING, MountState.FROZEN, MountState.THAWING)}
-            below = {host for index in waiting for host in self.hands[index].mount.hosts}
-            free = [h for h in self.in_state(MountState.FROZEN) if not waiting.intersection(h.mount.hosts)]
-            self.announce(free, THAW)
-            self.order(free, THAW)
-            if not self.busy:
-                return
-            self.describe("thawing")
-            told = len(self.busy)
-            while self.busy:
-                # Those that hang are to be seen in the title: when what comes at once has come, it says who is left.
-                match self.next(math.inf if len(self.busy) == told else time.monotonic() + DESCRIBE_AFTER):
-                    case Result(hand, verb) if verb is FREEZE or hand.index in below:
-                        break
-                    case Timeout():
-                        told = len(self.busy)
-                        self.describe("thawing")
 
 
 def _allow_open_files() -> None:
@@ -321,79 +275,3 @@ def _allow_open_files() -> None:
     if allowed < most:
         with contextlib.suppress(ValueError):  # forbidden: as many as there are
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def judge(verb: Operation, error: int) -> tuple[MountState, str]:
-    """Return what a call's errno makes of the file system, and the words for it."""
-    if error == 0:
-        return verb.after, ""
-    words = f"{verb.name}: {os.strerror(error)} ({errno.errorcode.get(error, error)})"
-    if verb is THAW and error == errno.EINVAL:
-        return MountState.THAWED, "was not frozen any more"
-    if verb is FREEZE and error in (errno.EOPNOTSUPP, errno.ENOTTY):
-        return MountState.UNSUPPORTED, f"its type cannot freeze: {words}"
-    if verb is FREEZE and error == errno.EBUSY:
-        return MountState.BUSY, f"frozen by someone else: {words}"
-    if verb is FREEZE and error == errno.ECANCELED:
-        return MountState.SYNCED, "freeze given up before it began"
-    return MountState.FAILED, words
-
-
-class Mounted:
-    """Which mount belongs to which superblock (mountinfo), read no more often than needed."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._read_at = -math.inf
-        self._mounts: dict[int, planner.MountInfo] = {}
-
-    def now(self, opened_at: float) -> dict[int, planner.MountInfo]:
-        """Return the mounts by id, read after that CLOCK_MONOTONIC second: what was opened before keeps its id."""
-        with self._lock:
-            if self._read_at <= opened_at:
-                begun = time.monotonic()
-                self._mounts = {info.mount_id: info for info in sysfs.read_mountinfo()}
-                self._read_at = begun
-            return self._mounts
-
-
-def open_file_system(mount: records.Mount, mounted: Mounted) -> int:
-    """Open a mount point of the file system and return the descriptor.
-
-    A path alone could lead to whatever was mounted over it since, so the mount id of what was opened
-    (/proc/self/fdinfo, proc(5)) must be one that mountinfo gives for the superblock. O_PATH first: opening a FIFO or a
-    device that is bind-mounted could block. Raises OSError, ENODEV if no mount point leads there.
-    """
-    refused = OSError(errno.ENODEV, "not mounted any more")
-    tried = set()
-    begun = time.monotonic()
-    paths = [mount.mountpoint, *mount.aliases]
-    while paths:
-        tried.add(path := paths.pop(0))
-        try:
-            handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError as error:
-            refused = error
-        else:
-            try:
-                mode = os.fstat(handle).st_mode
-                found = mounted.now(time.monotonic()).get(_mount_id(handle))
-                if found and found.device == mount.device and (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-                    return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                refused = error
-            finally:
-                os.close(handle)
-        if not paths:  # it may be mounted elsewhere by now
-            there = {info.mountpoint for info in mounted.now(begun).values() if info.device == mount.device}
-            paths = sorted(there - tried)
-            refused = refused if there else OSError(errno.ENODEV, "not mounted any more")
-    raise refused
-
-
-def _mount_id(fd: int) -> int:
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
-        for line in info:
-            if line.startswith("mnt_id:"):
-                return int(line.split()[1])
-    raise OSError(errno.ENODEV, "no mnt_id in fdinfo")

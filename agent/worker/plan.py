@@ -7,11 +7,12 @@ partitions, btrfs members, xfs logs, overlays), also through file systems that a
 
 from __future__ import annotations
 
+import enum
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ..api.errors import Code, Fault
 from ..api.options import Rules
@@ -23,9 +24,44 @@ from ..api.text import listed
 NETWORK_TYPES = frozenset({
     "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4",
     "orangefs", "prl_fs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs",
-})  # and all of fuse
+})
 # fmt: on
 DELETED = " (deleted)"  # what the kernel appends to the path of a file that has no name any more
+
+
+class Server(enum.Enum):
+    """Who answers for what a file system does. Opening what is not the kernel's may block for ever."""
+
+    KERNEL = "kernel"
+    NETWORK = "network"
+    FUSE = "fuse"
+    FUSE_ON_DISK = "fuseblk"
+
+
+def server_of(fstype: str) -> Server:
+    """Return who serves the file systems of a type, as mountinfo names it ("ext4", "nfs4", "fuse.sshfs")."""
+    if fstype in NETWORK_TYPES:
+        return Server.NETWORK
+    family = fstype.partition(".")[0]
+    return {"fuse": Server.FUSE, "fuseblk": Server.FUSE_ON_DISK}.get(family, Server.KERNEL)
+
+
+T = TypeVar("T", bound=Hashable)
+
+
+def walk_down(start: Iterable[T], below: Callable[[T], Iterable[T]]) -> Iterator[T]:
+    """Yield what is given and all that it lies on, each once, a branch to its end before the next.
+
+    `below` gives what one lies on directly. A circle ends where it began.
+    """
+    seen = set()
+    pending = [*start][::-1]
+    while pending:
+        here = pending.pop()
+        if here not in seen:
+            seen.add(here)
+            yield here
+            pending += [*below(here)][::-1]
 
 
 class MountInfo(NamedTuple):
@@ -88,7 +124,7 @@ def parse_filesystems(text: str) -> frozenset[str]:
 
 
 def named_below(mount: MountInfo) -> list[str]:
-    """Return the devices, files and folders that a file system itself says it lies on, besides its device number."""
+    """Return the devices, files and folders that a file system itself names, beyond its device number."""
     paths = []
     if mount.device.startswith("0:"):  # btrfs, overlay, ecryptfs, fuse: an anonymous number names no device
         paths.append(mount.source)
@@ -114,7 +150,7 @@ def build_plan(
     reasons = _reasons(found, block_types, rules)
     edges, disks = _lies_on(mountinfo, found, devices)
     planned = {i for i, reason in enumerate(reasons) if reason is None}
-    hosts = {i: _reachable(edges, i) & planned - {i} for i in planned}
+    hosts = {i: set(walk_down(edges[i], lambda j: edges[j])) & planned - {i} for i in planned}
     for i in planned:
         if circle := [j for j in hosts[i] if i in hosts[j]]:
             names = listed(found[j].points[0] for j in sorted([i, *circle]))
@@ -206,7 +242,7 @@ def _reasons(found: Sequence[Superblock], block_types: frozenset[str], rules: Ru
 
     def reason(superblock: Superblock) -> Reason | None:
         info, points = superblock
-        if info.fstype in NETWORK_TYPES or re.match(r"fuse(\.|blk|$)", info.fstype):
+        if server_of(info.fstype) is not Server.KERNEL:
             return Reason.NETWORK
         if info.fstype not in block_types or info.fstype == "autofs":
             return Reason.PSEUDO
@@ -230,7 +266,7 @@ def _reasons(found: Sequence[Superblock], block_types: frozenset[str], rules: Ru
     return reasons
 
 
-_Globs = Mapping[str, Callable[[str], Any]]
+_Globs = Mapping[str, Callable[[str], object]]
 
 
 def _globs(globs: Iterable[str]) -> _Globs:
@@ -273,6 +309,10 @@ def _lies_on(
                     return i
         return None
 
+    def below(upper: BlockDevice) -> list[BlockDevice]:
+        known = (by_name.get(name) for name in (upper.disk, *upper.slaves))
+        return [d for d in (*known, device(upper.backing_file)) if d]
+
     edges, disks = [], []
     for guest, (info, _) in enumerate(found):
         named = named_below(info)
@@ -285,31 +325,11 @@ def _lies_on(
         disks.append(tuple(dict.fromkeys((d.disk or d.name).replace("!", "/") for d in members)))
 
         files = [path for path in named if not path.startswith("/dev/")]
-        seen: set[str] = set()
-        pending = [d.name for d in members]
-        while pending:
-            name = pending.pop()
-            if name in seen or name not in by_name:
-                continue
-            seen.add(name)
-            upper = by_name[name]
-            pending += [upper.disk, *upper.slaves]
-            if lower := device(upper.backing_file):
-                pending.append(lower.name)
-            elif upper.backing_file:
-                files.append(upper.backing_file)
+        for d in walk_down(members, below):
+            if d.backing_file and not device(d.backing_file):
+                files.append(d.backing_file)
         edges.append({i for path in files if (i := holder(path, guest)) is not None})
     return edges, disks
-
-
-def _reachable(edges: Sequence[set[int]], start: int) -> set[int]:
-    reached: set[int] = set()
-    pending = [start]
-    while pending:
-        new = edges[pending.pop()] - reached
-        reached |= new
-        pending += new
-    return reached
 
 
 def _unescape(text: str) -> str:

@@ -1,8 +1,6 @@
-"""Body of a forked child: it runs one RPC, reports over its pipe and ends. It never returns into the supervisor's code.
+"""Body of a forked child: it runs one RPC, reports over its pipe and ends.
 
-A report that must be seen (`send`) waits until the pipe took it; one that only informs (`inform`) is dropped if the
-pipe is full; one that tells what has been done already (`post`) waits in memory, so that a full pipe, whose reader may
-be stopped, never delays a thaw.
+It never returns into the supervisor's code.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from ..api.errors import Code, Fault
 from ..api.methods import RPCS
 from . import kernel, messages, resource
 from .context import Job, Worker
-from .handlers import HANDLERS
+from .handlers import HANDLERS, RESOURCE_HANDLERS
 
 
 def run(job: Job, report_fd: int, control_fd: int, supervisor: int) -> NoReturn:
@@ -41,7 +39,7 @@ def run(job: Job, report_fd: int, control_fd: int, supervisor: int) -> NoReturn:
         try:
             value = HANDLERS[row.handler](worker, job.args)
             if isinstance(value, resource.Resource):
-                resource.serve(worker, value, RPCS, HANDLERS)
+                resource.serve(worker, value, RPCS, RESOURCE_HANDLERS)
                 value = None
             outcome = messages.Done(value)
         except Fault as fault:

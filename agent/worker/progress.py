@@ -17,7 +17,6 @@ class WritebackMeter:
         self._names = names
         self._begun = time.monotonic()
         self._written_before: int | None = None
-        self.last = Progress(Phase.SYNC.value)
 
     def progress(self, phase: Phase, sync_round: int) -> Progress:
         """Return the figures of now: bytes dirty in the whole guest, bytes that the disks wrote, rate, eta."""
@@ -32,8 +31,7 @@ class WritebackMeter:
         elapsed = time.monotonic() - self._begun
         rate = flushed / elapsed if elapsed > 0 else 0.0
         eta = dirty / rate if rate > 0 and dirty >= 0 else -1
-        self.last = Progress(phase.value, sync_round, dirty, flushed, rate, eta)
-        return self.last
+        return Progress(phase.value, sync_round, dirty, flushed, rate, eta)
 
     def _written(self) -> int:
         counters = psutil.disk_io_counters(perdisk=True, nowrap=False)

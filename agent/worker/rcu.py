@@ -52,7 +52,7 @@ class Expediter:
 
 
 def put_back() -> None:
-    """Have grace periods be normal, for a process that died between `begin` and `end`; raises OSError."""
+    """Make grace periods normal, for a process that died between `begin` and `end`; raises OSError."""
     fd = _open()
     try:
         os.pwrite(fd, b"0", 0)

@@ -1,7 +1,7 @@
-"""The life of a worker that keeps something between requests: an open file, a program that it started.
+"""The life of a worker that holds a resource between requests: an open file, a program that it started.
 
-After its first answer it obeys `Ask`, one at a time, until what it keeps has ended, it is told `Drop`, or the
-supervisor is gone. A worker for each thing: one that is stuck on a dead disk takes nothing else with it.
+After its first answer it obeys `Ask`, one at a time, until the resource has ended, it is told `Drop`, or the supervisor
+is gone. A worker for each resource (ADR 0020): one that is stuck on a dead disk takes nothing else with it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from . import messages
 
 if TYPE_CHECKING:
     from ..api.rpc import Rpc
-    from .context import Worker
+    from .context import Args, Worker
 
 
 class Resource:
-    """What a worker keeps between requests: `key` is the number that a host calls it by, `value` the first answer."""
+    """What a worker holds: `key` is the number that a host calls it by, `value` the first answer."""
 
     key: int
-    value: Any
+    value: object
     ended: bool = False
     """After an answer or a fault with this set the worker ends."""
     notify_releasable: Callable[[], None] = staticmethod(lambda: None)
@@ -32,10 +32,12 @@ class Resource:
         """Let go of it; called once before the worker ends."""
 
 
-def serve(
-    worker: Worker, resource: Resource, rows: Mapping[str, Rpc], handlers: Mapping[str, Callable[..., Any]]
-) -> None:
-    """Answer the first request, then whatever is asked, until it ends."""
+ResourceHandler = Callable[[Any, "Args"], object]
+"""Carries out an RPC on a resource, whose class it knows, and returns its value."""
+
+
+def serve(worker: Worker, resource: Resource, rows: Mapping[str, Rpc], handlers: Mapping[str, ResourceHandler]) -> None:
+    """Answer the first request, then whatever is asked, until the resource ends."""
     resource.notify_releasable = lambda: worker.reporter.post(messages.Releasable())
     worker.reporter.send(messages.Acquired(resource.key, resource.value))
     decoder = messages.Decoder(messages.CONTROLS)
@@ -45,9 +47,8 @@ def serve(
                 case messages.Ask(call, rpc, args) if not resource.ended:
                     worker.reporter.send(_reply(resource, handlers[rows[rpc].handler], call, args))
                 case messages.Ask(call, rpc, _):
-                    worker.reporter.send(
-                        messages.Declined(call, int(Code.FAILED), rows[rpc].unknown.format(resource.key))
-                    )
+                    gone = rows[rpc].unknown.format(resource.key)
+                    worker.reporter.send(messages.Declined(call, int(Code.FAILED), gone))
                 case messages.Drop():
                     resource.ended = True
                 case _:
@@ -55,7 +56,7 @@ def serve(
     resource.close()
 
 
-def _reply(resource: Resource, handler: Callable[..., Any], call: int, args: dict[str, Any]) -> messages.Report:
+def _reply(resource: Resource, handler: ResourceHandler, call: int, args: Args) -> messages.Report:
     try:
         return messages.Replied(call, handler(resource, args))
     except Fault as fault:

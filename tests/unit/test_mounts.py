@@ -20,10 +20,13 @@ from virtagent.agent.api.records import Plan
 from virtagent.agent.worker.plan import (
     BlockDevice,
     MountInfo,
+    Server,
     build_plan,
     named_below,
     parse_filesystems,
     parse_mountinfo,
+    server_of,
+    walk_down,
 )
 
 BLOCK_TYPES = frozenset({"ext4", "xfs", "btrfs", "vfat", "fuseblk", "bcachefs", "squashfs"})
@@ -63,6 +66,34 @@ def reasons(found: Plan) -> dict[str, str]:
 
 def disks(found: Plan, point: str) -> tuple[str, ...]:
     return next(m.disks for m in found.mounts if m.mountpoint == point)
+
+
+# What serves, and what lies below
+
+
+@pytest.mark.parametrize(
+    ("fstype", "server"),
+    [
+        ("ext4", Server.KERNEL),
+        ("fusectl", Server.KERNEL),
+        ("nfsd", Server.KERNEL),
+        ("nfs4", Server.NETWORK),
+        ("virtiofs", Server.NETWORK),
+        ("fuse", Server.FUSE),
+        ("fuse.sshfs", Server.FUSE),
+        ("fuseblk", Server.FUSE_ON_DISK),
+        ("fuseblk.ntfs-3g", Server.FUSE_ON_DISK),
+    ],
+)
+def test_who_serves_a_type(fstype: str, server: Server) -> None:
+    assert server_of(fstype) is server
+
+
+def test_walking_down_yields_each_once_a_branch_at_a_time() -> None:
+    below = {"a": ["b", "c"], "b": ["d"], "c": ["d", "a"], "d": []}
+    assert list(walk_down(["a"], below.__getitem__)) == ["a", "b", "d", "c"]
+    assert list(walk_down(["d", "c"], below.__getitem__)) == ["d", "c", "a", "b"]
+    assert list(walk_down([], below.__getitem__)) == []
 
 
 # mountinfo

@@ -23,13 +23,13 @@ from .. import kernel, programs
 from ..base64_codec import from_base64, octets
 
 if TYPE_CHECKING:
-    from ..context import Worker
+    from ..context import Args, Worker
 
 KEYS_MAX = 16 << 20  # bytes of an authorized_keys
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
-def set_user_password(worker: Worker, args: dict[str, Any], *, program: str = "chpasswd") -> dict[str, Any]:
+def set_user_password(worker: Worker, args: Args, *, program: str = "chpasswd") -> dict[str, Any]:
     """Set the password of `username` to base64 `password`, a hash of crypt(3) if `crypted`, through chpasswd(8).
 
     It goes through a pipe: arguments are public. Raises Fault: PARAMS for what chpasswd could take for something else,
@@ -58,9 +58,7 @@ def set_user_password(worker: Worker, args: dict[str, Any], *, program: str = "c
 Lookup = Callable[[str], pwd.struct_passwd]
 
 
-def ssh_get_authorized_keys(
-    _worker: Worker, args: dict[str, Any], *, lookup: Lookup = pwd.getpwnam
-) -> dict[str, list[str]]:
+def ssh_get_authorized_keys(_worker: Worker, args: Args, *, lookup: Lookup = pwd.getpwnam) -> dict[str, list[str]]:
     """Return the keys of `username`, the last line first as of qemu-ga, without comments and empty lines.
 
     Raises Fault FAILED if there is no such user or the file cannot be read.
@@ -72,7 +70,7 @@ def ssh_get_authorized_keys(
     return {"keys": keys}
 
 
-def ssh_add_authorized_keys(_worker: Worker, args: dict[str, Any], *, lookup: Lookup = pwd.getpwnam) -> dict[str, Any]:
+def ssh_add_authorized_keys(_worker: Worker, args: Args, *, lookup: Lookup = pwd.getpwnam) -> dict[str, Any]:
     """Add `keys` to those of `username` if they are not there; with `reset` instead of those that are there.
 
     ~/.ssh is made if need be. Raises Fault: PARAMS for what is no key, FAILED if the system refuses.
@@ -88,9 +86,7 @@ def ssh_add_authorized_keys(_worker: Worker, args: dict[str, Any], *, lookup: Lo
     return {}
 
 
-def ssh_remove_authorized_keys(
-    _worker: Worker, args: dict[str, Any], *, lookup: Lookup = pwd.getpwnam
-) -> dict[str, Any]:
+def ssh_remove_authorized_keys(_worker: Worker, args: Args, *, lookup: Lookup = pwd.getpwnam) -> dict[str, Any]:
     """Remove the lines that are one of `keys`; no file is nothing to remove.
 
     Raises Fault: PARAMS for what is no key, FAILED if the system refuses.
@@ -129,7 +125,7 @@ def _user(name: str, lookup: Lookup) -> pwd.struct_passwd:
 
 @contextlib.contextmanager
 def _rights_of(user: pwd.struct_passwd) -> Iterator[None]:
-    """Have the rights of `user` on files; the user gets none on this process, whose real uid stays (credentials(7))."""
+    """Take the rights of `user` on files; the user gets none on this process, whose real uid stays (credentials(7))."""
     if os.geteuid() == user.pw_uid:
         yield
         return

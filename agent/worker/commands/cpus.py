@@ -10,7 +10,7 @@ from ...api.errors import Code, Fault
 from .reading import is_number, numbered, read, read_needed, refused
 
 if TYPE_CHECKING:
-    from ..context import Worker
+    from ..context import Args, Worker
 
 STAT = "/proc/stat"
 CPUS = "/sys/devices/system/cpu"
@@ -19,7 +19,7 @@ _TIMES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal",
 _TIMES_NEEDED = 4
 
 
-def get_cpustats(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+def get_cpustats(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
     """Return the milliseconds that each processor spent on what."""
     return list(cpustats(read_needed(STAT), os.sysconf("SC_CLK_TCK")))
 
@@ -36,7 +36,7 @@ def cpustats(text: str, ticks: int) -> Iterator[dict[str, Any]]:
             yield {"type": "linux", "cpu": int(number), **spent}
 
 
-def get_vcpus(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+def get_vcpus(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
     """Return the processors that are there, by number; one without a switch cannot be taken offline.
 
     Raises Fault FAILED if sysfs does not tell.
@@ -55,7 +55,7 @@ def get_vcpus(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def get_memory_blocks(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+def get_memory_blocks(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
     """Return the blocks of memory that can be switched, by number; none if the kernel knows no such blocks.
 
     Raises Fault FAILED if sysfs does not tell.
@@ -82,7 +82,7 @@ def get_memory_blocks(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, 
     return found
 
 
-def get_memory_block_info(_worker: Worker, _args: dict[str, Any]) -> dict[str, int]:
+def get_memory_block_info(_worker: Worker, _args: Args) -> dict[str, int]:
     """Return the size of a block of memory in bytes; raise Fault FAILED if the kernel knows no such blocks."""
     try:
         os.stat(MEMORY)
@@ -99,7 +99,7 @@ def get_memory_block_info(_worker: Worker, _args: dict[str, Any]) -> dict[str, i
 
 
 def _state(path: str) -> str | None:
-    """Return what a file of sysfs says, None if there is none; raise Fault FAILED if it cannot be read."""
+    """Return what a file of sysfs says, None if it is missing; raise Fault FAILED if it cannot be read."""
     try:
         return read(path).strip()
     except FileNotFoundError:

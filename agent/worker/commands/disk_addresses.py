@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..plan import walk_down
 from .reading import names_in, numbered, read_if_any
 
 _PCI = re.compile(r"/([0-9a-f]{4,}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])(?=/)")
@@ -38,7 +39,7 @@ class Tree:
     udev: str = "/run/udev/data"
 
     def resolve(self, path: str) -> str:
-        """Return a device's folder as sysfs has it, from /devices on; raise OSError if there is none."""
+        """Return a device's folder as sysfs has it, from /devices on; raise OSError if it has no folder."""
         return os.path.realpath(f"{self.sysfs}{path}", strict=True).removeprefix(os.path.realpath(self.sysfs))
 
 
@@ -66,24 +67,18 @@ def known_to_udev(tree: Tree, device: str, name: str) -> str:
 
 def disks_below(tree: Tree, device: str) -> list[str]:
     """Return the real disks and partitions on which a device lies, each once, through dm, md and their partitions."""
-    found: dict[str, None] = {}
-    seen: set[str] = set()
-    pending = [device]
-    while pending:
-        here = pending.pop()
-        if here in seen:
-            continue
-        seen.add(here)
+
+    def below(here: str) -> Iterator[str]:
         if not is_virtual(here):
-            found[here] = None
-            continue
+            return
         whole = os.path.dirname(here) if os.path.exists(f"{tree.sysfs}{here}/partition") else here
-        for slave in reversed(names_in(f"{tree.sysfs}{whole}/slaves")):
+        for slave in names_in(f"{tree.sysfs}{whole}/slaves"):
             try:
-                pending.append(tree.resolve(f"{whole}/slaves/{slave}"))
+                yield tree.resolve(f"{whole}/slaves/{slave}")
             except OSError:
                 continue  # it was taken out meanwhile
-    return list(found)
+
+    return [found for found in walk_down([device], below) if not is_virtual(found)]
 
 
 def address(tree: Tree, device: str) -> dict[str, Any]:
@@ -131,7 +126,7 @@ def place(path: str, driver: str, ports: Callable[[str], Sequence[int]]) -> tupl
 
 
 def _pci(tree: Tree, path: str) -> tuple[tuple[int, ...], str]:
-    """Return the address of the PCI function nearest to the device and its driver; -1 and "" if there is none."""
+    """Return the address of the PCI function nearest to the device and its driver; -1 and "" if it has none."""
     functions = list(_PCI.finditer(path))
     if not functions:
         return (-1, -1, -1, -1), ""

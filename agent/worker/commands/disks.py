@@ -7,19 +7,18 @@ system, whose server may be dead. No device is opened; so SMART data is not told
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...api.errors import failed
-from ..plan import NETWORK_TYPES, MountInfo
+from ..plan import MountInfo, Server, server_of
 from ..sysfs import read_mountinfo
 from .disk_addresses import Tree, address, disks_below, is_virtual, known_to_udev, node
 from .reading import is_number, names_in, read_if_any, read_needed, refused
 
 if TYPE_CHECKING:
-    from ..context import Worker
+    from ..context import Args, Worker
 
 DISKSTATS = "/proc/diskstats"
 TREE = Tree()
@@ -33,7 +32,7 @@ _STATS = (
 _STATS_GROUPS = (11, 15, 17)
 
 
-def get_fsinfo(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+def get_fsinfo(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
     """Return the mounts of local file systems, the newest first, with bytes used and the disks they lie on."""
     try:
         mountinfo = read_mountinfo()
@@ -44,7 +43,8 @@ def get_fsinfo(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
 
 def fsinfo(mountinfo: list[MountInfo], tree: Tree) -> Iterator[dict[str, Any]]:
     """Yield the GuestFilesystemInfo of each mount that has a block device, the last mount first."""
-    over_network = [m.mountpoint for m in mountinfo if _is_network(m.fstype) and m.mountpoint != "/"]
+    hang = (Server.NETWORK, Server.FUSE)
+    over_network = [m.mountpoint for m in mountinfo if server_of(m.fstype) in hang and m.mountpoint != "/"]
     for mount in reversed(mountinfo):
         devices = _devices(mount, tree)
         if not devices:
@@ -62,7 +62,7 @@ def fsinfo(mountinfo: list[MountInfo], tree: Tree) -> Iterator[dict[str, Any]]:
         yield info
 
 
-def get_disks(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+def get_disks(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
     """Return the disks that are not empty, each followed by its partitions; raise Fault FAILED without /sys/block."""
     try:
         names = sorted(os.listdir(f"{TREE.sysfs}/block"))
@@ -71,13 +71,13 @@ def get_disks(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
     return [info for name in names for info in _disk(TREE, name)]
 
 
-def get_diskstats(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+def get_diskstats(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
     """Return the counters of every block device; ticks are milliseconds, sectors have 512 bytes."""
     return list(diskstats(read_needed(DISKSTATS)))
 
 
 def diskstats(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the GuestDiskStatsInfo of each line of /proc/diskstats; a line that is none is left out."""
+    """Yield the GuestDiskStatsInfo of each line of /proc/diskstats; a malformed line is left out."""
     for line in text.split("\n"):
         fields = line.split()
         values = [int(f) for f in (*fields[:2], *fields[3:]) if is_number(f)]
@@ -109,7 +109,7 @@ def _devices(mount: MountInfo, tree: Tree) -> list[str]:
 
 
 def number_of_node(path: str) -> str:
-    """Return major:minor of the block device with that node, "" if it is none."""
+    """Return major:minor of the block device with that node, "" if it is not one."""
     try:
         found = os.stat(path) if path.startswith("/dev/") else None
     except OSError:
@@ -143,10 +143,6 @@ def _usage(mountpoint: str) -> dict[str, int]:
         "total-bytes": (used + figures.f_bavail) * figures.f_frsize,
         "total-bytes-privileged": figures.f_blocks * figures.f_frsize,
     }
-
-
-def _is_network(fstype: str) -> bool:
-    return fstype in NETWORK_TYPES or re.match(r"fuse(\.|$)", fstype) is not None
 
 
 def _disk(tree: Tree, name: str) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """guest-exec, guest-exec-status: a program that a host starts, and asks about until it has ended.
 
-A worker keeps one program. The main thread starts it and answers; one other thread, the attendant, feeds its standard
+A worker holds one program. The main thread starts it and answers; one other thread, the attendant, feeds its standard
 input, takes its output, ends it at its limit and reaps it, waiting for whichever comes first.
 
 Limit: `limit` seconds after the start the program's process group gets SIGTERM, `grace` seconds later SIGKILL. If the
@@ -32,7 +32,7 @@ from ..programs import Text, start
 from ..resource import Resource
 
 if TYPE_CHECKING:
-    from ..context import Worker
+    from ..context import Args, Worker
 
 CAPTURE_MAX = 16 << 20  # bytes a stream
 LINGER = 1.0
@@ -51,7 +51,7 @@ _CAPTURES = {
 }
 
 
-class Session:
+class Output:
     """What a program wrote to one of its pipes: the first 16 MiB."""
 
     def __init__(self, name: str, fd: int) -> None:
@@ -88,7 +88,7 @@ class Program(Resource):
     def __init__(self, worker: Worker, name: str, process: subprocess.Popen[bytes], given: bytes) -> None:
         self.key = process.pid
         self.value = {"pid": process.pid}
-        self.streams: list[Session] = []
+        self.streams: list[Output] = []
         self._worker, self._name, self._process = worker, name, process
         self._given = memoryview(given)
         self._pidfd = os.pidfd_open(process.pid)
@@ -97,7 +97,7 @@ class Program(Resource):
         self._over = threading.Event()
         for stream, pipe in ((_OUT, process.stdout), (_ERR, process.stderr)):
             if pipe is not None:
-                self.streams.append(Session(stream, pipe.fileno()))
+                self.streams.append(Output(stream, pipe.fileno()))
 
     def attend(self, limit: float, grace: float) -> None:
         """Start the attendant."""
@@ -214,7 +214,7 @@ class Program(Resource):
             self._reaped = True
         os.close(self._pidfd)
 
-    def _finish(self, still_open: Iterable[Session]) -> None:
+    def _finish(self, still_open: Iterable[Output]) -> None:
         for stream in still_open:
             stream.drain()
         code = self._process.returncode
@@ -223,11 +223,11 @@ class Program(Resource):
         self._over.set()
 
 
-def guest_exec(worker: Worker, args: dict[str, Any]) -> Program:
-    """Start `path` with the arguments `arg`, and keep it; the first answer is {pid}.
+def guest_exec(worker: Worker, args: Args) -> Program:
+    """Start `path` with the arguments `arg`, and hold it; the first answer is {pid}.
 
     `path` without a slash is looked for in the PATH of `env`, else the agent's; `env` replaces the environment.
-    Raises Fault: PARAMS for bad base64 or a capture mode that is none, FAILED if the program cannot be executed.
+    Raises Fault: PARAMS for bad base64 or an unknown capture mode, FAILED if the program cannot be executed.
     """
     path = args["path"]
     given = None if args["input-data"] is None else from_base64(args["input-data"])
@@ -264,9 +264,9 @@ def guest_exec(worker: Worker, args: dict[str, Any]) -> Program:
     return program
 
 
-def exec_status(kept: Program, _args: dict[str, Any]) -> dict[str, Any]:
-    """Return whether the program has exited, and then its exit code or signal and its output; that once."""
-    return kept.status()
+def exec_status(program: Program, _args: Args) -> dict[str, Any]:
+    """Return whether the program has exited, and then, once, its exit code or signal and its output."""
+    return program.status()
 
 
 def _capture(wanted: bool | str | None) -> tuple[str, tuple[str, ...]]:

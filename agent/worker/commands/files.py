@@ -1,8 +1,8 @@
 """guest-file-*: a file that a host opens, and reads or writes piece by piece.
 
-A worker keeps one open file. It reads and writes the descriptor itself, with no buffer between, so that a write error
+A worker holds one open file. It reads and writes the descriptor itself, with no buffer between, so that a write error
 is told by the write and nothing is left to flush. Nothing waits: a FIFO or a terminal that has nothing to say answers
-at once, as qemu-ga's files do.
+immediately, as qemu-ga's files do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..base64_codec import from_base64, octets, to_base64
 from ..resource import Resource
 
 if TYPE_CHECKING:
-    from ..context import Worker
+    from ..context import Args, Worker
 
 READ_MAX = 48 << 20
 READ_DEFAULT = 4 << 10
@@ -45,7 +45,7 @@ class OpenFile(Resource):
 
 
 def flags_of(mode: str) -> int:
-    """Return the open(2) flags of a mode of fopen(3); raise Fault PARAMS if it is none."""
+    """Return the open(2) flags of a mode of fopen(3); raise Fault PARAMS if it is not one."""
     base = _BASES.get(mode[:1])
     if base is None or mode[1:] not in ("", "b", "+", "b+", "+b"):
         raise Fault(Code.PARAMS, f"invalid file open mode '{mode}'")
@@ -54,10 +54,10 @@ def flags_of(mode: str) -> int:
     return base
 
 
-def file_open(worker: Worker, args: dict[str, Any]) -> OpenFile:
-    """Open `path` in `mode` (default "r") and keep it as `handle`.
+def file_open(worker: Worker, args: Args) -> OpenFile:
+    """Open `path` in `mode` (default "r") and hold it as `handle`.
 
-    Raises Fault: PARAMS if the mode is none, FAILED if the system refuses.
+    Raises Fault: PARAMS if the mode is not known, FAILED if the system refuses.
     """
     path, mode = args["path"], "r" if args["mode"] is None else args["mode"]
     flags = flags_of(mode) | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -76,17 +76,17 @@ def file_open(worker: Worker, args: dict[str, Any]) -> OpenFile:
     return OpenFile(args["handle"], fd)
 
 
-def file_close(kept: OpenFile, _args: dict[str, Any]) -> dict[str, Any]:
+def file_close(file: OpenFile, _args: Args) -> dict[str, Any]:
     """Close the file; raise Fault FAILED if the system lost what was written (close(2)). It is closed in any case."""
-    kept.ended = True
+    file.ended = True
     try:
-        os.close(kept.fd)
+        os.close(file.fd)
     except OSError as error:
         raise _refused("failed to close handle", error) from None
     return {}
 
 
-def file_read(kept: OpenFile, args: dict[str, Any]) -> dict[str, Any]:
+def file_read(file: OpenFile, args: Args) -> dict[str, Any]:
     """Read up to `count` bytes (default 4 KiB, at most 48 MiB); `eof` tells that the end was met.
 
     Raises Fault: PARAMS for a count out of bounds; FAILED if the system refuses, EAGAIN if there is nothing now.
@@ -98,7 +98,7 @@ def file_read(kept: OpenFile, args: dict[str, Any]) -> dict[str, Any]:
     size, eof = 0, False
     while size < count and not eof:
         try:
-            piece = os.read(kept.fd, min(count - size, _PIECE))
+            piece = os.read(file.fd, min(count - size, _PIECE))
         except OSError as error:
             if error.errno == errno.EAGAIN and pieces:
                 break
@@ -109,7 +109,7 @@ def file_read(kept: OpenFile, args: dict[str, Any]) -> dict[str, Any]:
     return {"count": size, "buf-b64": to_base64(b"".join(pieces)), "eof": eof}
 
 
-def file_write(kept: OpenFile, args: dict[str, Any]) -> dict[str, Any]:
+def file_write(file: OpenFile, args: Args) -> dict[str, Any]:
     """Write the first `count` bytes of `buf-b64` (default all), all of them or a fault.
 
     Raises Fault: PARAMS for a count that the data has not, or bad base64; FAILED if the system refuses, also after a
@@ -122,13 +122,13 @@ def file_write(kept: OpenFile, args: dict[str, Any]) -> dict[str, Any]:
     left = memoryview(data)[:count]
     try:
         while left:
-            left = left[os.write(kept.fd, left) :]
+            left = left[os.write(file.fd, left) :]
     except OSError as error:
         raise _refused("failed to write to file", error) from None
     return {"count": count, "eof": False}
 
 
-def file_seek(kept: OpenFile, args: dict[str, Any]) -> dict[str, Any]:
+def file_seek(file: OpenFile, args: Args) -> dict[str, Any]:
     """Move to `offset` from the start, the position or the end (`whence` 0, 1, 2 or set, cur, end).
 
     Raises Fault: PARAMS for another whence, FAILED if the system refuses.
@@ -141,13 +141,13 @@ def file_seek(kept: OpenFile, args: dict[str, Any]) -> dict[str, Any]:
     elif whence not in _WHENCE.values():
         raise Fault(Code.PARAMS, f"invalid whence code {whence}")
     try:
-        position = os.lseek(kept.fd, args["offset"], whence)
+        position = os.lseek(file.fd, args["offset"], whence)
     except OSError as error:
         raise _refused("failed to seek file", error) from None
     return {"position": position, "eof": False}
 
 
-def file_flush(_kept: OpenFile, _args: dict[str, Any]) -> dict[str, Any]:
+def file_flush(_file: OpenFile, _args: Args) -> dict[str, Any]:
     """Do nothing: what was written is with the kernel already. As of qemu-ga, this is no fsync."""
     return {}
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ...api.errors import Code, Fault
 from ...api.records import Mount
 from .. import kernel, methods, programs, sysfs
-from ..mount_threads import Mounted, open_file_system
-from ..plan import NETWORK_TYPES, MountInfo, superblocks
+from ..open_fs import Mounted, open_file_system
+from ..plan import MountInfo, Server, server_of, superblocks
 
 if TYPE_CHECKING:
-    from ..context import Worker
+    from ..context import Args, Worker
 
 HWCLOCK = "/sbin/hwclock"
 _TIME_MAX = 3155760000 * 10**9  # 2070: a real-time clock of two digits means 19xx from there on
@@ -30,7 +30,7 @@ _SUSPEND = {
 
 def set_time(
     worker: Worker,
-    args: dict[str, Any],
+    args: Args,
     *,
     hwclock: str = HWCLOCK,
     set_clock: Callable[[int, int], object] = time.clock_settime_ns,
@@ -60,10 +60,10 @@ def set_time(
     return {}
 
 
-def set_vcpus(_worker: Worker, args: dict[str, Any], *, root: str = "/sys/devices/system/cpu") -> int:
+def set_vcpus(_worker: Worker, args: Args, *, root: str = "/sys/devices/system/cpu") -> int:
     """Bring processors on- or offline in the order of `vcpus` and return how many were done before one failed.
 
-    Raises Fault FAILED if that is none of them.
+    Raises Fault FAILED if the first could not be done.
     """
     done = 0
     for vcpu in args["vcpus"]:
@@ -105,9 +105,7 @@ def _set_vcpu(root: str, number: int, online: bool) -> None:
         os.close(fd)
 
 
-def set_memory_blocks(
-    _worker: Worker, args: dict[str, Any], *, root: str = "/sys/devices/system/memory"
-) -> list[dict[str, Any]]:
+def set_memory_blocks(_worker: Worker, args: Args, *, root: str = "/sys/devices/system/memory") -> list[dict[str, Any]]:
     """Bring blocks of memory on- or offline, all of `mem-blks`, and return for each how it went.
 
     `response` is success (also if there was nothing to do), not-found, operation-not-supported or operation-failed;
@@ -145,7 +143,7 @@ def _set_memory_block(root: str, index: int, online: bool) -> tuple[str, int]:
 
 
 def fstrim(
-    worker: Worker, args: dict[str, Any], *, read_mounts: Callable[[], Sequence[MountInfo]] = sysfs.read_mountinfo
+    worker: Worker, args: Args, *, read_mounts: Callable[[], Sequence[MountInfo]] = sysfs.read_mountinfo
 ) -> dict[str, Any]:
     """Discard the unused blocks of every file system on a block device, one after the other, the last mounted first.
 
@@ -158,7 +156,8 @@ def fstrim(
         raise Fault(Code.FAILED, f"failed to open mtab file: '/proc/self/mountinfo': {error.strerror}") from None
     paths = []
     for info, points in reversed(found):
-        if (info.device.startswith("0:") and info.fstype != "btrfs") or info.fstype in NETWORK_TYPES:
+        anonymous = info.device.startswith("0:") and info.fstype != "btrfs"
+        if anonymous or server_of(info.fstype) is Server.NETWORK:
             continue
         worker.title(f"trimming {points[0]}")
         mount = Mount(points[0], points[1:], info.device, info.fstype, info.source, 0, (), ())
@@ -167,7 +166,7 @@ def fstrim(
 
 
 def _trim(mount: Mount, minimum: int) -> dict[str, Any]:
-    if mount.fstype.startswith("fuse"):  # never opened: who serves it may be gone
+    if server_of(mount.fstype) is not Server.KERNEL:  # never opened: who serves it may be gone
         return {"error": "trim not supported"}
     try:
         fd = open_file_system(mount, Mounted())
@@ -184,7 +183,7 @@ def _trim(mount: Mount, minimum: int) -> dict[str, Any]:
     return {"trimmed": trimmed, "minimum": gone_by}
 
 
-def shutdown(worker: Worker, args: dict[str, Any]) -> dict[str, Any]:
+def shutdown(worker: Worker, args: Args) -> dict[str, Any]:
     """As va.shutdown, `mode` by default "powerdown", in qemu-ga's words."""
     mode = args["mode"] or "powerdown"
     if mode not in methods.SHUTDOWN_FLAG:
@@ -199,17 +198,17 @@ def shutdown(worker: Worker, args: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def suspend_disk(worker: Worker, _args: dict[str, Any]) -> dict[str, Any]:
+def suspend_disk(worker: Worker, _args: Args) -> dict[str, Any]:
     """Hibernate; raise Fault FAILED if the guest cannot, or did not."""
     return suspend(worker, "disk")
 
 
-def suspend_ram(worker: Worker, _args: dict[str, Any]) -> dict[str, Any]:
+def suspend_ram(worker: Worker, _args: Args) -> dict[str, Any]:
     """Suspend to memory; raise Fault FAILED if the guest cannot, or did not."""
     return suspend(worker, "ram")
 
 
-def suspend_hybrid(worker: Worker, _args: dict[str, Any]) -> dict[str, Any]:
+def suspend_hybrid(worker: Worker, _args: Args) -> dict[str, Any]:
     """Suspend to memory with a copy on the disk; raise Fault FAILED if the guest cannot, or did not."""
     return suspend(worker, "hybrid")
 
@@ -222,7 +221,7 @@ def suspend(worker: Worker, mode: str, *, state: str = "/sys/power/state") -> di
     verb, unit, pm_option, pm_program, word = _SUSPEND[mode]
     worker.title(f"suspending to {mode}")
     why = ""
-    # The status of a unit is 4 if there is none (LSB); one that is there and not running has 3.
+    # The status of a unit is 4 if it does not exist (LSB); one that exists and not running has 3.
     if _code(["systemctl", "status", unit]) in (1, 2, 3):
         why = _refusal(["systemctl", verb], f"systemctl {verb}")
         if not why:

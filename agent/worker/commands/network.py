@@ -12,7 +12,7 @@ import psutil
 from .reading import is_number, read_if_any, refused
 
 if TYPE_CHECKING:
-    from ..context import Worker
+    from ..context import Args, Worker
 
 NET = "/proc/net"
 _IP = {socket.AF_INET: "ipv4", socket.AF_INET6: "ipv6"}
@@ -22,7 +22,7 @@ _COUNTERS = {"bytes": 0, "packets": 1, "errs": 2, "dropped": 3}
 _PER_WAY = 8
 
 
-def network_get_interfaces(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+def network_get_interfaces(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
     """Return all interfaces, with their hardware and IP addresses and counters; raise Fault FAILED."""
     try:
         addresses = psutil.net_if_addrs()
@@ -76,13 +76,13 @@ def statistics(text: str) -> Iterator[tuple[str, dict[str, int]]]:
             yield name.strip(), {f"{w}-{c}": values[at + i] for w, at in ways.items() for c, i in _COUNTERS.items()}
 
 
-def network_get_route(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+def network_get_route(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
     """Return the routes of IPv4, then of IPv6; a kernel without IPv6 has none of those."""
     return [*routes4(read_if_any(f"{NET}/route")), *routes6(read_if_any(f"{NET}/ipv6_route"))]
 
 
 def routes4(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the GuestNetworkRoute of each line of /proc/net/route; the head and what is none are left out."""
+    """Yield the GuestNetworkRoute of each line of /proc/net/route; the heading and malformed lines are left out."""
     for line in text.split("\n"):
         try:
             iface, destination, gateway, flags, refcnt, use, metric, mask, mtu, window, irtt = line.split()
@@ -105,7 +105,7 @@ def routes4(text: str) -> Iterator[dict[str, Any]]:
 
 
 def routes6(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the GuestNetworkRoute of each line of /proc/net/ipv6_route; what is none is left out."""
+    """Yield the GuestNetworkRoute of each line of /proc/net/ipv6_route; malformed lines are left out."""
     for line in text.split("\n"):
         try:
             destination, length, source, source_length, nexthop, metric, refcnt, use, flags, iface = line.split()

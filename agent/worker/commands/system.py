@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .reading import read
 
 if TYPE_CHECKING:
-    from ..context import Worker
+    from ..context import Args, Worker
 
 OS_RELEASE = ("/etc/os-release", "/usr/lib/os-release")
 UTMP = "/var/run/utmp"
@@ -22,7 +22,7 @@ _UTMP_LONG = frozenset({"aarch64", "alpha", "ia64", "loongarch64", "riscv64"})
 _UTMP = {False: struct.Struct("@hi32s4s32s256shhiii36x"), True: struct.Struct("@hi32s4s32s256shhlll36x0l")}
 
 
-def get_osinfo(_worker: Worker, _args: dict[str, Any]) -> dict[str, str]:
+def get_osinfo(_worker: Worker, _args: Args) -> dict[str, str]:
     """Return uname(2) and what os-release(5) has; QGA_OS_RELEASE in the environment names another file."""
     kernel = os.uname()
     info = {"kernel-release": kernel.release, "kernel-version": kernel.version, "machine": kernel.machine}
@@ -64,7 +64,7 @@ def unquote(value: str) -> str:
     return "".join(found)
 
 
-def get_users(_worker: Worker, _args: dict[str, Any]) -> list[dict[str, Any]]:
+def get_users(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
     """Return who is logged in, each once, and since when (seconds since the epoch, the earliest of the logins)."""
     try:
         with open(UTMP, "rb") as file:
@@ -88,23 +88,23 @@ def logins(records: bytes, machine: str) -> list[dict[str, Any]]:
     return [{"user": user, "login-time": since} for user, since in earliest.items()]
 
 
-def get_timezone(_worker: Worker, _args: dict[str, Any]) -> dict[str, Any]:
+def get_timezone(_worker: Worker, _args: Args) -> dict[str, Any]:
     """Return the abbreviation of the time zone that holds now and its seconds east of UTC."""
     time.tzset()  # it may have been changed since the daemon started
     now = time.localtime()
     return {"zone": now.tm_zone, "offset": now.tm_gmtoff}
 
 
-def get_host_name(_worker: Worker, _args: dict[str, Any]) -> dict[str, str]:
+def get_host_name(_worker: Worker, _args: Args) -> dict[str, str]:
     """Return the name that the kernel has."""
     return {"host-name": os.uname().nodename}
 
 
-def get_time(_worker: Worker, _args: dict[str, Any]) -> int:
+def get_time(_worker: Worker, _args: Args) -> int:
     """Return nanoseconds since the epoch."""
     return time.time_ns()
 
 
-def get_load(_worker: Worker, _args: dict[str, Any]) -> dict[str, float]:
+def get_load(_worker: Worker, _args: Args) -> dict[str, float]:
     """Return the load averages of 1, 5 and 15 minutes."""
     return dict(zip(("load1m", "load5m", "load15m"), os.getloadavg(), strict=True))
