@@ -57,7 +57,10 @@ def _page(top: argparse.ArgumentParser) -> Iterator[str]:
     yield ".B VIRTAGENT_AGENT"
     yield _plain("The agent's URL, unless --agent names one.")
     yield ".SH SEE ALSO"
-    yield _plain("/opt/virtagent/current/doc/host.md, or docs/host.md of the sources: recipes, and the library that does the same.")
+    yield _plain(
+        "/opt/virtagent/current/doc/host.md, or docs/host.md of the sources: recipes, "
+        "and the library that does the same."
+    )
 
 
 def _options(actions: Sequence[argparse.Action]) -> Iterator[str]:

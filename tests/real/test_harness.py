@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from harness import HarnessError, linux
 from harness.daemon import Daemon, check_includes
 from harness.filesystems import KINDS
+from harness.orders import Orders
 from harness.processes import until, wait_gone
 from harness.rig import Rig
 
@@ -197,3 +199,14 @@ os.kill(os.getpid(), 9)
     assert wait_gone(map(int, pids), 20) == []
     assert not os.path.exists(holder)
     assert linux.loop_devices(holder) == {}
+
+
+def test_a_dead_taker_has_nothing_under_way(tmp_path: Path) -> None:
+    orders = Orders(tmp_path, "order")
+    orders.give("one")
+    pid = os.fork()
+    if pid == 0:
+        os._exit(orders.take(lambda text: True) is None)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert not orders.waiting()
+    assert not orders.under_way()

@@ -20,6 +20,7 @@ from harness.peer import Talk
 from harness.processes import kill, until
 from harness.rig import Rig
 from virtagent.agent.api.errors import Code
+from virtagent.supervisor.io.process import System
 
 Fault = xmlrpc.client.Fault
 
@@ -375,3 +376,21 @@ def test_stderr_on_a_disk_is_warned_of(rig: Rig) -> None:
     text = Path(fs.path / "log").read_text()
     assert "stderr is a file on ext4, which may be frozen" in text
     assert "FROZEN -> THAWINPROGRESS" in text
+
+
+def test_the_state_of_a_process() -> None:
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(b"x")
+    child.stdout.read(1)  # it has begun
+    system = System()
+    child.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+    assert system.state(child.pid) == psutil.STATUS_STOPPED
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert system.state(child.pid) == psutil.STATUS_ZOMBIE
+    child.communicate()
+    assert system.state(child.pid) == "gone"
+    assert system.state(os.getpid()) == psutil.STATUS_RUNNING

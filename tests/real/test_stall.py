@@ -19,6 +19,7 @@ from harness.stall import Stall
 from virtagent.agent.api.errors import Code
 
 KIND = pytest.mark.parametrize("kind", KINDS)
+EXPEDITED = "/sys/kernel/rcu_expedited"
 OVER = ("THAWINPROGRESS", "ERROR")
 
 
@@ -102,6 +103,20 @@ class Scene:
         host = self.daemon.proxy()
         assert host.va.fsfreeze() == 3
         assert host.va.fsthaw() == 3
+
+
+@pytest.fixture
+def grace_periods(rig: Rig) -> Iterator[Path]:
+    """Lay a file of the test's own over the switch that the whole machine shares, for the daemons started after it."""
+    if not linux.expedited():
+        pytest.skip("this kernel has no /sys/kernel/rcu_expedited")
+    own = rig.area.fresh("rcu_expedited")
+    own.write_text("0\n")
+    linux.mount(str(own), EXPEDITED, flags=linux.MS_BIND)
+    try:
+        yield own
+    finally:
+        linux.umount(EXPEDITED, linux.MNT_DETACH)
 
 
 @pytest.fixture
@@ -258,9 +273,9 @@ def test_supervisor_killed_while_stuck(scene: Scene, rig: Rig) -> None:
 
 
 @with_options("--freeze-limit", "0.5", "--kill-grace", "0.2")
-def test_grace_periods_are_expedited_while_it_freezes_and_put_back_for_a_killed_worker(scene: Scene) -> None:
-    if linux.expedited() != "0":
-        pytest.skip("this kernel has no /sys/kernel/rcu_expedited, or it is set")
+def test_grace_periods_are_expedited_while_it_freezes_and_put_back_for_a_killed_worker(
+    grace_periods: Path, scene: Scene
+) -> None:
     scene.stall_in_freeze()
     asking = Asking(scene.daemon, "va.fsfreeze")
     well = {str(fs.path) for fs in scene.well}
@@ -274,23 +289,17 @@ def test_grace_periods_are_expedited_while_it_freezes_and_put_back_for_a_killed_
 
 
 @with_options("--freeze-limit", "0.5", "--kill-grace", "0.2")
-def test_grace_periods_that_someone_else_expedites_stay_so(scene: Scene) -> None:
-    if linux.expedited() != "0":
-        pytest.skip("this kernel has no /sys/kernel/rcu_expedited, or it is set")
-    file = Path("/sys/kernel/rcu_expedited")
-    file.write_text("1")
-    try:
-        assert scene.daemon.proxy().va.fsfreeze() == 3
-        assert scene.daemon.proxy().va.fsthaw() == 3
-        scene.stall_in_freeze()
-        assert Asking(scene.daemon, "va.fsfreeze").answer().faultCode == Code.OVERRUN
-        scene.wait_well_thawed()
-        assert linux.expedited() == "1"
-        scene.stall.release()
-        scene.daemon.wait_state("THAWED")
-        assert linux.expedited() == "1"
-    finally:
-        file.write_text("0")
+def test_grace_periods_that_someone_else_expedites_stay_so(grace_periods: Path, scene: Scene) -> None:
+    grace_periods.write_text("1\n")
+    assert scene.daemon.proxy().va.fsfreeze() == 3
+    assert scene.daemon.proxy().va.fsthaw() == 3
+    scene.stall_in_freeze()
+    assert Asking(scene.daemon, "va.fsfreeze").answer().faultCode == Code.OVERRUN
+    scene.wait_well_thawed()
+    assert linux.expedited() == "1"
+    scene.stall.release()
+    scene.daemon.wait_state("THAWED")
+    assert linux.expedited() == "1"
 
 
 def _ignore(daemon: Daemon) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from benching import counts, report, traced
+from benching import counts, traced
 from benching.figures import Figures
 
 LOG = """\
@@ -97,20 +97,3 @@ def test_a_table_tells_how_many_times_longer_the_peer_takes() -> None:
 def test_a_percentile_is_a_value_that_was_measured() -> None:
     figure = Figures().add("answers", "ping", "virtagentd", "ms", [float(n) for n in range(1, 201)])
     assert (figure.at(0.5), figure.at(0.99), figure.at(1.0)) == (100, 198, 200)
-
-
-def test_what_is_kept_names_no_host_and_no_path(tmp_path: Path) -> None:
-    kept = tmp_path / "figures.json"
-    made().keep(kept, {"rounds": 3}, [])
-    text = kept.read_text(encoding="utf-8")
-    assert "/" not in text.replace("qemu-ga / virtagentd", "")
-    assert set(json.loads(text)["machine"]) == {
-        *["cores", "processor", "memory_gib", "kernel", "python", "load", "qemu-ga", "util-linux"]
-    }
-    later = Figures()
-    later.add("memory", "idle", "virtagentd", "MiB", [20])
-    later.keep(kept, {"rounds": 3}, [])
-    figures, about = Figures.load(kept)
-    assert figures.parts() == ["stall", "memory"]
-    assert about["settings"] == {"rounds": 3}
-    assert "### Memory\n" in report.section(figures, about)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
-import os
+import functools
 import re
 import shutil
-import subprocess
 import sys
 from enum import Enum
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from typing import Any
 
 import pytest
 from virtagent.agent.api import errors, methods, states
@@ -41,68 +43,69 @@ def text_of(name: str) -> str:
     return (TREE / "docs" / name).read_text(encoding="utf-8")
 
 
-def generate(tree: Path, *arguments: str, isolated: bool = False) -> subprocess.CompletedProcess[str]:
-    python = [sys.executable, "-I", "-S"] if isolated else [sys.executable]
-    command = [*python, str(tree / "scripts/docs"), *arguments]
-    # A fixed seed would hide an order that depends on the hashes.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+class Generator:
+    """scripts/docs, run in this process on the pages below `tree`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tree: Path) -> None:
+        self.docs = tree / "docs"
+        self._patch = monkeypatch
+        self._captured = capsys
+        self._script = generator()
+        monkeypatch.setattr(self._script, "DOCS", self.docs)
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Return the exit code and what went to the standard error."""
+        self._patch.setattr(sys, "argv", ["scripts/docs", *arguments])
+        code = self._script.main()
+        return code, self._captured.readouterr().err
+
+
+@functools.cache
+def generator() -> Any:
+    """Import scripts/docs, which has no suffix."""
+    loader = SourceFileLoader("generator_of_docs", str(TREE / "scripts/docs"))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
-def copied(tmp_path: Path) -> Path:
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generator:
     shutil.copytree(TREE / "docs", tmp_path / "docs")
-    (tmp_path / "scripts").mkdir()
-    for name in ("docs", "docs_words.py"):
-        shutil.copy(TREE / "scripts" / name, tmp_path / "scripts")
-    for name in ("agent", "supervisor", "host"):
-        (tmp_path / name).symlink_to(TREE / name)
-    return tmp_path
+    return Generator(monkeypatch, capsys, tmp_path)
 
 
-def test_what_is_generated_is_current() -> None:
-    checked = generate(TREE, "--check")
-    assert (checked.returncode, checked.stderr) == (0, "")
+def test_what_is_generated_is_current(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Generator(monkeypatch, capsys, TREE).run("--check") == (0, "")
 
 
 @pytest.mark.parametrize("name", [*WHOLE, *MARKED])
-def test_a_stale_page_is_named_and_made_anew(copied: Path, name: str) -> None:
-    page = copied / "docs" / name
+def test_a_stale_page_is_named_and_made_anew(copied: Generator, name: str) -> None:
+    page = copied.docs / name
     good = page.read_text(encoding="utf-8")
     page.write_text(good + "stale\n" if name in WHOLE else re.sub(r"(?m)^\| (option|faultCode) ", "| stale ", good))
-    checked = generate(copied, "--check")
-    assert checked.returncode == 1
-    assert checked.stderr.splitlines() == [
-        f"scripts/docs: not what the tables say: docs/{name}; run scripts/docs",
-    ]
-    assert generate(copied).returncode == 0
+    assert copied.run("--check") == (1, f"scripts/docs: not what the tables say: docs/{name}; run scripts/docs\n")
+    assert copied.run()[0] == 0
     if name in WHOLE:
         assert page.read_text(encoding="utf-8") == good
-    assert generate(copied, "--check").returncode == 0
+    assert copied.run("--check")[0] == 0
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_missing_page_is_made(copied: Path, name: str) -> None:
-    (copied / "docs" / name).unlink()
-    assert generate(copied, "--check").returncode == 1
-    assert generate(copied).returncode == 0
-    assert (copied / "docs" / name).read_text(encoding="utf-8") == text_of(name)
+def test_a_missing_page_is_made(copied: Generator, name: str) -> None:
+    (copied.docs / name).unlink()
+    assert copied.run("--check")[0] == 1
+    assert copied.run()[0] == 0
+    assert (copied.docs / name).read_text(encoding="utf-8") == text_of(name)
 
 
 @pytest.mark.parametrize(("name", "part"), [("configuration.md", "options"), ("faults.md", "faults")])
-def test_a_page_without_its_marks_is_refused(copied: Path, name: str, part: str) -> None:
-    (copied / "docs" / name).write_text("# Page\n")
-    made = generate(copied)
-    assert made.returncode == 1
+def test_a_page_without_its_marks_is_refused(copied: Generator, name: str, part: str) -> None:
+    (copied.docs / name).write_text("# Page\n")
     place = f"docs/{name} has no place for the {part}"
-    assert made.stderr == f"scripts/docs: {place}; mend the words in scripts/docs_words.py\n"
-
-
-def test_without_virtagent_it_says_so_in_one_sentence(copied: Path) -> None:
-    made = generate(copied, isolated=True)
-    assert made.returncode == 1
-    assert made.stderr.startswith("scripts/docs: No module named ")
-    assert made.stderr.count("\n") == 1
+    assert copied.run() == (1, f"scripts/docs: {place}; mend the words in scripts/docs_words.py\n")
 
 
 def test_every_option_is_named() -> None:

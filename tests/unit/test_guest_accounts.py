@@ -41,15 +41,6 @@ def set_password(program: str, password: bytes, username: str = "ann", crypted: 
     return accounts.set_user_password(WORKER, args, program=program)
 
 
-def test_the_password_goes_through_a_pipe(chpasswd: str, tmp_path: Path) -> None:
-    assert set_password(chpasswd, b"secret: \xff'$(x)") == {}
-    assert (tmp_path / "given").read_bytes() == b"ann:secret: \xff'$(x)\n"
-    assert (tmp_path / "args").read_text() == "0\n"
-    assert set_password(chpasswd, b"$6$secret", crypted=True) == {}
-    assert (tmp_path / "given").read_bytes() == b"ann:$6$secret\n"
-    assert (tmp_path / "args").read_text() == "1-e\n"
-
-
 def test_passwords_and_names_that_chpasswd_would_take_for_more(chpasswd: str, tmp_path: Path) -> None:
     for password in (b"a\nroot:x", b"a\0"):
         with refused("forbidden characters in raw password", Code.PARAMS):
@@ -60,22 +51,6 @@ def test_passwords_and_names_that_chpasswd_would_take_for_more(chpasswd: str, tm
     with refused("Base64 data contains invalid characters", Code.PARAMS):
         accounts.set_user_password(WORKER, {"username": "a", "password": "!", "crypted": False}, program=chpasswd)
     assert not (tmp_path / "given").exists()
-
-
-def test_chpasswd_fails(tmp_path: Path) -> None:
-    with refused("cannot find '/nope/chpasswd' program in PATH"):
-        set_password("/nope/chpasswd", b"secret")
-    bad = tmp_path / "bad"
-    bad.write_text("#!/bin/sh\necho \"chpasswd: line 1: user 'ann' does not exist\" >&2\nexit 1\n")
-    bad.chmod(0o755)
-    with refused("child process has failed to set user password: chpasswd: line 1: user 'ann' does not exist"):
-        set_password(str(bad), b"secret")
-    bad.write_text("#!/bin/sh\nexit 3\n")
-    with refused("child process has failed to set user password: exit status 3"):
-        set_password(str(bad), b"secret")
-    bad.write_text("#!/bin/sh\nkill -15 $$\n")
-    with refused("child process has terminated abnormally: signal 15"):
-        set_password(str(bad), b"secret")
 
 
 # keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable
@@ -11,8 +12,18 @@ from typing import Any
 from xmlrpc import client as xmlrpc
 
 import pytest
-from fakes.agent_socket import LAST, MOUNT, WORKER, Answer, introduce, read_line, run_virtagentctl, status_record
-from virtagent.host import text
+from fakes.agent_socket import (
+    LAST,
+    MOUNT,
+    WORKER,
+    Answer,
+    FakeAgent,
+    introduce,
+    read_line,
+    run_virtagentctl,
+    status_record,
+)
+from virtagent.host import cli, text
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -373,3 +384,22 @@ def test_every_other_ending_of_the_connection(run: Run) -> None:
             assert err.count("\n") == 1
             assert err.endswith(note) == (command == "freeze")
             assert "\x1b" not in err
+
+
+def test_what_is_wrong_with_the_arguments_of_a_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, said in (
+        (["snapshot"], "the following arguments are required: COMMAND"),
+        (["snapshot", "--hold", "soon", "--", "true"], "is no number of seconds"),
+        (["snapshot", "sh", "-c", "true"], "unrecognized arguments: -c"),
+        (["--agent", "unix:/a", "--agent", "unix:/a", "snapshot", "--", "true"], "stands twice"),
+        (["--agent", "tcp:1", "--agent", "unix:/a", "snapshot", "--", "true"], "is no agent's URL"),
+    ):
+        assert cli.main(argv) == 2
+        err = capsys.readouterr().err
+        assert said in err
+        assert err.count("\n") == 1
+
+
+def test_without_a_standard_output(tmp_path: Path) -> None:
+    with FakeAgent(tmp_path / "a", lambda *_: 3) as fake, contextlib.redirect_stdout(None):
+        assert cli.main(["--agent", fake.url, "thaw"]) == 0

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
+import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import virtagent.agent
+import virtagent.host
 
 TREE = Path(__file__).resolve().parents[2]
 ROOT = Path(virtagent.agent.__file__).resolve().parent.parent
@@ -29,8 +34,16 @@ EVERYBODY = {"agent.__version__"}
 each = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 
 
+@functools.cache
 def tree(path: Path) -> ast.Module:
+    """Parse a file, once for all tests."""
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """Return all that `ast.walk` finds in a file, walked once for all tests."""
+    return list(ast.walk(tree(path)))
 
 
 def module_of(path: Path) -> str:
@@ -43,11 +56,12 @@ def room_of(module: str) -> str:
     return next((room for room in ROOMS if f"{module}.".startswith(f"{room}.")), module)
 
 
-def imported(path: Path) -> set[str]:
+@functools.cache
+def imported(path: Path) -> frozenset[str]:
     """Return the dotted names below virtagent that a file imports, those under TYPE_CHECKING and in functions too."""
     own = path.relative_to(ROOT).with_suffix("").parts
     found = set()
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name.removeprefix("virtagent.") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -56,7 +70,7 @@ def imported(path: Path) -> set[str]:
             else:
                 base = (node.module or "").removeprefix("virtagent.").split(".")
             found |= {".".join([*base, alias.name]) for alias in node.names}
-    return {name for name in found if name.split(".")[0] in PACKAGES}
+    return frozenset(name for name in found if name.split(".")[0] in PACKAGES)
 
 
 MODULES = {module_of(path): path for path in FILES}
@@ -100,7 +114,7 @@ def test_no_import_goes_round_in_a_circle() -> None:
 
 @each
 def test_between_the_folders_imports_are_relative(path: Path) -> None:
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
         assert not [name for name in names if name.split(".")[0] in ("virtagent", *PACKAGES)]
@@ -119,7 +133,7 @@ def test_a_file_says_what_it_is_for(path: Path) -> None:
 
 @each
 def test_nothing_sleeps(path: Path) -> None:
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Attribute):
             assert not (node.attr == "sleep" and isinstance(node.value, ast.Name) and node.value.id == "time")
         if isinstance(node, ast.ImportFrom):
@@ -128,7 +142,7 @@ def test_nothing_sleeps(path: Path) -> None:
 
 @each
 def test_nothing_is_swallowed(path: Path) -> None:
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"bare except at line {node.lineno}"
             broad = isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
@@ -141,7 +155,7 @@ def test_the_daemon_has_no_asyncio_and_no_network_client(path: Path) -> None:
         return
     names = {
         name.split(".")[0]
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         for name in (
             [a.name for a in node.names]
             if isinstance(node, ast.Import)
@@ -157,8 +171,7 @@ def test_the_daemon_has_no_asyncio_and_no_network_client(path: Path) -> None:
 def test_the_supervisor_has_no_threads_and_imports_nothing_after_start(path: Path) -> None:
     if path.relative_to(ROOT).parts[0] != "supervisor":
         return
-    top = tree(path)
-    for node in ast.walk(top):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             assert not any(a.name == "threading" for a in node.names)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -169,7 +182,7 @@ def test_the_supervisor_has_no_threads_and_imports_nothing_after_start(path: Pat
 @pytest.mark.parametrize("path", [p for p in FILES if room_of(module_of(p)) == "supervisor.core"], ids=lambda p: p.stem)
 def test_the_decisions_have_no_clock_and_no_io(path: Path) -> None:
     impure = {"os", "time", "socket", "select", "selectors", "subprocess", "threading", "ctypes", "fcntl", "random"}
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
         assert not {name.split(".")[0] for name in names} & impure
@@ -180,7 +193,7 @@ def test_the_decisions_have_no_clock_and_no_io(path: Path) -> None:
 def test_only_kernel_freezes() -> None:
     for path in FILES:
         if path != ROOT / "agent" / "worker" / "kernel.py":
-            names = {n.id for n in ast.walk(tree(path)) if isinstance(n, ast.Name)}
+            names = {n.id for n in nodes(path) if isinstance(n, ast.Name)}
             assert not names & {"ctypes", "ioctl"}, path
 
 
@@ -198,3 +211,24 @@ def test_setup_lists_the_packages_that_are_there() -> None:
     assert set(config["options.package_data"]) >= {f"virtagent.{name}" for name in PACKAGES}
     for name in PACKAGES:
         assert (ROOT / name / "py.typed").exists()
+
+
+def test_every_public_name_of_the_host_is_there() -> None:
+    """They are imported when they are used, so nothing else tells of one that is not where the table says."""
+    assert [name for name in virtagent.host.__all__ if not hasattr(virtagent.host, name)] == []
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        os.fork,
+        lambda: subprocess.run(["true"], check=True),
+        lambda: os.posix_spawn("/bin/true", ["true"], {}),
+        lambda: os.execv("/bin/true", ["true"]),
+        lambda: os.system("true"),
+    ],
+    ids=["fork", "Popen", "posix_spawn", "exec", "system"],
+)
+def test_a_unit_test_that_starts_a_process_fails(start: Callable[[], object]) -> None:
+    with pytest.raises(BaseException, match=r"a unit test starts no process; move this test to tests/real"):
+        start()

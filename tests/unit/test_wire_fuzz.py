@@ -6,7 +6,7 @@ import itertools
 import tracemalloc
 import xmlrpc.client
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.wire.messages import Incoming, Limits, Refused, Request
@@ -154,6 +154,7 @@ def test_whatever_comes_a_stream_that_is_not_closing_can_expire_or_serve(data: b
         assert isinstance(list(iter(stream.next_event, None))[-1], Request)
 
 
+@settings(max_examples=25)  # each takes up to 0.2 s, since all that is allocated is traced
 @given(st.lists(PART, max_size=4), PART, st.integers(1, 2000))
 def test_half_a_message_takes_no_more_than_the_limits(begin: list[bytes], again: bytes, times: int) -> None:
     pieces = [*begin, *[again] * times]

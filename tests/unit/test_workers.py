@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 from typing import Any
 
 import psutil
@@ -270,24 +268,6 @@ def test_a_worker_is_reaped_in_the_turn_in_which_its_grace_passes() -> None:
     drive.now += 5  # the daemon was stopped, or the machine paused
     drive.exit(worker)
     assert drive.idle()
-
-
-def test_the_state_of_a_process() -> None:
-    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-    assert child.stdin is not None
-    assert child.stdout is not None
-    child.stdin.write(b"x")
-    child.stdout.read(1)  # it has begun
-    system = System()
-    child.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, child.pid, os.WSTOPPED)
-    assert system.state(child.pid) == psutil.STATUS_STOPPED
-    child.kill()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert system.state(child.pid) == psutil.STATUS_ZOMBIE
-    child.communicate()
-    assert system.state(child.pid) == "gone"
-    assert system.state(os.getpid()) == psutil.STATUS_RUNNING
 
 
 def test_any_thread_in_the_kernel_makes_a_process_one_that_is(monkeypatch: pytest.MonkeyPatch) -> None:

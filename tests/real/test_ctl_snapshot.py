@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from fakes.agent_socket import LAST, MOUNT, FakeAgent, status_record
 from fakes.many_agents import ManyAgents
-from virtagent.host import cli
 from virtagent.host.signals import SIGNALS
 
 CTL = [sys.executable, "-m", "virtagent.host.main"]
@@ -304,20 +303,6 @@ def test_a_group_of_which_one_is_not_there(tmp_path: Path) -> None:
         ran = snapshot("snapshot", "--", "echo", "run", urls=[agents.urls[0], gone])
         assert (ran.returncode, ran.stdout) == (3, "")
         assert f"{gone} did not connect" in ran.stderr
-
-
-def test_what_is_wrong_with_the_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, said in (
-        (["snapshot"], "the following arguments are required: COMMAND"),
-        (["snapshot", "--hold", "soon", "--", "true"], "is no number of seconds"),
-        (["snapshot", "sh", "-c", "true"], "unrecognized arguments: -c"),
-        (["--agent", "unix:/a", "--agent", "unix:/a", "snapshot", "--", "true"], "stands twice"),
-        (["--agent", "tcp:1", "--agent", "unix:/a", "snapshot", "--", "true"], "is no agent's URL"),
-    ):
-        assert cli.main(argv) == 2
-        err = capsys.readouterr().err
-        assert said in err
-        assert err.count("\n") == 1
 
 
 def test_sync(guest: Guest, tmp_path: Path) -> None:

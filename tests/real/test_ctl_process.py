@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import signal
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 from fakes.agent_socket import FakeAgent, status_record, virtagentctl
-from virtagent.host import cli
 
 NOTE = "interrupted; a freeze may go on in the guest: `virtagentctl thaw` ends it"
 
@@ -118,8 +116,3 @@ def test_a_standard_stream_that_is_closed(
         assert "virtagentctl: " not in ran.stdout, "a complaint on the standard output"
     elif 1 not in closed:
         assert ran.stdout
-
-
-def test_without_a_standard_output(tmp_path: Path) -> None:
-    with FakeAgent(tmp_path / "a", lambda *_: 3) as fake, contextlib.redirect_stdout(None):
-        assert cli.main(["--agent", fake.url, "thaw"]) == 0

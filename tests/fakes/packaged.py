@@ -1,0 +1,27 @@
+"""What is installed beside the code, read for tests: the units and their settings."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parents[2]
+PACKAGING = TREE / "packaging"
+UNIT = PACKAGING / "virtagentd.service"
+GA_UNIT = PACKAGING / "virtagent-qemu-ga.service"
+
+
+def settings(unit: Path = UNIT) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in unit.read_text(encoding="utf-8").splitlines():
+        if line and line[0] not in "#[":
+            name, _, value = line.partition("=")
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def recovery(after: str) -> list[str]:
+    """Return the command with which ExecStopPost thaws."""
+    shell, option, script = shlex.split(after)
+    assert (shell, option) == ("/bin/sh", "-c")
+    return script.partition(" exec ")[2].split()
