@@ -64,11 +64,34 @@ has_extras() {
     done
 }
 
-# set_up EXTRA,...: have .venv with the project, its extras included, installed as a user would get it (not editable).
+# interpreters: print those that work, one "MAJOR.MINOR PATH" a line, the oldest first: on the PATH and in pyenv.
+interpreters() {
+    local found
+    for found in $(compgen -c python3. | grep -E '^python3\.[0-9]+$' | sort -u) ~/.pyenv/versions/3.*/bin/python3; do
+        found=$(command -v "$found") || continue
+        "$found" -c 'import ensurepip, sys, venv; print("%d.%d" % sys.version_info[:2], sys.executable)' 2>/dev/null || true
+    done | sort -t. -k1,1n -k2,2n -u
+}
+
+# other_interpreters: print of those the oldest that is supported, and 3.14 or else the newest; never what .venv is made of.
+other_interpreters() {
+    local own every
+    own=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    every=$(interpreters)
+    {
+        grep -m1 '^3\.10 ' <<<"$every" || say "no python3.10 here: the oldest supported Python is not tested"
+        grep -m1 '^3\.14 ' <<<"$every" || {
+            say "no python3.14 here: the newest other one takes its place"
+            grep -E '^3\.1[0-9] ' <<<"$every" | tail -1
+        }
+    } | sort -u | grep -v "^$own " || true
+}
+
+# set_up EXTRA,... [PYTHON]: have .venv with the project, its extras included, as a user would get it (not editable).
 set_up() {
-    local extras=$1 python wants sources copy
+    local extras=$1 python=${2:-} wants sources copy
     [ -n "$(packages_for python3:python3)" ] && install_packages python3 python3-venv
-    python=$(command -v python3)
+    [ -n "$python" ] || python=$(command -v python3)
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         refuse "needs python3 3.10 or newer, $python is $("$python" -c 'import platform; print(platform.python_version())')"
     exec 9<"$tree"

@@ -99,15 +99,16 @@ def test_what_an_interrupted_group_could_not_undo_is_told(tmp_path: Path) -> Non
 
     async def cancelled(guests: ManyAgents) -> None:
         async def freeze() -> None:
-            async with AsyncAgentGroup(guests.urls).frozen():
-                pytest.fail("the block runs")
+            # Caught here: who awaits the task gets a new exception without notes from Python 3.10.
+            with pytest.raises(asyncio.CancelledError) as raised:
+                async with AsyncAgentGroup(guests.urls).frozen():
+                    pytest.fail("the block runs")
+            assert any(guests.urls[1] in one and "EIO" in one for one in notes(raised.value))
 
         task = asyncio.ensure_future(freeze())
         await asyncio.to_thread(asked.wait, 20)
         task.cancel()
-        with pytest.raises(asyncio.CancelledError) as raised:
-            await task
-        assert any(guests.urls[1] in one and "EIO" in one for one in notes(raised.value))
+        await task
 
     with ManyAgents(tmp_path, 3, silent) as guests:
         asyncio.run(cancelled(guests))

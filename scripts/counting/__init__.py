@@ -1,0 +1,1 @@
+"""Figures of a tree, counted in the same way whatever its layout is."""
