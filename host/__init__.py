@@ -1,4 +1,4 @@
-"""The client side. Imports only agent.wire and agent.errors."""
+"""The client side. It imports nothing of virtagent but agent.api and agent.wire."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -50,8 +50,8 @@ _WHERE = {
     "AgentGroup": ".group",
     "AsyncAgent": ".aio",
     "AsyncAgentGroup": ".group",
-    "Code": "..agent.errors",
-    "Fault": "..agent.errors",
+    "Code": "..agent.api.errors",
+    "Fault": "..agent.api.errors",
     "Freeze": ".holding",
     "GroupFreeze": ".group",
 }
