@@ -6,8 +6,9 @@ Texts that do not apply are "", numbers -1. Seconds are floats, `at` is the time
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -60,7 +61,10 @@ class Plan:
 
     def dump(self) -> dict[str, Any]:
         """Return the plan as dicts and lists, for the report pipe, the journal and va.fsplan."""
-        return dump(self)
+        found = dump(self)
+        for record in (*found["mounts"], *found["left_out"]):
+            record |= {name: list(value) for name, value in record.items() if type(value) is tuple}
+        return found
 
     @classmethod
     def load(cls, data: object) -> Plan:
@@ -171,22 +175,39 @@ class Misshapen(ValueError):
     """Data is not what a record holds; one sentence names the member."""
 
 
-_PLAIN = (str, int, float, bool)
-
-
 def dump(record: object) -> dict[str, Any]:
-    """Return a record as it is sent: dicts, lists and plain values, all members present, {} for no record."""
-    names = type(record).__match_args__  # type: ignore[attr-defined]
-    return {
-        name: value if type(value := getattr(record, name)) in _PLAIN else _dump_inner(value)  # many: keep it cheap
-        for name in names
-    }
+    """Return a record as it is sent, all members present: a dict of texts, numbers, dicts, lists and tuples.
+
+    No record is {}. Thousands of mounts must cost little: tuples of plain values stay what they are, and no value is
+    looked at.
+    """
+    names, values, inner = _layout(cast("Hashable", type(record)))
+    found = dict(zip(names, values(record), strict=True))
+    for name, convert in inner:
+        found[name] = convert(found[name])
+    return found
 
 
-def _dump_inner(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [item if type(item) in _PLAIN else dump(item) for item in value]
-    return {} if value is None else dump(value)
+@cache
+def _layout(
+    kind: type,
+) -> tuple[tuple[str, ...], Callable[[object], Any], tuple[tuple[str, Callable[[Any], Any]], ...]]:
+    """Return the names of a record's members, what gets all their values, and what makes those that are not plain."""
+    names = tuple(name for name, *_ in _members(cast("Hashable", kind)))
+    converts = ((name, _converter(hint)) for name, hint, _ in _members(cast("Hashable", kind)))
+    return names, operator.attrgetter(*names), tuple((name, convert) for name, convert in converts if convert)
+
+
+def _converter(hint: Any) -> Callable[[Any], Any] | None:
+    if get_origin(hint) is tuple:
+        return _dump_each if is_dataclass(get_args(hint)[0]) else None
+    if is_dataclass(hint):
+        return dump
+    return (lambda value: {} if value is None else dump(value)) if get_args(hint) else None
+
+
+def _dump_each(records: tuple[object, ...]) -> list[dict[str, Any]]:
+    return [dump(record) for record in records]
 
 
 def load(kind: type[R], data: object, where: str, *, exact: bool = False) -> R:
