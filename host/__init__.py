@@ -1,4 +1,4 @@
-"""The client side. Imports only agent.wire and agent.api."""
+"""The client side. It imports nothing of virtagent but agent.api and agent.wire."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .calls import Call
+from .connection import CHUNK, Connection, drive_async, left_until
 from .errors import FreezeBroken
-from .holding import Aside, Freeze, Holding, Options, Pause, Script, Wanted, note
+from .holding import CallOnOwnConnection, Freeze, Holding, Options, Pause, Script, Wanted, note
 from .methods import Methods
 from .transports import Endpoint, refused
-from .wire import CHUNK, Wire, drive_async, left_until
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -31,7 +31,7 @@ class AsyncAgent(Methods):
     """One agent by its URL, for asyncio: like `Agent`, and each method is awaited. Calls of tasks take turns."""
 
     def _set_up(self, endpoint: Endpoint) -> None:
-        self._wire = Wire(endpoint, _Awaiting())
+        self._connection = Connection(endpoint, _Awaiting())
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> AsyncAgent:
@@ -44,15 +44,15 @@ class AsyncAgent(Methods):
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""
-        self._link.open = False
-        self._wire.close()
+        self._session.open = False
+        self._connection.close()
 
     async def carry_out(self, call: Call[T], timeout: float | None = None) -> T:
-        """Return what the call returns; `timeout` in the place of the agent's."""
-        until = self._link.turn_until(timeout)
+        """Return what the call returns; `timeout` instead of the agent's."""
+        until = self._session.turn_until(timeout)
         await self._take_turn(call, until)
         try:
-            return await self._wire.run(self._link, self._link.perform(call, timeout, until))
+            return await self._connection.run(self._session, self._session.perform(call, timeout, until))
         finally:
             self._lock.release()
 
@@ -67,7 +67,7 @@ class AsyncAgent(Methods):
             if not turn.cancelled():
                 self._lock.release()
             if isinstance(error, TimeoutError | asyncio.TimeoutError):
-                raise self._link.no_turn(call) from None
+                raise self._session.no_turn(call) from None
             raise
 
     @contextlib.asynccontextmanager
@@ -111,7 +111,7 @@ class AsyncAgent(Methods):
         """Extend the hold until this is cancelled; `apart` from other calls, on a connection of its own."""
         async with AsyncAgent(self.url, **self._options) as own:
 
-            async def take(step: Aside | Pause) -> Any:
+            async def take(step: CallOnOwnConnection | Pause) -> Any:
                 if isinstance(step, Pause):
                     return await asyncio.sleep(step.seconds)
                 return await (own if step.apart else self).carry_out(step.call, step.seconds)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from ..agent.api.records import Capabilities, Misshapen, Plan, Status, load
 from .errors import BadReply
-from .records import Capabilities, Plan, Status, load
 
 T = TypeVar("T")
 
@@ -58,13 +58,13 @@ def hello() -> Call[str]:
 
 def capabilities() -> Call[Capabilities]:
     """Return the agent's version and methods."""
-    return Call("va.capabilities", (), lambda value: load(Capabilities, value, "va.capabilities"))
+    return _ask("va.capabilities", Capabilities)
 
 
 def plan(include: Sequence[str] = (), exclude: Sequence[str] = (), *, strict: bool = False) -> Call[Plan]:
     """Return what `freeze` would do, freezing nothing."""
     options = _select(include, exclude, strict)
-    return Call("va.fsplan", (options,), lambda value: load(Plan, value, "va.fsplan"))
+    return _ask("va.fsplan", Plan, options)
 
 
 def sync(
@@ -115,11 +115,11 @@ def status(since: int | None = None, wait: float = STATUS_WAIT) -> Call[Status]:
     """Return the status record: at once, or with `since` when its `seq` is another, at the latest after `wait`."""
     options: dict[str, Any] = {} if since is None else {"since": since, "wait": wait}
     wait = 0.0 if since is None else wait
-    return Call("va.fsstatus", (options,), lambda value: load(Status, value, "va.fsstatus"), wait)
+    return _ask("va.fsstatus", Status, options, wait=wait)
 
 
 def state() -> Call[int]:
-    """Return the number of the freeze state (`records.STATES`)."""
+    """Return the number of the freeze state (`agent.api.states.FreezeState`)."""
     return _call("va.fsstatus", int)
 
 
@@ -153,6 +153,18 @@ def call(method: str, *params: Any, wait: float = 0.0) -> Call[Any]:
 
 def _call(method: str, kind: type[T], *params: Any, wait: float = 0.0) -> Call[T]:
     return Call(method, params, lambda value: _of(method, kind, value), wait)
+
+
+def _ask(method: str, kind: type[T], *params: Any, wait: float = 0.0) -> Call[T]:
+    """Return the call whose answer is a record."""
+
+    def take(value: Any) -> T:
+        try:
+            return load(kind, value, method)
+        except Misshapen as error:
+            raise BadReply(f"{error}; see that agent and client are of one version") from None
+
+    return Call(method, params, take, wait)
 
 
 def _of(method: str, kind: Any, value: Any) -> Any:

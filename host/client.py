@@ -1,6 +1,6 @@
 """A host's hold on one agent, for a thread that may block.
 
-What is said to the agent, and when, is in `link.py` and `holding.py`; `aio.py` does the same for asyncio.
+What is said to the agent, and when, is in `client_session.py` and `holding.py`; `aio.py` does the same for asyncio.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .calls import Call
+from .connection import CHUNK, Connection, drive, finish
 from .errors import FreezeBroken
-from .holding import Aside, Freeze, Holding, Options, Pause, Script, Wanted, note
+from .holding import CallOnOwnConnection, Freeze, Holding, Options, Pause, Script, Wanted, note
 from .methods import Methods
 from .transports import Endpoint, connect
-from .wire import CHUNK, Wire, drive, finish
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,7 +36,7 @@ class Agent(Methods):
     """One agent by its URL. It connects at the first call and keeps the connection; calls of threads take turns."""
 
     def _set_up(self, endpoint: Endpoint) -> None:
-        self._wire = Wire(endpoint, _Blocking())
+        self._connection = Connection(endpoint, _Blocking())
         self._lock = threading.Lock()
 
     def __enter__(self) -> Agent:
@@ -48,16 +48,16 @@ class Agent(Methods):
     def close(self) -> None:
         """Close the connection; the next call opens another."""
         with self._lock:
-            self._link.open = False
-            self._wire.close()
+            self._session.open = False
+            self._connection.close()
 
     def carry_out(self, call: Call[T], timeout: float | None = None) -> T:
-        """Return what the call returns; `timeout` in the place of the agent's."""
-        until = self._link.turn_until(timeout)
+        """Return what the call returns; `timeout` instead of the agent's."""
+        until = self._session.turn_until(timeout)
         if not self._lock.acquire(timeout=-1 if until is None else max(0.0, until - time.monotonic())):
-            raise self._link.no_turn(call)
+            raise self._session.no_turn(call)
         try:
-            return finish(self._wire.run(self._link, self._link.perform(call, timeout, until)))
+            return finish(self._connection.run(self._session, self._session.perform(call, timeout, until)))
         finally:
             self._lock.release()
 
@@ -107,7 +107,7 @@ class Agent(Methods):
     def _extend(self, holding: Holding, stop: threading.Event) -> None:
         with Agent(self.url, **self._options) as own, contextlib.suppress(_Stop):
 
-            def take(step: Aside | Pause) -> Any:
+            def take(step: CallOnOwnConnection | Pause) -> Any:
                 if stop.wait(step.seconds if isinstance(step, Pause) else 0):
                     raise _Stop
                 if isinstance(step, Pause):

@@ -118,7 +118,7 @@ class AsyncAgentGroup:
         except BaseException as error:
             # Whoever was not frozen yet has undone that itself.
             broken = await self._thaw([n for n, holding in enumerate(holdings) if holding.frozen], holdings)
-            broken += [holding.besides for holding in holdings if holding.besides is not None]
+            broken += [holding.undo_failed for holding in holdings if holding.undo_failed is not None]
             for one in broken:
                 note(error, one)
             if isinstance(error, GroupFailed) and not any(isinstance(one, NotThawed) for one in broken):

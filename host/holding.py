@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
 from ..agent.api.errors import Code, Fault
+from ..agent.api.records import Status
 from . import calls
 from .calls import Call
 from .errors import BadReply, FreezeBroken, HostError, Lost, NothingFrozen, NotThawed, TimedOut, Unsendable, Unsupported
-from .records import Status
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
+class CallOnOwnConnection:
     """The call to be carried out within so many seconds; `apart` on another connection than that of the other calls."""
 
     call: Call[Any]
@@ -121,7 +121,7 @@ class Holding:
         """When the host learned that all is frozen, and when it began to tell the thaw; seconds of the clock."""
         self.begun_by_agent = -1.0
         """When all was frozen as the agent tells it, -1 if it does not."""
-        self.besides: FreezeBroken | None = None
+        self.undo_failed: FreezeBroken | None = None
         """Why a `begin` that failed could not undo what it did, or not well."""
 
     @property
@@ -163,7 +163,7 @@ class Holding:
                 try:
                     yield from self._thaw()
                 except FreezeBroken as worse:
-                    self.besides = worse
+                    self.undo_failed = worse
                     note(error, worse)
             raise
 
@@ -251,7 +251,7 @@ class Holding:
             raise interrupted
         return thawed
 
-    def extension(self, *, apart: bool = True) -> Generator[Aside | Pause, Any, None]:
+    def extension(self, *, apart: bool = True) -> Generator[CallOnOwnConnection | Pause, Any, None]:
         """Extend the hold again and again, until this is closed or the agent holds nothing any more.
 
         `apart` is by a connection of its own; if that fails, as on a channel that takes one client at a time, by that
@@ -264,12 +264,12 @@ class Holding:
             yield Pause(min(left / _FACTOR, _PAUSE_MAX))
             try:
                 try:
-                    left = yield Aside(hold, self.patience if apart else 4 * self.patience, apart)
+                    left = yield CallOnOwnConnection(hold, self.patience if apart else 4 * self.patience, apart)
                 except HostError:
                     if not apart:
                         raise
                     apart = False
-                    left = yield Aside(hold, 4 * self.patience, apart)
+                    left = yield CallOnOwnConnection(hold, 4 * self.patience, apart)
             except Fault as fault:
                 self._freeze.not_extended = str(fault)
                 if fault.code is Code.WRONG_STATE:
@@ -280,9 +280,9 @@ class Holding:
                 left = min(left, 1.0)
 
 
-def note(error: BaseException, besides: BaseException | str) -> None:
+def note(error: BaseException, more: BaseException | str) -> None:
     """Add what else is wrong to what a traceback of `error` shows (from Python 3.11 on)."""
-    words = besides if isinstance(besides, str) else f"besides: {besides}"
+    words = more if isinstance(more, str) else f"besides: {more}"
     error.__notes__ = [*notes(error), words]  # type: ignore[attr-defined,unused-ignore]
 
 

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from . import calls
 from .calls import Call
-from .link import Link, Speech
+from .client_session import ClientSession, Speech
 from .transports import DEFAULT_URL, Endpoint, parse
 from .xmlrpc import REPLY_MAX
-
-if TYPE_CHECKING:
-    from .aio import AsyncAgent
-    from .client import Agent
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class Blocks(Protocol):
+    """An agent for a thread that may block (`client.Agent`)."""
+
+    def carry_out(self, call: Call[T], timeout: float | None = None) -> T:
+        """Return what the call returns; `timeout` in seconds instead of the agent's."""
+
+
+class Awaits(Protocol):
+    """An agent for asyncio (`aio.AsyncAgent`)."""
+
+    def carry_out(self, call: Call[T], timeout: float | None = None) -> Awaitable[T]:
+        """Return what to await for what the call returns; `timeout` in seconds instead of the agent's."""
+
+
 class Method(Generic[P, T]):
-    """One RPC as a method: `Agent` returns the value, `AsyncAgent` something to await."""
+    """One RPC as a method: an agent that blocks returns the value, one that awaits something to await."""
 
     def __init__(self, make: Callable[P, Call[T]]) -> None:
         self._make = make
@@ -30,15 +40,15 @@ class Method(Generic[P, T]):
     @overload
     def __get__(self, agent: None, owner: type) -> Method[P, T]: ...
     @overload
-    def __get__(self, agent: Agent, owner: type) -> Callable[P, T]: ...
+    def __get__(self, agent: Blocks, owner: type) -> Callable[P, T]: ...
     @overload
-    def __get__(self, agent: AsyncAgent, owner: type) -> Callable[P, Awaitable[T]]: ...
-    def __get__(self, agent: Agent | AsyncAgent | None, owner: type) -> Any:
+    def __get__(self, agent: Awaits, owner: type) -> Callable[P, Awaitable[T]]: ...
+    def __get__(self, agent: Blocks | Awaits | None, owner: type) -> Any:
         if agent is None:
             return self
         return lambda *args, **kwargs: self(agent, *args, **kwargs)
 
-    def __call__(self, agent: Agent | AsyncAgent, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def __call__(self, agent: Blocks | Awaits, *args: P.args, **kwargs: P.kwargs) -> Any:
         return agent.carry_out(self._make(*args, **kwargs))
 
 
@@ -65,7 +75,7 @@ class Methods(ABC):
         endpoint = parse(url)
         self._options: dict[str, Any] = {"connect_timeout": connect_timeout, "protocol": protocol}
         self._options["reply_max"] = reply_max
-        self._link = Link(
+        self._session = ClientSession(
             endpoint,
             timeout=timeout,
             connect_timeout=connect_timeout,
@@ -81,7 +91,7 @@ class Methods(ABC):
     @property
     def stock(self) -> bool:
         """Whether the other end, as of the last call, is a stock qemu-ga."""
-        return self._link.stock
+        return self._session.stock
 
     ping = Method(calls.ping)
     hello = Method(calls.hello)

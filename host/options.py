@@ -8,7 +8,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from . import calls, records
+from ..agent.api.states import FreezeState
+from . import calls
 from .transports import DEFAULT_URL
 
 PROG = "virtagentctl"
@@ -88,7 +89,9 @@ def parser() -> Parser:
     thawing.add_argument("--wait", type=_seconds, default=calls.THAW_WAIT, metavar="S", help="wait at most so long")
     command("status", "show the state, each file system, and the last freeze")
     watching = command("watch", "show changes as they come, until Ctrl-C")
-    watching.add_argument("--until", choices=list(records.STATES), metavar="STATE", help="end when in this state")
+    watching.add_argument(
+        "--until", choices=[state.name for state in FreezeState], metavar="STATE", help="end when in this state"
+    )
     holding = command("hold", "hold the freeze for S seconds from now")
     holding.add_argument("seconds", type=_seconds, metavar="S", help="seconds, as far as the agent allows")
     _snapshot(command, taking)

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from . import cli, text
+from ..agent.api.text import printable
+from . import exits, text
 from .snapshot import Report
 
 _ALL_THAWED = "all is thawed: throw away what it made"
@@ -19,7 +20,7 @@ def tell(report: Report, as_json: bool) -> int:
     wrong, code = verdict(report)
     if as_json:
         try:
-            print(cli.to_json(document(report, wrong, code), indent=2), flush=True)
+            print(text.to_json(document(report, wrong, code), indent=2), flush=True)
         except OSError:
             # Whoever reads the report has gone: what came of the snapshot is told all the same.
             if not wrong:
@@ -28,8 +29,8 @@ def tell(report: Report, as_json: bool) -> int:
         # The standard output is the command's.
         with contextlib.suppress(OSError):
             for line in lines(report):
-                print(text.plain(line), file=sys.stderr, flush=True)
-    return cli.complain(wrong, code) if wrong else code
+                print(printable(line), file=sys.stderr, flush=True)
+    return exits.complain(wrong, code) if wrong else code
 
 
 def verdict(report: Report) -> tuple[str, int]:
@@ -37,14 +38,14 @@ def verdict(report: Report) -> tuple[str, int]:
     broken = f"; {report.broken}" if report.broken else ""
     if report.interrupted:
         name = signal.Signals(report.interrupted).name
-        besides = f"; {report.besides}" if report.besides else ""
+        more = f"; {report.failed_then}" if report.failed_then else ""
         what = {
-            "freezing": f"nothing was run, and what may have frozen was told to thaw{besides}",
+            "freezing": f"nothing was run, and what may have frozen was told to thaw{more}",
             "running": f"the command was ended, and {_ALL_THAWED}",
         }.get(report.interrupted_at, f"the command had ended with {report.status}, and all is thawed")
-        return f"interrupted by {name}; {broken[2:] or what}", cli.INTERRUPTED
+        return f"interrupted by {name}; {broken[2:] or what}", exits.INTERRUPTED
     if report.late:
-        code = cli.BROKEN if broken else cli.TIMED_OUT
+        code = exits.BROKEN if broken else exits.TIMED_OUT
         return (
             f"the command took longer than --timeout and was ended after {text.duration(report.seconds)}; "
             f"{broken[2:] or _ALL_THAWED}",
@@ -54,15 +55,15 @@ def verdict(report: Report) -> tuple[str, int]:
         case None:
             pass
         case OSError() as error:
-            return f"the command cannot be started ({error.strerror or error}); all is thawed", cli.FAILED
+            return f"the command cannot be started ({error.strerror or error}); all is thawed", exits.FAILED
         case error if report.status:
-            words, code = cli.sentence(error)
+            words, code = exits.sentence(error)
             return f"{words}; besides, the command {_ended(report.status)}", code
         case error:
-            return cli.sentence(error)
+            return exits.sentence(error)
     if report.status:
-        return f"the command {_ended(report.status)}; {_ALL_THAWED}", cli.FAILED
-    return "", cli.DONE
+        return f"the command {_ended(report.status)}; {_ALL_THAWED}", exits.FAILED
+    return "", exits.DONE
 
 
 def lines(report: Report) -> Iterator[str]:

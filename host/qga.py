@@ -7,20 +7,20 @@ late and doubled replies harm nothing. `Sync` finds the place on a stream where 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..agent.api.errors import Code, Fault
+from ..agent.api.errors import Code, Fault, told_by_other
+from ..agent.wire import json_values
 from ..agent.wire.messages import Limits
 from ..agent.wire.qmp import OURS
+from . import sendable
 from .errors import BadReply, Lost, Unsendable
 from .xmlrpc import REPLY_MAX, Reply
 
 VALUES_MAX = 1 << 20
 """Values of a reply; each may take a hundred bytes of memory, whatever it takes on the wire."""
-_DIGITS_MAX = 20
 _NESTING = Limits().nesting + 2  # a value of the agent's, in the reply around it
 _ENDS = re.compile(rb"[\n\xff]")
 _SYNC_LINE_MAX = 1024
@@ -41,7 +41,7 @@ class Exchange:
             message["arguments"] = params[0]
         elif params:
             raise Unsendable(f"{method} takes its arguments by name: one struct")
-        self.request = _dump(message) + b"\n"
+        self.request = _dump(message)
         self._method = method
         self._tag = tag
         self._reply_max = self._left = reply_max
@@ -98,10 +98,7 @@ class Exchange:
         match error:
             case {"desc": str(text), "code": int(number)}:
                 self.ours = True
-                try:
-                    return Fault(Code(number), text)
-                except ValueError:
-                    return Fault(Code.FAILED, f"{text} (fault {number}, which this client is too old to name)")
+                return told_by_other(number, text)
             case {"class": "CommandNotFound", "desc": str(text)}:
                 if "frozen state" in text:
                     wrong = self._method.startswith("guest-fsfreeze-")
@@ -120,9 +117,7 @@ class Sync:
 
     def __init__(self, number: int, skip_max: int = REPLY_MAX) -> None:
         # 0xFF ends whatever the agent has half read.
-        self.request = (
-            b"\xff" + _dump({"execute": "guest-sync-delimited", "arguments": {"id": number}, "id": number}) + b"\n"
-        )
+        self.request = b"\xff" + _dump({"execute": "guest-sync-delimited", "arguments": {"id": number}, "id": number})
         self._number = number
         self._left = self._skip_max = skip_max
         self._head = b""
@@ -179,9 +174,9 @@ def load(line: bytes) -> Any:
     """Return the value of a line of JSON; raise BadReply if it is none, or nests or holds too much."""
     _measure(line)
     try:
-        return json.loads(line.decode("utf-8"), parse_int=_integer, parse_constant=_constant, parse_float=_real)
-    except (ValueError, RecursionError) as error:
-        raise BadReply(f"the reply is not JSON ({str(error)[:200]}); {_LOOK}") from None
+        return json_values.load(line, lone_surrogates=True)
+    except Fault as fault:
+        raise BadReply(f"the reply is not JSON ({fault.text[:200]}); {_LOOK}") from None
 
 
 def _measure(line: bytes) -> None:
@@ -211,46 +206,5 @@ def _string_end(line: bytes, at: int) -> int:
     return at + 1
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > _DIGITS_MAX:
-        raise ValueError(f"an integer of {len(digits)} digits")
-    return int(digits)
-
-
-def _real(digits: str) -> float:
-    value = float(digits)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError("a number out of range")
-    return value
-
-
-def _constant(name: str) -> Any:
-    raise ValueError(f"{name} for a number")
-
-
-def _dump(message: Any) -> bytes:
-    try:
-        _check(message, Limits().nesting)
-        return json.dumps(message, allow_nan=False).encode("ascii")
-    except (TypeError, ValueError) as error:
-        raise error if isinstance(error, Unsendable) else Unsendable(f"JSON carries no such value: {error}") from None
-
-
-def _check(value: Any, nesting: int) -> None:
-    if nesting < 0:
-        raise Unsendable(f"values nest deeper than {Limits().nesting}")
-    match value:
-        case str():
-            if any("\ud800" <= c <= "\udfff" for c in value):
-                raise Unsendable(f"JSON carries no {value!r:.80}")
-        case int() if not -(1 << 63) <= value < 1 << 63:
-            raise Unsendable("an integer is too big for the agent's 64 bits")
-        case list() | tuple():
-            for item in value:
-                _check(item, nesting - 1)
-        case dict():
-            for name, item in value.items():
-                if not isinstance(name, str):
-                    raise Unsendable(f"a struct's members have names, not {type(name).__name__}")
-                _check(name, nesting)
-                _check(item, nesting - 1)
+def _dump(message: dict[str, Any]) -> bytes:
+    return sendable.dumped(sendable.JSON, [message], lambda: json_values.dump(message))

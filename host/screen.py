@@ -1,6 +1,6 @@
 """Records to what rich draws on a terminal: tables, a tree, a live picture. Imported only where one is drawn.
 
-What a guest says is text and never markup, and escaped as `text.plain` does.
+What a guest says is text and never markup, and escaped as `printable` does.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from ..agent.api.records import Capabilities, MountStatus, Plan, Status
+from ..agent.api.text import printable
 from . import text
-from .records import Capabilities, MountStatus, Plan, Status
 
 _STYLES = {
     "ERROR": "bold red",
@@ -98,7 +99,7 @@ def capabilities(able: Capabilities) -> RenderableType:
 
 
 @dataclass
-class WorkerLoop:
+class GuestsView:
     """What is known of each guest, drawn anew at each look: what is counted goes on between two records."""
 
     title: str = ""
@@ -152,7 +153,7 @@ def _guests(aged: dict[str, Status]) -> RenderableType:
 
 def _state(record: Status) -> Iterable[RenderableType]:
     head = _cell(text.headline(record))
-    head.stylize(_STYLES.get(record.state, "bold"), 0, len(text.plain(record.state)))
+    head.stylize(_STYLES.get(record.state, "bold"), 0, len(printable(record.state)))
     yield head
     if going := text.moved(record.progress):
         written, dirty = record.progress.flushed_bytes, record.progress.dirty_bytes
@@ -230,11 +231,11 @@ class _Fitting:
 
 def _line(cells: Iterable[str]) -> Text:
     first, *rest = cells
-    return Text.assemble(text.plain(first), *(("  " + text.plain(one), "dim") for one in rest if one))
+    return Text.assemble(printable(first), *(("  " + printable(one), "dim") for one in rest if one))
 
 
 def _cell(words: str, style: str = "") -> Text:
-    return Text(text.plain(words), style)
+    return Text(printable(words), style)
 
 
 def _dim(words: str) -> Text:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def heed(note: Callable[[int], None]) -> None:
+def on_signal(note: Callable[[int], None]) -> None:
     """Have the running loop call `note` with the number of each that comes, but for those that are ignored."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..agent.api.errors import Fault
+from ..agent.api.text import printable
 from . import signals, text
 from .aio import AsyncAgent
 from .errors import FreezeBroken, HostError
@@ -33,7 +34,7 @@ class Report:
 
     `freeze` is None if nothing was ever frozen. `status` is the command's: its exit code, the negative number of the
     signal that killed it, None if it did not start or did not end. `error` is what else ended it, or broke the freeze.
-    `interrupted` is the signal that ended it, `interrupted_at` the phase that it came in, `besides` what failed then.
+    `interrupted` is the signal that ended it, `interrupted_at` when it came, `failed_then` what failed then.
     """
 
     freeze: GroupFreeze | None = None
@@ -42,7 +43,7 @@ class Report:
     late: bool = False
     interrupted: int = 0
     interrupted_at: str = ""
-    besides: str = ""
+    failed_then: str = ""
     error: Fault | HostError | OSError | None = None
 
     @property
@@ -99,7 +100,7 @@ class Snapshot:
             if self._phase != "thawing":
                 task.cancel()
 
-        signals.heed(note)
+        signals.on_signal(note)
         try:
             async with contextlib.AsyncExitStack() as stack:
                 picture = await self._picture(stack)
@@ -107,7 +108,7 @@ class Snapshot:
                     if picture is not None:
                         await picture.close()
                         with contextlib.suppress(OSError):
-                            print(*map(text.plain, _begun(report.freeze)), sep="\n", file=sys.stderr, flush=True)
+                            print(*map(printable, _begun(report.freeze)), sep="\n", file=sys.stderr, flush=True)
                     try:
                         await self._command(report.freeze)
                     finally:
@@ -116,17 +117,17 @@ class Snapshot:
             if not report.interrupted:
                 raise
             report.error = report.freeze.broken if report.freeze else None
-            report.besides = "; ".join(notes(cancelled))
+            report.failed_then = "; ".join(notes(cancelled))
         except (Fault, HostError) as error:
             report.error = error
 
     async def _picture(self, stack: contextlib.AsyncExitStack) -> Any:
         if not self._draws:
             return None
-        from . import live, screen  # only a terminal needs them
+        from . import live_view, screen  # only a terminal needs them
 
-        board = screen.WorkerLoop(f"freezing {len(self._urls)} guests" if len(self._urls) > 1 else "freezing")
-        picture = await stack.enter_async_context(live.Picture(board, sys.stderr, transient=True))
+        board = screen.GuestsView(f"freezing {len(self._urls)} guests" if len(self._urls) > 1 else "freezing")
+        picture = await stack.enter_async_context(live_view.Picture(board, sys.stderr, transient=True))
         picture.follow(self._urls)
         return picture
 

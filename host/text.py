@@ -1,12 +1,16 @@
-"""Records to plain lines for an operator. Pure; `plain` is what every line passes on its way to a terminal."""
+"""Records to plain lines, or JSON, for an operator. Pure; every line passes `printable` on its way to a terminal."""
 
 from __future__ import annotations
 
+import base64
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
-from .records import Audit, Last, LeftOut, MountStatus, Plan, PlannedMount, Progress, Status, WorkerStatus
+from ..agent.api.records import Audit, Last, LeftOut, Mount, MountStatus, Plan, Progress, Status, WorkerStatus
+from ..agent.api.text import printable
 
 _SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 _KERNEL = {"disk-sleep": "waits in the kernel (D)", "zombie": "dead, not reaped (Z)", "stopped": "stopped (T)"}
@@ -17,9 +21,9 @@ _SYNCING = ("sync", "freeze")
 _GOING = ("syncing", "freezing", "thawing")
 
 
-def plain(text: str) -> str:
-    """Return `text` in one line that no terminal takes for a command: what is not printable is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def to_json(data: Any, indent: int | None = None) -> str:
+    """Return the data as JSON; bytes as base64."""
+    return json.dumps(data, indent=indent, default=lambda value: base64.b64encode(value).decode())
 
 
 def count(number: int, noun: str = "file system") -> str:
@@ -195,7 +199,7 @@ def worker_row(worker: WorkerStatus) -> tuple[str, ...]:
     return f"{worker.id} {worker.rpc}", f"pid {worker.pid}", worker.phase, known(worker.seconds), state
 
 
-def planned_row(mount: PlannedMount, plan: Plan) -> tuple[str, ...]:
+def planned_row(mount: Mount, plan: Plan) -> tuple[str, ...]:
     below = [plan.mounts[host].mountpoint for host in mount.hosts if 0 <= host < len(plan.mounts)]
     facts = [also(mount.aliases), f"lies on {', '.join(below)}" if below else ""]
     return mount.mountpoint, mount.fstype, mount.source or mount.device, ", ".join(fact for fact in facts if fact)
@@ -241,7 +245,7 @@ def known(seconds: float) -> str:
 
 def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     """Line up the cells. A row is escaped before it is measured."""
-    cells = [[plain(cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     widths = [min(max(map(len, column)), 40) for column in zip(*cells, strict=True)]
     for row in cells:
         yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,4 +1,4 @@
-"""XML-RPC over HTTP/1.1, the host's side: a call to bytes, bytes to a reply. No I/O and no clock.
+"""HTTP/1.1 around XML-RPC, the host's side: a call to bytes, bytes to a reply. No I/O and no clock.
 
 The guest is not trusted. A reply is parsed as it comes in, so that the caller's time-out also bounds what an
 endless one costs; its bytes, its nesting and its types are bounded; whatever else it is ends in BadReply.
@@ -6,27 +6,22 @@ endless one costs; its bytes, its nesting and its types are bounded; whatever el
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
-from xml.parsers.expat import ExpatError
-from xmlrpc import client as xmlrpc
+from typing import Any
 
 import h11
-from defusedxml.xmlrpc import DefusedExpatParser
 
-from ..agent.api.errors import Code, Fault
+from ..agent.api.errors import Fault
 from ..agent.wire.messages import Limits
-from .errors import BadReply, Lost, Unsendable
+from ..agent.wire.xmlrpc import ReplyReader, dump_call
+from . import sendable
+from .errors import BadReply, Lost
 
 REPLY_MAX = 64 << 20
 _HEADER_MAX = 64 << 10
 _LOOK = "look at the agent's log in the guest"
 _TAG = b"X-virtagent-client-tag"
-_NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_RUBBISH = (ExpatError, xmlrpc.ResponseError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +39,7 @@ class Exchange:
 
     def __init__(self, method: str, params: Sequence[Any], *, tag: str, reply_max: int = REPLY_MAX) -> None:
         """Raise Unsendable if a parameter cannot travel as XML-RPC."""
-        self._body = xmlrpc.dumps(tuple(_sendable(p) for p in params), _text(method)).encode()
+        self._body = sendable.dumped(sendable.XML, [method, *params], lambda: dump_call(method, params))
         self._tag = tag.encode("ascii")
         self._reply_max = self._left = reply_max
         self.begun = False
@@ -120,126 +115,29 @@ class _Document:
     """The XML of one reply, parsed as it comes."""
 
     def __init__(self) -> None:
-        self._values = _Values(use_builtin_types=True)
-        self._parser = DefusedExpatParser(self._values, forbid_dtd=True)
+        self._reader = ReplyReader(Limits().nesting)
         self._rubbish = ""
 
     def feed(self, data: bytes) -> None:
         """Parse more; after rubbish the rest is skipped, since the HTTP status may explain it."""
         if not self._rubbish:
-            self._try(lambda: self._parser.feed(data))
+            try:
+                self._reader.feed(data)
+            except Fault as fault:
+                self._rubbish = fault.text
 
     def reply(self, status: int) -> Reply:
         """Return the reply; raise Fault or BadReply. `status` is that of HTTP: only 200 carries a value."""
-        found: list[Any] = []
+        found = None
         if not self._rubbish:
-            self._try(self._parser.close)
-        if not self._rubbish:
-            self._try(lambda: found.extend(self._values.close()))
+            try:
+                found = self._reader.close()
+            except Fault as fault:
+                self._rubbish = fault.text
+        if isinstance(found, Fault):
+            raise found
         if status != 200:
             raise BadReply(f"the agent answered HTTP status {status}; see that the URL names a virtagentd")
-        if self._rubbish or len(found) != 1:
-            why = self._rubbish or f"{len(found)} values"
-            raise BadReply(f"the reply is not XML-RPC ({why}); {_LOOK}")
-        return Reply(found[0])
-
-    def _try(self, step: Callable[[], object]) -> None:
-        try:
-            step()
-        except xmlrpc.Fault as fault:
-            raise _fault(fault.faultCode, fault.faultString) from None
-        except _RUBBISH as error:
-            self._rubbish = f"{type(error).__name__}: {str(error)[:200]}"
-
-
-def _integer(values: xmlrpc.Unmarshaller, data: str) -> None:
-    if len(data) > 20:
-        raise ValueError(f"an integer of {len(data)} digits")
-    values.append(int(data))
-    values._value = False
-
-
-def _finite(values: xmlrpc.Unmarshaller, data: str) -> None:
-    number = float(data)
-    if not math.isfinite(number):
-        raise ValueError(f"{number} for a number")
-    values.append(number)
-    values._value = False
-
-
-def _struct(values: xmlrpc.Unmarshaller, data: str) -> None:
-    values.end_struct(data)
-    if not all(isinstance(key, str) for key in cast("dict[Any, Any]", values._stack[-1])):
-        raise ValueError("a member without a name")
-
-
-class _Values(xmlrpc.Unmarshaller):
-    """The unmarshaller of the standard library, which takes much on trust, made strict."""
-
-    _SILENT = frozenset({"methodResponse", "param", "data", "member"})
-    _LEVELS = Limits().nesting * 4  # an array takes the elements array, data and value, a struct takes one less
-    _depth = 0
-
-    dispatch = {  # noqa: RUF012
-        **{
-            tag: xmlrpc.Unmarshaller.dispatch[tag]
-            for tag in ("value", "params", "fault", "name", "string", "boolean", "base64", "array")
-        },
-        "int": _integer,
-        "i4": _integer,
-        "double": _finite,
-        "struct": _struct,
-    }
-
-    def start(self, tag: str, attrs: dict[str, str]) -> None:
-        self._depth += 1
-        if self._depth > self._LEVELS:
-            raise ValueError(f"{self._LEVELS} elements inside each other")
-        if tag not in self.dispatch and tag not in self._SILENT:
-            raise ValueError(f"unknown element <{tag[:40]}>")
-        super().start(tag, attrs)
-
-    def end(self, tag: str) -> None:
-        self._depth -= 1
-        super().end(tag)
-
-
-def _fault(code: Any, text: Any) -> Exception:
-    if not isinstance(code, int) or not isinstance(text, str):
-        return BadReply(f"the reply is a fault without a number and a text; {_LOOK}")
-    try:
-        return Fault(Code(code), text)
-    except ValueError:
-        return Fault(Code.FAILED, f"{text} (fault {code}, which this client is too old to name)")
-
-
-def _sendable(value: Any, nesting: int = Limits().nesting) -> Any:
-    """Return `value` as XML-RPC can carry it: an int beyond 32 bits becomes a double. Raise Unsendable if it cannot."""
-    if nesting < 0:
-        raise Unsendable(f"values nest deeper than {Limits().nesting}")
-    match value:
-        case bool() | float() | bytes():
-            return value
-        case int():
-            return value if -(1 << 31) <= value < 1 << 31 else _double(value)
-        case str():
-            return _text(value)
-        case list() | tuple():
-            return [_sendable(item, nesting - 1) for item in value]
-        case dict():
-            return {_text(key): _sendable(item, nesting - 1) for key, item in value.items()}
-        case _:
-            raise Unsendable(f"XML-RPC carries no {type(value).__name__}")
-
-
-def _double(value: int) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        raise Unsendable("an integer is too big even for a double") from None
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or _NOT_XML.search(value):
-        raise Unsendable(f"XML carries no {value!r:.80}")
-    return value
+        if self._rubbish:
+            raise BadReply(f"the reply is not XML-RPC ({self._rubbish[:200]}); {_LOOK}")
+        return Reply(found)

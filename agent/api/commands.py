@@ -30,6 +30,9 @@ def _struct(name: str, *members: Param) -> Param:
 _ID = _given("id", Kind.INTEGER)
 _HANDLE = _given("handle", Kind.INTEGER)
 _USER = _given("username", Kind.STRING)
+_WHENCE = Param("whence", Kind.WHENCE, "", choices=("set", "cur", "end"))
+_CAPTURES = ("none", "stdout", "stderr", "separated", "merged")
+_CAPTURE = Param("capture-output", Kind.CAPTURE, "", required=False, choices=_CAPTURES)
 _TEXTS = _given("item", Kind.STRING)
 _KEYS = _given("keys", Kind.LIST, _TEXTS)
 _BLOCK = _struct("block", _given("phys-index", Kind.INTEGER), _given("online", Kind.BOOLEAN))
@@ -200,9 +203,7 @@ GUEST_ROWS = (
         _given("buf-b64", Kind.STRING, secret=True),
         _may("count", Kind.INTEGER),
     ),
-    _of_file(
-        "seek", "files.file_seek", "Move in the file.", _given("offset", Kind.INTEGER), _given("whence", Kind.WHENCE)
-    ),
+    _of_file("seek", "files.file_seek", "Move in the file.", _given("offset", Kind.INTEGER), _WHENCE),
     _of_file("flush", "files.file_flush", "Hand what was written to the kernel."),
     Rpc(
         "guest-exec",
@@ -216,7 +217,7 @@ GUEST_ROWS = (
             _may("arg", Kind.LIST, _TEXTS),
             _may("env", Kind.LIST, _TEXTS, secret=True),
             _may("input-data", Kind.STRING, secret=True),
-            _may("capture-output", Kind.CAPTURE),
+            _CAPTURE,
         ),
         limit=30,
         holds=_PROGRAMS_MAX,

@@ -100,3 +100,11 @@ def from_number(code: int, text: str) -> Fault:
         return Fault(Code(code), text)
     except ValueError:
         return Fault(Code.INTERNAL, text)
+
+
+def told_by_other(code: int, text: str) -> Fault:
+    """Return the fault that the other side told; FAILED with the number in its text if it is newer than this side."""
+    try:
+        return Fault(Code(code), text)
+    except ValueError:
+        return Fault(Code.FAILED, f"{text} (fault {code}, which this client is too old to name)")

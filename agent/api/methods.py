@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import guest_params, params
+from . import params
 from .commands import GUEST_ROWS
 from .errors import Code, Fault
 from .params import Kind, Param
@@ -235,7 +235,7 @@ RPCS = table(_ROWS + GUEST_ROWS)
 
 def arguments(row: Rpc, given: list[Any] | dict[str, Any]) -> dict[str, Any]:
     """Return the arguments by name, None for those that are absent; raise Fault PARAMS in the words of the protocol."""
-    return (guest_params.check if row.is_guest else params.check)(row.name, row.params, given)
+    return (params.check_guest if row.is_guest else params.check)(row.name, row.params, given)
 
 
 def public(name: str) -> Rpc:

@@ -1,16 +1,22 @@
-"""Parameters of an RPC: what they are, and the check that turns a host's values into arguments or a fault."""
+"""Parameters of an RPC: what they are, and the check that turns a host's values into arguments or a fault.
+
+The check is one and has two wordings: that of our own methods, and that of the QEMU guest agent protocol, whose words
+are those of QEMU 7.2's qapi/qobject-input-visitor.c, read off the wire.
+"""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from .errors import Code, Fault
 
 SECONDS_MAX = 10_000_000.0
 GLOBS_MAX = 256
 TEXT_MAX = 4096
+_INT64 = range(-(1 << 63), 1 << 63)
 
 
 class Kind(enum.Enum):
@@ -43,6 +49,108 @@ class Param:
     secret: bool = False
 
 
+_TYPES: dict[Kind, tuple[type, ...]] = {
+    Kind.STRING: (str,),
+    Kind.BOOLEAN: (bool,),
+    Kind.INTEGER: (int,),
+    Kind.SECONDS: (int, float),
+    Kind.GLOBS: (list,),
+    Kind.STRUCT: (dict,),
+    Kind.LIST: (list,),
+    Kind.WHENCE: (int, str),
+    Kind.CAPTURE: (bool, str),
+}
+
+
+class Wording(Protocol):
+    """What is said about arguments that are wrong. Everything raises ValueError with that sentence.
+
+    `unknown_first` says that members which nobody knows are told before any that is wrong or missing, `whole_path` that
+    a member is named with what it lies in.
+    """
+
+    unknown_first: bool
+    whole_path: bool
+
+    def missing(self, path: str) -> str:
+        """Say that the parameter is not there."""
+
+    def unknown(self, path: str, known: Iterable[str]) -> str:
+        """Say that there is no such parameter."""
+
+    def type_of(self, param: Param, value: object, path: str) -> str:
+        """Say that the value has another type than the parameter."""
+
+    def check_value(self, param: Param, value: Any, path: str) -> None:
+        """Raise ValueError if the value, which has the type, is not one that is taken."""
+
+
+class _Ours:
+    unknown_first = True
+    whole_path = False
+
+    def missing(self, path: str) -> str:
+        return f"member {path!r} is missing"
+
+    def unknown(self, path: str, known: Iterable[str]) -> str:
+        return f"unknown member {path[:80]!r}; known: {', '.join(sorted(known)) or 'none'}"
+
+    def type_of(self, param: Param, value: object, path: str) -> str:
+        return f"{path} is of type {type(value).__name__}, expected {param.kind.value}"
+
+    def check_value(self, param: Param, value: Any, path: str) -> None:
+        match param.kind:
+            case Kind.STRING if len(value) > TEXT_MAX or "\0" in value:
+                raise ValueError(f"{path} has a NUL or is over {TEXT_MAX} characters")
+            case Kind.STRING if param.choices and value not in param.choices:
+                raise ValueError(f"{path} is {value[:80]!r}, expected one of {', '.join(param.choices)}")
+            case Kind.SECONDS:
+                seconds(path, value)
+            case Kind.GLOBS if len(value) > GLOBS_MAX:
+                raise ValueError(f"{path} holds {len(value)} globs, at most {GLOBS_MAX}")
+            case Kind.GLOBS:
+                for glob in value:
+                    if not isinstance(glob, str) or not 0 < len(glob) <= TEXT_MAX or "\0" in glob:
+                        expected = f"globs of 1 to {TEXT_MAX} characters"
+                        raise ValueError(f"{path} holds {str(glob)[:80]!r}, expected {expected}")
+
+
+class _QemuGa:
+    unknown_first = False
+    whole_path = True
+    _names: ClassVar[dict[Kind, str]] = {
+        Kind.INTEGER: "integer",
+        Kind.STRING: "string",
+        Kind.BOOLEAN: "boolean",
+        Kind.LIST: "array",
+        Kind.STRUCT: "object",
+        Kind.WHENCE: "GuestFileWhence",
+        Kind.CAPTURE: "GuestExecCaptureOutput",
+    }
+
+    def missing(self, path: str) -> str:
+        return f"Parameter '{path}' is missing"
+
+    def unknown(self, path: str, known: Iterable[str]) -> str:
+        return f"Parameter '{path}' is unexpected"
+
+    def type_of(self, param: Param, value: object, path: str) -> str:
+        return f"Invalid parameter type for '{path}', expected: {self._names[param.kind]}"
+
+    def check_value(self, param: Param, value: Any, path: str) -> None:
+        if type(value) is int and value not in _INT64:
+            raise ValueError(self.type_of(param, value, path))
+        # qemu-ga takes a NUL as an overlong UTF-8 sequence, which no path, name or argument means.
+        if param.kind is Kind.STRING and "\0" in value:
+            raise ValueError(f"Parameter '{path}' has a NUL")
+        if isinstance(value, str) and param.choices and value not in param.choices:
+            raise ValueError(f"Parameter '{path}' does not accept value '{value[:80]}'")
+
+
+OURS: Wording = _Ours()
+QEMU_GA: Wording = _QemuGa()
+
+
 def check(method: str, signature: tuple[Param, ...], given: list[Any] | dict[str, Any]) -> dict[str, Any]:
     """Return the arguments by name; absent optional ones are None, and so are absent members of a struct that is given.
 
@@ -52,56 +160,64 @@ def check(method: str, signature: tuple[Param, ...], given: list[Any] | dict[str
     try:
         if isinstance(given, dict):
             if len(signature) == 1 and signature[0].kind is Kind.STRUCT:
-                return {signature[0].name: _value(signature[0], given)}
-            return _members(signature, given)
+                return {signature[0].name: _value(signature[0], given, signature[0].name, OURS)}
+            return _members(signature, given, "", OURS)
         needed = sum(p.required for p in signature)
         if not needed <= len(given) <= len(signature):
             wanted = str(needed) if needed == len(signature) else f"{needed} to {len(signature)}"
             raise ValueError(f"takes {wanted} parameters, got {len(given)}")
         named = dict(zip((p.name for p in signature), given, strict=False))
-        return {p.name: _value(p, named[p.name]) if p.name in named else None for p in signature}
+        return {p.name: _value(p, named[p.name], p.name, OURS) if p.name in named else None for p in signature}
     except ValueError as error:
         raise Fault(Code.PARAMS, f"{method}: {error}") from None
 
 
-def _members(fields: tuple[Param, ...], given: dict[str, Any]) -> dict[str, Any]:
-    known = {field.name for field in fields}
-    for name in given:
-        if name not in known:
-            raise ValueError(f"unknown member {name[:80]!r}; known: {', '.join(sorted(known)) or 'none'}")
-    for field in fields:
-        if field.required and field.name not in given:
-            raise ValueError(f"member {field.name!r} is missing")
-    return {f.name: _value(f, given[f.name]) if f.name in given else None for f in fields}
+def check_guest(method: str, signature: tuple[Param, ...], given: list[Any] | dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments by name, None for absent ones, as `check` does, for a command of the QEMU guest agent.
+
+    Raises Fault PARAMS in qemu-ga's order and words, with the parameter as qemu-ga names it: `vcpus[0].online`.
+    """
+    if not isinstance(given, dict):
+        raise Fault(Code.PARAMS, f"{method} takes its arguments by name")
+    try:
+        return _members(signature, given, "", QEMU_GA)
+    except ValueError as error:
+        raise Fault(Code.PARAMS, str(error)) from None
 
 
-def _value(param: Param, value: Any) -> Any:
-    match param.kind, value:
-        case Kind.STRING, str():
-            if len(value) > TEXT_MAX or "\0" in value:
-                raise ValueError(f"{param.name} has a NUL or is over {TEXT_MAX} characters")
-            if param.choices and value not in param.choices:
-                raise ValueError(f"{param.name} is {value[:80]!r}, expected one of {', '.join(param.choices)}")
-            return value
-        case Kind.BOOLEAN, bool():
-            return value
-        case Kind.INTEGER, int() if not isinstance(value, bool):
-            return value
-        case Kind.SECONDS, int() | float() if not isinstance(value, bool):
-            return seconds(param.name, value)
-        case Kind.GLOBS, list() if len(value) <= GLOBS_MAX:
-            for glob in value:
-                if not isinstance(glob, str) or not 0 < len(glob) <= TEXT_MAX or "\0" in glob:
-                    raise ValueError(
-                        f"{param.name} holds {str(glob)[:80]!r}, expected globs of 1 to {TEXT_MAX} characters"
-                    )
+def _members(members: tuple[Param, ...], given: dict[str, Any], inside: str, wording: Wording) -> dict[str, Any]:
+    known = {param.name for param in members}
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None and wording.unknown_first:
+        raise ValueError(wording.unknown(inside + unknown, known))
+    found: dict[str, Any] = {}
+    for param in members:
+        if param.name in given:
+            found[param.name] = _value(param, given[param.name], inside + param.name, wording)
+        elif param.required:
+            raise ValueError(wording.missing(inside + param.name))
+        else:
+            found[param.name] = None
+    if unknown is not None:
+        raise ValueError(wording.unknown(inside + unknown, known))
+    return found
+
+
+def _value(param: Param, value: Any, path: str, wording: Wording) -> Any:
+    if type(value) not in _TYPES[param.kind]:
+        raise ValueError(wording.type_of(param, value, path))
+    wording.check_value(param, value, path)
+    match param.kind:
+        case Kind.STRUCT:
+            return _members(param.fields, value, f"{path}." if wording.whole_path else "", wording)
+        case Kind.LIST:
+            [item] = param.fields
+            return [_value(item, one, f"{path}[{i}]", wording) for i, one in enumerate(value)]
+        case Kind.GLOBS:
             return tuple(value)
-        case Kind.GLOBS, list():
-            raise ValueError(f"{param.name} holds {len(value)} globs, at most {GLOBS_MAX}")
-        case Kind.STRUCT, dict():
-            return _members(param.fields, value)
-        case _:
-            raise ValueError(f"{param.name} is of type {type(value).__name__}, expected {param.kind.value}")
+        case Kind.SECONDS:
+            return float(value)
+    return value
 
 
 def seconds(name: str, value: float) -> float:

@@ -1,13 +1,24 @@
-"""The records that host and guest, supervisor and worker exchange: the plan of a freeze."""
+"""The records that host and guest, supervisor and worker exchange: each one dataclass, with one dump and one load.
+
+Texts that do not apply are "", numbers -1. Seconds are floats, `at` is the time of day, seconds since the epoch.
+"""
 
 from __future__ import annotations
 
+import math
+import operator
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from .states import Reason
+
+STOCK = "stock qemu-ga"
+"""How the version of an agent begins that is none of ours: its status knows only whether anything is frozen."""
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +32,13 @@ class Mount:
     """
 
     mountpoint: str
-    aliases: tuple[str, ...]
-    device: str
-    fstype: str
-    source: str
-    level: int
-    hosts: tuple[int, ...]
-    disks: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
+    device: str = ""
+    fstype: str = ""
+    source: str = ""
+    level: int = 0
+    hosts: tuple[int, ...] = ()
+    disks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +46,10 @@ class LeftOut:
     """A file system that is not frozen, and why (a `states.Reason` value)."""
 
     mountpoint: str
-    aliases: tuple[str, ...]
-    device: str
-    fstype: str
-    reason: str
+    aliases: tuple[str, ...] = ()
+    device: str = ""
+    fstype: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,51 +57,205 @@ class Plan:
     """The file systems to freeze in the order of freezing (by level, inside a level in reverse mount order)."""
 
     mounts: tuple[Mount, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     def dump(self) -> dict[str, Any]:
         """Return the plan as dicts and lists, for the report pipe, the journal and va.fsplan."""
-        return {"mounts": [_dump(m) for m in self.mounts], "left_out": [_dump(m) for m in self.left_out]}
+        found = dump(self)
+        for record in (*found["mounts"], *found["left_out"]):
+            record |= {name: list(value) for name, value in record.items() if type(value) is tuple}
+        return found
 
     @classmethod
-    def load(cls, data: dict[str, Any]) -> Plan:
-        """Return the plan that `dump` gave; raise ValueError that says what is wrong if it is none."""
-        if not isinstance(data, dict) or data.keys() != {"mounts", "left_out"}:
-            raise ValueError("a plan is a dict of mounts and left_out")
-        if not all(isinstance(records, list) for records in data.values()):
-            raise ValueError("mounts and left_out are lists")
-        plan = cls(
-            tuple(_load(Mount, record, f"mounts[{i}]") for i, record in enumerate(data["mounts"])),
-            tuple(_load(LeftOut, record, f"left_out[{i}]") for i, record in enumerate(data["left_out"])),
-        )
+    def load(cls, data: object) -> Plan:
+        """Return the plan that `dump` gave; raise ValueError that says what is wrong with its shape or its values."""
+        plan = load(cls, data, "the plan", exact=True)
         _check(plan)
         return plan
 
 
-_T = TypeVar("_T", Mount, LeftOut)
+@dataclass(frozen=True, slots=True)
+class MountStatus:
+    """One file system: what has been done to it (`states.MountState`), or the reason why it is left out.
 
-_SHAPES: Mapping[str, Callable[[Any], bool]] = {
-    "str": lambda v: isinstance(v, str),
-    "int": lambda v: type(v) is int,
-    "tuple[str, ...]": lambda v: isinstance(v, list | tuple) and all(isinstance(e, str) for e in v),
-    "tuple[int, ...]": lambda v: isinstance(v, list | tuple) and all(type(e) is int for e in v),
-}
+    `seconds` is how long the last step took.
+    """
+
+    mountpoint: str
+    aliases: tuple[str, ...] = ()
+    device: str = ""
+    fstype: str = ""
+    level: int = -1
+    state: str = ""
+    errno: int = 0
+    error: str = ""
+    seconds: float = -1
+    reason: str = ""
 
 
-def _dump(record: Mount | LeftOut) -> dict[str, Any]:
-    values = {name: getattr(record, name) for name in record.__match_args__}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the sync is; `eta` is in seconds."""
+
+    dirty_bytes: int = -1
+    flushed_bytes: int = -1
+    bytes_per_second: float = -1
+    eta: float = -1
 
 
-def _load(kind: type[_T], data: object, where: str) -> _T:
-    shapes = {f.name: str(f.type) for f in fields(kind)}
-    if not isinstance(data, dict) or data.keys() != shapes.keys():
-        raise ValueError(f"{where} is not a dict of {', '.join(shapes)}")
-    for name, value in data.items():
-        if not _SHAPES[shapes[name]](value):
-            raise ValueError(f"{where}.{name} is {value!r:.100}, expected {shapes[name]}")
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One forked worker, `seconds` after the fork; `process_state` is a psutil status ("disk-sleep" is state D)."""
+
+    id: int
+    pid: int = -1
+    rpc: str = ""
+    phase: str = ""
+    seconds: float = -1
+    process_state: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """How the last freeze ended."""
+
+    freeze_id: int
+    outcome: str = ""
+    held_continuously: bool = False
+    held_seconds: float = -1
+    stall_seconds: float = -1
+    error: str = ""
+    at: float = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Audit records that wait for the thaw, and those that were lost."""
+
+    waiting: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The status record of va.fsstatus. `seq` changes with each change; `last` is None before the first freeze."""
+
+    state: str
+    code: int
+    seq: int
+    freeze_id: int = -1
+    phase: str = ""
+    since: float = -1
+    limit_left: float = -1
+    hold_left: float = -1
+    error: str = ""
+    mounts: tuple[MountStatus, ...] = ()
+    progress: Progress = Progress()
+    workers: tuple[WorkerStatus, ...] = ()
+    last: Last | None = None
+    audit: Audit = Audit()
+    version: str = ""
+    uptime: float = -1
+
+    @property
+    def stock(self) -> bool:
+        """Whether it comes from a stock qemu-ga: only `state` and `code` say anything, and not how a freeze goes."""
+        return self.version.startswith(STOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Version of the agent and the names of its methods."""
+
+    version: str
+    methods: tuple[str, ...]
+
+
+class Misshapen(ValueError):
+    """Data is not what a record holds; one sentence names the member."""
+
+
+def dump(record: object) -> dict[str, Any]:
+    """Return a record as it is sent, all members present: a dict of texts, numbers, dicts, lists and tuples.
+
+    No record is {}. Thousands of mounts must cost little: tuples of plain values stay what they are, and no value is
+    looked at.
+    """
+    names, values, inner = _layout(cast("Hashable", type(record)))
+    found = dict(zip(names, values(record), strict=True))
+    for name, convert in inner:
+        found[name] = convert(found[name])
+    return found
+
+
+@cache
+def _layout(
+    kind: type,
+) -> tuple[tuple[str, ...], Callable[[object], Any], tuple[tuple[str, Callable[[Any], Any]], ...]]:
+    """Return the names of a record's members, what gets all their values, and what makes those that are not plain."""
+    names = tuple(name for name, *_ in _members(cast("Hashable", kind)))
+    converts = ((name, _converter(hint)) for name, hint, _ in _members(cast("Hashable", kind)))
+    return names, operator.attrgetter(*names), tuple((name, convert) for name, convert in converts if convert)
+
+
+def _converter(hint: Any) -> Callable[[Any], Any] | None:
+    if get_origin(hint) is tuple:
+        return _dump_each if is_dataclass(get_args(hint)[0]) else None
+    if is_dataclass(hint):
+        return dump
+    return (lambda value: {} if value is None else dump(value)) if get_args(hint) else None
+
+
+def _dump_each(records: tuple[object, ...]) -> list[dict[str, Any]]:
+    return [dump(record) for record in records]
+
+
+def load(kind: type[R], data: object, where: str, *, exact: bool = False) -> R:
+    """Return `data` as a record; raise Misshapen, in which `where` names the data.
+
+    Members that are absent have their defaults, unknown ones are ignored, and a whole double is an integer: the other
+    side may be older or newer, or speak XML-RPC. What is `exact` was dumped by this version.
+    """
+    if not isinstance(data, dict):
+        raise _wrong(where, data, "a struct")
+    values: dict[str, Any] = {}
+    members = _members(cast("Hashable", kind))
+    for name, hint, required in members:
+        if name in data:
+            values[name] = _load_member(hint, data[name], f"{where}.{name}", exact)
+        elif required or exact:
+            raise Misshapen(f"{where} has no {name}")
+    if exact and len(data) > len(members):
+        raise Misshapen(f"{where} has members that are not of {', '.join(name for name, *_ in members)}")
     return kind(**values)
+
+
+@cache
+def _members(kind: type) -> tuple[tuple[str, Any, bool], ...]:
+    hints = get_type_hints(kind)
+    return tuple((f.name, hints[f.name], f.default is MISSING) for f in fields(kind))
+
+
+def _load_member(hint: Any, value: Any, where: str, exact: bool) -> Any:
+    if type(value) is hint:
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is int and not exact and isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        return int(value)
+    if get_origin(hint) is tuple:
+        if isinstance(value, list | tuple):
+            item = get_args(hint)[0]
+            return tuple(_load_member(item, one, f"{where}[{i}]", exact) for i, one in enumerate(value))
+    elif is_dataclass(hint):
+        return load(cast("type[Any]", hint), value, where, exact=exact)
+    elif get_args(hint):
+        return None if value == {} else load(get_args(hint)[0], value, where, exact=exact)
+    raise _wrong(where, value, "a list" if get_origin(hint) is tuple else hint.__name__)
+
+
+def _wrong(where: str, value: object, expected: str) -> Misshapen:
+    return Misshapen(f"{where} is of type {type(value).__name__}, expected {expected}")
 
 
 def _check(plan: Plan) -> None:

@@ -29,16 +29,16 @@ class Disk(enum.Enum):
 class Rpc:
     """One RPC.
 
-    `handler` is called as handler(agent, call, args) inline, as handler(worker, args) in a worker, or as
-    handler(kept, args) in the worker that keeps what the first parameter names (`of` is the row that it runs,
-    `unknown` the fault's text if there is none). `keeps` is how many such workers there may be at once; the handler
-    returns a `keeping.Kept`. `adds` names what the supervisor adds to the arguments. A `bulky` row's reply may be tens
-    of megabytes. `limit` is how long the worker may run, or the keeper may take, in seconds; None: the phases of the
-    freeze transaction have their own, or the option that `limited_by` names is the limit, which the worker keeps
-    itself. `compensation` names the row that undoes what a dead or killed worker may have left. A row that
-    `thaws_first` is admitted in any state and starts once the file systems are thawed, or cannot be. A row that
-    `outlives` the supervisor goes on when that dies, to thaw or to end what it has started; the others die with it. A
-    row that is not `public` is the agent's own.
+    `handler` names the function, which agent/worker/handlers.py and supervisor/core/inline.py bind: it gets the engine,
+    the call and the arguments inline, the worker and the arguments in a worker, or the resource and the arguments in
+    the worker that holds what the first parameter names (`of` is the row that opened it, `unknown` the fault's text if
+    there is none). `holds` is how many such workers there may be at once; the handler then returns the resource.
+    `adds` names what the supervisor adds to the arguments. A `bulky` row's reply may be tens of megabytes. `limit` is
+    how long the worker may run, or the resource may take, in seconds; None: the phases of the freeze have their own,
+    or the option that `limited_by` names is the limit, which the worker keeps itself. `compensation` names the row that
+    undoes what a dead or killed worker may have left. A row that `thaws_first` is admitted in any state and starts once
+    the file systems are thawed, or cannot be. A row that `outlives` the supervisor goes on when that dies, to thaw or
+    to end what it has started; the others die with it. A row that is not `public` is the agent's own.
     """
 
     name: str

@@ -15,7 +15,7 @@ import h11
 
 from ..api.errors import Code, Fault
 from .messages import Limits, Refused, Request
-from .xmlrpc import excerpt, marshal_fault, marshal_reply, unmarshal_call
+from .xmlrpc import dump_fault, dump_reply, excerpt, load_call
 
 TAG_HEADER = "X-Virtagent-Client-Tag"
 TAG_MAX = 256
@@ -78,14 +78,14 @@ class Message:
     def reply(self, value: Any) -> None:
         """Send `value`, or fault INTERNAL if XML-RPC has no form for it."""
         try:
-            body = marshal_reply(value)
+            body = dump_reply(value)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            body = marshal_fault(Fault(Code.INTERNAL, f"the reply cannot be sent as XML-RPC: {error}"))
+            body = dump_fault(Fault(Code.INTERNAL, f"the reply cannot be sent as XML-RPC: {error}"))
         self._send(body)
 
     def fault(self, fault: Fault) -> None:
         """Send `fault`."""
-        self._send(marshal_fault(fault))
+        self._send(dump_fault(fault))
 
     def _feed(self, source: bytearray) -> bool:
         """Hand h11 the next few bytes of `source`; return whether the message is whole."""
@@ -143,7 +143,7 @@ class Message:
         try:
             if self._refusal is not None:
                 raise self._refusal
-            method, params = unmarshal_call(body, self._limits.nesting)
+            method, params = load_call(body, self._limits.nesting)
         except Fault as fault:
             return Refused(fault.code, fault.text)
         return Request(self._token, method, params, self.tag)

@@ -1,22 +1,21 @@
 """The QEMU guest agent protocol, the server's side of one message: bytes to Request, value or Fault to a line. No I/O.
 
 A request is one JSON object, with or without a newline behind it. Where it ends is found by counting brackets and
-skipping strings, each byte looked at once; what it says is json's to read. Error classes and texts are qemu-ga's, since
-clients compare them (QEMU 7.2: qobject/json-lexer.c, json-parser.c, qapi/qmp-dispatch.c; read off the wire). Single
-quotes are taken as qemu-ga takes them; comments, NaN and infinity are refused like there.
+skipping strings, each byte looked at once; what it says `json_values` reads. Error classes and texts are qemu-ga's,
+since clients compare them (QEMU 7.2: qobject/json-lexer.c, json-parser.c, qapi/qmp-dispatch.c; read off the wire).
+Single quotes are taken as qemu-ga takes them; comments, NaN and infinity are refused like there.
 
 The byte 0xFF resets: it ends whatever was begun, with an error reply, as clients that resynchronise expect.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
 from ..api.errors import Code, Fault
+from . import json_values
 from .messages import Limits, Refused, Request
 
 SYNCS = frozenset({"guest-sync", "guest-sync-delimited"})
@@ -41,15 +40,11 @@ LARGE_WITHIN = 4096
 _PLAIN = re.compile(rb"[0-9a-zE+\-., :\t\r\n]*")
 _IN_STRING = {ord('"'): re.compile(rb'[^"\\\x00-\x1f\xff]*'), ord("'"): re.compile(rb"[^'\\\x00-\x1f\xff]*")}
 _WORD = re.compile(rb"[0-9a-zE+\-.]*")
-_QUOTE = re.compile(r'\\.|"')
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 WORD_MAX = 64
 """Bytes of a word outside of any bracket, which is an error however it goes on."""
-_QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
 ITEMS_MAX = 100_000
 """Commas and brackets of one message: what is made of them costs the supervisor time, and memory many times theirs."""
-_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 SKIP_GARBAGE = re.compile(rb"[^\x00-\x1f{}\[\],:\xfe\xff]*")
 """What belongs to a byte that was no JSON: all up to the next that could begin something."""
@@ -115,7 +110,7 @@ class Message:
         if self._method in SILENT:
             return
         try:
-            line = _dump({"return": value, **self._echo})
+            line = json_values.dump({"return": value, **self._echo})
         except (TypeError, ValueError, RecursionError) as error:
             self.fault(Fault(Code.INTERNAL, f"the reply cannot be sent as JSON: {error}"))
             return
@@ -139,7 +134,7 @@ class Message:
             }
         if ours:
             error |= {"code": int(fault.code), "name": fault.code.name}
-        self._write(_dump({**self._echo, "error": error}))
+        self._write(json_values.dump({**self._echo, "error": error}))
 
     def _scan(self) -> tuple[str, bool]:
         """Look at the bytes that have not been looked at; return what is wrong with one, and whether it is the end."""
@@ -247,7 +242,7 @@ class Message:
         text, self._text = self._text, bytearray()
         self.size = len(text)
         try:
-            request = self._request(_load(text, self._single))
+            request = self._request(json_values.load(text, single_quotes=self._single))
         except Fault as fault:
             return self._refuse(fault.text)
         if self.size > self._limits.body and request.method != "guest-file-write":
@@ -296,123 +291,3 @@ def _match_end(pattern: re.Pattern[bytes], text: bytearray, at: int) -> int:
 
 def _input(text: str) -> Fault:
     return Fault(Code.REQUEST, f"QMP input {text}")
-
-
-def _parse_error(text: str) -> Fault:
-    return Fault(Code.PARSE, f"JSON parse error, {text}")
-
-
-def _load(data: bytearray, single_quotes: bool) -> Any:
-    """Return the value of a JSON text; raise Fault in qemu-ga's words."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise _parse_error("invalid UTF-8 sequence in string") from None
-    if single_quotes:
-        text = _QUOTED.sub(_doubled, text)
-    try:
-        value = _decoder.decode(text)
-    except json.JSONDecodeError as error:
-        raise _parse_error(_words(error)) from None
-    if _ESCAPED_SURROGATE.search(text):
-        _refuse_lone_surrogates(value)
-    return value
-
-
-def _doubled(match: re.Match[str]) -> str:
-    quoted = match[0]
-    if quoted[0] == '"':
-        return quoted
-    inside = quoted[1:-1].replace("\\'", "'")
-    return '"' + _QUOTE.sub(lambda found: found[0] if found[0][0] == "\\" else '\\"', inside) + '"'
-
-
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise _parse_error("duplicate key")
-    return found
-
-
-def _integer(digits: str) -> int | float:
-    # What 64 bits do not hold is a double, as in qemu-ga; and Python takes quadratic time for very long ones.
-    return int(digits) if len(digits) <= 20 else _double(digits)
-
-
-def _double(digits: str) -> float:
-    value = float(digits)
-    if value in (float("inf"), float("-inf")):
-        raise _parse_error(f"number out of range '{digits[:64]}'")
-    return value
-
-
-def _constant(name: str) -> Any:
-    raise _parse_error(f"stray '{name[:1]}'")
-
-
-_decoder = json.JSONDecoder(
-    object_pairs_hook=_members, parse_int=_integer, parse_float=_double, parse_constant=_constant
-)
-
-
-def _words(error: json.JSONDecodeError) -> str:
-    """Return what qemu-ga says about what json found wrong."""
-    rest = error.doc[error.pos : error.pos + 64]
-    word = re.match(r"[a-z]+", rest)
-    number = re.search(r"-?\d+$", error.doc[max(0, error.pos - 64) : error.pos])
-    match error.msg:
-        case "Expecting ':' delimiter":
-            return "missing : in object pair"
-        case "Expecting ',' delimiter" if number and (rest[0].isdigit() or rest[0] in ".eE"):
-            return f"stray '{number[0]}{rest[: 1 if rest[0].isdigit() else 2]}'"
-        case "Expecting ',' delimiter" if not word:
-            return "expected separator in dict or list"
-        case "Expecting value" if rest[:1] == "-":
-            return f"stray '{rest[:2]}'"
-        case "Invalid \\escape" | "Invalid \\uXXXX escape":
-            return "invalid escape sequence in string"
-        case "Expecting property name enclosed in double quotes" if rest[:1] not in "},":
-            return "key is not a string in object"
-        case "Expecting value" | "Expecting ',' delimiter" if word:
-            return f"invalid keyword '{word[0]}'"
-        case "Expecting value" if rest[:1] not in ("", "}", "]", ",", ":"):
-            return f"stray '{rest[:1]}'"
-    return "expecting value"
-
-
-def _refuse_lone_surrogates(value: Any) -> None:
-    match value:
-        case str() if found := _LONE_SURROGATE.search(value):
-            raise _parse_error(f"\\u{ord(found[0]):04x} is not a valid Unicode character")
-        case list():
-            for item in value:
-                _refuse_lone_surrogates(item)
-        case dict():
-            for name, item in value.items():
-                _refuse_lone_surrogates(name)
-                _refuse_lone_surrogates(item)
-
-
-def _dump(value: Any) -> bytes:
-    """Return `value` as one line of ASCII; bytes become base64, what is no text in a path becomes U+FFFD."""
-    text = json.dumps(value, default=_plain, allow_nan=False)
-    if "\\ud" in text:
-        text = json.dumps(_valid(json.loads(text)), allow_nan=False)
-    return text.encode("ascii") + b"\n"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bytes | bytearray):
-        return base64.b64encode(value).decode("ascii")
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
-
-
-def _valid(value: Any) -> Any:
-    match value:
-        case str():
-            return _LONE_SURROGATE.sub("\ufffd", value)
-        case list():
-            return [_valid(item) for item in value]
-        case dict():
-            return {_valid(name): _valid(item) for name, item in value.items()}
-    return value

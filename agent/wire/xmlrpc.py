@@ -1,4 +1,4 @@
-"""XML-RPC: a methodCall to (method, params), a value or Fault to a methodResponse. No I/O.
+"""XML-RPC, for both sides: a methodCall or a methodResponse to what it says, and back. No I/O.
 
 XML is pyexpat's; a document with a DTD is refused where the DTD begins, and without one there is no entity to declare,
 to expand or to fetch. Neither xmlrpc.client nor defusedxml.xmlrpc is imported: they bring in http.client, ssl and
@@ -11,36 +11,50 @@ import base64
 import binascii
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from xml.parsers import expat
 
-from ..api.errors import Code, Fault
+from ..api.errors import Code, Fault, told_by_other
 
 METHOD_NAME_MAX = 256
 
 
-def marshal_reply(value: Any) -> list[bytes]:
+def dump_call(method: str, params: Sequence[Any]) -> bytes:
+    """Return the methodCall.
+
+    Raises TypeError, ValueError, OverflowError or RecursionError if XML-RPC has no form for a parameter.
+    """
+    out = [b"<?xml version='1.0'?>\n<methodCall><methodName>%b</methodName><params>" % _xml_text(method)]
+    for value in params:
+        out.append(b"<param>")
+        _dump(value, out.append)
+        out.append(b"</param>")
+    out.append(b"</params></methodCall>\n")
+    return b"".join(out)
+
+
+def dump_reply(value: Any) -> list[bytes]:
     """Return the pieces of the methodResponse with `value`.
 
     Raises TypeError, ValueError, OverflowError or RecursionError if XML-RPC has no form for it.
     """
     out = [b"<?xml version='1.0' encoding='UTF-8'?>\n<methodResponse><params><param>"]
-    _marshal(value, out.append)
+    _dump(value, out.append)
     out.append(b"</param></params></methodResponse>\n")
     return out
 
 
-def marshal_fault(fault: Fault) -> list[bytes]:
+def dump_fault(fault: Fault) -> list[bytes]:
     """Return the pieces of the methodResponse with `fault`."""
     out = [b"<?xml version='1.0' encoding='UTF-8'?>\n<methodResponse><fault>"]
-    _marshal({"faultCode": int(fault.code), "faultString": fault.text}, out.append)
+    _dump({"faultCode": int(fault.code), "faultString": fault.text}, out.append)
     out.append(b"</fault></methodResponse>\n")
     return out
 
 
-def _marshal(value: Any, write: Callable[[bytes], None]) -> None:
+def _dump(value: Any, write: Callable[[bytes], None]) -> None:
     match value:
         case str():
             write(b"<value><string>%b</string></value>" % _xml_text(value))
@@ -61,7 +75,7 @@ def _marshal(value: Any, write: Callable[[bytes], None]) -> None:
         case list() | tuple():
             write(b"<value><array><data>")
             for item in value:
-                _marshal(item, write)
+                _dump(item, write)
             write(b"</data></array></value>")
         case dict():
             write(b"<value><struct>")
@@ -69,7 +83,7 @@ def _marshal(value: Any, write: Callable[[bytes], None]) -> None:
                 if not isinstance(name, str):
                     raise TypeError(f"a struct's member is named {name!r}")
                 write(b"<member><name>%b</name>" % _xml_text(name))
-                _marshal(item, write)
+                _dump(item, write)
                 write(b"</member>")
             write(b"</struct></value>")
         case _:
@@ -77,13 +91,13 @@ def _marshal(value: Any, write: Callable[[bytes], None]) -> None:
 
 
 # What XML 1.0 (2.2) has no character for, and the carriage return, which a reader would turn into a line feed.
-_UNSENDABLE = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
+UNSENDABLE = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def _xml_text(text: str) -> bytes:
     r"""Return `text` for XML: what may not stand there becomes visible, as \x1b; a byte of an undecodable path too."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _UNSENDABLE.sub(_visible, text).encode()
+    return UNSENDABLE.sub(_visible, text).encode()
 
 
 def _visible(match: re.Match[str]) -> str:
@@ -95,36 +109,41 @@ def _visible(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-def unmarshal_call(body: bytes | bytearray, nesting: int) -> tuple[str, list[Any]]:
+def load_call(body: bytes | bytearray, nesting: int) -> tuple[str, list[Any]]:
     """Return method name and parameters of the methodCall `body`, at most `nesting` arrays and structs deep.
 
     Raises Fault: PARSE if it is not well-formed XML or has a DTD, REQUEST if it is no methodCall or over a limit,
     PARAMS for what stands inside <params>.
     """
-    call = _Call(nesting)
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
-    parser.XmlDeclHandler = _check_encoding
-    parser.StartDoctypeDeclHandler = _refuse_dtd
-    parser.StartElementHandler = call.start
-    parser.EndElementHandler = call.end
-    parser.CharacterDataHandler = call.text
+    # All at once: expat before 2.6 reads a long token anew for every piece of it (CVE-2023-52425).
+    reader = _Reader(_CALL, nesting)
+    _parse(reader.parser(), body, last=True)
+    method, *params = reader.result()
+    return method, params[0] if params else []
+
+
+class ReplyReader:
+    """Reads one methodResponse as it comes in, at most `nesting` arrays and structs deep."""
+
+    def __init__(self, nesting: int) -> None:
+        self._reader = _Reader(_RESPONSE, nesting)
+        self._parser = self._reader.parser()
+
+    def feed(self, data: bytes) -> None:
+        """Take more of it; raise Fault, which says what is wrong, if it cannot become one."""
+        _parse(self._parser, data, last=False)
+
+    def close(self) -> Any | Fault:
+        """Return the value, or the fault, that it carries; raise Fault if it is no whole methodResponse."""
+        _parse(self._parser, b"", last=True)
+        return self._reader.result()
+
+
+def _parse(parser: expat.XMLParserType, data: bytes | bytearray, *, last: bool) -> None:
     try:
-        # All at once: expat before 2.6 reads a long token anew for every piece of it (CVE-2023-52425).
-        parser.Parse(body, True)
+        parser.Parse(data, last)
     except (expat.ExpatError, ValueError) as error:  # ValueError is pyexpat's, where expat's text is no text to it
         raise Fault(Code.PARSE, f"the body is not well-formed XML: {error}") from None
-    return call.result()
-
-
-def _check_encoding(version: str, encoding: str | None, standalone: int) -> None:
-    # For any other encoding pyexpat would ask Python's codecs, which import a module from a disk that may be stuck.
-    if encoding is not None and encoding.upper() not in _ENCODINGS:
-        raise Fault(Code.PARSE, f"encoding {excerpt(encoding)}: this agent reads {', '.join(_ENCODINGS)}")
-
-
-def _refuse_dtd(name: str, system_id: str | None, public_id: str | None, internal: bool) -> None:
-    raise Fault(Code.PARSE, "a document type declaration is refused, and so are entities")
 
 
 _ENCODINGS = ("UTF-8", "UTF-16", "UTF-16BE", "UTF-16LE", "ISO-8859-1", "US-ASCII")
@@ -177,8 +196,21 @@ def _date(text: str) -> None:
     raise ValueError("is a date, and no method takes one")
 
 
+def _finite(text: str) -> float:
+    if not math.isfinite(number := _double(text)):
+        raise ValueError("is not a finite number")
+    return number
+
+
 def _first(items: list[Any]) -> Any:
     return items[0]
+
+
+def _fault(items: list[Any]) -> Fault:
+    match items:
+        case [{"faultCode": int(code), "faultString": str(text)}]:
+            return told_by_other(code, text)
+    raise ValueError("is without a number and a text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +219,7 @@ class _Element:
 
     `children` are the names allowed at each place, the first for any place if it `repeats`; at least `least` must be
     there. `value` makes the element's value of the list of its children's values, or, for lack of any, `of_text` of
-    its text; without `of_text`, text is refused.
+    its text; without `of_text`, text is refused. Both raise ValueError, which ends the sentence that names the element.
     """
 
     children: tuple[tuple[str, ...], ...] = ()
@@ -208,18 +240,54 @@ _TYPES: dict[str, _Element] = {
     "array": _Element((("data",),), least=1, value=_first),
     "struct": _Element((("member",),), repeats=True, value=dict),
 }
-_ELEMENTS: dict[str, _Element] = {
-    **_TYPES,
-    "": _Element((("methodCall",),), value=_first),
-    "methodCall": _Element((("methodName",), ("params",)), least=1),
-    "methodName": _Element(of_text=_method_name),
-    "params": _Element((("param",),), repeats=True),
+_INSIDE: dict[str, _Element] = {
     "param": _Element((("value",),), least=1, value=_first),
-    "value": _Element((tuple(_TYPES),), value=_first, of_text=str),
     "data": _Element((("value",),), repeats=True),
     "member": _Element((("name",), ("value",)), least=2),
     "name": _Element(of_text=str),
 }
+_REPLY_TYPES = {name: row for name, row in _TYPES.items() if name not in ("nil", "dateTime.iso8601")}
+_REPLY_TYPES |= dict.fromkeys(("double", "float"), _Element(of_text=_finite))
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """A kind of document: its root, what that is, who reads it, and what may stand in each element."""
+
+    root: str
+    what: str
+    reader: str
+    elements: Mapping[str, _Element]
+
+
+_CALL = _Document(
+    "methodCall",
+    "request",
+    "this agent",
+    {
+        **_TYPES,
+        **_INSIDE,
+        "": _Element((("methodCall",),), value=_first),
+        "methodCall": _Element((("methodName",), ("params",)), least=1),
+        "methodName": _Element(of_text=_method_name),
+        "params": _Element((("param",),), repeats=True),
+        "value": _Element((tuple(_TYPES),), value=_first, of_text=str),
+    },
+)
+_RESPONSE = _Document(
+    "methodResponse",
+    "reply",
+    "this client",
+    {
+        **_REPLY_TYPES,
+        **_INSIDE,
+        "": _Element((("methodResponse",),), value=_first),
+        "methodResponse": _Element((("params", "fault"),), least=1, value=_first),
+        "params": _Element((("param",),), least=1, value=_first),
+        "fault": _Element((("value",),), least=1, value=_fault),
+        "value": _Element((tuple(_REPLY_TYPES),), value=_first, of_text=str),
+    },
+)
 
 
 @dataclass(slots=True)
@@ -232,15 +300,41 @@ class _Open:
     text: list[str] = field(default_factory=list)
 
 
-class _Call:
-    """Elements to method name and parameters: the stack of the open ones, the document itself at its bottom."""
+class _Reader:
+    """A document to what its root says: the stack of the open elements, the document itself at its bottom."""
 
-    def __init__(self, nesting: int) -> None:
-        self._open = [_Open("", _ELEMENTS[""])]
+    def __init__(self, document: _Document, nesting: int) -> None:
+        self._document = document
+        self._open = [_Open("", document.elements[""])]
         self._nesting = nesting
         self._nested = 0
 
-    def start(self, name: str, attributes: dict[str, str]) -> None:
+    def parser(self) -> expat.XMLParserType:
+        """Return a parser that tells this of what it reads. The reader does not hold it: no circle of references."""
+        parser = expat.ParserCreate()
+        parser.buffer_text = True
+        parser.XmlDeclHandler = self._check_encoding
+        parser.StartDoctypeDeclHandler = self._refuse_dtd
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._text
+        return parser
+
+    def result(self) -> Any:
+        """Return what the document says, once it has ended."""
+        return self._open[0].items[0]
+
+    def _check_encoding(self, version: str, encoding: str | None, standalone: int) -> None:
+        # For any other encoding pyexpat would ask Python's codecs, which import a module from a disk that may be stuck.
+        if encoding is not None and encoding.upper() not in _ENCODINGS:
+            reads = f"{self._document.reader} reads {', '.join(_ENCODINGS)}"
+            raise Fault(Code.PARSE, f"encoding {excerpt(encoding)}: {reads}")
+
+    @staticmethod
+    def _refuse_dtd(name: str, system_id: str | None, public_id: str | None, internal: bool) -> None:
+        raise Fault(Code.PARSE, "a document type declaration is refused, and so are entities")
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
         """Open an element; its namespace prefix, as in <ex:nil/>, is ignored."""
         name = name.rpartition(":")[2]
         parent = self._open[-1]
@@ -251,13 +345,13 @@ class _Call:
             self._nested += 1
             if self._nested > self._nesting:
                 raise Fault(Code.REQUEST, f"arrays and structs nest deeper than the limit of {self._nesting}")
-        self._open.append(_Open(name, _ELEMENTS[name]))
+        self._open.append(_Open(name, self._document.elements[name]))
 
-    def text(self, text: str) -> None:
+    def _text(self, text: str) -> None:
         """Add to the text of the open element."""
         self._open[-1].text.append(text)
 
-    def end(self, name: str) -> None:
+    def _end(self, name: str) -> None:
         """Close the open element and hand its value to its parent."""
         element = self._open.pop()
         row, text = element.row, "".join(element.text)
@@ -271,23 +365,25 @@ class _Call:
         elif len(element.items) < row.least:
             raise self._fault(f"<{row.children[len(element.items)][0]}> is missing {self._where(element)}")
         else:
-            value = row.value(element.items)
+            try:
+                value = row.value(element.items)
+            except ValueError as error:
+                raise self._fault(f"<{element.name}> {error}") from None
         if element.name in ("array", "struct"):
             self._nested -= 1
         self._open[-1].items.append(value)
-
-    def result(self) -> tuple[str, list[Any]]:
-        """Return method name and parameters once the document has ended."""
-        method, *params = self._open[0].items[0]
-        return method, params[0] if params else []
 
     def _fault(self, sentence: str) -> Fault:
         inside_params = any(element.name == "params" for element in self._open)
         return Fault(Code.PARAMS if inside_params else Code.REQUEST, sentence)
 
-    @staticmethod
-    def _where(element: _Open) -> str:
-        return f"in <{element.name}>" if element.name else "as the document: an XML-RPC request is a <methodCall>"
+    def _where(self, element: _Open) -> str:
+        document = self._document
+        return (
+            f"in <{element.name}>"
+            if element.name
+            else f"as the document: an XML-RPC {document.what} is a <{document.root}>"
+        )
 
 
 def _cut(text: str) -> str:

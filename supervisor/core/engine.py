@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from ...agent.api.errors import Code, Fault, from_number
 from ...agent.api.methods import RPCS, Disk, Rpc, Runs, arguments, public, refusal
+from ...agent.api.records import Status
 from ...agent.api.states import WorkerEvent, WorkerState
 from ...agent.wire.qmp import SILENT
 from ...agent.worker import messages
@@ -24,7 +25,7 @@ from .options import additions, freeze_options, limit_of
 from .pending import DEFERRED, Call, Deferred, Pending
 from .reports import FreezeReports
 from .resources import Resources
-from .status import Record, record
+from .status import record
 from .timing import Deadlines
 from .turn import Turn
 from .workers import Worker, Workers, while_clause
@@ -206,7 +207,7 @@ class Engine:
         """Return the number of the freeze state."""
         return int(self._freeze.state)
 
-    def status(self, turn: Turn, call: Call, since: int | None, wait: float | None) -> Record | Deferred:
+    def status(self, turn: Turn, call: Call, since: int | None, wait: float | None) -> Status | Deferred:
         """Return the status record once its seq differs from `since`, at the latest after `wait` seconds."""
         if since is None or since != self._seq:
             return self._status(turn)
@@ -382,7 +383,7 @@ class Engine:
     def _seq(self) -> int:
         return 1 + self._freeze.changes + self._workers.changes
 
-    def _status(self, turn: Turn) -> Record:
+    def _status(self, turn: Turn) -> Status:
         counts = (self._audit.waiting, self._audit.dropped)
         return record(turn, self._freeze, self._workers, self._seq, self.version, counts, self._start)
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...agent.api.errors import Fault
-from ...agent.api.records import Plan
+from ...agent.api.records import Plan, Status
 from ...agent.worker import messages
 from .timing import Key
 
 if TYPE_CHECKING:
     from ..config import Config
-    from .status import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +280,7 @@ class Configured:
 class LogStatus:
     """Write the status record to the log."""
 
-    record: Record
+    record: Status
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import ClassVar, NamedTuple
 from ...agent.api.errors import Code, Fault
 from ...agent.api.methods import RPCS
 from ...agent.api.options import Options
+from ...agent.api.records import Last
 from ...agent.api.states import (
     FREEZE_TABLE,
     FreezeEvent,
@@ -33,7 +34,7 @@ from .compensation import Compensation
 from .events import JournalFound
 from .ledger import NO_PLAN, Ledger, journal
 from .pending import DEFERRED, Call, Deferred, Pending
-from .transaction import Last, Transaction
+from .transaction import Transaction
 from .turn import Turn
 from .workers import Worker, Workers, while_clause
 

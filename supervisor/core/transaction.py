@@ -6,23 +6,11 @@ from dataclasses import dataclass, field
 
 from ...agent.api.errors import Code, Fault
 from ...agent.api.options import Options
+from ...agent.api.records import Last
 from ...agent.api.states import Outcome
 from .ledger import Ledger
 
 _SAY_WHAT_WAS_UNDONE = (Code.OVERRUN, Code.WORKER_DIED, Code.FREEZE_BROKEN)
-
-
-@dataclass(frozen=True, slots=True)
-class Last:
-    """How the last freeze ended (status record, `last`); `at` is the time of day, seconds since the epoch."""
-
-    freeze_id: int
-    outcome: str
-    held_continuously: bool
-    held_seconds: float
-    stall_seconds: float
-    error: str
-    at: float
 
 
 @dataclass(slots=True)

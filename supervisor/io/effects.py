@@ -10,11 +10,11 @@ from typing import Any
 
 import setproctitle
 
+from ...agent.api.records import Status
 from ...agent.api.text import printable
 from ...agent.worker import context
 from ..channels.connections import Connections
-from ..core import events
-from ..core.status import Record
+from ..core import events, status
 from .children import Children
 from .journal import Journal, start_time
 from .log import Log
@@ -83,13 +83,13 @@ class Effects:
         self._log.choose(effect.config.log_level)
 
     def _log_status(self, effect: events.LogStatus) -> None:
-        status = effect.record.dump(self._processes.state)
-        self._log.add("notice", f"status: {json.dumps(status)}")
+        record = status.dump(effect.record, self._processes.state)
+        self._log.add("notice", f"status: {json.dumps(record)}")
 
     def _answer(self, answer: events.Answer) -> None:
         value = answer.value
-        if isinstance(value, Record):
-            value = value.dump(self._processes.state)
+        if isinstance(value, Status):
+            value = status.dump(value, self._processes.state)
         self._connections.answer(answer.connection, answer.token, value)
 
     def _set_title(self, title: events.SetTitle) -> None:

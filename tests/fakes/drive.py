@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from virtagent.agent.api.errors import Code, Fault
-from virtagent.agent.api.records import Mount, Plan
+from virtagent.agent.api.records import Mount, Plan, Status
 from virtagent.agent.api.states import FreezeState
 from virtagent.agent.worker import messages
 from virtagent.supervisor.config import Config
 from virtagent.supervisor.core import events
 from virtagent.supervisor.core.engine import Engine
 from virtagent.supervisor.core.inline import HANDLERS
-from virtagent.supervisor.core.status import Record
 from virtagent.supervisor.io.timers import Timers
 
 BEGIN = 1000.0
@@ -299,10 +298,10 @@ class Drive:
 
     # -- what is the case
 
-    def status(self) -> Record:
+    def status(self) -> Status:
         """Return the status record."""
         record = self.ask("va.fsstatus", {}).value
-        assert isinstance(record, Record)
+        assert isinstance(record, Status)
         assert record.seq >= self._seq, "seq went back"
         self._seq = record.seq
         return record

@@ -24,7 +24,7 @@ sys.exit(main())
 
 
 @pytest.mark.parametrize(
-    "name", ["virtagent.host.cli", "argparse", "json", "virtagent.host.link", "virtagent.host.qga"]
+    "name", ["virtagent.host.cli", "argparse", "json", "virtagent.host.client_session", "virtagent.host.qga"]
 )
 def test_ctrl_c_while_it_is_imported(name: str) -> None:
     command = [sys.executable, "-c", f"NAME = {name!r}{INTERRUPT}"]

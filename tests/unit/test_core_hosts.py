@@ -8,11 +8,11 @@ import pytest
 from fakes.drive import PEER, Asked, Drive
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.methods import RPCS, Disk
+from virtagent.agent.api.records import Status
 from virtagent.agent.api.states import FreezeState
 from virtagent.agent.worker import messages
 from virtagent.supervisor.core import events
 from virtagent.supervisor.core.engine import CALLS_MAX
-from virtagent.supervisor.core.status import Record
 
 PARAMS: dict[str, list[Any]] = {
     "va.getfile": ["/etc/hostname"],
@@ -59,7 +59,7 @@ def test_admission_of_every_row_in_every_state(method: str, state: str) -> None:
     drive, _ = brought_to(state)
     spawned = set(drive.spawned)
     call = drive.ask(method, *PARAMS.get(method, []))
-    codes = {a.code for a in call.answers if hasattr(a, "code") and not isinstance(a, Record)}
+    codes = {a.code for a in call.answers if hasattr(a, "code") and not isinstance(a, Status)}
     fresh = [drive.spawned[w].rpc for w in set(drive.spawned) - spawned]
     row = RPCS[method]
     if method == "va.fsfreeze":
@@ -697,13 +697,13 @@ def test_records_wait_while_frozen_and_come_in_order(drive: Drive) -> None:
     for i in range(5):
         drive.ask("va.nothing", i)
     assert len(audit(drive)) == before
-    assert drive.status().waiting == 6
+    assert drive.status().audit.waiting == 6
     drive.ask("va.fsthaw")
     drive.thaws(keeper, 1)
     lines = audit(drive)[before:]
     assert [line.split('params="')[1][0] for line in lines if "va.nothing" in line] == list("01234")
     assert [word for word in ("va.fsfreeze", "va.fsthaw") if sum(word in line for line in lines) != 1] == []
-    assert drive.status().waiting == 0
+    assert drive.status().audit.waiting == 0
 
 
 @pytest.mark.parametrize("method", PUBLIC)
@@ -715,7 +715,7 @@ def test_a_full_ring_admits_only_what_is_essential(method: str) -> None:
     spawned = len(drive.spawned)
     call = drive.ask(method, *PARAMS.get(method, []))
     if method in ESSENTIAL:
-        assert not any(getattr(a, "code", None) is Code.AUDIT_FULL for a in call.answers if not isinstance(a, Record))
+        assert not any(getattr(a, "code", None) is Code.AUDIT_FULL for a in call.answers if not isinstance(a, Status))
     else:
         assert call.code is Code.AUDIT_FULL
         assert len(drive.spawned) == spawned
@@ -727,7 +727,7 @@ def test_what_the_ring_could_not_keep_is_counted(drive: Drive) -> None:
     for _ in range(10):
         drive.ask("va.ping")
     record = drive.status()
-    assert (record.waiting, record.dropped) == (3, 8)
+    assert (record.audit.waiting, record.audit.dropped) == (3, 8)
     drive.ask("va.fsthaw")
     drive.thaws(keeper, 1)
     assert len(audit(drive)) == 3

@@ -14,10 +14,10 @@ from typing import Any
 from xmlrpc import client as xmlrpc
 
 import pytest
-from fakes.agent_socket import LAST, MOUNT, Answer, FakeAgent, Script, read_request, reply_bytes, status_record
+from fakes.agent_socket import Answer, FakeAgent, Script, read_request, reply_bytes, status_record
 from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.api.records import Plan
 from virtagent.host import Agent, AsyncAgent, BadReply, HostError, Lost, TimedOut, Unreachable, calls
-from virtagent.host.records import STATES, Plan, Status, dump, load
 from virtagent.host.transports import parse
 
 Serving = Callable[..., AbstractContextManager[tuple[FakeAgent, Agent]]]
@@ -341,7 +341,7 @@ def test_sockets_are_closed_whatever_happens(serving: Serving) -> None:
             for _ in range(5):
                 with pytest.raises(HostError):
                     agent.ping()
-            assert not agent._link.open
+            assert not agent._session.open
         Path(fake.url.removeprefix("unix:")).unlink()
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -352,44 +352,3 @@ def test_a_time_out_shortens_the_wait_that_is_asked_for(serving: Serving) -> Non
         agent.freeze(wait=2)
         agent.thaw()
         assert [fake.asked.get_nowait()[1][0]["wait"] for _ in range(3)] == [9.0, 2, 9.0]
-
-
-def test_status_record_round_trip() -> None:
-    for record in (status_record(), status_record(last=LAST, seq=float(2**40), state="ERROR", error="no")):
-        assert dump(load(Status, record, "record")) == record
-
-
-def test_absent_members_do_not_apply_and_new_ones_are_ignored() -> None:
-    status = load(Status, {"state": "THAWED", "code": 0, "seq": 1, "moon": [1]}, "record")
-    assert (status.mounts, status.last, status.hold_left, status.progress.eta, status.error) == ((), None, -1, -1, "")
-
-
-@pytest.mark.parametrize(
-    ("changed", "where"),
-    [
-        ({"state": 2}, r"record\.state is of type int, expected str"),
-        ({"seq": 1.5}, r"record\.seq is of type float"),
-        ({"seq": True}, r"record\.seq is of type bool"),
-        ({"seq": float("inf")}, r"record\.seq"),
-        ({"hold_left": True}, r"record\.hold_left is of type bool, expected float"),
-        ({"mounts": {}}, r"record\.mounts"),
-        ({"mounts": [1]}, r"record\.mounts\[0\] is of type int, expected a struct"),
-        ({"mounts": [MOUNT, {}]}, r"record\.mounts\[1\] has no mountpoint"),
-        ({"mounts": [MOUNT | {"aliases": "/a"}]}, r"record\.mounts\[0\]\.aliases"),
-        ({"mounts": [MOUNT | {"aliases": [1]}]}, r"record\.mounts\[0\]\.aliases\[0\]"),
-        ({"last": []}, r"record\.last"),
-        ({"last": {"outcome": "thawed"}}, r"record\.last has no freeze_id"),
-        ({"last": LAST | {"held_continuously": 1}}, r"record\.last\.held_continuously"),
-        ({"progress": ""}, r"record\.progress"),
-        ({"error": b"x"}, r"record\.error"),
-    ],
-)
-def test_a_record_of_another_shape(changed: dict[str, Any], where: str) -> None:
-    with pytest.raises(BadReply, match=where):
-        load(Status, status_record(**changed), "record")
-
-
-def test_the_states_are_those_of_the_agent() -> None:
-    from virtagent.agent.api.states import FreezeState
-
-    assert dict(STATES) == {state.name: state.value for state in FreezeState}

@@ -14,6 +14,7 @@ from xmlrpc import client as xmlrpc
 import pytest
 from fakes.agent_socket import LAST, MOUNT, FakeAgent, status_record
 from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.api.records import Status, load
 from virtagent.host import (
     Agent,
     AsyncAgent,
@@ -26,10 +27,9 @@ from virtagent.host import (
     Unsupported,
 )
 from virtagent.host.calls import Call
+from virtagent.host.connection import drive
 from virtagent.host.errors import HostError, Lost
-from virtagent.host.holding import Aside, Holding, Pause, Wanted, notes
-from virtagent.host.records import Status, load
-from virtagent.host.wire import drive
+from virtagent.host.holding import CallOnOwnConnection, Holding, Pause, Wanted, notes
 
 FROZEN = status_record(freeze_id=17, hold_left=30.0)
 GOOD = status_record(
@@ -49,11 +49,11 @@ class Told:
         self.asked: list[str] = []
         self.now = 0.0
 
-    def take(self, step: Call[Any] | Aside | Pause) -> Any:
+    def take(self, step: Call[Any] | CallOnOwnConnection | Pause) -> Any:
         if isinstance(step, Pause):
             self.now += step.seconds
             return None
-        if isinstance(step, Aside):
+        if isinstance(step, CallOnOwnConnection):
             step = step.call
         self.asked.append(step.method)
         answer = self.answers[step.method].pop(0)
@@ -212,13 +212,13 @@ def test_what_could_not_be_undone_is_noted() -> None:
     it = holding(told, thaw_wait=5)
     with pytest.raises(TimedOut) as raised:
         drive(it.begin(), told.take)
-    assert isinstance(it.besides, NotThawed)
-    assert notes(raised.value) == [f"besides: {it.besides}"]
+    assert isinstance(it.undo_failed, NotThawed)
+    assert notes(raised.value) == [f"besides: {it.undo_failed}"]
     told = Told(fsfreeze=[TimedOut("late")], fsthaw=[Fault(Code.FAILED, "EIO")])
     it = holding(told)
     with pytest.raises(TimedOut):
         drive(it.begin(), told.take)
-    assert isinstance(it.besides, NotThawed)
+    assert isinstance(it.undo_failed, NotThawed)
 
 
 def test_of_a_stock_qemu_ga_the_count_decides() -> None:
@@ -238,7 +238,7 @@ def test_the_hold_is_extended_when_a_third_has_passed() -> None:
     pauses: list[float] = []
     apart: list[bool] = []
 
-    def take(step: Aside | Pause) -> Any:
+    def take(step: CallOnOwnConnection | Pause) -> Any:
         if isinstance(step, Pause):
             pauses.append(step.seconds)
         else:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import collections
 import json
 import random
+import re
 from typing import Any
 
 import pytest
+from fakes.json_cases import BAD, READ, WRITTEN
 from hypothesis import given
 from hypothesis import strategies as st
 from virtagent.agent.api.errors import Code, Fault
@@ -142,6 +144,22 @@ def test_an_error_without_an_id_is_about_the_request_that_could_not_be_read() ->
         exchange().receive(b'{"error": {"class": "GenericError", "desc": "JSON token size limit exceeded"}}\n')
 
 
+@pytest.mark.parametrize(("text", "read"), READ)
+def test_values_in(text: bytes, read: Any) -> None:
+    assert exchange().receive(b'{"return": ' + text + b', "id": "me-1"}\n') == Reply(read)
+
+
+@pytest.mark.parametrize(("value", "text"), WRITTEN)
+def test_a_parameter_out(value: Any, text: bytes) -> None:
+    assert exchange("va.m", value).request == b'{"execute": "va.m", "id": "me-1", "arguments": [' + text + b"]}\n"
+
+
+@pytest.mark.parametrize(("text", "says"), BAD)
+def test_what_is_no_json_is_told_in_qemu_gas_words(text: bytes, says: str) -> None:
+    with pytest.raises(BadReply, match=re.escape(f"JSON parse error, {says}")):
+        exchange().receive(b'{"return": ' + text + b', "id": "me-1"}\n')
+
+
 @pytest.mark.parametrize(
     "rubbish",
     [
@@ -150,11 +168,7 @@ def test_an_error_without_an_id_is_about_the_request_that_could_not_be_read() ->
         b"{}\n",
         b'{"error": "no", "id": "me-1"}\n',
         b'{"error": {"desc": 7}, "id": "me-1"}\n',
-        b'{"return": NaN, "id": "me-1"}\n',
-        b'{"return": 1e999, "id": "me-1"}\n',
-        b'{"return": ' + b"1" * 5000 + b', "id": "me-1"}\n',
         b'{"return": ' + b"[" * 999 + b"]" * 999 + b', "id": "me-1"}\n',
-        b'{"return": "\xc3", "id": "me-1"}\n',
         b'{"return": 1, "id": "me-1"\n',
         b'{"return": "\n',
         b"\x00\n",

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from fakes.agent_socket import LAST, MOUNT, WORKER, status_record
 from rich.console import Console
-from virtagent.host import records, screen, text
+from virtagent.agent.api import records
+from virtagent.host import screen, text
 
 EVIL = "[red]/srv/\x1b]0;own\x07\n\u202e\u2028\x9b2J[/red]"
 SHOWN = "[red]/srv/\\x1b]0;own\\x07\\n\\u202e\\u2028\\x9b2J[/red]"
@@ -57,8 +58,8 @@ def test_status() -> None:
 
 def test_plan() -> None:
     mounts = (
-        records.PlannedMount("/srv/in", level=0, hosts=(1,), fstype="ext4", source="/dev/loop1"),
-        records.PlannedMount("/srv", level=1, fstype="xfs", source="/dev/loop0"),
+        records.Mount("/srv/in", level=0, hosts=(1,), fstype="ext4", source="/dev/loop1"),
+        records.Mount("/srv", level=1, fstype="xfs", source="/dev/loop0"),
     )
     left_out = (records.LeftOut("/proc", reason="pseudo"), records.LeftOut("/n", fstype="nfs4", reason="network"))
     assert drawn(screen.plan(records.Plan(mounts, left_out))) == (
@@ -78,12 +79,12 @@ def test_what_a_guest_says_is_neither_markup_nor_a_command_to_the_terminal() -> 
     mount = MOUNT | {"mountpoint": EVIL, "fstype": EVIL, "aliases": [EVIL], "state": EVIL}
     worker = WORKER | {"rpc": EVIL, "process_state": EVIL}
     record = load(state=EVIL, mounts=[mount], workers=[worker], last=LAST | {"error": EVIL}, version=EVIL, error=EVIL)
-    board = screen.WorkerLoop()
+    board = screen.GuestsView()
     board.put("unix:/a", record)
-    several = screen.WorkerLoop("freezing 2 guests")
+    several = screen.GuestsView("freezing 2 guests")
     several.put("unix:/a", record)
     several.blind["unix:/b"] = EVIL
-    plan = records.Plan((records.PlannedMount(EVIL, fstype=EVIL, source=EVIL),), (records.LeftOut(EVIL, reason=EVIL),))
+    plan = records.Plan((records.Mount(EVIL, fstype=EVIL, source=EVIL),), (records.LeftOut(EVIL, reason=EVIL),))
     able = records.Capabilities(EVIL, (EVIL,))
     for thing in (screen.status(record), screen.plan(plan), screen.capabilities(able), board, several):
         assert SHOWN in drawn(thing, 2000)
@@ -98,7 +99,7 @@ def test_what_is_counted_goes_on() -> None:
 
 
 def test_many_guests_and_many_file_systems_are_counted() -> None:
-    board = screen.WorkerLoop("freezing 40 guests")
+    board = screen.GuestsView("freezing 40 guests")
     for n in range(40):
         board.put(f"unix:/{n}", load(mounts=[MOUNT, MOUNT | {"state": "freezing"}]))
     shown = drawn(board)
@@ -109,7 +110,7 @@ def test_many_guests_and_many_file_systems_are_counted() -> None:
 
 @pytest.mark.parametrize(("height", "shown"), [(24, 17), (50, 30), (6, 3)])
 def test_a_picture_fits_the_terminal(height: int, shown: int) -> None:
-    board = screen.WorkerLoop()
+    board = screen.GuestsView()
     long = [MOUNT | {"mountpoint": f"/{i}{'/x' * 500}", "aliases": ["/y" * 500]} for i in range(255)]
     stuck = MOUNT | {"mountpoint": "/stuck", "state": "thawing"}
     board.put("unix:/a", load(mounts=[*long, stuck], workers=[WORKER, WORKER]))
@@ -123,7 +124,7 @@ def test_a_picture_fits_the_terminal(height: int, shown: int) -> None:
 
 
 def test_a_picture_that_fits_keeps_the_order() -> None:
-    board = screen.WorkerLoop()
+    board = screen.GuestsView()
     board.put("unix:/a", load(mounts=[MOUNT, MOUNT | {"mountpoint": "/z", "state": "thawing"}]))
     assert [line.split()[0] for line in drawn(board, 80, 24).splitlines() if line.startswith("/")] == ["/srv/db", "/z"]
 
@@ -133,13 +134,13 @@ def test_a_terminal_too_narrow_for_a_table_shows_words_whole(width: int) -> None
     shown = drawn(screen.status(load(workers=[WORKER])), width)
     if width > 1:
         assert {"frozen", "ext4", "/srv/db", "sleeping", "va.fsfreeze"} <= set(shown.split())
-        board = screen.WorkerLoop()
+        board = screen.GuestsView()
         board.put("unix:/a", load())
         board.put("unix:/b", load())
         assert {"unix:/a", "unix:/b", "FROZEN:"} <= set(drawn(board, width).split())
 
 
-def _board_of(mounts: int) -> screen.WorkerLoop:
-    board = screen.WorkerLoop()
+def _board_of(mounts: int) -> screen.GuestsView:
+    board = screen.GuestsView()
     board.put("unix:/a", load(mounts=[MOUNT] * mounts))
     return board

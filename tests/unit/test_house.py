@@ -93,9 +93,6 @@ def test_the_direction_of_imports(path: Path) -> None:
 # The next steps of the renovation end these.
 STILL_ROUND = {f"supervisor.core.{name}" for name in ("engine", "events", "inline", "pending", "state", "status")}
 STILL_ROUND |= {f"supervisor.core.{name}" for name in ("thawing", "workers", "freezing", "polls", "resources")}
-STILL_ROUND |= {
-    f"host.{name}" for name in ("aio", "cli", "client", "methods", "outcome", "snapshot", "group", "options", "live")
-}
 STILL_ROUND |= {f"supervisor.core.{name}" for name in ("freeze", "compensation", "turn", "reports")}
 STILL_ROUND |= {"supervisor.core.titles", "supervisor.core.audit", "supervisor.core.transaction"}
 

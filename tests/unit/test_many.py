@@ -17,7 +17,7 @@ from virtagent.agent.api.text import NAMED_MAX, TITLE_MAX
 from virtagent.agent.wire import xmlrpc
 from virtagent.agent.worker import messages
 from virtagent.agent.worker.plan import BlockDevice, MountInfo, build_plan, parse_mountinfo
-from virtagent.supervisor.core import events
+from virtagent.supervisor.core import events, status
 from virtagent.supervisor.io import journal as journal_of
 
 TYPES = frozenset({"ext4", "xfs", "btrfs"})
@@ -149,12 +149,12 @@ def test_each_step_costs_the_supervisor_the_same() -> None:
 
 
 def test_a_status_record_costs_what_each_mount_costs() -> None:
-    def status(count: int) -> Callable[[], object]:
+    def recording(count: int) -> Callable[[], object]:
         drive = Drive()
         drive.hold(count)
-        return lambda: drive.status().dump(lambda pid: "sleeping")
+        return lambda: status.dump(drive.status(), lambda pid: "sleeping")
 
-    assert_linear(status, 64)
+    assert_linear(recording, 64)
 
 
 def long_plan(count: int) -> Plan:
@@ -184,9 +184,9 @@ def test_a_plan_of_the_longest_paths(tmp_path: Path, monkeypatch: pytest.MonkeyP
     drive.report(worker, messages.Started(1), messages.Progress("plan"), told)
     drive.sync(worker, 64)
     drive.freezes(worker, *range(64))
-    status = drive.status().dump(lambda pid: "sleeping")
-    assert len(b"".join(xmlrpc.marshal_reply(status))) > 1 << 20
-    assert json.loads(json.dumps(status))["mounts"][0]["mountpoint"] == plan.mounts[0].mountpoint
+    record = status.dump(drive.status(), lambda pid: "sleeping")
+    assert len(b"".join(xmlrpc.dump_reply(record))) > 1 << 20
+    assert json.loads(json.dumps(record))["mounts"][0]["mountpoint"] == plan.mounts[0].mountpoint
     title = drive.of(events.SetTitle)[-1].text
     assert len(title) < 4 * TITLE_MAX
     assert title.isprintable()

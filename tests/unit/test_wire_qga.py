@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import pytest
+from fakes.json_cases import BAD, READ, WRITTEN
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.wire import qmp
 from virtagent.agent.wire.messages import Abandoned, Incoming, Limits, Refused, Request
@@ -62,7 +63,6 @@ def desc(data: bytes, limits: Limits = Limits()) -> str:  # noqa: B008 - frozen
         (b'{"execute":"va.fsstatus"}', "va.fsstatus", [], None),
         (b'{"execute":"va.fsstatus","arguments":{}}', "va.fsstatus", {}, None),
         (b'{"execute":"\\u00e9\\ud83d\\ude00\xc3\xa9\\/\\""}', 'é😀é/"', {}, None),
-        (b'{"execute":"a","arguments":{"i":-9223372036854775808}}', "a", {"i": -(2**63)}, None),
     ],
 )
 def test_a_request_whole_and_byte_by_byte(data: bytes, method: str, params: Any, tag: str | None) -> None:
@@ -87,6 +87,7 @@ def test_the_id_is_echoed_whatever_it_is(given: Any) -> None:
 @pytest.mark.parametrize(
     ("data", "text"),
     [
+        *((text, f"JSON parse error, {says}") for text, says in BAD if says),
         (b"{}", "QMP input lacks member 'execute'"),
         (b'{"execute":1}', "QMP input member 'execute' must be a string"),
         (b'{"execute":"guest-ping","arguments":[]}', "QMP input member 'arguments' must be an object"),
@@ -104,32 +105,34 @@ def test_the_id_is_echoed_whatever_it_is(given: Any) -> None:
         (b",", "JSON parse error, expecting value"),
         (b"{]", "JSON parse error, expecting value"),
         (b'{"a":[1,2}', "JSON parse error, expecting value"),
-        (b"{1:2}", "JSON parse error, key is not a string in object"),
-        (b'{"a"}', "JSON parse error, missing : in object pair"),
-        (b'{"a" 1}', "JSON parse error, missing : in object pair"),
-        (b"[1,]", "JSON parse error, expecting value"),
-        (b"{,}", "JSON parse error, expecting value"),
-        (b'{"a":nul}', "JSON parse error, invalid keyword 'nul'"),
-        (b'{"a":1,"a":2}', "JSON parse error, duplicate key"),
-        (b'{"a":"\\q"}', "JSON parse error, invalid escape sequence in string"),
-        (b'{"a":"\xc3"}', "JSON parse error, invalid UTF-8 sequence in string"),
         (b'{"a":"\\ud800"}', "JSON parse error, \\ud800 is not a valid Unicode character"),
         (b'{"\\udfff\\ud800":1}', "JSON parse error, \\udfff is not a valid Unicode character"),
-        (b'{"a":1e999}', "JSON parse error, number out of range '1e999'"),
-        (b'{"a":' + b"9" * 5000 + b"}", f"JSON parse error, number out of range '{'9' * 64}'"),
     ],
 )
 def test_what_is_wrong_is_told_in_qemu_gas_words(data: bytes, text: str) -> None:
     assert desc(data) == text
 
 
-@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"+1", b"01", b"1.", b".5", b"-"])
+@pytest.mark.parametrize("number", [text[5:-1] for text, says in BAD if not says])
 def test_what_is_no_number_is_refused(number: bytes) -> None:
     stream = Session()
     events = receive(stream, b'{"execute":"a","id":' + number + b"}")
     assert events
     assert all(isinstance(event, Refused) and event.text.startswith("JSON parse error") for event in events)
     assert receive(stream, b"\n" + say("guest-ping"))[-1] == Request(stream._tokens - 1, "guest-ping", {})
+
+
+@pytest.mark.parametrize(("text", "read"), READ)
+def test_arguments_in(text: bytes, read: Any) -> None:
+    assert receive(Session(), b'{"execute":"a","arguments":' + text + b"}") == [Request(0, "a", read)]
+
+
+@pytest.mark.parametrize(("value", "text"), WRITTEN)
+def test_a_value_out(value: Any, text: bytes) -> None:
+    stream = Session()
+    receive(stream, say("a"))
+    stream.reply(0, value)
+    assert written(stream) == b'{"return": ' + text + b"}\n"
 
 
 @pytest.mark.parametrize("half", [b'{"exe', b'{"execute":', b'{"execute":"guest-ping"', b"[[[", b'"', b"{'a\\"])

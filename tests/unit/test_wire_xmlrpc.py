@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fakes.xmlrpc_cases import BAD_IN_CALLS, BAD_VALUES, BAD_XML, READ, READ_IN_CALLS, UNSENDABLE, WRITTEN
 from hypothesis import example, given
 from hypothesis import strategies as st
 from virtagent.agent.api.errors import Code, Fault
@@ -94,7 +95,7 @@ def params(body: bytes) -> Any:
 
 def sent(result: Any) -> Any:
     """What python's own client makes of the reply with `result`."""
-    [[back], _] = xmlrpc.client.loads(b"".join(codec.marshal_reply(result)), use_builtin_types=True)
+    [[back], _] = xmlrpc.client.loads(b"".join(codec.dump_reply(result)), use_builtin_types=True)
     return back
 
 
@@ -149,7 +150,7 @@ def test_text_that_xml_cannot_carry_becomes_visible(text: str, shown: str) -> No
     assert sent(text) == shown
     assert sent({text: [text]}) == {shown: [shown]}
     with pytest.raises(xmlrpc.client.Fault) as raised:
-        xmlrpc.client.loads(b"".join(codec.marshal_fault(Fault(Code.FAILED, text))))
+        xmlrpc.client.loads(b"".join(codec.dump_fault(Fault(Code.FAILED, text))))
     assert raised.value.faultString == shown
 
 
@@ -158,15 +159,14 @@ def test_any_text_makes_a_well_formed_reply(text: str) -> None:
     assert isinstance(sent(text), str)
 
 
-ENDLESS: list[Any] = []
-ENDLESS.append(ENDLESS)
+@pytest.mark.parametrize(("sent", "inside"), WRITTEN)
+def test_the_bytes_of_a_value(sent: Any, inside: bytes) -> None:
+    reply = b"".join(codec.dump_reply(sent))
+    assert reply.partition(b"<param>")[2].partition(b"</param>")[0] == inside
+    assert codec.dump_call("m", [sent]).partition(b"<param>")[2].partition(b"</param>")[0] == inside
 
 
-@pytest.mark.parametrize(
-    "result",
-    [None, [None], {"a": None}, {1: "a"}, math.nan, math.inf, [-math.inf], 10**400, object(), {1, 2}, ENDLESS],
-    ids=lambda result: type(result).__name__,
-)
+@pytest.mark.parametrize("result", UNSENDABLE, ids=lambda result: type(result).__name__)
 def test_what_has_no_form_becomes_fault_internal(result: Any) -> None:
     stream = Session()
     receive(stream, PING)
@@ -177,31 +177,7 @@ def test_what_has_no_form_becomes_fault_internal(result: Any) -> None:
     assert still_serves(stream)
 
 
-@pytest.mark.parametrize(
-    ("inner", "read"),
-    [
-        ("", ""),
-        (" kept ", " kept "),
-        ("<string/>", ""),
-        ("\n <string> kept </string>\n", " kept "),
-        ("&lt;&#65;<![CDATA[<b>]]>&amp;", "<A<b>&"),
-        ("<!-- no --><i4>-7</i4>", -7),
-        ("<int> +12 </int>", 12),
-        ("<i8>9223372036854775807</i8>", (1 << 63) - 1),
-        ("<ex:i8 xmlns:ex='http://ws.apache.org/xmlrpc/namespaces/extensions'>5</ex:i8>", 5),
-        ("<ex:nil/>", None),
-        ("<nil/>", None),
-        ("<nil></nil>", None),
-        ("<boolean>1</boolean>", True),
-        ("<double>-1.5e3</double>", -1500.0),
-        ("<double>inf</double>", math.inf),
-        ("<base64>\n aGVs\r\nbG8= \n</base64>", b"hello"),
-        ("<base64/>", b""),
-        ("<array><data/></array>", []),
-        ("<struct/>", {}),
-        ("<struct><member><name/><value><int>1</int></value></member></struct>", {"": 1}),
-    ],
-)
+@pytest.mark.parametrize(("inner", "read"), [*READ, *READ_IN_CALLS])
 def test_values_in(inner: str, read: Any) -> None:
     [got] = params(value(inner))
     assert got == read
@@ -236,7 +212,6 @@ def test_encodings_that_the_document_declares(encoding: str, declared: str) -> N
 
 # What is refused, with which code; a good request on the same connection still works.
 
-BOMB = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 10))
 DEEP = 100_000
 NESTED = "<value><array><data>"
 NESTED_STRUCT = "<value><struct><member><name>a</name>"
@@ -245,23 +220,14 @@ NESTED_STRUCT = "<value><struct><member><name>a</name>"
 @pytest.mark.parametrize(
     ("body", "code", "says"),
     [
+        *((value(inner), Code.PARAMS, says) for inner, says in [*BAD_VALUES, *BAD_IN_CALLS]),
+        *((prolog + value(inner), Code.PARSE, says) for prolog, inner, says in BAD_XML),
         (b"", Code.PARSE, "no element found"),
         (b"not xml", Code.PARSE, "syntax error"),
         (b"<methodCall>", Code.PARSE, "no element found"),
         (b"<methodCall></methodcall>", Code.PARSE, "mismatched tag"),
         (value("") + b"x", Code.PARSE, "junk after document element"),
-        (value("&nbsp;"), Code.PARSE, "undefined entity"),
-        (value("\x00"), Code.PARSE, "not well-formed"),
-        (value("&#xd800;"), Code.PARSE, "invalid character"),
         (value("é").decode().encode("latin-1"), Code.PARSE, "not well-formed"),
-        (b"<?xml version='1.0' encoding='koi8-r'?>" + value(""), Code.PARSE, "'koi8-r'"),
-        (b"<?xml version='1.0' encoding='rot13'?>" + value(""), Code.PARSE, "'rot13'"),
-        (b"<!DOCTYPE methodCall>" + value(""), Code.PARSE, "document type"),
-        (f'<!DOCTYPE m [<!ENTITY l0 "l">{BOMB}]>'.encode() + value("&l9;"), Code.PARSE, "document type"),
-        (f'<!DOCTYPE m [<!ENTITY a "{"a" * 50000}">]>'.encode() + value("&a;" * 50000), Code.PARSE, "document type"),
-        (b'<!DOCTYPE m [<!ENTITY x SYSTEM "file:///etc/shadow">]>' + value("&x;"), Code.PARSE, "document type"),
-        (b'<!DOCTYPE m SYSTEM "http://host/x.dtd">' + value(""), Code.PARSE, "document type"),
-        (b'<!DOCTYPE m [<!ENTITY % x SYSTEM "file:///x"> %x;]>' + value(""), Code.PARSE, "document type"),
         (b"<html/>", Code.REQUEST, "<html> is not expected as the document"),
         (xmlrpc.client.dumps((1,), methodresponse=True).encode(), Code.REQUEST, "<methodResponse>"),
         (b"<methodCall/>", Code.REQUEST, "<methodName> is missing"),
@@ -278,37 +244,6 @@ NESTED_STRUCT = "<value><struct><member><name>a</name>"
         (call("<value/>"), Code.PARAMS, "<value> is not expected in <params>"),
         (call("<param/>"), Code.PARAMS, "<value> is missing in <param>"),
         (call("<param><value/><value/></param>"), Code.PARAMS, "<value> is not expected in <param>"),
-        (value("<int>five</int>"), Code.PARAMS, "<int> 'five' is not an integer"),
-        (value("<int/>"), Code.PARAMS, "not an integer"),
-        (value("<int>1_0</int>"), Code.PARAMS, "not an integer"),
-        (value("<i4>\u0663</i4>"), Code.PARAMS, "not an integer"),
-        (value("<i8>9223372036854775808</i8>"), Code.PARAMS, "64 bits"),
-        (value("<int>" + "9" * 1_000_000 + "</int>"), Code.PARAMS, "999...' is not an integer of 64 bits"),
-        (value("<double>1,5</double>"), Code.PARAMS, "'1,5' is not a number"),
-        (value("<double>1_0</double>"), Code.PARAMS, "not a number"),
-        (value("<double>" + "9" * 1_000_000 + "</double>"), Code.PARAMS, "not a number"),
-        (value("<boolean>true</boolean>"), Code.PARAMS, "not 0 or 1"),
-        (value("<base64>a</base64>"), Code.PARAMS, "not base64"),
-        (value("<base64>aGVs$bG8=</base64>"), Code.PARAMS, "not base64"),
-        (value("<base64>\u00e9\u00e9\u00e9\u00e9</base64>"), Code.PARAMS, "not base64"),
-        (value("<nil>x</nil>"), Code.PARAMS, "is not empty"),
-        (value("<dateTime.iso8601>20111001T12:00:00</dateTime.iso8601>"), Code.PARAMS, "no method takes one"),
-        (value("<decimal>1</decimal>"), Code.PARAMS, "<decimal> is not expected in <value>"),
-        (value("<int>1</int><int>2</int>"), Code.PARAMS, "<int> is not expected"),
-        (value("1<int>2</int>"), Code.PARAMS, "text '1'"),
-        (value("<int>1</int>2"), Code.PARAMS, "text '2'"),
-        (value("<string>a<b>c</b></string>"), Code.PARAMS, "<b> is not expected in <string>"),
-        (value("<array/>"), Code.PARAMS, "<data> is missing in <array>"),
-        (value("<array><data/><data/></array>"), Code.PARAMS, "<data> is not expected"),
-        (value("<array><data><int>1</int></data></array>"), Code.PARAMS, "<int> is not expected in <data>"),
-        (value("<struct><member/></struct>"), Code.PARAMS, "<name> is missing in <member>"),
-        (value("<struct><member><name>a</name></member></struct>"), Code.PARAMS, "<value> is missing in <member>"),
-        (
-            value("<struct><member><value/><name/></member></struct>"),
-            Code.PARAMS,
-            "<value> is not expected in <member>",
-        ),
-        (value("<" + "x" * 1000 + "/>"), Code.PARAMS, "..."),
         (b"<array>" * DEEP, Code.REQUEST, "<array> is not expected"),
         (call("<param>" + NESTED * DEEP), Code.REQUEST, "deeper than the limit of 64"),
         (call("<param>" + NESTED_STRUCT * 1000), Code.REQUEST, "deeper than the limit of 64"),
@@ -589,4 +524,4 @@ def test_a_long_binary_reply() -> None:
 
 def test_a_date_is_not_sent() -> None:
     with pytest.raises(TypeError, match="datetime has no form"):
-        codec.marshal_reply(datetime.datetime(2011, 10, 1))
+        codec.dump_reply(datetime.datetime(2011, 10, 1))

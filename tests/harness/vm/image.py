@@ -22,7 +22,7 @@ TREE = Path(__file__).resolve().parents[3]
 INSIDE = Path(__file__).with_name("inside")
 PACKAGES = (
     *("systemd", "systemd-sysv", "udev", "kmod", "procps", "rsyslog", "e2fsprogs", "xfsprogs", "btrfs-progs"),
-    *("python3", "python3-psutil", "python3-msgpack", "python3-setproctitle", "python3-h11", "python3-defusedxml"),
+    *("python3", "python3-psutil", "python3-msgpack", "python3-setproctitle", "python3-h11"),
     *("python3-venv", "qemu-guest-agent", "dbus"),  # which cannot shut down without D-Bus
 )
 KERNEL = "linux-image-cloud-amd64"

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 from rich.live import Live
 
 from ..agent.api.errors import Fault
+from ..agent.api.records import Status
 from . import screen, signals
 from .aio import AsyncAgent
 from .calls import Call
 from .errors import HostError
-from .following import following
-from .records import Status
+from .watch import watch_script
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ REDRAW = 0.5  # seconds; what is counted goes on in the picture without a word f
 class Picture:
     """A board on a terminal, drawn when it changes and from time to time. `close` it; twice does no harm."""
 
-    def __init__(self, board: screen.WorkerLoop, stream: Any, *, transient: bool) -> None:
+    def __init__(self, board: screen.GuestsView, stream: Any, *, transient: bool) -> None:
         self.board = board
         # What is printed meanwhile is none of its business: the streams stay what they are.
         self._live = Live(
@@ -88,36 +88,36 @@ class Picture:
     async def _follow(self, url: str) -> None:
         try:
             async with AsyncAgent(url) as agent:
-                await agent.play(following(partial(self.put, url), None, math.inf))
+                await agent.play(watch_script(partial(self.put, url), None, math.inf))
         except (Fault, HostError) as error:
             self.board.blind[url] = str(error)
             self._changed.set()
 
 
 def watch(url: str, timeout: float | None, until: str | None, deadline: float, put: Callable[[Status], None]) -> None:
-    """Draw what goes on in one guest; `put` gets each record, too. Raises as `following` does."""
+    """Draw what goes on in one guest; `put` gets each record, too. Raises as `watch_script` does."""
 
     async def run() -> None:
         async with AsyncAgent(url, timeout=timeout) as agent:
             await agent.status()  # one that is not there is told without a picture
-            async with Picture(screen.WorkerLoop(), None, transient=False) as picture:
+            async with Picture(screen.GuestsView(), None, transient=False) as picture:
 
                 def both(record: Status) -> None:
                     put(record)
                     picture.put(url, record)
 
-                await agent.play(following(both, until, deadline))
+                await agent.play(watch_script(both, until, deadline))
 
     _interruptible(run())
 
 
-def beside(url: str, title: str, call: Call[T], timeout: float | None) -> T:
+def during_call(url: str, title: str, call: Call[T], timeout: float | None) -> T:
     """Draw how a guest fares while the call lasts; return what it returns, and leave nothing of the picture."""
 
     async def run() -> T:
         async with (
             AsyncAgent(url, timeout=timeout) as agent,
-            Picture(screen.WorkerLoop(title), None, transient=True) as picture,
+            Picture(screen.GuestsView(title), None, transient=True) as picture,
         ):
             picture.follow([url])
             return await agent.carry_out(call)
@@ -138,7 +138,7 @@ def _interruptible(doing: Coroutine[Any, Any, T]) -> T:
             interrupted = True
             task.cancel()
 
-        signals.heed(note)
+        signals.on_signal(note)
         try:
             return [await doing]
         except asyncio.CancelledError:

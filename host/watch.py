@@ -1,17 +1,17 @@
-"""A guest followed by long polls: the agent answers when something has changed, at no interval. No I/O."""
+"""Watches a guest by long polls: the agent answers when something has changed, at no interval. No I/O."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
+from ..agent.api.records import Status
 from . import calls
 from .errors import BadReply, TimedOut
 from .holding import Script
-from .records import Status
 
 
-def following(put: Callable[[Status], None], until: str | None, deadline: float) -> Script[None]:
+def watch_script(put: Callable[[Status], None], until: str | None, deadline: float) -> Script[None]:
     """Give each record to `put`, as the agent tells them, until the state `until`; raise TimedOut at the deadline.
 
     Now and then a record without a change is given, too.

@@ -11,10 +11,10 @@ import pytest
 from fakes.agent_socket import GUEST_INFO, json_line, reply_bytes
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.host import calls
+from virtagent.host.client_session import ANSWER, ClientSession, Command, Look, Open, Receive, Send, Speech, Step
+from virtagent.host.connection import drive
 from virtagent.host.errors import BadReply, HostError, Lost, TimedOut, Unreachable
-from virtagent.host.link import ANSWER, Command, Link, Look, Open, Receive, Send, Speech, Step
 from virtagent.host.transports import parse
-from virtagent.host.wire import drive
 
 Reply = Callable[[dict[str, Any]], bytes]
 
@@ -95,12 +95,12 @@ class Guest:
         return True
 
 
-def link(guest: Guest, url: str = "unix:/a", **options: Any) -> Link:
+def session(guest: Guest, url: str = "unix:/a", **options: Any) -> ClientSession:
     given = {"timeout": None, "connect_timeout": 5, "reply_max": 1 << 20} | options
-    return Link(parse(url), clock=lambda: guest.now, **given)
+    return ClientSession(parse(url), clock=lambda: guest.now, **given)
 
 
-def ping(guest: Guest, to: Link) -> str:
+def ping(guest: Guest, to: ClientSession) -> str:
     return drive(to.perform(calls.ping()), guest.take)
 
 
@@ -110,7 +110,7 @@ DUMMY = value("dummy")
 @pytest.mark.parametrize("cut", [1, 7, 1 << 20])
 def test_one_sync_and_one_question_a_connection(cut: int) -> None:
     guest = Guest([[synced, info, DUMMY, DUMMY]], cut=cut)
-    to = link(guest)
+    to = session(guest)
     assert ping(guest, to) == ping(guest, to) == "dummy"
     assert guest.asked == ["guest-sync-delimited", "guest-info", "va.ping", "va.ping"]
     assert (to.open, to.stock) == (True, False)
@@ -118,7 +118,7 @@ def test_one_sync_and_one_question_a_connection(cut: int) -> None:
 
 def test_a_stock_qemu_ga_is_asked_in_its_own_words() -> None:
     guest = Guest([[synced, stock, value({})]])
-    to = link(guest)
+    to = session(guest)
     assert ping(guest, to) == "dummy"
     assert guest.asked == ["guest-sync-delimited", "guest-info", "guest-ping"]
     assert to.stock
@@ -131,7 +131,7 @@ def test_a_guest_info_that_is_blocked_says_nothing(ours: bool) -> None:
         return json_line({"error": error, "id": request["id"]})
 
     guest = Guest([[synced, no, DUMMY if ours else no, DUMMY]])
-    to = link(guest)
+    to = session(guest)
     assert ping(guest, to) == "dummy"
     assert to.stock != ours
 
@@ -143,7 +143,7 @@ def test_an_agent_that_allows_next_to_nothing_is_still_ours() -> None:
         return json_line({"id": request["id"], "error": error | ours})
 
     guest = Guest([[blocked, blocked, blocked, DUMMY]])
-    to = link(guest)
+    to = session(guest)
     assert ping(guest, to) == "dummy"
     assert guest.asked == ["guest-sync-delimited", "guest-info", "va.ping", "va.ping"]
     assert not to.stock
@@ -153,18 +153,18 @@ def test_an_agent_that_allows_next_to_nothing_is_still_ours() -> None:
 def test_an_agent_that_speaks_xmlrpc_alone(ends: bool) -> None:
     refusal = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
     guest = Guest([[refusal, *(["end"] if ends else [])], [reply_bytes("dummy")]])
-    assert ping(guest, link(guest)) == "dummy"
+    assert ping(guest, session(guest)) == "dummy"
     assert guest.asked == ["guest-sync-delimited", "POST"]
     assert guest.now <= 101
 
 
 def test_a_protocol_that_is_given_is_not_found_out() -> None:
     guest = Guest([[reply_bytes("dummy")]])
-    assert ping(guest, link(guest, speech=Speech.XMLRPC)) == "dummy"
+    assert ping(guest, session(guest, speech=Speech.XMLRPC)) == "dummy"
     guest = Guest([[synced, stock, DUMMY]])
-    assert ping(guest, link(guest, speech=Speech.JSON)) == "dummy"
+    assert ping(guest, session(guest, speech=Speech.JSON)) == "dummy"
     guest = Guest([[synced, value({})]])
-    assert ping(guest, link(guest, "qemu-ga:unix:/a")) == "dummy"
+    assert ping(guest, session(guest, "qemu-ga:unix:/a")) == "dummy"
     assert guest.asked == ["guest-sync-delimited", "guest-ping"]
 
 
@@ -176,7 +176,7 @@ def test_after_a_time_out_the_stream_is_resynchronised() -> None:
         return b""
 
     guest = Guest([[synced, info, slow, lambda r: value("late")(late[0]) + value("late")(late[0]) + synced(r), DUMMY]])
-    to = link(guest)
+    to = session(guest)
     with pytest.raises(TimedOut, match="within 30 s") as raised:
         ping(guest, to)
     assert raised.value.asked
@@ -187,7 +187,7 @@ def test_after_a_time_out_the_stream_is_resynchronised() -> None:
 
 def test_a_stream_that_cannot_be_resynchronised_is_given_up() -> None:
     guest = Guest([[synced, info, None, b"rubbish"], [synced, info, DUMMY]])
-    to = link(guest)
+    to = session(guest)
     with pytest.raises(TimedOut):
         ping(guest, to)
     assert ping(guest, to) == "dummy"
@@ -197,7 +197,7 @@ def test_a_stream_that_cannot_be_resynchronised_is_given_up() -> None:
 def test_after_garbage_the_stream_is_resynchronised() -> None:
     guest = Guest([[synced, info, b"login: \n", b'{"return": 1}\n', DUMMY]])
     guest.connections[0][3] = lambda r: b"Password: \n" + synced(r)
-    to = link(guest)
+    to = session(guest)
     with pytest.raises(BadReply):
         ping(guest, to)
     assert ping(guest, to) == "dummy"
@@ -206,21 +206,21 @@ def test_after_garbage_the_stream_is_resynchronised() -> None:
 
 def test_what_nobody_asked_for_is_skipped_before_the_next_call() -> None:
     guest = Guest([[synced, info, lambda r: DUMMY(r) + b'{"event": 1}\n{"ret', synced, DUMMY]])
-    to = link(guest)
+    to = session(guest)
     assert ping(guest, to) == ping(guest, to) == "dummy"
     assert guest.asked[3:] == ["guest-sync-delimited", "va.ping"]
 
 
 def test_a_call_that_was_not_sent_is_sent_on_a_new_connection() -> None:
     guest = Guest([[synced, info, DUMMY], [synced, info, DUMMY]])
-    to = link(guest)
+    to = session(guest)
     assert ping(guest, to) == ping(guest, to) == "dummy"
     assert guest.asked.count("va.ping") == 2
 
 
 def test_a_call_that_may_have_been_executed_is_not_sent_again() -> None:
     guest = Guest([[synced, info, DUMMY, b"", "end"], [synced, info, DUMMY]])
-    to = link(guest)
+    to = session(guest)
     ping(guest, to)
     with pytest.raises(Lost) as raised:
         ping(guest, to)
@@ -232,7 +232,7 @@ def test_a_call_that_may_have_been_executed_is_not_sent_again() -> None:
 @pytest.mark.parametrize("end", [ConnectionResetError(104, "reset"), ConnectionResetError(), OSError(5, "EIO")])
 def test_a_connection_that_breaks_is_lost(end: OSError) -> None:
     guest = Guest([[synced, info, end], [synced, info, DUMMY]])
-    to = link(guest)
+    to = session(guest)
     with pytest.raises(Lost):
         ping(guest, to)
     assert ping(guest, to) == "dummy"
@@ -245,7 +245,7 @@ def transcript() -> list[tuple[int, int]]:
     """Return each place at which a guest may stop: the number of whole replies, and how much came of the next."""
     replies: list[bytes] = []
     guest = Guest([[lambda r, make=make: replies.append(make(r)) or replies[-1] for make in WHOLE]])
-    assert ping(guest, link(guest)) == "dummy"
+    assert ping(guest, session(guest)) == "dummy"
     return [(n, cut) for n, reply in enumerate(replies) for cut in range(len(reply))]
 
 
@@ -254,7 +254,7 @@ def test_a_guest_that_stops_or_closes_at_each_byte(silent: bool) -> None:
     for whole, size in transcript():
         connection: list[Any] = [*WHOLE[:whole], lambda r, n=whole, size=size: WHOLE[n](r)[:size]]
         guest = Guest([[*connection, *([] if silent else ["end"])], WHOLE.copy()])
-        to = link(guest)
+        to = session(guest)
         with pytest.raises((TimedOut, Lost, BadReply)) as raised:
             ping(guest, to)
         assert raised.value.asked == (whole == 2)
@@ -266,11 +266,11 @@ def test_a_guest_that_stops_or_closes_at_each_byte(silent: bool) -> None:
 def test_an_endless_guest_ends_at_the_limit(drop: bytes) -> None:
     guest = Guest([[drop * 40_000]], cut=4096)
     with pytest.raises(HostError) as raised:
-        ping(guest, link(guest, reply_max=10_000))
+        ping(guest, session(guest, reply_max=10_000))
     assert not raised.value.asked
     guest = Guest([[synced, info, drop * 40_000]], cut=4096)
     with pytest.raises((BadReply, TimedOut)) as raised:
-        ping(guest, link(guest, reply_max=10_000))
+        ping(guest, session(guest, reply_max=10_000))
     assert raised.value.asked
 
 
@@ -287,7 +287,7 @@ def test_firecrackers_handshake_comes_first() -> None:
         return guest.take(step)
 
     guest.cut = 3
-    assert drive(link(guest, "firecracker:/v.sock:5").perform(calls.ping()), take) == "dummy"
+    assert drive(session(guest, "firecracker:/v.sock:5").perform(calls.ping()), take) == "dummy"
     assert said == [b"CONNECT 5\n"]
 
 
@@ -303,7 +303,7 @@ def test_a_port_that_firecracker_does_not_open(answer: bytes) -> None:
         return guest.take(step)
 
     with pytest.raises(Lost, match="OK") as raised:
-        drive(link(guest, "firecracker:/v.sock:5").perform(calls.ping()), take)
+        drive(session(guest, "firecracker:/v.sock:5").perform(calls.ping()), take)
     assert not raised.value.asked
 
 
@@ -322,7 +322,7 @@ def test_libvirt_carries_messages(ours: bool) -> None:
         return DUMMY(request).decode().strip()
 
     guest = Guest([])
-    to = link(guest, "libvirt:vm")
+    to = session(guest, "libvirt:vm")
     assert drive(to.perform(calls.ping()), take) == drive(to.perform(calls.ping()), take) == "dummy"
     assert asked == ["guest-info", *(["va.ping" if ours else "guest-ping"] * 2)]
     if ours:

@@ -1,8 +1,8 @@
 """How a call is carried to an agent and back: connecting, finding out what the other end speaks, resynchronising,
-trying again. No I/O: a conversation is a generator that yields what is to be done and is sent what came of it.
+trying again. No I/O: a script is a generator that yields what is to be done and is sent what came of it.
 
-A thread or an event loop drives it (`wire.py`), so that both say the same. What may have been executed is not sent
-again; what cannot have been is, once, on a new connection.
+A thread or an event loop drives it (`connection.py`), so that both say the same. What may have been executed is not
+sent again; what cannot have been is, once, on a new connection.
 
 The other end is asked once a connection, with a guest-sync-delimited and a guest-info. An agent of ours and a stock
 qemu-ga answer both, and only ours knows va.* methods; one that speaks XML-RPC alone answers HTTP or hangs up; whatever
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..agent.api.errors import Fault
-from . import qga, stock, xmlrpc
+from . import qemu_ga_compat, qga, xmlrpc
 from .calls import Call
 from .errors import BadReply, HostError, Lost, TimedOut
 from .transports import Endpoint
@@ -37,14 +37,14 @@ _HELLO_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Connect within `seconds`, in the place of what was open; raise Unreachable."""
+    """Connect within `seconds`, instead of what was open; raise Unreachable."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send `data` until `deadline` (seconds of the link's clock); return whether the other end took all of it."""
+    """Send `data` until `deadline` (seconds of the session's clock); return whether the other end took all of it."""
 
     data: bytes
     deadline: float
@@ -71,8 +71,8 @@ class Command:
 
 
 Step = Open | Send | Receive | Look | Command
-Connection = Generator[Step, Any, T]
-Ask = Callable[..., Connection[Any]]
+Steps = Generator[Step, Any, T]
+Ask = Callable[..., Steps[Any]]
 
 
 class Speech(enum.Enum):
@@ -87,7 +87,7 @@ class _Unsent(Exception):
     """The other end is gone and cannot have had the whole request."""
 
 
-class Link:
+class ClientSession:
     """What is known about the connection to one agent. `open` says whether the driver is to keep it.
 
     `speech` other than UNKNOWN is taken for granted. Times are seconds of `clock`.
@@ -127,7 +127,7 @@ class Link:
         late.asked = False
         return late
 
-    def perform(self, call: Call[T], timeout: float | None = None, until: float | None = None) -> Connection[T]:
+    def perform(self, call: Call[T], timeout: float | None = None, until: float | None = None) -> Steps[T]:
         """Carry `call` out, within `timeout` seconds if given, `until` a time if that comes sooner.
 
         Returns what it returns. Raises Fault, a HostError, or Unsendable.
@@ -143,7 +143,7 @@ class Link:
 
         asked = False
 
-        def ask(method: str, *params: Any) -> Connection[Any]:
+        def ask(method: str, *params: Any) -> Steps[Any]:
             nonlocal asked
             yield from self._ready(deadline)
             asked = True
@@ -155,10 +155,10 @@ class Link:
             error.asked = asked
             raise
 
-    def _answered(self, call: Call[Any], ask: Ask, deadline: float, began: float, seconds: float) -> Connection[Any]:
+    def _answered(self, call: Call[Any], ask: Ask, deadline: float, began: float, seconds: float) -> Steps[Any]:
         try:
             yield from self._ready(deadline)
-            return (yield from (stock.answer if self.stock else _as_it_is)(call.method, call.params, ask))
+            return (yield from (qemu_ga_compat.answer if self.stock else _as_it_is)(call.method, call.params, ask))
         except TimeoutError:
             waited = min(seconds, self._clock() - began)
             raise TimedOut(
@@ -169,7 +169,7 @@ class Link:
             why = error.strerror or type(error).__name__
             raise Lost(f"the connection to {self._endpoint.url} is lost ({why}); call again") from None
 
-    def _ask(self, method: str, params: Sequence[Any], most: int, deadline: float) -> Connection[Any]:
+    def _ask(self, method: str, params: Sequence[Any], most: int, deadline: float) -> Steps[Any]:
         while True:
             kept = yield from self._ready(deadline)
             try:
@@ -181,7 +181,7 @@ class Link:
     def _closed(self) -> Lost:
         return Lost(f"{self._endpoint.url} closed the connection without an answer; look at its log, then call again")
 
-    def _exchange(self, method: str, params: Sequence[Any], most: int, deadline: float) -> Connection[Any]:
+    def _exchange(self, method: str, params: Sequence[Any], most: int, deadline: float) -> Steps[Any]:
         if self._speech is Speech.XMLRPC:
             by_xml = xmlrpc.Exchange(method, params, tag=next(self._tags), reply_max=most)
             return (yield from self._by_http(by_xml, deadline))
@@ -196,7 +196,7 @@ class Link:
             self._dirty = not exchange.reusable
             self.open = self.open and not exchange.ended
 
-    def _by_libvirt(self, exchange: qga.Exchange, deadline: float) -> Connection[Any]:
+    def _by_libvirt(self, exchange: qga.Exchange, deadline: float) -> Steps[Any]:
         self.open = False
         text = yield Command(exchange.request.decode(), deadline)
         self.open = True
@@ -204,13 +204,13 @@ class Link:
             raise BadReply("libvirt passed on the answer to another command; call again")
         return reply.value
 
-    def _by_http(self, exchange: xmlrpc.Exchange, deadline: float) -> Connection[Any]:
+    def _by_http(self, exchange: xmlrpc.Exchange, deadline: float) -> Steps[Any]:
         try:
             return (yield from self._converse(exchange, deadline)).value
         finally:
             self.open = self.open and exchange.reusable
 
-    def _converse(self, exchange: qga.Exchange | xmlrpc.Exchange, deadline: float) -> Connection[xmlrpc.Reply]:
+    def _converse(self, exchange: qga.Exchange | xmlrpc.Exchange, deadline: float) -> Steps[xmlrpc.Reply]:
         whole = yield Send(exchange.request, deadline)
         try:
             while True:
@@ -227,7 +227,7 @@ class Link:
                 raise _Unsent from None
             raise
 
-    def _ready(self, deadline: float) -> Connection[bool]:
+    def _ready(self, deadline: float) -> Steps[bool]:
         """Make the connection fit for a call; return whether it is an old one, which may turn out to be dead."""
         if self.open and not self._endpoint.domain and (yield Look()):
             # It has ended, or holds what nobody asked for.
@@ -243,7 +243,7 @@ class Link:
         yield from self._connect(deadline)
         return False
 
-    def _connect(self, deadline: float) -> Connection[None]:
+    def _connect(self, deadline: float) -> Steps[None]:
         try:
             yield from self._introduce(deadline)
         except _Unsent:
@@ -253,7 +253,7 @@ class Link:
             self.open = False
             raise
 
-    def _introduce(self, deadline: float) -> Connection[None]:
+    def _introduce(self, deadline: float) -> Steps[None]:
         """Connect, and find out what the other end speaks."""
         self._speech = self._known
         if self._endpoint.domain:
@@ -270,7 +270,7 @@ class Link:
             if not self.stock:
                 yield from self._tell_apart(deadline)
 
-    def _reach(self, deadline: float) -> Connection[None]:
+    def _reach(self, deadline: float) -> Steps[None]:
         self.open = self._dirty = False
         yield Open(min(_left(deadline, self._clock), self._connect_timeout))
         self.open = True
@@ -284,11 +284,11 @@ class Link:
             line += data
             if not data or len(line) > _HELLO_MAX or not b"OK ".startswith(line[:3]):
                 raise Lost(
-                    f"{self._endpoint.url}: no port was opened ({line[:_HELLO_MAX]!r} in the place of OK); "
+                    f"{self._endpoint.url}: no port was opened ({line[:_HELLO_MAX]!r} instead of OK); "
                     "see that virtagentd listens on that vsock port"
                 )
 
-    def _sync(self, deadline: float) -> Connection[bool]:
+    def _sync(self, deadline: float) -> Steps[bool]:
         """Skip all that is old on the stream. Return whether the other end speaks XML-RPC alone."""
         self._dirty = True
         number = secrets.randbits(31)
@@ -307,7 +307,7 @@ class Link:
         self._dirty = ended
         return ended
 
-    def _tell_apart(self, deadline: float) -> Connection[None]:
+    def _tell_apart(self, deadline: float) -> Steps[None]:
         """Find out whether this is an agent of ours; both that and a stock one are left as they were."""
         try:
             found = yield from self._exchange("guest-info", (), self._reply_max, deadline)
@@ -327,7 +327,7 @@ class Link:
                 raise BadReply("guest-info answered no list of commands; see what the URL names")
 
 
-def _as_it_is(method: str, params: Sequence[Any], ask: Ask) -> Connection[Any]:
+def _as_it_is(method: str, params: Sequence[Any], ask: Ask) -> Steps[Any]:
     return (yield from ask(method, *params))
 
 

@@ -1,4 +1,4 @@
-"""Drives a conversation over a connection: does the I/O that it asks for, and sees that each step ends in time.
+"""The connection to one agent: does the I/O that a session asks for, and sees that each step ends in time.
 
 Written once, as coroutines. What really waits is an `Io`: that of `client.py` blocks, so that its coroutines never
 suspend and `finish` can run them without an event loop; that of `aio.py` awaits.
@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from .link import Command, Connection, Link, Look, Open, Receive, Send, Step
+from .client_session import ClientSession, Command, Look, Open, Receive, Send, Step, Steps
 from .transports import Endpoint
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ class Io(Protocol):
         """Return what libvirt answers."""
 
 
-class Wire:
-    """A connection to one endpoint, over which conversations go one after another."""
+class Connection:
+    """A connection to one endpoint, which carries one call after another."""
 
     def __init__(self, endpoint: Endpoint, io: Io) -> None:
         self._endpoint = endpoint
@@ -96,12 +96,12 @@ class Wire:
         if self._domain is not None:
             self._domain.close()
 
-    async def run(self, link: Link, conversation: Connection[T]) -> T:
-        """Return what the conversation comes to, and keep the connection only if the link says so."""
+    async def run(self, session: ClientSession, steps: Steps[T]) -> T:
+        """Return what the steps come to, and keep the connection only if the session says so."""
         try:
-            return await drive_async(conversation, self._take)
+            return await drive_async(steps, self._take)
         finally:
-            if not link.open:
+            if not session.open:
                 self.close()
 
     async def _take(self, step: Step) -> Any:

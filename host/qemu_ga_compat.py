@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
+from ..agent.api.records import STOCK
+from ..agent.api.states import FreezeState
 from .errors import BadReply, Unsupported
-from .records import STATES, STOCK
 
 Ask = Callable[..., Generator[Any, Any, Any]]
 Script = Generator[Any, Any, Any]
@@ -67,10 +68,10 @@ def _status(ask: Ask, options: Any) -> Script:
     found = yield from ask("guest-fsfreeze-status")
     if found not in ("frozen", "thawed"):
         raise BadReply("guest-fsfreeze-status answered neither frozen nor thawed; see what the URL names")
-    state = found.upper()
+    state = FreezeState[found.upper()]
     if options is None:
-        return STATES[state]
-    return {"state": state, "code": STATES[state], "seq": -1, "version": STOCK}
+        return state.value
+    return {"state": state.name, "code": state.value, "seq": -1, "version": STOCK}
 
 
 def _count(value: Any) -> int:

@@ -1,0 +1,146 @@
+"""JSON as the QEMU guest agent protocol has it, for both sides: a text to a value, a value to a line. No I/O.
+
+It is json's to read and write. What is refused is refused in qemu-ga's words, since clients compare them (QEMU 7.2:
+qobject/json-lexer.c, json-parser.c; read off the wire): doubled keys, NaN and infinity, half a surrogate pair.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import Any
+
+from ..api.errors import Code, Fault
+
+_QUOTE = re.compile(r'\\.|"')
+_QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _parse_error(text: str) -> Fault:
+    return Fault(Code.PARSE, f"JSON parse error, {text}")
+
+
+def load(data: bytes | bytearray, *, single_quotes: bool = False, lone_surrogates: bool = False) -> Any:
+    """Return the value of a JSON text; raise Fault PARSE in qemu-ga's words.
+
+    What it may nest and hold is for the caller to bound. `single_quotes` says that some strings may stand in them,
+    `lone_surrogates` that half a surrogate pair is taken, since the other side is not trusted to know better.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise _parse_error("invalid UTF-8 sequence in string") from None
+    if single_quotes:
+        text = _QUOTED.sub(_doubled, text)
+    try:
+        value = _decoder.decode(text)
+    except json.JSONDecodeError as error:
+        raise _parse_error(_words(error)) from None
+    if not lone_surrogates and _ESCAPED_SURROGATE.search(text):
+        _refuse_lone_surrogates(value)
+    return value
+
+
+def _doubled(match: re.Match[str]) -> str:
+    quoted = match[0]
+    if quoted[0] == '"':
+        return quoted
+    inside = quoted[1:-1].replace("\\'", "'")
+    return '"' + _QUOTE.sub(lambda found: found[0] if found[0][0] == "\\" else '\\"', inside) + '"'
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _parse_error("duplicate key")
+    return found
+
+
+def _integer(digits: str) -> int | float:
+    # What 64 bits do not hold is a double, as in qemu-ga; and Python takes quadratic time for very long ones.
+    return int(digits) if len(digits) <= 20 else _double(digits)
+
+
+def _double(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise _parse_error(f"number out of range '{digits[:64]}'")
+    return value
+
+
+def _constant(name: str) -> Any:
+    raise _parse_error(f"stray '{name[:1]}'")
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_members, parse_int=_integer, parse_float=_double, parse_constant=_constant
+)
+
+
+def _words(error: json.JSONDecodeError) -> str:
+    """Return what qemu-ga says about what json found wrong."""
+    rest = error.doc[error.pos : error.pos + 64]
+    word = re.match(r"[a-z]+", rest)
+    number = re.search(r"-?\d+$", error.doc[max(0, error.pos - 64) : error.pos])
+    match error.msg:
+        case "Expecting ':' delimiter":
+            return "missing : in object pair"
+        case "Expecting ',' delimiter" if number and rest and rest[0] in "0123456789.eE":
+            return f"stray '{number[0]}{rest[: 1 if rest[0].isdigit() else 2]}'"
+        case "Expecting ',' delimiter" if not word:
+            return "expected separator in dict or list"
+        case "Expecting value" if rest[:1] == "-":
+            return f"stray '{rest[:2]}'"
+        case "Invalid \\escape" | "Invalid \\uXXXX escape":
+            return "invalid escape sequence in string"
+        case "Expecting property name enclosed in double quotes" if rest[:1] not in "},":
+            return "key is not a string in object"
+        case "Expecting value" | "Expecting ',' delimiter" if word:
+            return f"invalid keyword '{word[0]}'"
+        case "Expecting value" if rest[:1] not in ("", "}", "]", ",", ":"):
+            return f"stray '{rest[:1]}'"
+    return "expecting value"
+
+
+def _refuse_lone_surrogates(value: Any) -> None:
+    match value:
+        case str() if found := LONE_SURROGATE.search(value):
+            raise _parse_error(f"\\u{ord(found[0]):04x} is not a valid Unicode character")
+        case list():
+            for item in value:
+                _refuse_lone_surrogates(item)
+        case dict():
+            for name, item in value.items():
+                _refuse_lone_surrogates(name)
+                _refuse_lone_surrogates(item)
+
+
+def dump(value: Any) -> bytes:
+    """Return `value` as one line of ASCII; bytes become base64, what is no text in a path becomes U+FFFD.
+
+    Raises TypeError, ValueError or RecursionError if JSON has no form for it.
+    """
+    text = json.dumps(value, default=_plain, allow_nan=False)
+    if "\\ud" in text:
+        text = json.dumps(_valid(json.loads(text)), allow_nan=False)
+    return text.encode("ascii") + b"\n"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bytes | bytearray):
+        return base64.b64encode(value).decode("ascii")
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def _valid(value: Any) -> Any:
+    match value:
+        case str():
+            return LONE_SURROGATE.sub("\ufffd", value)
+        case list():
+            return [_valid(item) for item in value]
+        case dict():
+            return {_valid(name): _valid(item) for name, item in value.items()}
+    return value
