@@ -14,7 +14,6 @@ from ...agent.api.errors import Code, Fault, from_number
 from ...agent.api.methods import RPCS, Disk, Rpc, Runs, arguments, public, refusal
 from ...agent.api.records import Status
 from ...agent.api.states import WorkerEvent, WorkerState
-from ...agent.wire.qmp import SILENT
 from ...agent.worker import messages
 from ..config import BadConfig, Config, reread
 from . import audit, events, titles
@@ -105,7 +104,7 @@ class Engine:
                 raise Fault(Code.BUSY, f"{row.name}: {BULKY_MAX} calls with large replies are under way")
             if request.crowded and not row.essential:
                 raise Fault(Code.BUSY, f"{row.name}: too many replies are not read; call again later")
-            if (refused := self._refusal(row)) is not None:
+            if (refused := self.refusal(row)) is not None:
                 raise refused
             self._run(turn, call, row, arguments(row, request.params))
         except Fault as fault:
@@ -114,11 +113,12 @@ class Engine:
     def _bulky(self) -> int:
         return sum(RPCS[call.request.method].bulky for call in self._pending if call.request.method in RPCS)
 
-    def _refusal(self, row: Rpc) -> Fault | None:
+    def refusal(self, row: Rpc) -> Fault | None:
+        """Return why a call of `row` is not admitted now, None if it is."""
         return refusal(
             row,
             self._freeze.state,
-            blocked=not self._config.allows(row.name),
+            blocked=not self.allows(row.name),
             audit_full=self._audit.full,
             stopping=bool(self._stopping),
         )
@@ -173,27 +173,9 @@ class Engine:
 
     # -- what is offered to the inline handlers
 
-    def methods(self) -> list[str]:
-        """Return the names of the methods that a host may call here."""
-        return [r.name for r in RPCS.values() if r.public and not r.is_guest and self._config.allows(r.name)]
-
-    def commands(self) -> list[dict[str, Any]]:
-        """Return name, enabled and success-response of all that a host may call by JSON, `enabled` as of now."""
-        return [
-            {
-                "name": row.name,
-                "enabled": self._refusal(row) is None,
-                "success-response": row.name not in SILENT,
-            }
-            for row in RPCS.values()
-            if row.public
-        ]
-
-    def help(self, method: str) -> str:
-        """Return the help text of a method; raise Fault PARAMS if there is none of that name."""
-        if method not in self.methods():
-            raise Fault(Code.PARAMS, f"system.methodHelp: no method {method[:80]!r}")
-        return RPCS[method].help()
+    def allows(self, method: str) -> bool:
+        """Return whether the configuration lets hosts call that method."""
+        return self._config.allows(method)
 
     def thaw(self, turn: Turn, call: Call) -> Deferred:
         """Thaw, cancel, retry or join."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...agent.api.errors import Code, Fault
 from ...agent.api.methods import RPCS
 from ...agent.api.rpc import Runs
+from ...agent.wire.qmp import SILENT
 from .engine import Engine, InlineHandler
 from .pending import Call, Deferred
 from .turn import Turn
@@ -19,17 +21,24 @@ def dummy(_engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> s
 
 def capabilities(engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
     """Return {version, methods}; methods that the configuration blocks are not listed."""
-    return {"version": engine.version, "methods": engine.methods()}
+    return {"version": engine.version, "methods": _methods(engine)}
 
 
 def list_methods(engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> list[str]:
     """Return the names of the methods that a host may call."""
-    return engine.methods()
+    return _methods(engine)
 
 
 def method_help(engine: Engine, _turn: Turn, _call: Call, args: dict[str, Any]) -> str:
     """Return what a method does, takes and returns; raise Fault PARAMS if there is none of that name."""
-    return engine.help(args["method"])
+    method = args["method"]
+    if method not in _methods(engine):
+        raise Fault(Code.PARAMS, f"system.methodHelp: no method {method[:80]!r}")
+    return RPCS[method].help()
+
+
+def _methods(engine: Engine) -> list[str]:
+    return [row.name for row in RPCS.values() if row.public and not row.is_guest and engine.allows(row.name)]
 
 
 def ping(_engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +54,12 @@ def sync(_engine: Engine, _turn: Turn, _call: Call, args: dict[str, Any]) -> int
 
 def info(engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
     """Return version and all commands, each with whether it is admitted now."""
-    return {"version": engine.version, "supported_commands": engine.commands()}
+    commands = [
+        {"name": row.name, "enabled": engine.refusal(row) is None, "success-response": row.name not in SILENT}
+        for row in RPCS.values()
+        if row.public
+    ]
+    return {"version": engine.version, "supported_commands": commands}
 
 
 def fsfreeze_status(engine: Engine, _turn: Turn, call: Call, _args: dict[str, Any]) -> str | Deferred:

@@ -90,13 +90,6 @@ def test_the_direction_of_imports(path: Path) -> None:
         assert any(f"{name}.".startswith(f"{good}.") for good in allowed), f"imports {name}"
 
 
-# The next steps of the renovation end these.
-STILL_ROUND = {f"supervisor.core.{name}" for name in ("engine", "events", "inline", "pending", "state", "status")}
-STILL_ROUND |= {f"supervisor.core.{name}" for name in ("thawing", "workers", "freezing", "polls", "resources")}
-STILL_ROUND |= {f"supervisor.core.{name}" for name in ("freeze", "compensation", "turn", "reports")}
-STILL_ROUND |= {"supervisor.core.titles", "supervisor.core.audit", "supervisor.core.transaction"}
-
-
 def test_no_import_goes_round_in_a_circle() -> None:
     left = {module: {to for to in arrows(module) if to in MODULES} for module in MODULES}
     while leaves := {module for module, to in left.items() if not to & left.keys()}:
@@ -106,7 +99,7 @@ def test_no_import_goes_round_in_a_circle() -> None:
     while outer := {module for module in left if not any(module in to for to in left.values())}:
         for module in outer:
             del left[module]
-    assert set(left) <= STILL_ROUND, sorted(left)
+    assert sorted(left) == []
 
 
 @each
@@ -120,7 +113,7 @@ def test_between_the_folders_imports_are_relative(path: Path) -> None:
 @each
 def test_a_file_fits_in_the_head(path: Path) -> None:
     count = len(path.read_text(encoding="utf-8").splitlines())
-    assert count <= LINES_MAX * 1.15, f"{count} lines: it has two jobs"
+    assert count <= LINES_MAX * 1.1, f"{count} lines: it has two jobs"
 
 
 @each
