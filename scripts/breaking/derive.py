@@ -16,6 +16,7 @@ from typing import Any
 from . import areas
 
 FLAGS = ("disk", "essential", "limit", "compensation", "outlives", "thaws_first")
+_NOTHING = "nothing"  # the action of a row that has none
 _OURS = "__import__('breaking.derive').derive"
 
 
@@ -130,11 +131,16 @@ def rpc_flags(tree: Path) -> Iterator[Breakage]:
                     yield Breakage(f"{name}[{rpc}]: {flag} turned", "flag of RPCS", "rpc", source.path, end, end, text)
 
 
-def _members(row: Any) -> list[str]:
-    """Return the names of a row's members that are of an enumeration or yes and no."""
+def _fields(row: Any) -> dict[str, Any]:
+    """Return the members of a row by name, or by number if it is a plain tuple."""
     if dataclasses.is_dataclass(row):
-        return [f.name for f in dataclasses.fields(row) if isinstance(getattr(row, f.name), (enum.Enum, bool))]
-    return [str(i) for i, member in enumerate(row) if isinstance(member, (enum.Enum, bool))]
+        return {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+    return dict(row._asdict()) if hasattr(row, "_asdict") else {str(i): member for i, member in enumerate(row)}
+
+
+def _members(row: Any) -> list[str]:
+    """Return the names of a row's members that are of an enumeration, yes and no, or the name of an action."""
+    return [n for n, member in _fields(row).items() if isinstance(member, (enum.Enum, bool)) or n == "action"]
 
 
 def _other(value: Any) -> Any:
@@ -151,11 +157,13 @@ def turn_row(table: Mapping[Any, Any], number: int, change: str) -> dict[Any, An
     row = turned.pop(key)
     if change == "removed":
         return turned
+    before = _fields(row)[change]
+    after = _other(before) if change != "action" else _NOTHING if before != _NOTHING else "advance"
     if dataclasses.is_dataclass(row):
-        return {**turned, key: dataclasses.replace(row, **{change: _other(getattr(row, change))})}  # type: ignore[type-var]
-    members = [*row]
-    members[int(change)] = _other(members[int(change)])
-    return {**turned, key: tuple(members)}
+        return {**turned, key: dataclasses.replace(row, **{change: after})}  # type: ignore[type-var]
+    if hasattr(row, "_replace"):
+        return {**turned, key: row._replace(**{change: after})}
+    return {**turned, key: tuple(after if str(i) == change else member for i, member in enumerate(row))}
 
 
 def turn_flag(module: dict[str, Any], rows: Mapping[str, Any], rpc: str, flag: str) -> Any:
