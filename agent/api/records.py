@@ -207,7 +207,12 @@ def _converter(hint: Any) -> Callable[[Any], Any] | None:
 
 
 def _dump_each(records: tuple[object, ...]) -> list[dict[str, Any]]:
-    return [dump(record) for record in records]
+    if not records:
+        return []
+    names, _, inner = _layout(cast("Hashable", type(records[0])))
+    if inner:
+        return [dump(record) for record in records]
+    return [{name: getattr(record, name) for name in names} for record in records]
 
 
 def load(kind: type[R], data: object, where: str, *, exact: bool = False) -> R:
