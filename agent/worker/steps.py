@@ -66,14 +66,14 @@ def ended(mount: int, operation: Operation, error: int, said: str, seconds: floa
 # What a script asks for.
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReadPlan:
     """Read what is mounted and choose: answers a `records.Plan`; raises Fault."""
 
     rules: Rules
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Start:
     """Take these file systems, by their index in the plan; raises OSError or RuntimeError.
 
@@ -84,7 +84,7 @@ class Start:
     obeys: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Order:
     """Do `operation` on all these file systems simultaneously; each is idle and gives one `Result`. Raises nothing.
 
@@ -95,12 +95,12 @@ class Order:
     operation: Operation
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StopFreezing:
     """Begin no FIFREEZE from now on: one that is ordered ends with ECANCELED. `Gone` does not come any more."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wait:
     """Wait for an event, at most until that CLOCK_MONOTONIC second: answers an `Event`.
 
@@ -111,38 +111,38 @@ class Wait:
     taken: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Now:
     """Answers the CLOCK_MONOTONIC seconds."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Alone:
     """Answers whether the supervisor is gone: nobody else would thaw."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Send:
     """Report, waiting until the pipe has taken it; returns immediately if the supervisor is gone."""
 
     report: messages.Report
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Post:
     """Report without waiting: what a full pipe does not take is kept, in order."""
 
     reports: tuple[messages.Report, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Inform:
     """Report unless the pipe is full: a newer report will say more."""
 
     report: messages.Report
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Measure:
     """Answers the figures of the disks of all that was started, as a `messages.Progress`."""
 
@@ -150,39 +150,39 @@ class Measure:
     round: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Title:
     """Show in ps what is happening now."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BecomeKeeper:
     """Be called keeper from the next title on."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LockMemory:
     """Stay in memory, where that is allowed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PrepareToExpedite:
     """Answers whether `Expedite` is going to change something (`rcu`)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Expedite:
     """Make grace periods short; nothing if that is done or refused."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EndExpedite:
     """Put back what `Expedite` changed, if anything; raises OSError."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PutBack:
     """Make grace periods normal after a worker that died between `Expedite` and `EndExpedite`, if that is allowed."""
 
@@ -214,7 +214,7 @@ Script = Generator[Step, Any, T]
 # What a script is told when it waits.
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Result:
     """A call has ended: `error` is its errno, 0 if it did what it should, `said` the system's words for that."""
 
@@ -224,26 +224,26 @@ class Result:
     said: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Told:
     """The supervisor said something."""
 
     message: messages.Control
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Gone:
     """The freeze must end: the supervisor is gone, or a signal asks for it. It comes once."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Timeout:
     """The second that was waited for has come."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Taken:
     """The report pipe has taken all that was posted."""
 

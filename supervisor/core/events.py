@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..config import Config
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Peer:
     """Who is at the other end of a connection: the channel as configured, and pid/uid or CID as text."""
 
@@ -22,7 +22,7 @@ class Peer:
     who: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Requested:
     """A well-formed request came; `wall` is the time of day (seconds since the epoch) for the audit record.
 
@@ -40,7 +40,7 @@ class Requested:
     unheard: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Malformed:
     """Bytes that are no request came, and were answered with this fault."""
 
@@ -50,7 +50,7 @@ class Malformed:
     wall: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class GivenUp:
     """The host no longer waits for this request's reply."""
 
@@ -58,14 +58,14 @@ class GivenUp:
     token: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Disconnected:
     """The connection is closed; none of its replies will be read."""
 
     connection: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Spawned:
     """The worker was forked."""
 
@@ -73,7 +73,7 @@ class Spawned:
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SpawnFailed:
     """The worker could not be forked."""
 
@@ -81,7 +81,7 @@ class SpawnFailed:
     error: OSError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reported:
     """The worker sent a message; `more`: another that came with it follows at once."""
 
@@ -90,7 +90,7 @@ class Reported:
     more: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RubbishReported:
     """The worker sent what is no message."""
 
@@ -98,14 +98,14 @@ class RubbishReported:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReportEnded:
     """The worker's report pipe is at its end: it is dying, but a death is only what its pidfd says."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Exited:
     """The worker was reaped: killed by `signal`, or ended with `code` (signal 0)."""
 
@@ -114,7 +114,7 @@ class Exited:
     code: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Probed:
     """The process state of a worker (psutil's names; "disk-sleep" is D)."""
 
@@ -122,14 +122,14 @@ class Probed:
     state: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Journaled:
     """The journal holds the plan of this freeze."""
 
     freeze: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class JournalFailed:
     """The journal could not be written."""
 
@@ -137,7 +137,7 @@ class JournalFailed:
     error: OSError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class JournalFound:
     """A supervisor before this one left a journal: what it planned to freeze, and what the host was not told yet.
 
@@ -152,31 +152,31 @@ class JournalFound:
     expedites: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reload:
     """The daemon was told to read its configuration again."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ShowStatus:
     """The daemon was told to log the status record."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stopped:
     """The daemon was told to stop, and by what."""
 
     signal: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Due:
     """A deadline of the core's has come, and is armed no more."""
 
     key: Key
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Woken:
     """Nothing but that time has passed."""
 
@@ -204,7 +204,7 @@ Event = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Spawn:
     """Fork a worker; draws Spawned or SpawnFailed."""
 
@@ -213,7 +213,7 @@ class Spawn:
     args: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Adopt:
     """Take the freeze worker that a dead supervisor left under this number; draws Exited at once if it is gone."""
 
@@ -222,21 +222,21 @@ class Adopt:
     started: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Kill:
     """SIGKILL the worker through its pidfd."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Probe:
     """Look at the worker's process state; draws Probed."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tell:
     """Write to the worker's control pipe."""
 
@@ -244,7 +244,7 @@ class Tell:
     message: messages.Control
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """Reply to a request with a value, a status record, or a fault."""
 
@@ -253,7 +253,7 @@ class Answer:
     value: Any | Fault
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SetTitle:
     """Show this in ps; `until` is a second of the loop's clock that is shown as time of day."""
 
@@ -261,7 +261,7 @@ class SetTitle:
     until: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Log:
     """Write a line to the log; `level` as in syslog(3): err, warning, notice, info, debug; or audit, always written."""
 
@@ -269,21 +269,21 @@ class Log:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Configured:
     """The configuration is another from now on."""
 
     config: Config
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LogStatus:
     """Write the status record to the log."""
 
     record: Status
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WriteJournal:
     """Write the journal, with the start time of the worker `pid`; draws Journaled or JournalFailed."""
 
@@ -292,19 +292,19 @@ class WriteJournal:
     record: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RemoveJournal:
     """Nothing is frozen and nobody is to be told: the journal goes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class KeepHandle:
     """Remember over a restart that the next file opened for a host gets this number."""
 
     next: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Quit:
     """Flush, close and end with this exit code."""
 
