@@ -1,11 +1,11 @@
 """Tests here make real file systems: see tests/harness."""
 
 import pytest
-from harness.fixtures import rig
+from harness.fixtures import grace_periods, rig
 from harness.hooks import Hooks
 from harness.rig import Rig
 
-__all__ = ["hooks", "rig"]
+__all__ = ["grace_periods", "hooks", "rig"]
 
 
 @pytest.fixture

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+from . import linux
 from .namespace import Area
 from .rig import Rig
+
+EXPEDITED = "/sys/kernel/rcu_expedited"
 
 
 def unmet(reason: object) -> NoReturn:
@@ -33,3 +37,17 @@ def rig(area: Area) -> Iterator[Rig]:
         wrong = made.close()
     if wrong:
         pytest.fail("after the test:\n" + "\n".join(wrong), pytrace=False)
+
+
+@pytest.fixture
+def grace_periods(rig: Rig) -> Iterator[Path]:
+    """Lay a file of the test's own over the switch that the whole machine shares, for the daemons started after it."""
+    if not linux.expedited():
+        unmet("this kernel has no /sys/kernel/rcu_expedited")
+    own = rig.area.fresh("rcu_expedited")
+    own.write_text("0\n")
+    linux.mount(str(own), EXPEDITED, flags=linux.MS_BIND)
+    try:
+        yield own
+    finally:
+        linux.umount(EXPEDITED, linux.MNT_DETACH)

@@ -1,5 +1,5 @@
 """Tests here make real file systems: see tests/harness."""
 
-from harness.fixtures import rig
+from harness.fixtures import grace_periods, rig
 
-__all__ = ["rig"]
+__all__ = ["grace_periods", "rig"]

@@ -19,7 +19,6 @@ from harness.stall import Stall
 from virtagent.agent.api.errors import Code
 
 KIND = pytest.mark.parametrize("kind", KINDS)
-EXPEDITED = "/sys/kernel/rcu_expedited"
 OVER = ("THAWINPROGRESS", "ERROR")
 
 
@@ -103,20 +102,6 @@ class Scene:
         host = self.daemon.proxy()
         assert host.va.fsfreeze() == 3
         assert host.va.fsthaw() == 3
-
-
-@pytest.fixture
-def grace_periods(rig: Rig) -> Iterator[Path]:
-    """Lay a file of the test's own over the switch that the whole machine shares, for the daemons started after it."""
-    if not linux.expedited():
-        pytest.skip("this kernel has no /sys/kernel/rcu_expedited")
-    own = rig.area.fresh("rcu_expedited")
-    own.write_text("0\n")
-    linux.mount(str(own), EXPEDITED, flags=linux.MS_BIND)
-    try:
-        yield own
-    finally:
-        linux.umount(EXPEDITED, linux.MNT_DETACH)
 
 
 @pytest.fixture
