@@ -192,11 +192,12 @@ class Connections:
         connection.unsent = size
 
     def _hang_up(self, connection: Connection) -> None:
-        for event in connection.session.give_up():
-            self._dispatch(connection, event)  # what it asked is done, though nobody waits for it
         transport, channel = connection.transport, connection.peer.channel
+        connection.gone = True  # whoever is at it just now, or has noted it for its turn, leaves it alone
         del self._by_id[connection.id], self._by_transport[transport]
         self._on_channel[channel] -= 1
+        for event in connection.session.give_up():
+            self._dispatch(connection, event)  # what it asked is done, though nobody waits for it
         self._count_unsent(connection, 0)
         connection.patience.end_all()
         if connection.session.output_size:
