@@ -116,8 +116,12 @@ class Socket:
         self._poller.register(sock.fileno(), HOSTS, READ, partial(hub.ready, self))
 
     def happened(self) -> bool:
-        """Return whether the peer has hung up: only that is told where nothing is waited for."""
-        return not self._wanted
+        """Return whether the peer has hung up: only that is told where nothing is waited for.
+
+        But what was told may be what was waited for until just now: whoever was served before it in this turn of the
+        loop may have answered this host.
+        """
+        return not self._wanted and hung_up(self._sock)
 
     def end(self) -> End:
         """Return HALF unless the peer has closed both directions."""

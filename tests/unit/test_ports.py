@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -19,7 +20,7 @@ from virtagent.supervisor.channels.listener import Listener, PeerRejected
 from virtagent.supervisor.config import Config
 from virtagent.supervisor.core import events
 from virtagent.supervisor.io.log import Log
-from virtagent.supervisor.io.poller import Poller
+from virtagent.supervisor.io.poller import READ, REPORTS, Poller
 from virtagent.supervisor.io.timers import Timers
 
 
@@ -562,3 +563,80 @@ def test_a_host_that_takes_its_replies_late_is_kept_while_its_requests_wait_for_
         got += data
     assert got.count(b"x") >= 600_000
     assert bench.gone() == []
+
+
+def requested(bench: Bench) -> list[events.Requested]:
+    return [e for e in bench.fed if isinstance(e, events.Requested)]
+
+
+@pytest.mark.parametrize("between", [b"", b'{"execute": "guest-ping"}'], ids=["waits for one", "for two"])
+def test_half_a_message_of_a_host_that_has_its_answers_is_not_waited_for(crowd: Crowd, between: bytes) -> None:
+    """It has said all that it has to say, and its connection ends with the last answer: no deadline stays."""
+    bench, (sock, *_) = crowd
+    bench.answers = False
+    say(bench, sock, b'{"execute": "guest-get-time"}' + between + b'{"execute": "gue')
+    sock.shutdown(socket.SHUT_WR)
+    bench.turn()
+    (asked,) = requested(bench)
+    bench.answers = True
+    bench.hosts.answer(asked.connection, asked.token, 1)
+    bench.hosts.take_turns()
+    assert bench.gone() == [asked.connection]
+    assert b"return" in sock.recv(4096)
+    assert bench.timers.nearest() is None
+    bench.now += 60
+    bench.due()
+
+
+def test_a_host_that_was_answered_earlier_in_the_same_turn_has_not_hung_up(crowd: Crowd) -> None:
+    """It waits for a third answer, has said all that it has to say, and has just taken the first two."""
+    bench, (sock, *_) = crowd
+    bench.answers = False
+    for number in range(3):
+        say(bench, sock, b'{"execute": "guest-get-time", "id": %d}' % number)
+    sock.shutdown(socket.SHUT_WR)
+    bench.turn()
+    first, second, third = requested(bench)
+    bench.hosts.answer(first.connection, first.token, "x" * 300_000)
+    got = b""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            got += sock.recv(1 << 16)
+    assert len(got) < 300_000, "the rest waits until the socket takes it, as it does now"
+    ours, theirs = socket.socketpair()
+    theirs.send(b"!")
+
+    def worker_reports() -> None:
+        ours.recv(1)
+        bench.hosts.answer(second.connection, second.token, 2)
+
+    bench.poller.register(ours.fileno(), REPORTS, READ, worker_reports)
+    bench.turn()
+    assert not bench.gone()
+    bench.hosts.answer(third.connection, third.token, 3)
+    bench.turn()
+    while (data := sock.recv(1 << 16)) != b"":
+        got += data
+        bench.turn()
+    assert got.count(b"return") == 3
+    bench.poller.unregister(ours.fileno())
+    ours.close()
+    theirs.close()
+
+
+def test_a_call_that_is_answered_while_its_connection_ends_ends_it_once(crowd: Crowd) -> None:
+    """What waited for its turn is done unheard, and before it the core takes the deadlines that have passed."""
+    bench, (sock, *_) = crowd
+    bench.answers = False
+    say(bench, sock, b'{"execute": "guest-get-time"}{"execute": "guest-ping"}')
+    (first,) = requested(bench)
+    heard: list[events.Event] = []
+
+    def feed(event: events.Event) -> None:
+        heard.append(event)
+        bench.hosts.answer(first.connection, first.token, 1)
+
+    bench.hosts._feed = feed
+    sock.close()
+    bench.turn()
+    assert [type(event).__name__ for event in heard] == ["Requested", "Disconnected"]
