@@ -91,6 +91,8 @@ def malformed(event: Malformed) -> str:
 
 
 def _line(wall: float, peer: Peer, **fields: object) -> str:
-    moment = datetime.fromtimestamp(wall, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S") + f".{int(wall % 1 * 1000):03}Z"
+    moment = (
+        datetime.fromtimestamp(int(wall), timezone.utc).strftime("%Y-%m-%dT%H:%M:%S") + f".{int(wall % 1 * 1000):03}Z"
+    )
     fields = {"time": moment, "channel": peer.channel, "peer": peer.who, **fields}
     return "audit: " + " ".join(f"{name}={value}" for name, value in fields.items())

@@ -735,3 +735,9 @@ def test_what_the_ring_could_not_keep_is_counted(drive: Drive) -> None:
     drive.ask("va.ping")
     assert len(drive.logged("dropped")) == 1
     assert not any(isinstance(a, Asked) and not a.answered for a in drive.asked)
+
+
+def test_a_record_has_the_time_of_day_cut_and_not_rounded(drive: Drive) -> None:
+    """Some ten-millionths of a second before the next second it is still this one, in both parts of the time."""
+    drive.feed(events.Malformed(4, "bad", PEER, 1700000000.9999998))
+    assert "time=2023-11-14T22:13:20.999Z" in audit(drive)[0]
