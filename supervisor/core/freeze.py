@@ -272,9 +272,8 @@ class Freeze:
         call, transaction.hold_ends = transaction.hold_callers.pop(0)
         keeper = self._workers.get(transaction.ledger.freezer)
         assert keeper is not None
-        left = transaction.hold_ends - turn.now
-        self._workers.limit(turn, keeper, max(left, 1e-3))
-        self._pending.answer(turn, call, max(0.0, left))
+        self._workers.limit(turn, keeper, transaction.hold_ends)
+        self._pending.answer(turn, call, max(0.0, transaction.hold_ends - turn.now))
 
     def _do_kill_freezer(self, turn: Turn, cause: Cause) -> None:
         worker = self._workers.get(self.current.ledger.freezer)
@@ -290,9 +289,7 @@ class Freeze:
         self.kill(turn, worker, cause.why)
 
     def _do_tell_keeper_to_thaw(self, turn: Turn, _cause: Cause) -> None:
-        transaction = self.current
-        transaction.told_to_thaw = True
-        keeper = self._workers.get(transaction.ledger.freezer)
+        keeper = self._workers.get(self.current.ledger.freezer)
         if keeper is not None and keeper.alive:
             turn.tell(keeper.id, messages.Thaw())
             self._workers.arm(turn, keeper, REACT_GRACE)

@@ -134,6 +134,8 @@ class Pending:
 
     def wait_for_news(self, turn: Turn, call: Call, since: int, wait: float | None) -> None:
         """Answer with the status record once its seq differs from `since`, at the latest after `wait` seconds."""
+        if call.id not in self._open:
+            return  # its host has given up already
         self._since[call.id] = since
         turn.arm(("core", "poll", call.id), WAIT_DEFAULT if wait is None else wait)
 

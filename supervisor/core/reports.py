@@ -109,11 +109,12 @@ class FreezeReports:
         return ""
 
     def _receive_done(self, turn: Turn, worker: Worker, _done: messages.Done) -> str:
-        transaction = self._freeze.current
-        if worker.id == transaction.ledger.freezer:
-            frozen = bool(transaction.ledger.suspects or transaction.frozen_at)
-            why = "" if frozen else "there is nothing to freeze"
-            self._freeze.take(turn, FreezeEvent.DONE if frozen else FreezeEvent.ENDED, why)
+        ledger = self._freeze.current.ledger
+        if worker.id == ledger.freezer:
+            if ledger.suspects or not self._freeze.expects(FreezeEvent.ENDED):
+                self._freeze.take(turn, FreezeEvent.DONE)
+            else:
+                self._freeze.take(turn, FreezeEvent.ENDED, "there is nothing to freeze")
         return ""
 
     def _receive_failed(self, turn: Turn, worker: Worker, failed: messages.Failed) -> str:
@@ -148,13 +149,13 @@ class FreezeReports:
         """A limit of the freeze worker or of a thaw worker has passed."""
         if worker.phase is Phase.THAW:
             turn.probe(worker.id)
-        elif worker.phase is not Phase.HOLD:
+        elif self._freeze.expects(FreezeEvent.HOLD_PASSED):
+            self._freeze.take(turn, FreezeEvent.HOLD_PASSED, f"the hold limit of {worker.limit:.3g} s passed")
+        elif self._freeze.expects(FreezeEvent.OVERRAN):
             why = f"the {worker.phase.value} limit of {worker.limit:g} s passed"
             self._freeze.take(turn, FreezeEvent.OVERRAN, why, where=while_clause(worker))
-        elif self._freeze.current.told_to_thaw:
+        else:  # it was told to thaw, or said so and did something else
             self._freeze.take(turn, FreezeEvent.UNRESPONSIVE, f"it did not begin to thaw within {REACT_GRACE:g} s")
-        else:
-            self._freeze.take(turn, FreezeEvent.HOLD_PASSED, f"the hold limit of {worker.limit:.3g} s passed")
 
     def probed(self, turn: Turn, worker: Worker, process_state: str) -> None:
         """The thaw limit of `worker` has passed, and this is its process state: if it is in the kernel, let it be."""

@@ -32,7 +32,6 @@ class Transaction:
     hold_ends: float = 0.0
     thaw_asked_at: float = 0.0
     held_until: float = 0.0
-    told_to_thaw: bool = False
     hold_callers: list[tuple[int, float]] = field(default_factory=list)
 
     @property

@@ -119,10 +119,10 @@ class Workers:
         else:
             turn.cancel(worker.key)
 
-    def limit(self, turn: Turn, worker: Worker, seconds: float) -> None:
-        """Let the phase that it is in end `seconds` from now."""
-        self.arm(turn, worker, seconds)
-        worker.limit = turn.now + seconds - worker.phase_since
+    def limit(self, turn: Turn, worker: Worker, until: float) -> None:
+        """Let the phase that it is in end at that second, which may have passed."""
+        self.arm(turn, worker, max(until - turn.now, 1e-3))
+        worker.limit = until - worker.phase_since
 
     def describe(self, worker: Worker, doing: str | Callable[[], str]) -> None:
         """Keep what it does now, for the sentence of its end."""
