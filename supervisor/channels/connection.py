@@ -87,7 +87,7 @@ class Connection:
     def next_event(self, now: float) -> Incoming | None:
         """Return the next thing that the peer said, None if there is none or it should first read its replies."""
         session = self.session
-        if session.output_size > UNREAD_MAX:
+        if self.unheeding:
             return None
         event = session.next_event()
         if event is None and session.mid_message:
@@ -122,9 +122,14 @@ class Connection:
         return (session.closing or self._answered) and not session.output_size
 
     @property
+    def unheeding(self) -> bool:
+        """Whether the host is not listened to, since it should first read its replies."""
+        return self.session.output_size > UNREAD_MAX
+
+    @property
     def reading(self) -> bool:
         """Whether to wait for more to read."""
-        return not self._at_end and self.session.output_size <= UNREAD_MAX and not self.session.full
+        return not self._at_end and not self.unheeding and not self.session.full
 
     def arm(self) -> None:
         """Have the loop woken for what is needed next."""

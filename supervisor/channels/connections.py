@@ -162,7 +162,10 @@ class Connections:
         else:
             self._turns[connection.id] = connection  # the others first
         self._pumping = None
+        unheeding = connection.unheeding
         self._flush(connection)
+        if unheeding and not connection.unheeding:
+            self._turns[connection.id] = connection  # it has read now, and nothing else will wake us for what it said
 
     def _dispatch(self, connection: Connection, event: Incoming) -> None:
         """Give the core one thing that the host has said."""

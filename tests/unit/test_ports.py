@@ -640,3 +640,24 @@ def test_a_call_that_is_answered_while_its_connection_ends_ends_it_once(crowd: C
     sock.close()
     bench.turn()
     assert [type(event).__name__ for event in heard] == ["Requested", "Disconnected"]
+
+
+def test_a_host_that_reads_just_after_it_was_not_listened_to_any_more_is_heard(bench: Bench, port: Transport) -> None:
+    """All that it said has come, and all replies are gone: nothing would wake the loop for its second request."""
+    bench.answers = False
+    heard = []
+
+    def feed(event: events.Event) -> None:
+        if isinstance(event, events.Requested):
+            heard.append(event.method)
+            port.room = 0
+            bench.hosts.answer(event.connection, event.token, "x" * 300_000)
+            port.room = 1 << 30  # it reads between this and the write at the end of its turn
+
+    bench.hosts._feed = feed
+    fd = host(port)
+    os.write(fd, b'{"execute": "guest-get-time"}{"execute": "guest-get-users"}')
+    bench.turn()
+    assert heard == ["guest-get-time", "guest-get-users"]
+    os.close(fd)
+    bench.turn()
