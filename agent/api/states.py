@@ -74,7 +74,7 @@ class FreezeRow(NamedTuple):
 
     `action` is the name of its method. `outcome`, `code` and `text` are what the host is told if this is the first
     cause that ends the freeze; a `code` of None is the one that the event brings, `text` may hold {id} of the freeze,
-    {why} of the event and {where} it found the worker. `doc` is for people.
+    {why} of the event and {where} it found the worker, or what the system said. `doc` is for people.
     """
 
     state: FreezeState
@@ -133,7 +133,7 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
     ),
     (_F.THAWED, _E.STOPPING): _noted(_F.THAWED),
     (_F.INPROGRESS, _E.JOURNALED): FreezeRow(_F.INPROGRESS, "proceed", doc="let the worker go on to freeze"),
-    (_F.INPROGRESS, _E.JOURNAL_FAILED): _killed(Code.FREEZE_FAILED),
+    (_F.INPROGRESS, _E.JOURNAL_FAILED): _killed(Code.FREEZE_FAILED, text="{why}, so nothing was frozen: {where}"),
     (_F.INPROGRESS, _E.FROZEN): FreezeRow(_F.FROZEN, "answer_freeze", doc="answer fsfreeze; arm the hold limit"),
     (_F.INPROGRESS, _E.ENDED): FreezeRow(
         _F.THAWINPROGRESS, "nothing", doc="nothing is frozen; wait for the worker's exit"

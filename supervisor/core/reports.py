@@ -142,8 +142,8 @@ class FreezeReports:
             if refused is None:
                 self._freeze.take(turn, FreezeEvent.JOURNALED)
             else:
-                why = f"the journal could not be written, so nothing was frozen: {refused.strerror}"
-                self._freeze.take(turn, FreezeEvent.JOURNAL_FAILED, why)
+                why = "the journal could not be written"
+                self._freeze.take(turn, FreezeEvent.JOURNAL_FAILED, why, where=str(refused.strerror))
 
     def limit_passed(self, turn: Turn, worker: Worker) -> None:
         """A limit of the freeze worker or of a thaw worker has passed."""

@@ -89,7 +89,8 @@ def test_a_journal_that_cannot_be_written_fails_the_freeze(drive: Drive) -> None
     assert drive.state is FreezeState.THAWINPROGRESS
     drive.die(worker)
     assert call.code is Code.FREEZE_FAILED
-    assert "No space left" in call.fault.text
+    assert call.fault.text == "the journal could not be written, so nothing was frozen: No space left on device"
+    assert drive.logged("killed by SIGKILL after 0.0 s: the journal could not be written")[0].endswith("be written")
     assert drive.idle()
     assert not drive.workers("thaw"), "nothing was frozen"
 
