@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..agent.api.errors import Code, Fault, told_by_other
+from ..agent.api.errors import Code, Fault, reported_by_other
 from ..agent.wire import json_values
 from ..agent.wire.messages import Limits
 from ..agent.wire.qmp import OURS
@@ -98,7 +98,7 @@ class Exchange:
         match error:
             case {"desc": str(text), "code": int(number)}:
                 self.ours = True
-                return told_by_other(number, text)
+                return reported_by_other(number, text)
             case {"class": "CommandNotFound", "desc": str(text)}:
                 if "frozen state" in text:
                     wrong = self._method.startswith("guest-fsfreeze-")

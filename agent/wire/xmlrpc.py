@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from xml.parsers import expat
 
-from ..api.errors import Code, Fault, told_by_other
+from ..api.errors import Code, Fault, reported_by_other
 
 METHOD_NAME_MAX = 256
 
@@ -209,7 +209,7 @@ def _first(items: list[Any]) -> Any:
 def _fault(items: list[Any]) -> Fault:
     match items:
         case [{"faultCode": int(code), "faultString": str(text)}]:
-            return told_by_other(code, text)
+            return reported_by_other(code, text)
     raise ValueError("is without a number and a text")
 
 
