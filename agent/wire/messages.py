@@ -33,8 +33,8 @@ class Abandoned:
 class Refused:
     """Bytes that are not a request. The error reply is already in the session's output; this is for the log.
 
-    `text` quotes no value: the bytes may be a secret in a malformed request. `reset`: a byte 0xFF before which no message
-    had begun, with which a host only makes sure where it stands; that is not worth a line in the log.
+    `text` quotes no value: the bytes may be a secret in a malformed request. `reset`: a byte 0xFF outside of any
+    message, with which a host only makes sure where it stands; that is not worth a line in the log.
     """
 
     code: int
