@@ -126,7 +126,7 @@ def place(path: str, driver: str, ports: Callable[[str], Sequence[int]]) -> tupl
 
 
 def _pci(tree: Tree, path: str) -> tuple[tuple[int, ...], str]:
-    """Return the address and the driver of the PCI function nearest to the device; -1 and "" without such a function."""
+    """Return the address and the driver of the PCI function nearest to the device; -1 and "" if it has none."""
     functions = list(_PCI.finditer(path))
     if not functions:
         return (-1, -1, -1, -1), ""
