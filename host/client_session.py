@@ -136,7 +136,7 @@ class ClientSession:
         began = self._clock()
         if timeout is not None:
             timeout = min(timeout, SECONDS_MAX) if until is None else until - began
-            call = call.within(round(timeout * 0.9, 3))  # the rest is for the way of the answer
+            call = call.within(round(timeout * 0.9, 3))  # the rest is for the answer to arrive in
         seconds = min(ANSWER + call.wait, SECONDS_MAX) if timeout is None else timeout
         deadline = began + seconds
         most = self._reply_max if call.most is None else min(call.most, self._reply_max)

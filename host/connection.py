@@ -41,7 +41,7 @@ async def drive_async(script: Generator[S, Any, T], take: Callable[[S], Awaitabl
 
 
 def drive(script: Generator[S, Any, T], take: Callable[[S], Any]) -> T:
-    """Like `drive_async`, where `take` blocks."""
+    """Run `script` as `drive_async` does, with a `take` that blocks."""
 
     async def take_now(step: S) -> Any:
         return take(step)
