@@ -1,4 +1,4 @@
-"""The client side. It imports nothing of virtagent but agent.api and agent.wire."""
+"""The client side. Of virtagent it imports only agent.api and agent.wire."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -58,8 +58,8 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    # Nothing is imported before it is used: virtagentctl must be able to catch a Ctrl-C that comes meanwhile, and
-    # asyncio takes a quarter of the time in which it starts.
+    # Nothing is imported before it is used: virtagentctl must be able to catch a Ctrl-C that comes during an import,
+    # and asyncio takes a quarter of its start time.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_WHERE.get(name, ".errors"), __name__), name)

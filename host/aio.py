@@ -1,4 +1,4 @@
-"""A host's hold on one agent, for asyncio: the same as `client.py`, from an event loop."""
+"""The client of one agent for asyncio: the same as `client.py`, on an event loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ROOM_AGAIN = 0.01
 
 
 class AsyncAgent(Methods):
-    """One agent by its URL, for asyncio: like `Agent`, and each method is awaited. Calls of tasks take turns."""
+    """One agent by its URL, for asyncio: like `Agent`, but each method is awaited. Calls of tasks take turns."""
 
     def _set_up(self, endpoint: Endpoint) -> None:
         self._connection = Connection(endpoint, _Awaiting())
@@ -48,7 +48,7 @@ class AsyncAgent(Methods):
         self._connection.close()
 
     async def carry_out(self, call: Call[T], timeout: float | None = None) -> T:
-        """Return what the call returns; `timeout` instead of the agent's."""
+        """Carry out the call and return its value; `timeout` replaces the agent's."""
         until = self._session.turn_until(timeout)
         await self._take_turn(call, until)
         try:
@@ -74,7 +74,7 @@ class AsyncAgent(Methods):
     async def frozen(
         self, include: Sequence[str] = (), exclude: Sequence[str] = (), **options: Unpack[Options]
     ) -> AsyncIterator[Freeze]:
-        """Hold the guest frozen while the block runs: see `Agent.frozen`. The hold is extended by a task."""
+        """Hold the guest frozen while the block runs: see `Agent.frozen`. A task extends the hold."""
         wanted = Wanted(include, exclude, **options)
         holding = Holding(self.url, wanted)
         freeze = await self.play(holding.begin())
@@ -108,7 +108,7 @@ class AsyncAgent(Methods):
         return await drive_async(script, take)
 
     async def extend(self, holding: Holding, *, apart: bool = True) -> None:
-        """Extend the hold until this is cancelled; `apart` from other calls, on a connection of its own."""
+        """Extend the hold until this is cancelled; `apart`: on a connection of its own."""
         async with AsyncAgent(self.url, **self._options) as own:
 
             async def take(step: CallOnOwnConnection | Pause) -> Any:
@@ -120,7 +120,7 @@ class AsyncAgent(Methods):
 
 
 class _Awaiting:
-    """The `Io` that an event loop waits for."""
+    """The `Io` for an event loop."""
 
     async def connect(self, endpoint: Endpoint, seconds: float) -> socket.socket:
         sock = None
@@ -150,7 +150,7 @@ async def _connect(sock: socket.socket, endpoint: Endpoint, deadline: float) -> 
         await _within(left_until(deadline), asyncio.get_running_loop().sock_connect(sock, endpoint.address))
         return
     while True:
-        # No event tells of room in a unix listener's queue: connect(2) says EAGAIN, and has to be tried again.
+        # No event announces room in the queue of a unix listener: connect(2) says EAGAIN and must be tried again.
         with contextlib.suppress(BlockingIOError):
             sock.connect(endpoint.address)
             return
@@ -158,7 +158,7 @@ async def _connect(sock: socket.socket, endpoint: Endpoint, deadline: float) -> 
 
 
 async def _within(seconds: float, doing: Awaitable[T]) -> T:
-    # asyncio.wait_for of Python 3.11 loses a cancellation that comes together with the result.
+    # asyncio.wait_for in Python 3.11 loses a cancellation that comes together with the result.
     task = asyncio.ensure_future(doing)
     try:
         await asyncio.wait([task], timeout=max(0.0, seconds))

@@ -1,6 +1,6 @@
-"""The RPCs as a host sees them: what to send, how long the agent may let it wait, what must come back. No I/O.
+"""The RPCs as a host sees them: what to send, how long the agent may delay the answer, what must come back. No I/O.
 
-A client of any kind, with or without an event loop, carries out a `Call` and gives what came back to `take`.
+A client, with or without an event loop, carries out a `Call` and gives what came back to `take`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .errors import BadReply
 
 T = TypeVar("T")
 
-FREEZE_WAIT = 900.0  # the default limits of all phases together, and some more
+FREEZE_WAIT = 900.0  # the default limits of all phases together, and a margin
 SYNC_WAIT = 630.0
 THAW_WAIT = 60.0
 STATUS_WAIT = 30.0
@@ -25,9 +25,9 @@ SMALL = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One RPC. `wait` is how many seconds the agent may keep the answer back; `take` checks and converts it.
+    """One RPC. `wait` is how many seconds the agent may delay the answer; `take` checks and converts the answer.
 
-    `most` is how many bytes the answer may have, None as many as any.
+    `most` is how many bytes the answer may have; None: as many as any answer.
     """
 
     method: str
@@ -37,7 +37,7 @@ class Call(Generic[T]):
     most: int | None = SMALL
 
     def within(self, wait: float) -> Call[T]:
-        """Return the call that asks the agent to keep its answer back no longer than `wait`."""
+        """Return a call that asks the agent not to delay its answer longer than `wait`."""
         if self.wait <= wait:
             return self
         match self.params:
@@ -76,7 +76,7 @@ def sync(
 ) -> Call[int]:
     """Sync what `freeze` would freeze, freezing nothing; return the number of file systems.
 
-    Waits until the agent's limit ends the job, or `wait` seconds: then Fault IN_PROGRESS, and the job goes on.
+    Waits until the agent's limit ends the job. After `wait` seconds raises Fault IN_PROGRESS, and the job goes on.
     """
     wait = SYNC_WAIT + (sync_limit or 0) if wait is None else wait
     options = _select(include, exclude, False) | _given(sync_limit=sync_limit) | {"wait": wait}
@@ -95,8 +95,8 @@ def freeze(
 ) -> Call[int]:
     """Freeze, and return the number of file systems frozen; the agent thaws them when the hold limit passes.
 
-    The call waits until the agent's own limits end the job, or `wait` seconds: then Fault IN_PROGRESS, and the job
-    goes on, as it does after TimedOut.
+    Waits until the agent's own limits end the job. After `wait` seconds raises Fault IN_PROGRESS, and the job goes
+    on, as it does after TimedOut.
     """
     wait = FREEZE_WAIT + (sync_limit or 0) + (freeze_limit or 0) if wait is None else wait
     limits = _given(sync_limit=sync_limit, freeze_limit=freeze_limit, hold_limit=hold_limit)
@@ -112,7 +112,7 @@ def thaw(wait: float = THAW_WAIT) -> Call[int]:
 
 
 def status(since: int | None = None, wait: float = STATUS_WAIT) -> Call[Status]:
-    """Return the status record: at once, or with `since` when its `seq` is another, at the latest after `wait`."""
+    """Return the status record: now, or with `since` once its `seq` differs, at the latest after `wait` seconds."""
     options: dict[str, Any] = {} if since is None else {"since": since, "wait": wait}
     wait = 0.0 if since is None else wait
     return _ask("va.fsstatus", Status, options, wait=wait)
@@ -139,14 +139,14 @@ def getdmesg() -> Call[str]:
 
 
 def shutdown(mode: str) -> Call[str]:
-    """Shut the guest down, after a thaw: "halt", "powerdown" or "reboot"."""
+    """Shut down the guest after a thaw; `mode` is "halt", "powerdown" or "reboot"."""
     return _call("va.shutdown", str, mode, wait=THAW_WAIT)
 
 
 def call(method: str, *params: Any, wait: float = 0.0) -> Call[Any]:
-    """Return what any method returned; `wait` is how long the agent was asked to keep the answer back.
+    """Return the value of any method; `wait` is how long the agent was asked to delay the answer.
 
-    A command of another family than va. and system. takes one dict, its arguments by name.
+    A command that is not of the families va. and system. takes one dict, its arguments by name.
     """
     return Call(method, params, lambda value: value, wait, most=None)
 

@@ -1,4 +1,4 @@
-"""virtagentctl: the agent's RPCs from a terminal or a script. Never a traceback; the exit code tells what happened."""
+"""virtagentctl: the agent's RPCs from a terminal or a script. Never a traceback; the exit code says what happened."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """One run of the command: what was asked, of whom, and whether the guest may be frozen if it ends now.
+    """One run of the command: what was asked, of which agents, and whether the guest may be frozen if it ends now.
 
-    `screen` is the module that draws on a terminal, None if the output is none, or rich is not there.
+    `screen` is the module that draws on a terminal, None if the output is not a terminal, or rich is not installed.
     """
 
     agent: Agent
@@ -41,7 +41,7 @@ class Run:
     screen: ModuleType | None
 
     def show(self, lines: Iterable[str], data: Any, draw: Callable[[Any], Any] | None = None) -> None:
-        """Print the data as one document with --json, else what `draw` draws on a terminal, else the lines."""
+        """Print the data: with --json as one document, on a terminal as `draw` draws it, otherwise as lines."""
         if self.args.json:
             print(text.to_json(data, indent=2))
         elif self.screen is not None and draw is not None:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if code or isinstance(error, BrokenPipeError):
-            return code  # it has been told already, or whoever read the output has what it wanted
+            return code  # the error was printed before, or the reader of the output has what it wanted
         return complain(f"the output cannot be written ({error.strerror}); give it another place", FAILED)
     return code
 
@@ -104,7 +104,7 @@ def _screen(stream: Any) -> ModuleType | None:
     if stream is None or not stream.isatty() or os.environ.get("TERM", "dumb") in ("", "dumb"):
         return None
     try:
-        from . import screen  # takes long, and rich need not be there
+        from . import screen  # slow to import, and rich may be missing
     except ImportError:
         return None
     return screen
@@ -151,7 +151,7 @@ def freeze(run: Run) -> None:
     if run.screen is None:
         frozen = run.agent.carry_out(wanted)
     else:
-        from . import live_view  # only a terminal needs it
+        from . import live_view  # needed only on a terminal
 
         frozen = live_view.during_call(args.agent, "freezing", wanted, timeout=args.timeout)
     if frozen == 0:
@@ -160,7 +160,7 @@ def freeze(run: Run) -> None:
     try:
         now = run.agent.status()
     except (Fault, HostError):
-        # The freeze stands, which is what was asked for; only how long it is held is not known.
+        # The freeze succeeded, which is what was asked for; only how long it is held is unknown.
         run.show([done], {"frozen": frozen, "freeze_id": -1, "hold_left": -1.0})
         return
     lines = [done + text.held(now), *text.not_frozen(now.mounts)]
@@ -202,7 +202,7 @@ def watch(run: Run) -> None:
 
         drive(watch_script(put, args.until, deadline), ask)
     else:
-        from . import live_view  # only a terminal needs it
+        from . import live_view  # needed only on a terminal
 
         live_view.watch(args.agent, args.timeout, args.until, deadline, put)
 
@@ -227,7 +227,7 @@ def _argument(argument: str) -> Any:
 
 def snapshot(run: Run) -> int:
     """Freeze, run the command, thaw; say what came of it."""
-    from . import outcome  # asyncio takes long
+    from . import outcome  # asyncio is slow to import
     from . import snapshot as taking
 
     args = run.args
@@ -247,7 +247,7 @@ def snapshot(run: Run) -> int:
                 "sync_limit": args.sync_limit,
                 "freeze_limit": args.freeze_limit,
             },
-            # The standard output is the command's; with --json it is the report's.
+            # The standard output belongs to the command, or with --json to the report.
             stdout=sys.stderr if args.json else None,
             draws=not args.json and _screen(sys.stderr) is not None,
         )
@@ -258,7 +258,7 @@ def snapshot(run: Run) -> int:
 
 def completion(shell: str) -> int:
     """Print the script for the shell."""
-    from .completion import SHELLS  # few need it
+    from .completion import SHELLS  # rarely needed
 
     print(SHELLS[shell](options.parser()), end="")
     return DONE

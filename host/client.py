@@ -1,6 +1,6 @@
-"""A host's hold on one agent, for a thread that may block.
+"""The client of one agent for a thread that may block.
 
-What is said to the agent, and when, is in `client_session.py` and `holding.py`; `aio.py` does the same for asyncio.
+`client_session.py` and `holding.py` decide what is said to the agent, and when; `aio.py` is the same for asyncio.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ T = TypeVar("T")
 
 
 class _Stop(Exception):
-    """The block has ended; nothing is to be extended any more."""
+    """The block has ended: extend the hold no more."""
 
 
 class Agent(Methods):
-    """One agent by its URL. It connects at the first call and keeps the connection; calls of threads take turns."""
+    """One agent by its URL. It connects at the first call and stays connected; calls of several threads take turns."""
 
     def _set_up(self, endpoint: Endpoint) -> None:
         self._connection = Connection(endpoint, _Blocking())
@@ -52,7 +52,7 @@ class Agent(Methods):
             self._connection.close()
 
     def carry_out(self, call: Call[T], timeout: float | None = None) -> T:
-        """Return what the call returns; `timeout` instead of the agent's."""
+        """Carry out the call and return its value; `timeout` replaces the agent's."""
         until = self._session.turn_until(timeout)
         if not self._lock.acquire(timeout=-1 if until is None else max(0.0, until - time.monotonic())):
             raise self._session.no_turn(call)
@@ -67,10 +67,11 @@ class Agent(Methods):
     ) -> Iterator[Freeze]:
         """Hold the guest frozen while the block runs, and thaw it whatever happens.
 
-        Raises FreezeBroken after the block if the guest was not held frozen all the time, also NotThawed if it could
-        not be told to thaw. An exception of the block comes first, with that as a note. Options: `strict` and the
-        limits in seconds `sync_limit`, `freeze_limit`, `hold` are the agent's; `extend` has the hold extended as long
-        as the block runs, from a thread with a connection of its own; the thaw is tried for `thaw_wait` seconds.
+        Raises FreezeBroken after the block if the guest was not held frozen all the time; NotThawed, which is a
+        FreezeBroken, if it could not be told to thaw. If the block raises an exception, that is raised instead, with
+        the other as a note. Options: `strict`, and in seconds `sync_limit`, `freeze_limit`, `hold` as the agent has
+        them; `extend`: a thread with a connection of its own extends the hold while the block runs; `thaw_wait`: for
+        how many seconds to try the thaw.
         """
         wanted = Wanted(include, exclude, **options)
         holding = Holding(self.url, wanted)
@@ -118,7 +119,7 @@ class Agent(Methods):
 
 
 class _Blocking:
-    """The `Io` of a thread that waits itself."""
+    """The `Io` for a thread that waits itself."""
 
     async def connect(self, endpoint: Endpoint, seconds: float) -> socket.socket:
         return connect(endpoint, seconds)

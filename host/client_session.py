@@ -1,12 +1,12 @@
-"""How a call is carried to an agent and back: connecting, finding out what the other end speaks, resynchronising,
-trying again. No I/O: a script is a generator that yields what is to be done and is sent what came of it.
+"""How a call gets to an agent and back: connecting, finding out what the other end speaks, resynchronising, trying
+again. No I/O: a script is a generator that yields what is to be done and is sent the result.
 
-A thread or an event loop drives it (`connection.py`), so that both say the same. What may have been executed is not
-sent again; what cannot have been is, once, on a new connection.
+A thread or an event loop drives it (`connection.py`), so that both say the same. A request that may have been executed
+is not sent again; one that cannot have been is sent again, once, on a new connection.
 
-The other end is asked once a connection, with a guest-sync-delimited and a guest-info. An agent of ours and a stock
-qemu-ga answer both, and only ours knows va.* methods; one that speaks XML-RPC alone answers HTTP or hangs up; whatever
-else comes is skipped until the time is up. What a guest answers to these two commands changes nothing in it.
+On each connection the other end is asked once, with a guest-sync-delimited and a guest-info. A virtagent and a stock
+qemu-ga answer both, and only virtagent knows va.* methods; one that speaks only XML-RPC answers with HTTP or hangs up;
+anything else is skipped until the time is up. These two commands change nothing in the guest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 ANSWER = 30.0
 SECONDS_MAX = 10_000_000.0
-"""The longest that anything waits: more, no system call takes for certain."""
+"""The longest wait, in seconds: no system call is sure to accept more."""
 SYNC_SECONDS = 5.0
 HTTP_SECONDS = 1.0
 _HELLO_MAX = 64
@@ -37,7 +37,7 @@ _HELLO_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Connect within `seconds`, instead of what was open; raise Unreachable."""
+    """Close the open connection, if any, and connect within `seconds`; raise Unreachable."""
 
     seconds: float
 
@@ -52,19 +52,19 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Receive:
-    """Return some bytes, none at the end of the stream. Raise TimeoutError at `deadline`, OSError if it is lost."""
+    """Return some bytes, b"" at the end of the stream; raise TimeoutError at `deadline`, OSError if it is lost."""
 
     deadline: float
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Say whether there is something to receive now, be it the end."""
+    """Return whether there is something to receive now, or the end of the stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Have libvirt send `text` to the agent; return the reply. Raises Fault, Unreachable, Lost or TimeoutError."""
+    """Send `text` to the agent through libvirt; return the reply; raise Fault, Unreachable, Lost or TimeoutError."""
 
     text: str
     deadline: float
@@ -84,13 +84,13 @@ class Speech(enum.Enum):
 
 
 class _Unsent(Exception):
-    """The other end is gone and cannot have had the whole request."""
+    """The other end is gone, and cannot have got the whole request."""
 
 
 class ClientSession:
-    """What is known about the connection to one agent. `open` says whether the driver is to keep it.
+    """What is known about the connection to one agent. `open`: the driver is to leave the connection open.
 
-    `speech` other than UNKNOWN is taken for granted. Times are seconds of `clock`.
+    A `speech` other than UNKNOWN is not checked. Times are seconds of `clock`.
     """
 
     def __init__(
@@ -117,26 +117,26 @@ class ClientSession:
         self._dirty = self._named = False
 
     def turn_until(self, timeout: float | None) -> float | None:
-        """Return when a call that waits for another one to end, and has `timeout`, is too late; None if never."""
+        """Return when a call with `timeout` has waited too long for another call to end; None: never."""
         timeout = self._timeout if timeout is None else timeout
         return None if timeout is None else self._clock() + min(timeout, SECONDS_MAX)
 
     def no_turn(self, call: Call[Any]) -> TimedOut:
-        """Return what to raise for a call whose turn has not come."""
+        """Return the exception for a call whose turn has not come."""
         late = TimedOut(f"{call.method} was not asked: another call to {self._endpoint.url} lasts; call again later")
         late.asked = False
         return late
 
     def perform(self, call: Call[T], timeout: float | None = None, until: float | None = None) -> Steps[T]:
-        """Carry `call` out, within `timeout` seconds if given, `until` a time if that comes sooner.
+        """Carry out `call` within `timeout` seconds if given, and before the time `until` if given.
 
-        Returns what it returns. Raises Fault, a HostError, or Unsendable.
+        Returns its value. Raises Fault, a HostError, or Unsendable.
         """
         timeout = self._timeout if timeout is None else timeout
         began = self._clock()
         if timeout is not None:
             timeout = min(timeout, SECONDS_MAX) if until is None else until - began
-            call = call.within(round(timeout * 0.9, 3))  # the rest is for the answer to arrive
+            call = call.within(round(timeout * 0.9, 3))  # the rest is for the answer to arrive in
         seconds = min(ANSWER + call.wait, SECONDS_MAX) if timeout is None else timeout
         deadline = began + seconds
         most = self._reply_max if call.most is None else min(call.most, self._reply_max)
@@ -171,11 +171,11 @@ class ClientSession:
 
     def _ask(self, method: str, params: Sequence[Any], most: int, deadline: float) -> Steps[Any]:
         while True:
-            kept = yield from self._ready(deadline)
+            was_open = yield from self._ready(deadline)
             try:
                 return (yield from self._exchange(method, params, most, deadline))
             except _Unsent:
-                if not kept:
+                if not was_open:
                     raise self._closed() from None
 
     def _closed(self) -> Lost:
@@ -214,7 +214,7 @@ class ClientSession:
         whole = yield Send(exchange.request, deadline)
         try:
             while True:
-                # An agent that refuses may close before it has read all, and its answer is still to be read.
+                # An agent that refuses may close before it has read everything; then its answer can still be read.
                 data = yield Receive(deadline)
                 if not data and not whole and not exchange.begun:
                     self.open = False
@@ -228,16 +228,16 @@ class ClientSession:
             raise
 
     def _ready(self, deadline: float) -> Steps[bool]:
-        """Make the connection fit for a call; return whether it is an old one, which may turn out to be dead."""
+        """Make the connection ready for a call; return whether it is an old one, which may turn out to be dead."""
         if self.open and not self._endpoint.domain and (yield Look()):
-            # It has ended, or holds what nobody asked for.
+            # It has ended, or there are bytes on it that nobody asked for.
             self._dirty = True
             self.open = self._speech is Speech.JSON
         if self.open and self._dirty:
             try:
                 yield from self._sync(min(deadline, self._clock() + SYNC_SECONDS))
             except (HostError, OSError):
-                self.open = False  # of the call nothing has been sent yet
+                self.open = False  # nothing of the call has been sent yet
         if self.open:
             return True
         yield from self._connect(deadline)
@@ -289,7 +289,7 @@ class ClientSession:
                 )
 
     def _sync(self, deadline: float) -> Steps[bool]:
-        """Skip all that is old on the stream. Return whether the other end speaks XML-RPC alone."""
+        """Skip everything old on the stream; return whether the other end speaks only XML-RPC."""
         self._dirty = True
         number = secrets.randbits(31)
         sync = qga.Sync(number, self._reply_max)
@@ -308,11 +308,11 @@ class ClientSession:
         return ended
 
     def _tell_apart(self, deadline: float) -> Steps[None]:
-        """Find out whether this is an agent of ours; both that and a stock one are left as they were."""
+        """Find out whether this is a virtagent or a stock qemu-ga; that changes nothing in either."""
         try:
             found = yield from self._exchange("guest-info", (), self._reply_max, deadline)
         except Fault:
-            found = None  # blocked by its configuration
+            found = None  # its configuration blocks guest-info
         match found:
             case {"supported_commands": list(commands)}:
                 names = [c.get("name") for c in commands if isinstance(c, dict)]
@@ -322,7 +322,7 @@ class ClientSession:
                     yield from self._exchange("va.ping", (), self._reply_max, deadline)
                     self.stock = False
                 except Fault:
-                    self.stock = not self._named  # blocked by the configuration, of an agent of ours
+                    self.stock = not self._named  # a virtagent, whose configuration blocks the command
             case _:
                 raise BadReply("guest-info answered no list of commands; see what the URL names")
 

@@ -1,4 +1,4 @@
-"""The scripts that complete virtagentctl's words in bash, zsh and fish, made from the parser."""
+"""The scripts for completion of virtagentctl's words in bash, zsh and fish, made from the parser."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def bash(top: argparse.ArgumentParser) -> str:
 
 
 def zsh(top: argparse.ArgumentParser) -> str:
-    """Return the script for zsh, which may be a file _virtagentctl among its functions, too."""
+    """Return the script for zsh, which also works as a file _virtagentctl among zsh's functions."""
 
     def offer(words: str) -> str:
         return f"compadd -- {words}"
@@ -94,10 +94,10 @@ SHELLS: Mapping[str, Callable[[argparse.ArgumentParser], str]] = {"bash": bash, 
 
 
 def _cases(top: argparse.ArgumentParser, offer: Callable[[str], str], value: str) -> Iterator[str]:
-    """What bash and zsh read alike: which command it is, and what may come next; `value` completes an option's."""
+    """Yield the lines that bash and zsh share: which command it is, what may follow; `value` completes a value."""
     commands = commands_of(top)
     every = [action for one in (top, *commands.values()) for action in options_of(one)]
-    # An option that takes several words ends at the next option: only the first is skipped, which is no harm.
+    # An option that takes several words ends at the next option. Only its first word is skipped, which does no harm.
     valued = sorted({name for action in every if action.nargs != 0 for name in action.option_strings})
     choices = {name: _choices(action) for action in every if action.choices for name in action.option_strings}
     yield f"        {'|'.join(valued)}) (( i += 1 )) ;;\n"

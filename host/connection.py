@@ -1,7 +1,7 @@
-"""The connection to one agent: does the I/O that a session asks for, and sees that each step ends in time.
+"""The connection to one agent: it does the I/O that a session asks for, and each step in time.
 
-Written once, as coroutines. What really waits is an `Io`: that of `client.py` blocks, so that its coroutines never
-suspend and `finish` can run them without an event loop; that of `aio.py` awaits.
+It is written once, as coroutines. Only an `Io` waits: that of `client.py` blocks, so its coroutines never suspend and
+`finish` can run them without an event loop; that of `aio.py` awaits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHUNK = 64 << 10
 
 
 async def drive_async(script: Generator[S, Any, T], take: Callable[[S], Awaitable[Any]]) -> T:
-    """Run `script`: have `take` do each thing that it yields, and tell it the result or what was raised."""
+    """Run `script`: `take` does each step that it yields, and the script gets the result or the exception."""
     try:
         step = next(script)
         while True:
@@ -41,16 +41,16 @@ async def drive_async(script: Generator[S, Any, T], take: Callable[[S], Awaitabl
 
 
 def drive(script: Generator[S, Any, T], take: Callable[[S], Any]) -> T:
-    """Like `drive_async`, where `take` blocks."""
+    """Run `script` as `drive_async` does, with a `take` that blocks."""
 
-    async def at_once(step: S) -> Any:
+    async def take_now(step: S) -> Any:
         return take(step)
 
-    return finish(drive_async(script, at_once))
+    return finish(drive_async(script, take_now))
 
 
 def finish(running: Coroutine[Any, Any, T]) -> T:
-    """Return what a coroutine returns that never suspends."""
+    """Run a coroutine that never suspends, and return its value."""
     try:
         running.send(None)
     except StopIteration as done:
@@ -61,19 +61,19 @@ def finish(running: Coroutine[Any, Any, T]) -> T:
 
 
 class Io(Protocol):
-    """What waits. Everything raises TimeoutError when the `seconds`, always more than 0, have passed."""
+    """What waits. Each method raises TimeoutError when the `seconds`, which are more than 0, have passed."""
 
     async def connect(self, endpoint: Endpoint, seconds: float) -> socket.socket:
-        """Return a socket; raise Unreachable."""
+        """Return a connected socket; raise Unreachable."""
 
     async def send(self, sock: socket.socket, data: bytes, seconds: float) -> None:
-        """Send all of it."""
+        """Send all of `data`."""
 
     async def receive(self, sock: socket.socket, seconds: float) -> bytes:
-        """Return what comes next, none at the end."""
+        """Return the next bytes, b"" at the end."""
 
     async def ask(self, domain: Domain, text: str, seconds: float) -> str:
-        """Return what libvirt answers."""
+        """Return the answer of libvirt."""
 
 
 class Connection:
@@ -85,7 +85,7 @@ class Connection:
         self._socket: socket.socket | None = None
         self._domain: Domain | None = None
         if endpoint.domain:
-            from .libvirt_domain import Domain  # few need it, and it takes time
+            from .libvirt_domain import Domain  # rarely needed, and slow to import
 
             self._domain = Domain(endpoint.domain, endpoint.connect)
 
@@ -97,7 +97,7 @@ class Connection:
             self._domain.close()
 
     async def run(self, session: ClientSession, steps: Steps[T]) -> T:
-        """Return what the steps come to, and keep the connection only if the session says so."""
+        """Do the steps and return their value; leave the connection open only if the session says so."""
         try:
             return await drive_async(steps, self._take)
         finally:
@@ -129,14 +129,14 @@ class Connection:
 
 
 def readable(sock: socket.socket) -> bool:
-    """Say whether there is something to receive now, be it the end."""
+    """Return whether there is something to receive now, or the end of the stream."""
     now = select.poll()
     now.register(sock, select.POLLIN)
     return bool(now.poll(0))
 
 
 def left_until(deadline: float) -> float:
-    """Return the seconds that are left; raise TimeoutError if none are."""
+    """Return the seconds that are left; raise TimeoutError if no time is left."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 
 class HostError(Exception):
-    """The call has no answer to trust: one sentence says why and, after a semicolon, what to do next.
+    """The call has no answer that can be trusted. One sentence says why and, after a semicolon, what to do next.
 
-    `asked` is False if nothing of the call was sent, so that nothing of it can happen.
+    `asked` is False if nothing of the call was sent, so that it has no effect.
     """
 
     asked = True
@@ -27,7 +27,7 @@ class TimedOut(HostError):
 
 
 class BadReply(HostError):
-    """What came back is no answer: no HTTP, XML-RPC or JSON, too big, broken off, or of another shape than promised."""
+    """What came back is not an answer: not HTTP, XML-RPC or JSON, too big, broken off, or of the wrong shape."""
 
 
 class Unsupported(HostError):
@@ -35,7 +35,7 @@ class Unsupported(HostError):
 
 
 class GroupFailed(HostError):
-    """Not all guests of a group could be frozen; all that were are thawed. `causes` has the errors by URL."""
+    """Not all guests of a group could be frozen; those that were are thawed. `causes` has the errors by URL."""
 
     def __init__(self, text: str, causes: Mapping[str, BaseException]) -> None:
         super().__init__(text)
@@ -43,11 +43,11 @@ class GroupFailed(HostError):
 
 
 class NothingFrozen(HostError):
-    """A freeze was answered with 0: a snapshot would be taken of a guest that writes."""
+    """The answer to a freeze was 0: a snapshot would be taken while the guest writes."""
 
 
 class FreezeBroken(HostError):
-    """The file systems were not held frozen without a break: a snapshot taken meanwhile is worthless."""
+    """The file systems were not held frozen all the time: a snapshot taken meanwhile is worthless."""
 
 
 class NotThawed(FreezeBroken):
@@ -55,4 +55,4 @@ class NotThawed(FreezeBroken):
 
 
 class Unsendable(ValueError):
-    """An argument that cannot travel to the agent; nothing was asked."""
+    """An argument cannot be sent to the agent; nothing was asked."""

@@ -53,6 +53,6 @@ def _sentence(error: Fault | HostError, may_be_frozen: bool) -> tuple[str, int]:
 
 def complain(words: str, code: int) -> int:
     """Print the sentence; return the exit code."""
-    with contextlib.suppress(OSError):  # a terminal that is gone reads nothing; the exit code tells
+    with contextlib.suppress(OSError):  # if the terminal is gone, the exit code has to do
         print(f"{PROG}: {printable(words)[:_SENTENCE_MAX]}", file=sys.stderr, flush=True)
     return code

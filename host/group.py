@@ -1,7 +1,7 @@
-"""One consistent point over many guests: all sync, and only when every one is flushed do all freeze together.
+"""One consistent point over many guests: all sync, and when every guest is flushed, all freeze together.
 
-`AsyncAgentGroup` is a task a guest on the caller's event loop; `AgentGroup` blocks, and has an event loop in a thread
-of its own. Any refusal, overrun or lost connection thaws all.
+`AsyncAgentGroup` runs one task for each guest on the caller's event loop; `AgentGroup` blocks, and has an event loop in
+a thread of its own. Any refusal, overrun or lost connection thaws all.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FREEZE_SECONDS = 60.0
-CONNECTS = 32  # at once
+CONNECTS = 32  # simultaneously
 _NAMED = 3
 
 
 @dataclass(slots=True)
 class GroupFreeze:
-    """All guests of a group, frozen, by their URLs. Seconds.
+    """All guests of a group, frozen, by their URLs. Times are in seconds.
 
-    `skew` is the time between the first and the last answer that a guest is frozen, `skew_by_agents` the same from the
-    agents' own figures, -1 unless all tell. `window` is, after the block, how long all were frozen: from the last
-    answer to the first thaw that was told. `broken` says then why a snapshot is worthless; None if it is good.
+    `skew` is the time between the first and the last answer that a guest is frozen; `skew_by_agents` is that from the
+    agents' own figures, -1 unless all give them. After the block `window` is how long all were frozen, from the last
+    answer to the first request to thaw, and `broken` says why a snapshot is worthless; None if it is good.
     """
 
     guests: dict[str, Freeze]
@@ -47,9 +47,9 @@ class GroupFreeze:
 
 
 class AsyncAgentGroup:
-    """Many agents, by their URLs. Raises ValueError if one is none, or stands twice.
+    """Many agents, by their URLs. Raises ValueError if a URL is invalid, or is there twice.
 
-    `connects` is how many connections are opened at once; the other options are those of `AsyncAgent`.
+    `connects` is how many connections are opened simultaneously; the other options are those of `AsyncAgent`.
     """
 
     def __init__(self, urls: Iterable[str], *, connects: int = CONNECTS, **options: Any) -> None:
@@ -73,9 +73,9 @@ class AsyncAgentGroup:
     ) -> AsyncIterator[GroupFreeze]:
         """Hold all guests frozen while the block runs, and thaw them whatever happens.
 
-        Raises GroupFailed if one cannot be synced, or not all be frozen within `freeze_wait` seconds: then all are
-        thawed, and it says of which that is not known. Raises FreezeBroken after the block if one was not held frozen
-        all the time. The rest is as in `Agent.frozen`.
+        Raises GroupFailed if a guest cannot be synced, or not all can be frozen within `freeze_wait` seconds; then all
+        are thawed, and it names those of which that is not known. Raises FreezeBroken after the block if a guest was
+        not held frozen all the time. The rest is as in `Agent.frozen`.
         """
         wanted = Wanted(include, exclude, **options)
         holdings = [Holding(url, wanted) for url in self.urls]
@@ -84,7 +84,7 @@ class AsyncAgentGroup:
 
         async def connect(n: int) -> None:
             async with gate:
-                with contextlib.suppress(Fault):  # to refuse it is an answer, too
+                with contextlib.suppress(Fault):  # a refusal is an answer, too
                     await self._agents[n].ping()
 
         try:
@@ -116,7 +116,7 @@ class AsyncAgentGroup:
         try:
             return await self._together("freeze", lambda n: self._agents[n].play(holdings[n].begin()), within)
         except BaseException as error:
-            # Whoever was not frozen yet has undone that itself.
+            # Guests that were not frozen yet have undone their freeze themselves.
             broken = await self._thaw([n for n, holding in enumerate(holdings) if holding.frozen], holdings)
             broken += [holding.undo_failed for holding in holdings if holding.undo_failed is not None]
             for one in broken:
@@ -136,7 +136,7 @@ class AsyncAgentGroup:
             raise group.broken from broken[0]
 
     async def _thaw(self, which: Iterable[int], holdings: list[Holding]) -> list[FreezeBroken]:
-        """Thaw; return what was broken."""
+        """Thaw these guests; return the freezes that were broken."""
         ends = [self._agents[n].play(holdings[n].end()) for n in which]
         found = await asyncio.gather(*ends, return_exceptions=True)
         for one in found:
@@ -147,7 +147,7 @@ class AsyncAgentGroup:
     async def _together(
         self, what: str, doing: Callable[[int], Coroutine[Any, Any, T]], within: float | None = None
     ) -> list[T]:
-        """Return what `doing` comes to for each guest; if one fails or is late, cancel all and raise GroupFailed."""
+        """Return the result of `doing` for each guest; if one fails or is late, cancel all and raise GroupFailed."""
         tasks = [asyncio.ensure_future(doing(n)) for n in range(len(self.urls))]
         try:
             _, late = await asyncio.wait(tasks, timeout=within, return_when=asyncio.FIRST_EXCEPTION)
@@ -173,7 +173,7 @@ def _error(task: asyncio.Future[Any]) -> BaseException | None:
 
 
 async def _cancelled(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    """Cancel what has not ended, and wait until it has, however often this is cancelled meanwhile."""
+    """Cancel the tasks that have not ended, and wait until they have, even if this is cancelled meanwhile."""
     for task in tasks:
         task.cancel()
     interrupted: asyncio.CancelledError | None = None
@@ -188,16 +188,16 @@ async def _cancelled(tasks: Sequence[asyncio.Future[Any]]) -> None:
 
 def _report(freezes: list[Freeze], holdings: list[Holding]) -> GroupFreeze:
     begun = [holding.begun for holding in holdings]
-    told = [holding.begun_by_agent for holding in holdings]
+    begun = [holding.begun_by_agent for holding in holdings]
     return GroupFreeze(
         {holding.url: freeze for holding, freeze in zip(holdings, freezes, strict=True)},
         skew=max(begun) - min(begun),
-        skew_by_agents=max(told) - min(told) if min(told) >= 0 else -1,
+        skew_by_agents=max(begun) - min(begun) if min(begun) >= 0 else -1,
     )
 
 
 class AgentGroup:
-    """Many agents, for a caller that blocks: see `AsyncAgentGroup`. One thread in all."""
+    """Many agents, for a caller that blocks: see `AsyncAgentGroup`. It uses one thread for all."""
 
     def __init__(self, urls: Iterable[str], **options: Any) -> None:
         self._options = options
@@ -223,10 +223,9 @@ class AgentGroup:
 
 
 class _Task:
-    """Holds a group frozen, from `begun` until `end`, by a task on an event loop in a thread of its own.
+    """A task that holds a group frozen from `begun` until `end`, on an event loop in a thread of its own.
 
-    The block is in the task from the first frozen guest on, so that whenever this thread is interrupted, it is the task
-    that thaws.
+    The task is inside `frozen` from the first frozen guest on, so it thaws whenever the caller's thread is interrupted.
     """
 
     def __init__(self, frozen: contextlib.AbstractAsyncContextManager[GroupFreeze]) -> None:
@@ -258,7 +257,7 @@ class _Task:
         return None
 
     def begun(self) -> GroupFreeze:
-        """Wait until all are frozen; raise what keeps them from it."""
+        """Wait until all are frozen; raise what prevents it."""
         either: list[concurrent.futures.Future[Any]] = [self._begun, self._done]
         concurrent.futures.wait(either, return_when=concurrent.futures.FIRST_COMPLETED)
         if not self._begun.done() and (error := self._done.result()) is not None:
@@ -266,9 +265,9 @@ class _Task:
         return self._begun.result(0)
 
     def end(self) -> BaseException | None:
-        """Have all thawed, wait until they are, and return what was raised.
+        """Thaw all, wait until they are thawed, and return what was raised.
 
-        A signal's exception here cancels what is done, and comes afterwards.
+        An exception of a signal handler cancels what is in progress, and is raised afterwards.
         """
         self._loop.call_soon_threadsafe(self._leave)
         interrupted: BaseException | None = None

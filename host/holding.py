@@ -1,8 +1,8 @@
-"""A freeze around a block of code: what is asked of the agent, in which order, and when all was in vain. No I/O.
+"""A freeze around a block of code: what to ask the agent, in which order, and whether the freeze was good. No I/O.
 
-A script is a generator that yields a Call or a Pause and is sent what came of it; a thread or an event loop runs it.
-Whatever happens in the block the guest is told to thaw, and asked whether it held without a break from the moment that
-freeze answered. What is not known to be good is broken.
+A script is a generator that yields a Call or a Pause and is sent the result; a thread or an event loop runs it.
+Whatever happens in the block, the guest is told to thaw, and asked whether it held the freeze all the time since the
+answer to freeze. A freeze that is not known to be good counts as broken.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from .errors import BadReply, FreezeBroken, HostError, Lost, NothingFrozen, NotT
 
 T = TypeVar("T")
 
-INTERRUPTS = 2  # so many Ctrl-C or cancellations do not keep the thaw from being told
+INTERRUPTS = 2  # so many Ctrl-C or cancellations do not prevent the thaw
 THAW_AGAIN_FIRST, THAW_AGAIN_MAX = 0.1, 2.0  # seconds
 EXTEND_SECONDS = 2.5
 _FACTOR = 3  # a hold is extended when a third of it has passed
-_PAUSE_MAX = 3600.0  # whatever a guest says of its hold
+_PAUSE_MAX = 3600.0  # whatever a guest says about its hold
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Nothing is to be done for so many seconds."""
+    """Do nothing for so many seconds."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class CallOnOwnConnection:
-    """The call to be carried out within so many seconds; `apart` on another connection than that of the other calls."""
+    """A call to carry out within so many seconds; `apart`: not on the connection of the other calls."""
 
     call: Call[Any]
     seconds: float
@@ -59,9 +59,9 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to freeze and how. Seconds.
+    """What to freeze and how. Times are in seconds.
 
-    `hold` is the hold limit, None the agent's own; `extend` has it extended; `thaw_wait` is how long the thaw is tried.
+    `hold` is the hold limit, None for the agent's own; `extend`: extend it; `thaw_wait` is how long to try the thaw.
     """
 
     include: Sequence[str] = ()
@@ -91,11 +91,11 @@ class Wanted:
 
 @dataclass(slots=True)
 class Freeze:
-    """A freeze that is held, or was. Of a stock qemu-ga only `count` is known, the rest is -1 or empty.
+    """A freeze that is or was held. With a stock qemu-ga only `count` is known; the rest is -1 or empty.
 
     `frozen_at` is when the host learned of it (seconds since the epoch), `hold_left` how long it was to be held then.
-    `not_extended` is why the hold could not be extended, at last. `broken` says, after the block, why a snapshot that
-    was taken in it is worthless; None if it is good.
+    `not_extended` is why the last try to extend the hold failed. After the block, `broken` says why a snapshot that was
+    taken in it is worthless; None if it is good.
     """
 
     count: int
@@ -118,15 +118,15 @@ class Holding:
         self._clock = clock
         self._freeze: Freeze | None = None
         self.begun = self.ended = 0.0
-        """When the host learned that all is frozen, and when it began to tell the thaw; seconds of the clock."""
+        """When the host learned that all is frozen, and when it began to ask for the thaw; seconds of the clock."""
         self.begun_by_agent = -1.0
-        """When all was frozen as the agent tells it, -1 if it does not."""
+        """When all was frozen according to the agent, -1 if it does not say."""
         self.undo_failed: FreezeBroken | None = None
-        """Why a `begin` that failed could not undo what it did, or not well."""
+        """Why a `begin` that failed could not undo everything that it did."""
 
     @property
     def frozen(self) -> bool:
-        """Whether `begin` has frozen, so that `end` is due."""
+        """Whether `begin` has frozen, so that `end` must be run."""
         return self._freeze is not None
 
     @property
@@ -136,7 +136,7 @@ class Holding:
         return min(EXTEND_SECONDS, max(0.0, self._freeze.hold_left) / 4)
 
     def begin(self) -> Script[Freeze]:
-        """Freeze. Whatever is raised, by the agent or by who runs this, leaves nothing frozen that can be reached."""
+        """Freeze. If the agent or the caller raises an exception, everything that can be reached is thawed."""
         frozen = False
         try:
             count = yield self._wanted.freeze()
@@ -172,7 +172,7 @@ class Holding:
         assert self._freeze is not None, "nothing is frozen"
         freeze = self._freeze
         self.ended = self._clock()
-        # Until it is known to be good.
+        # This holds until the freeze is known to be good.
         freeze.broken = FreezeBroken(f"{self.url}: how the freeze ended was not asked; throw the snapshot away")
         try:
             thawed = yield from self._thaw()
@@ -204,19 +204,19 @@ class Holding:
         freeze.held_seconds = last.held_seconds
 
     def _thaw(self) -> Script[int]:
-        """Tell the thaw until there is an answer, also through some interruptions, which come afterwards.
+        """Ask for the thaw until there is an answer, in spite of some interruptions, which are raised afterwards.
 
-        A thaw may be told twice: what the second thaws is what the first did not. Raises FreezeBroken or NotThawed.
+        A thaw may be asked for twice: the second thaws what the first did not. Raises FreezeBroken or NotThawed.
         """
         try:
-            return (yield from self._told_to_thaw())
+            return (yield from self._ask_to_thaw())
         except (Fault, Unsupported, Unsendable) as error:
             unsure = isinstance(error, Fault) and error.code in (Code.IN_PROGRESS, Code.FAILED)
             kind = NotThawed if unsure else FreezeBroken
             text = error.text if isinstance(error, Fault) else str(error)
             raise kind(f"{self.url}: {text}; throw the snapshot away") from error
 
-    def _told_to_thaw(self) -> Script[int]:
+    def _ask_to_thaw(self) -> Script[int]:
         until = self._clock() + self._wanted.thaw_wait
         again = THAW_AGAIN_FIRST
         interrupted: BaseException | None = None
@@ -254,7 +254,7 @@ class Holding:
     def extension(self, *, apart: bool = True) -> Generator[CallOnOwnConnection | Pause, Any, None]:
         """Extend the hold again and again, until this is closed or the agent holds nothing any more.
 
-        `apart` is by a connection of its own; if that fails, as on a channel that takes one client at a time, by that
+        `apart`: on a connection of its own; if that fails, as on a channel that takes one client at a time, on the one
         of the other calls.
         """
         assert self._freeze is not None, "nothing is frozen"
@@ -281,18 +281,18 @@ class Holding:
 
 
 def note(error: BaseException, more: BaseException | str) -> None:
-    """Add what else is wrong to what a traceback of `error` shows (from Python 3.11 on)."""
+    """Add what else is wrong to the traceback of `error` (shown from Python 3.11 on)."""
     words = more if isinstance(more, str) else f"besides: {more}"
     error.__notes__ = [*notes(error), words]  # type: ignore[attr-defined,unused-ignore]
 
 
 def notes(error: BaseException) -> list[str]:
-    """Return what was noted."""
+    """Return the notes of `error`."""
     return list(getattr(error, "__notes__", ()))
 
 
 def _may_be_frozen(error: BaseException) -> bool:
-    """Whether a freeze that ended so may go on, or may have frozen something."""
+    """Return whether a freeze that ended with `error` may go on, or may have frozen something."""
     match error:
         case Fault(code=code):
             return code is Code.IN_PROGRESS

@@ -1,7 +1,7 @@
-"""A domain of libvirt, whose daemon owns the channel to the agent: QGA JSON goes through libvirt-python.
+"""A domain of libvirt. Its daemon owns the channel to the agent, so QGA JSON goes through libvirt-python.
 
-Its calls block, and wait for more than the agent: each domain has a thread of its own for them, so that a time-out
-here is one whatever libvirt does. libvirt turns an agent's error into one of its own, whose text alone is the agent's.
+Its calls block, and not only for the agent. So each domain has a thread of its own for them, and a time-out here works
+whatever libvirt does. libvirt turns an agent's error into one of its own, in which only the text is the agent's.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from ..agent.api.errors import Code, Fault
 from .errors import Lost, Unreachable
 
 _AGENT_SAYS = "unable to execute QEMU agent command"
-# libvirt drops the agent's code. This one says that a snapshot is worthless, so it is known by the agent's sentence.
+# libvirt drops the agent's code. This code means that a snapshot is worthless, so it is recognized by the sentence.
 _BROKEN = re.compile(r"\bfreeze \d+ was broken: ")
 _Order = tuple[str, float, "concurrent.futures.Future[str]"]
 
 
 class Domain:
-    """A domain by name, connected to at the first command. `uri` None is libvirt's own default."""
+    """A domain by its name; the first command connects to it. If `uri` is None, libvirt chooses."""
 
     def __init__(self, name: str, uri: str | None) -> None:
         self._name, self._uri = name, uri
         self._orders: queue.SimpleQueue[_Order | None] | None = None
 
     def ask(self, text: str, seconds: float) -> concurrent.futures.Future[str]:
-        """Return the reply to come. It raises Fault, Unreachable, Lost or TimeoutError."""
+        """Return the future reply, which raises Fault, Unreachable, Lost or TimeoutError."""
         if self._orders is None:
             self._orders = queue.SimpleQueue()
             threading.Thread(
@@ -44,14 +44,14 @@ class Domain:
         return reply
 
     def wait(self, text: str, seconds: float) -> str:
-        """Return the reply, waiting at most so long."""
+        """Return the reply after waiting at most so many seconds."""
         try:
             return self.ask(text, seconds).result(seconds)
         except concurrent.futures.TimeoutError:
-            raise TimeoutError from None  # in Python 3.10 they are two
+            raise TimeoutError from None  # in Python 3.10 these are two different classes
 
     def close(self) -> None:
-        """Let the thread and its connection go, when what it does now has ended."""
+        """End the thread and its connection when its present call has ended."""
         if self._orders is not None:
             self._orders.put(None)
             self._orders = None
@@ -111,7 +111,7 @@ class Domain:
 
 
 def _lives(libvirt: ModuleType, connection: Any) -> bool:
-    """Tell whether its daemon answers; `isAlive` sees that it has gone only after a call in vain."""
+    """Return whether the daemon answers; `isAlive` notices that it is gone only after a failed call."""
     try:
         connection.getLibVersion()
     except libvirt.libvirtError:
@@ -120,7 +120,7 @@ def _lives(libvirt: ModuleType, connection: Any) -> bool:
 
 
 def _closed(libvirt: ModuleType, connection: Any) -> None:
-    """Close it, whether its daemon still lives or not."""
+    """Close the connection, whether the daemon is alive or not."""
     with contextlib.suppress(libvirt.libvirtError):
         connection.close()
 
@@ -130,10 +130,10 @@ def _modules() -> tuple[ModuleType, ModuleType]:
         libvirt, qemu = importlib.import_module("libvirt"), importlib.import_module("libvirt_qemu")
     except ImportError:
         raise Unreachable("libvirt: URLs need libvirt-python; install virtagent[libvirt]") from None
-    # Else it prints each error, too, and not as one of ours.
+    # Otherwise libvirt also prints each error, in its own form.
     libvirt.registerErrorHandler(_said, None)
     return libvirt, qemu
 
 
 def _said(_context: None, _error: Any) -> None:
-    """It is raised as well."""
+    """Ignore the error, which is raised as well."""

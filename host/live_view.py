@@ -1,7 +1,7 @@
-"""What goes on in guests, drawn on a terminal while it does. Imported only where there is one, with rich.
+"""A live picture of what happens in guests. Imported only where there is a terminal, and rich.
 
-Each guest is followed on a connection of its own, beside the one that freezes. On a channel that takes only one client
-nothing is seen of it, and the picture says so.
+Each guest is watched on a connection of its own, in addition to the one that freezes. On a channel that takes only one
+client that is impossible, and the picture says so.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from .watch import watch_script
 
 T = TypeVar("T")
 
-REDRAW = 0.5  # seconds; what is counted goes on in the picture without a word from the agent
+REDRAW = 0.5  # seconds; in the picture times go on counting between two records
 
 
 class Picture:
-    """A board on a terminal, drawn when it changes and from time to time. `close` it; twice does no harm."""
+    """A view on a terminal, drawn when it changes and every REDRAW seconds. `close` it; twice does no harm."""
 
-    def __init__(self, board: screen.GuestsView, stream: Any, *, transient: bool) -> None:
-        self.board = board
-        # What is printed meanwhile is none of its business: the streams stay what they are.
+    def __init__(self, view: screen.GuestsView, stream: Any, *, transient: bool) -> None:
+        self.view = view
+        # It must not redirect what is printed meanwhile.
         self._live = Live(
-            board,
+            view,
             console=screen.console(stream),
             auto_refresh=False,
             transient=transient,
             redirect_stdout=False,
             redirect_stderr=False,
-            vertical_overflow="crop",  # what has left the screen above cannot be drawn over; the last is drawn in full
+            vertical_overflow="crop",  # what has scrolled away cannot be redrawn; the last picture is drawn in full
         )
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Future[None]] = []
@@ -59,21 +59,21 @@ class Picture:
 
     def put(self, url: str, record: Status) -> None:
         """Take a new record of a guest."""
-        self.board.put(url, record)
+        self.view.put(url, record)
         self._changed.set()
 
-    def follow(self, urls: Sequence[str]) -> None:
-        """Follow these guests, until this is closed."""
-        self._tasks += [asyncio.ensure_future(self._follow(url)) for url in urls]
+    def watch(self, urls: Sequence[str]) -> None:
+        """Watch these guests until this is closed."""
+        self._tasks += [asyncio.ensure_future(self._watch(url)) for url in urls]
 
     async def close(self) -> None:
-        """End what follows, and leave the terminal to others."""
+        """End the watching, and release the terminal."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        with contextlib.suppress(OSError):  # a terminal that is gone has no picture to end
+        with contextlib.suppress(OSError):  # the terminal is gone
             self._live.stop()
 
     async def _draw(self) -> None:
@@ -85,21 +85,21 @@ class Picture:
                 again.cancel()
                 self._changed.clear()
 
-    async def _follow(self, url: str) -> None:
+    async def _watch(self, url: str) -> None:
         try:
             async with AsyncAgent(url) as agent:
                 await agent.play(watch_script(partial(self.put, url), None, math.inf))
         except (Fault, HostError) as error:
-            self.board.blind[url] = str(error)
+            self.view.blind[url] = str(error)
             self._changed.set()
 
 
 def watch(url: str, timeout: float | None, until: str | None, deadline: float, put: Callable[[Status], None]) -> None:
-    """Draw what goes on in one guest; `put` gets each record, too. Raises as `watch_script` does."""
+    """Draw what happens in one guest; `put` also gets each record. Raises as `watch_script` does."""
 
     async def run() -> None:
         async with AsyncAgent(url, timeout=timeout) as agent:
-            await agent.status()  # one that is not there is told without a picture
+            await agent.status()  # an agent that is not there is reported without a picture
             async with Picture(screen.GuestsView(), None, transient=False) as picture:
 
                 def both(record: Status) -> None:
@@ -112,21 +112,21 @@ def watch(url: str, timeout: float | None, until: str | None, deadline: float, p
 
 
 def during_call(url: str, title: str, call: Call[T], timeout: float | None) -> T:
-    """Draw how a guest fares while the call lasts; return what it returns, and leave nothing of the picture."""
+    """Draw what happens in a guest during the call, then remove the picture; return the value of the call."""
 
     async def run() -> T:
         async with (
             AsyncAgent(url, timeout=timeout) as agent,
             Picture(screen.GuestsView(title), None, transient=True) as picture,
         ):
-            picture.follow([url])
+            picture.watch([url])
             return await agent.carry_out(call)
 
     return _interruptible(run())
 
 
 def _interruptible(doing: Coroutine[Any, Any, T]) -> T:
-    """Return what `doing` comes to; a signal cancels it, so that the picture ends, too, and is then a Ctrl-C."""
+    """Return the result of `doing`; a signal cancels it, so that the picture ends, and raises KeyboardInterrupt."""
     interrupted = False
 
     async def run() -> list[T]:
@@ -144,7 +144,7 @@ def _interruptible(doing: Coroutine[Any, Any, T]) -> T:
         except asyncio.CancelledError:
             return []
 
-    # Not by asyncio.run alone: that of Python 3.10 raises KeyboardInterrupt amid the loop, and tells tracebacks of it.
+    # asyncio.run alone would raise KeyboardInterrupt inside the loop in Python 3.10, and print tracebacks.
     found = asyncio.run(run())
     if interrupted or not found:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""virtagentctl's entry: a Ctrl-C while the rest is being imported ends it as one does later, without a traceback."""
+"""virtagentctl's entry: a Ctrl-C during the imports ends it like a later one, without a traceback."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ def main() -> int:
 
         _stand_in()
         untouched = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if untouched:  # else whoever started this wants no Ctrl-C to end it
+        if untouched:  # otherwise the caller does not want Ctrl-C to end it
             signal.signal(signal.SIGINT, _leave)
         from .cli import main as run
 
@@ -23,7 +23,7 @@ def main() -> int:
         try:
             return run()
         finally:
-            # All is done: what comes while the interpreter ends is too late.
+            # Everything is done: a signal while the interpreter ends comes too late.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             _let_go()
     except KeyboardInterrupt:
@@ -31,10 +31,10 @@ def main() -> int:
 
 
 def _stand_in() -> None:
-    """Have /dev/null for each standard stream that whoever started this has closed.
+    """Open /dev/null for each standard stream that the caller has closed.
 
-    Else a sentence for the standard error is printed to the standard output, and the first file that COMMAND opens
-    comes to be its standard output.
+    Otherwise a sentence for the standard error would go to the standard output, and the first file that COMMAND opens
+    would be its standard output.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -46,7 +46,7 @@ def _stand_in() -> None:
 
 
 def _let_go() -> None:
-    """Leave nothing that cannot be written, as to a terminal that is gone: the interpreter would end with 120."""
+    """Drop buffered output that cannot be written, as to a terminal that is gone; else the exit code would be 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -55,7 +55,7 @@ def _let_go() -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    # An exception in an import can be lost, or told as one that was ignored. Nothing has been done yet.
+    # An exception during an import can be lost, or reported as ignored. Nothing has been done yet.
     os._exit(_INTERRUPTED)
 
 

@@ -79,6 +79,6 @@ def _argument(action: argparse.Action) -> str:
 
 
 def _plain(words: str) -> str:
-    """Escape what roff would take for more than text."""
+    """Escape what roff would not treat as text."""
     words = words.replace("\\", "\\e").replace("-", "\\-")
     return f"\\&{words}" if words.startswith((".", "'")) else words

@@ -20,18 +20,18 @@ class Blocks(Protocol):
     """An agent for a thread that may block (`client.Agent`)."""
 
     def carry_out(self, call: Call[T], timeout: float | None = None) -> T:
-        """Return what the call returns; `timeout` in seconds instead of the agent's."""
+        """Carry out the call and return its value; `timeout`, in seconds, replaces the agent's."""
 
 
 class Awaits(Protocol):
     """An agent for asyncio (`aio.AsyncAgent`)."""
 
     def carry_out(self, call: Call[T], timeout: float | None = None) -> Awaitable[T]:
-        """Return what to await for what the call returns; `timeout` in seconds instead of the agent's."""
+        """Return an awaitable for the value of the call; `timeout`, in seconds, replaces the agent's."""
 
 
 class Method(Generic[P, T]):
-    """One RPC as a method: an agent that blocks returns the value, one that awaits something to await."""
+    """One RPC as a method: an agent that blocks returns the value, one for asyncio an awaitable."""
 
     def __init__(self, make: Callable[P, Call[T]]) -> None:
         self._make = make
@@ -53,13 +53,13 @@ class Method(Generic[P, T]):
 
 
 class Methods(ABC):
-    """All RPCs of one agent by its URL, each with a time-out of its own. It never trusts the guest.
+    """All RPCs of one agent by its URL, each with an optional time-out of its own. The guest is never trusted.
 
-    `timeout` is how many seconds one call may take, connecting and waiting included; a wait longer than that is
-    shortened. Without it a call may take ANSWER seconds and, on top, the wait that it asks the agent for.
-    `protocol` is "json" or "xmlrpc" if it need not be found out.
+    `timeout` is how many seconds a call may take, including connecting and waiting; a longer wait is shortened. Without
+    it a call may take ANSWER seconds in addition to the wait that it asks the agent for.
+    `protocol` is "json" or "xmlrpc" if it is known.
     Every call raises Fault (the agent refused or failed), a HostError (Unreachable, Lost, TimedOut, BadReply,
-    Unsupported), or Unsendable if an argument cannot travel. The constructor raises ValueError if `url` is none.
+    Unsupported), or Unsendable if an argument cannot be sent. The constructor raises ValueError if `url` is invalid.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class Methods(ABC):
 
     @abstractmethod
     def _set_up(self, endpoint: Endpoint) -> None:
-        """Make what waits for this agent."""
+        """Make the object that does the I/O for this agent."""
 
     @property
     def stock(self) -> bool:
-        """Whether the other end, as of the last call, is a stock qemu-ga."""
+        """Whether the other end was a stock qemu-ga at the last call."""
         return self._session.stock
 
     ping = Method(calls.ping)

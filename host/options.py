@@ -1,4 +1,4 @@
-"""virtagentctl's command line: every command and option. The completion and the manual page are made from this, too."""
+"""virtagentctl's command line: every command and option. Completion and manual page are made from this, too."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ _TIMEOUT_MAX = 10_000_000
 
 
 class Bad(Exception):
-    """The arguments are wrong; the text says how, and which help tells more."""
+    """The arguments are wrong; the text says how, and where to read more."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one sentence, without the usage."""
+    """A parser that says in one sentence what is wrong with the arguments, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise Bad(f"{message}; see `{self.prog} --help`")
 
 
 class _Agents(argparse.Action):
-    """Collects all URLs, those before the command and those after it. `agent` is the last, `agents` are all."""
+    """The option --agent: `agents` are all URLs, from before and after the command; `agent` is the last one."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: str | None = None
     ) -> None:
-        # A subparser has a namespace of its own, whose values replace the other's: the list is one for all.
+        # A subparser has a namespace of its own, whose values replace the others; so they all share one list.
         self.const.append(value)
         namespace.agent, namespace.agents = value, self.const
 
@@ -112,7 +112,7 @@ def commands_of(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPars
 
 
 def options_of(one: argparse.ArgumentParser) -> Sequence[argparse.Action]:
-    """Return the options and arguments of a parser, its commands left out."""
+    """Return the options and arguments of a parser, without its commands."""
     return [action for action in one._actions if not isinstance(action, argparse._SubParsersAction)]
 
 

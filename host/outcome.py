@@ -1,4 +1,4 @@
-"""What came of a snapshot: the report, one sentence if it is not good, and the exit code."""
+"""The result of a snapshot: the report, one sentence if it is not good, and the exit code."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def tell(report: Report, as_json: bool) -> int:
         try:
             print(text.to_json(document(report, wrong, code), indent=2), flush=True)
         except OSError:
-            # Whoever reads the report has gone: what came of the snapshot is told all the same.
+            # The reader of the report is gone; the sentence and the exit code still give the result.
             if not wrong:
                 raise
     else:
-        # The standard output is the command's.
+        # The standard output belongs to the command.
         with contextlib.suppress(OSError):
             for line in lines(report):
                 print(printable(line), file=sys.stderr, flush=True)
@@ -67,7 +67,7 @@ def verdict(report: Report) -> tuple[str, int]:
 
 
 def lines(report: Report) -> Iterator[str]:
-    """Say how long all were frozen, and which freeze it was of whom."""
+    """Say how long all were frozen, and the number of each guest's freeze."""
     freeze = report.freeze
     if freeze is None:
         return

@@ -1,7 +1,6 @@
-"""What a stock qemu-ga can do of the va.* methods, and a sentence for what it cannot. No I/O.
+"""The va.* methods that a stock qemu-ga can do, and a sentence for what it cannot. No I/O.
 
-It knows no limits, no plan and no progress, and says "frozen" or "thawed" alone. What it is asked for it does in full,
-or not at all.
+It knows no limits, no plan and no progress, and only says "frozen" or "thawed". A method is done in full or not at all.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _GLOB = frozenset("*?[")
 
 
 def answer(method: str, params: Sequence[Any], ask: Ask) -> Script:
-    """Do `method` with guest- commands, each carried out by `ask(method, *params)`; return the va. method's value.
+    """Do `method` with guest-* commands, each carried out by `ask(method, *params)`; return the va.* method's value.
 
     Raises Unsupported if it cannot be done; then nothing was asked.
     """

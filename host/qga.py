@@ -1,8 +1,8 @@
-"""The QEMU guest agent protocol, the host's side: a call to bytes, bytes to a reply. No I/O and no clock.
+"""The host's side of the QEMU guest agent protocol: a call to bytes, bytes to a reply. No I/O and no clock.
 
-The guest is not trusted. A line's bytes, its nesting and the number of its values are bounded before it is parsed;
-whatever is no answer ends in BadReply. Each request carries an `id`, and what answers another is skipped, so that
-late and doubled replies harm nothing. `Sync` finds the place on a stream where nothing old can come any more.
+The guest is not trusted. The bytes of a line, its nesting and the number of its values are bounded before it is parsed;
+everything that is not an answer ends in BadReply. Each request has an `id`, and answers to other requests are skipped,
+so late and duplicate replies do no harm. `Sync` finds the place on a stream where nothing old can come any more.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..agent.api.errors import Code, Fault, told_by_other
+from ..agent.api.errors import Code, Fault, reported_by_other
 from ..agent.wire import json_values
 from ..agent.wire.messages import Limits
 from ..agent.wire.qmp import OURS
@@ -20,20 +20,20 @@ from .errors import BadReply, Lost, Unsendable
 from .xmlrpc import REPLY_MAX, Reply
 
 VALUES_MAX = 1 << 20
-"""Values of a reply; each may take a hundred bytes of memory, whatever it takes on the wire."""
-_NESTING = Limits().nesting + 2  # a value of the agent's, in the reply around it
+"""Values in a reply; each may take a hundred bytes of memory, however short it is on the wire."""
+_NESTING = Limits().nesting + 2  # of the agent's value, and of the reply around it
 _ENDS = re.compile(rb"[\n\xff]")
 _SYNC_LINE_MAX = 1024
 _LOOK = "look at the agent's log in the guest"
 _SIGN = re.compile(rb"[][{},\"]")
-_IN_STRING = re.compile(rb'(?:[^"\\]+|\\.){0,4096}', re.DOTALL)  # bounded, since each round of it takes memory
+_IN_STRING = re.compile(rb'(?:[^"\\]+|\\.){0,4096}', re.DOTALL)  # bounded, since each repetition takes memory
 
 
 class Exchange:
-    """One call on a stream: send `request`, give what comes back to `receive` until it returns the reply."""
+    """One call on a stream: send `request`, then give what comes back to `receive` until it returns the reply."""
 
     def __init__(self, method: str, params: Sequence[Any], *, tag: str, reply_max: int = REPLY_MAX) -> None:
-        """Raise Unsendable if a parameter cannot travel as JSON."""
+        """Make the request; raise Unsendable if a parameter cannot be sent as JSON."""
         message: dict[str, Any] = {"execute": method, "id": tag}
         if method.startswith(OURS):
             message["arguments"] = list(params)
@@ -50,13 +50,13 @@ class Exchange:
         self.reusable = False
         self.ended = False
         self.ours = False
-        """Whether the reply is an error such as only an agent of ours has."""
+        """Whether the reply is an error in the form that only virtagent has."""
 
     def receive(self, data: bytes) -> Reply | None:
-        """Take bytes of the stream (none: it ended); return the reply when it is whole.
+        """Take bytes of the stream (b"": it ended); return the reply when it is whole.
 
-        Raises Fault if the reply is one, BadReply or Lost if there will be none. Afterwards `reusable` says whether
-        the stream may carry another call as it is, `ended` whether it may not even be resynchronised.
+        Raises Fault if the reply is a fault, BadReply or Lost if no reply can come. Afterwards `reusable` says whether
+        the stream can carry another call as it is, `ended` whether it cannot even be resynchronised.
         """
         if not data:
             self.ended = True
@@ -82,7 +82,7 @@ class Exchange:
         return None
 
     def _answer(self, line: bytes) -> Reply | Fault | None:
-        """Return what the line answers to this call, None if it answers another."""
+        """Return the answer to this call, None if the line answers another call."""
         line = line[line.rfind(b"\xff") + 1 :].strip()
         if not line:
             return None
@@ -98,7 +98,7 @@ class Exchange:
         match error:
             case {"desc": str(text), "code": int(number)}:
                 self.ours = True
-                return told_by_other(number, text)
+                return reported_by_other(number, text)
             case {"class": "CommandNotFound", "desc": str(text)}:
                 if "frozen state" in text:
                     wrong = self._method.startswith("guest-fsfreeze-")
@@ -110,13 +110,13 @@ class Exchange:
 
 
 class Sync:
-    """Finds on a stream the answer to the guest-sync-delimited `number`, behind which nothing old comes.
+    """A search on a stream for the answer to guest-sync-delimited with `number`, after which nothing old comes.
 
-    A refusal is one, too: the agent's configuration may block the command.
+    A refusal counts as the answer: the agent's configuration may block the command.
     """
 
     def __init__(self, number: int, skip_max: int = REPLY_MAX) -> None:
-        # 0xFF ends whatever the agent has half read.
+        # 0xFF ends a message that the agent has half read.
         self.request = b"\xff" + _dump({"execute": "guest-sync-delimited", "arguments": {"id": number}, "id": number})
         self._number = number
         self._left = self._skip_max = skip_max
@@ -125,12 +125,12 @@ class Sync:
         self._too_long = False
         self._delimited = False
         self.http = False
-        """Whether the stream began as one that speaks XML-RPC alone."""
+        """Whether the stream began like one of an agent that speaks only XML-RPC."""
 
     def receive(self, data: bytes) -> bool:
-        """Take bytes of the stream (none: it ended); say whether the answer has come.
+        """Take bytes of the stream (b"": it ended); return whether the answer has come.
 
-        Raises Lost if the stream ends before, BadReply if too much is to be skipped.
+        Raises Lost if the stream ends before that, BadReply if too much would have to be skipped.
         """
         if not data:
             raise Lost("the agent closed the connection without an answer; look at its log, then call again")
@@ -155,7 +155,7 @@ class Sync:
         self._line = b"" if self._too_long else self._line + part
 
     def _answers(self) -> bool:
-        """Say whether the line is the answer, or its refusal."""
+        """Return whether the line is the answer or a refusal."""
         try:
             found = load(self._line)
         except BadReply:
@@ -171,7 +171,7 @@ class Sync:
 
 
 def load(line: bytes) -> Any:
-    """Return the value of a line of JSON; raise BadReply if it is none, or nests or holds too much."""
+    """Return the value of a line of JSON; raise BadReply if it is not JSON, too deep, or has too many values."""
     _measure(line)
     try:
         return json_values.load(line, lone_surrogates=True)
@@ -200,7 +200,7 @@ def _measure(line: bytes) -> None:
 
 
 def _string_end(line: bytes, at: int) -> int:
-    """Return where the string that is open at `at` has ended, or where the line does."""
+    """Return the end of the string that is open at `at`, or the end of the line."""
     while (some := _IN_STRING.match(line, at)) and some.end() > at:
         at = some.end()
     return at + 1

@@ -1,6 +1,6 @@
-"""Records to what rich draws on a terminal: tables, a tree, a live picture. Imported only where one is drawn.
+"""From records to what rich draws on a terminal: tables, a tree, a live picture. Imported only where it is drawn.
 
-What a guest says is text and never markup, and escaped as `printable` does.
+What a guest says is drawn as text, never as markup, and escaped by `printable`.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _STYLES = {
     "failed": "bold red",
     "left-out": "dim",
 }
-_NARROW = 50  # columns, below which a table's cells are folded to nothing that can be read
-_PLANNED_SHOWN = 30  # rows of one guest in a live picture; the rest is counted
-_LEAST_SHOWN = 3  # on however low a terminal
+_NARROW = 50  # columns; below that the cells of a table would be too narrow to read
+_PLANNED_SHOWN = 30  # rows of one guest in a live picture; the rest is only counted
+_LEAST_SHOWN = 3  # however low the terminal is
 _ROOM_LEAST, _ROOM_OTHERS = 24, 38  # characters: for mount point and error, and for state, type, time and gaps
 _QUIET = ("pending", "synced", "frozen", "thawed")
 
 
 def console(stream: Any = None) -> Console:
-    """Return a console on `stream` (the standard output), of which nothing that is printed is interpreted."""
+    """Return a console on `stream` (default: the standard output) that does not interpret what is printed."""
     return Console(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
 
 
@@ -64,7 +64,7 @@ def status(record: Status) -> RenderableType:
 
 
 def frozen(done: str, record: Status) -> RenderableType:
-    """Draw that a freeze is done, and each file system."""
+    """Draw that a freeze has succeeded, and each file system."""
     return Group(_cell(done, "bold cyan"), *_mounts(record))
 
 
@@ -100,12 +100,12 @@ def capabilities(able: Capabilities) -> RenderableType:
 
 @dataclass
 class GuestsView:
-    """What is known of each guest, drawn anew at each look: what is counted goes on between two records."""
+    """What is known about each guest. Times go on counting between two records, so it is drawn anew each time."""
 
     title: str = ""
     records: dict[str, tuple[Status, float]] = field(default_factory=dict)
     blind: dict[str, str] = field(default_factory=dict)
-    """Why nothing is known of a guest, by its URL."""
+    """Why nothing is known about a guest, by its URL."""
     began: float = field(default_factory=time.monotonic)
 
     def put(self, url: str, record: Status) -> None:
@@ -125,7 +125,7 @@ class GuestsView:
                 shown = _PLANNED_SHOWN
                 if console.is_terminal:
                     taken = sum(len(console.render_lines(part, options, pad=False)) for part in (*above, *below))
-                    heads = 3 + bool(self.title)  # the title, that of the table, what is counted, where the cursor is
+                    heads = 3 + bool(self.title)  # the title, the table's header, the counts, the cursor
                     shown = min(shown, max(_LEAST_SHOWN, console.height - taken - heads))
                 yield from (*above, *_picture(record, shown, options.max_width), *below)
         elif aged:
@@ -175,9 +175,9 @@ def _mounts(record: Status, left_out: bool = False) -> Iterable[RenderableType]:
 
 
 def _picture(record: Status, shown: int, width: int) -> Iterable[RenderableType]:
-    """Draw file systems one a line; if there are too many, those at which something goes on before the others."""
+    """Draw file systems, each on a line; if there are too many, first those that something is being done to."""
     mounts = [dataclasses.replace(mount, aliases=()) for mount in record.mounts if mount.state != text.LEFT_OUT]
-    # Sorting is stable: among themselves they stay in their order.
+    # Sorting is stable, so both groups stay in their order.
     chosen = sorted(mounts, key=lambda mount: mount.state in _QUIET)[:shown] if len(mounts) > shown else mounts
     yield from _rows(chosen, max(_ROOM_LEAST, width - _ROOM_OTHERS))
     if len(mounts) > shown:
@@ -185,13 +185,13 @@ def _picture(record: Status, shown: int, width: int) -> Iterable[RenderableType]
 
 
 def _rows(mounts: Sequence[MountStatus], room: int = 0) -> Iterable[RenderableType]:
-    """Draw file systems, one a line if there is `room` (characters) for the mount point and what is wrong with it."""
+    """Draw file systems, each on a line if there is `room` (characters) for the mount point and the error."""
     if mounts:
         rows = [text.mount_row(mount) for mount in mounts]
         grid = _table(("file system", "state", "type", "took", ""))
         if room:
-            told = any(more for *_, more in rows)
-            for column, width in zip(grid.columns, (room // (1 + told), None, None, None, room // 2), strict=True):
+            errors = any(more for *_, more in rows)
+            for column, width in zip(grid.columns, (room // (1 + errors), None, None, None, room // 2), strict=True):
                 column.no_wrap, column.overflow, column.max_width = True, "ellipsis", width
         for state, mountpoint, fstype, took, more in rows:
             style = _STYLES.get(state, "")
@@ -216,7 +216,7 @@ def _table(heads: Sequence[str]) -> Table:
 
 
 class _Fitting:
-    """A table; where the terminal is too narrow for one, a paragraph a row."""
+    """A table; where the terminal is too narrow for it, a paragraph for each row."""
 
     def __init__(self, grid: Table) -> None:
         self._grid = grid

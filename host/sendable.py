@@ -1,4 +1,4 @@
-"""What can travel to an agent: values are checked before anything is sent, alike for both protocols."""
+"""What can be sent to an agent: values are checked before anything is sent, in the same way for both protocols."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _NESTING = Limits().nesting
 
 @dataclass(frozen=True, slots=True)
 class Carrier:
-    """What carries values: `no_text` finds what no text may hold; `binary` says whether bytes may be sent.
+    """What a protocol can carry: `no_text` finds what texts must not contain; `binary`: bytes may be sent.
 
-    Integers that are not in `integers` are refused; None leaves it to the codec.
+    Integers that are not in `integers` are refused; if it is None, the codec decides.
     """
 
     name: str
@@ -35,7 +35,7 @@ JSON = Carrier("JSON", json_values.LONE_SURROGATE, binary=False, integers=_INT64
 
 
 def dumped(carrier: Carrier, values: Iterable[Any], dump: Callable[[], T]) -> T:
-    """Return what `dump` makes of the values; raise Unsendable if one of them cannot travel."""
+    """Return what `dump` makes of the values; raise Unsendable if one of them cannot be sent."""
     try:
         for value in values:
             _check(carrier, value, _NESTING)

@@ -1,4 +1,4 @@
-"""The signals that end virtagentctl in an orderly way while an event loop runs."""
+"""The signals that end virtagentctl in good order while an event loop runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def on_signal(note: Callable[[int], None]) -> None:
-    """Have the running loop call `note` with the number of each that comes, but for those that are ignored."""
+    """Make the running loop call `note` with the number of each signal, except signals that are ignored."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             asyncio.get_running_loop().add_signal_handler(number, note, number)

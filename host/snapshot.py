@@ -1,7 +1,7 @@
 """virtagentctl snapshot: freeze, run a command, thaw whatever happens, and say whether the freeze was good.
 
-One event loop carries all: a signal is noted in it and cancels the one task, once, so that it takes effect only where
-the task waits. There is no moment at which a guest is frozen and a signal could pass the thaw by.
+Everything runs on one event loop. The loop notes a signal and cancels the only task, once, so that it takes effect only
+where the task waits. So a signal can never skip the thaw of a frozen guest.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from .errors import FreezeBroken, HostError
 from .group import AsyncAgentGroup, GroupFreeze
 from .holding import notes
 
-GRACE = 2.0  # seconds from SIGTERM to SIGKILL, and for the end after that; the guests are frozen meanwhile
+GRACE = 2.0  # seconds from SIGTERM to SIGKILL, and then until the end; the guests are frozen meanwhile
 
 
 @dataclass
 class Report:
-    """What came of a snapshot.
+    """The result of a snapshot.
 
-    `freeze` is None if nothing was ever frozen. `status` is the command's: its exit code, the negative number of the
-    signal that killed it, None if it did not start or did not end. `error` is what else ended it, or broke the freeze.
-    `interrupted` is the signal that ended it, `interrupted_at` when it came, `failed_then` what failed then.
+    `freeze` is None if nothing was frozen. `status` is that of the command: its exit code, the negative number of the
+    signal that killed it, None if it did not start or did not end. `error` is what else ended the snapshot, or broke
+    the freeze. `interrupted` is the signal that ended it, `interrupted_at` when it came, `failed_then` what failed.
     """
 
     freeze: GroupFreeze | None = None
@@ -48,19 +48,19 @@ class Report:
 
     @property
     def broken(self) -> FreezeBroken | None:
-        """Why what was taken is worthless, whatever the command says of it."""
+        """Why the snapshot is worthless, whatever the command says."""
         return self.error if isinstance(self.error, FreezeBroken) else None
 
     @property
     def good(self) -> bool:
-        """Whether the command has done all its work while all was frozen."""
+        """Whether the command did all its work while all guests were frozen."""
         return self.status == 0 and not (self.late or self.interrupted or self.error)
 
 
 class Snapshot:
-    """One run. `timeout` is the command's, `options` are those of `frozen`; `draws` shows how the guests freeze.
+    """One run. `timeout` is for the command, `options` are those of `frozen`; `draws`: show how the guests freeze.
 
-    Raises ValueError if a URL is none, or stands twice.
+    Raises ValueError if a URL is invalid, or is there twice.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Snapshot:
         self.report = Report()
 
     def run(self) -> Report:
-        """Do it; return what came of it."""
+        """Do it, and return the report."""
         asyncio.run(self._run())
         return self.report
 
@@ -95,7 +95,7 @@ class Snapshot:
 
         def note(number: int) -> None:
             if report.interrupted:
-                return  # the first has done all that can be done; what is still to do ends by itself
+                return  # the first signal has done all that can be done; the rest ends by itself
             report.interrupted, report.interrupted_at = number, self._phase
             if self._phase != "thawing":
                 task.cancel()
@@ -124,11 +124,11 @@ class Snapshot:
     async def _picture(self, stack: contextlib.AsyncExitStack) -> Any:
         if not self._draws:
             return None
-        from . import live_view, screen  # only a terminal needs them
+        from . import live_view, screen  # needed only on a terminal
 
         board = screen.GuestsView(f"freezing {len(self._urls)} guests" if len(self._urls) > 1 else "freezing")
         picture = await stack.enter_async_context(live_view.Picture(board, sys.stderr, transient=True))
-        picture.follow(self._urls)
+        picture.watch(self._urls)
         return picture
 
     @contextlib.asynccontextmanager
@@ -189,7 +189,7 @@ def _begun(freeze: GroupFreeze) -> Iterator[str]:
 
 
 def environment(freeze: GroupFreeze) -> dict[str, str]:
-    """Return the environment of the command. Nothing that a guest says can break its lines."""
+    """Return the environment of the command. Nothing that a guest says can break a line in it."""
     several = len(freeze.guests) > 1
     mounts = [
         f"{url}\t{_octal(mount)}" if several else _octal(mount)
@@ -204,7 +204,7 @@ def environment(freeze: GroupFreeze) -> dict[str, str]:
 
 
 def _octal(mountpoint: str) -> str:
-    """Escape what is not printable, and the backslash, byte by byte as mountinfo does."""
+    """Escape backslashes and what is not printable, byte by byte, as mountinfo does."""
     return "".join(
         c if c.isprintable() and c != "\\" else "".join(f"\\{byte:03o}" for byte in c.encode(errors="surrogatepass"))
         for c in mountpoint
@@ -212,7 +212,7 @@ def _octal(mountpoint: str) -> str:
 
 
 async def _gone(watched: int, timeout: float | None) -> bool:
-    """Wait until the process has ended; return whether it has."""
+    """Wait until the process has ended; return whether it has ended in time."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_reader(watched, ended.set)
@@ -226,7 +226,7 @@ async def _gone(watched: int, timeout: float | None) -> bool:
 
 
 async def _end(leader: int, watched: int) -> None:
-    """End the command and all of its session. The leader is not reaped meanwhile, so that the number stays its own."""
+    """End the command and its whole session. The leader is not reaped meanwhile, so that its number stays taken."""
     _signal(leader, signal.SIGTERM)
     await _gone(watched, GRACE)
     _signal(leader, signal.SIGKILL)

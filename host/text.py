@@ -1,4 +1,4 @@
-"""Records to plain lines, or JSON, for an operator. Pure; every line passes `printable` on its way to a terminal."""
+"""From records to plain lines or JSON for an operator. Pure; `printable` escapes every line for a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 _KERNEL = {"disk-sleep": "waits in the kernel (D)", "zombie": "dead, not reaped (Z)", "stopped": "stopped (T)"}
 LEFT_OUT = "left-out"
 PSEUDO = "pseudo"
-_LONG = 2.0  # seconds in one phase, from which on a worker in D is worth a line of `watch`
+_LONG = 2.0  # seconds in one phase; after that a worker in D is worth a line of `watch`
 _SYNCING = ("sync", "freeze")
 _GOING = ("syncing", "freezing", "thawing")
 
@@ -32,7 +32,7 @@ def count(number: int, noun: str = "file system") -> str:
 
 
 def size(number: float) -> str:
-    """Return bytes in the unit that leaves few digits."""
+    """Return a number of bytes in a unit that leaves few digits."""
     unit = 0
     while number >= 1024 and unit < len(_SIZES) - 1:
         number, unit = number / 1024, unit + 1
@@ -77,14 +77,14 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield from table([planned_row(mount, plan) for mount in plan.mounts if mount.level == level])
     if plan.left_out:
         yield "left out"
-        # What an operator may miss is named; of /proc and its like the number says enough.
+        # What an operator may miss is named; for /proc and the like the number is enough.
         named = [left for left in plan.left_out if left.reason != PSEUDO]
         yield from table([left_out_row(left) for left in sorted(named, key=lambda x: (x.reason, x.mountpoint))])
         yield from pseudo(len(plan.left_out) - len(named))
 
 
 def changes(before: Status | None, after: Status) -> Iterator[str]:
-    """Say what of `after` matters to one who has seen `before`: state, phase, mounts, progress, stuck workers."""
+    """Say what has changed from `before` to `after`: state, phase, mounts, progress, stuck workers."""
     if before is None or _where(before) != _where(after):
         yield headline(after)
     earlier = {mount.mountpoint: mount for mount in before.mounts} if before else {}
@@ -104,7 +104,7 @@ def changes(before: Status | None, after: Status) -> Iterator[str]:
 
 
 def held(status: Status) -> str:
-    """Say how long a freeze is held and which one it is: ", held for 60 s (freeze 17)"."""
+    """Return how long a freeze is held, and its number: ", held for 60 s (freeze 17)"."""
     if status.state != "FROZEN":
         return f"; the state is now {status.state}"
     until = f"held for {duration(status.hold_left)}" if status.hold_left >= 0 else "held without a limit"
@@ -112,7 +112,7 @@ def held(status: Status) -> str:
 
 
 def not_frozen(mounts: Sequence[MountStatus]) -> Iterator[str]:
-    """Name the planned file systems that a freeze that succeeded has not frozen."""
+    """Name the planned file systems that are not frozen although the freeze succeeded."""
     rows = [mount_row(mount) for mount in mounts if mount.state in ("unsupported", "busy", "failed")]
     if rows:
         yield "not frozen:"
@@ -120,7 +120,7 @@ def not_frozen(mounts: Sequence[MountStatus]) -> Iterator[str]:
 
 
 def waits(worker: WorkerStatus, status: Status) -> bool:
-    """Whether a worker has been in the kernel for so long that an operator should know."""
+    """Return whether a worker has been in the kernel for so long that an operator should know."""
     return worker.process_state == "disk-sleep" and status.since >= _LONG
 
 
@@ -138,7 +138,7 @@ def _where(status: Status) -> tuple[object, ...]:
 
 
 def aged(status: Status, seconds: float) -> Status:
-    """Return the record as it would be so many seconds later if nothing happened: what is counted goes on."""
+    """Return the record as it would be so many seconds later if only time passed."""
 
     def up(value: float) -> float:
         return value + seconds if value >= 0 else value
@@ -244,7 +244,7 @@ def known(seconds: float) -> str:
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Line up the cells. A row is escaped before it is measured."""
+    """Align the cells in columns. Cells are escaped before they are measured."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [min(max(map(len, column)), 40) for column in zip(*cells, strict=True)]
     for row in cells:

@@ -1,4 +1,4 @@
-"""From a URL to a connected socket. One row a scheme; what is said over the socket is none of its business."""
+"""From a URL to a connected socket, with one row for each scheme; it does not know what is said on the socket."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _WORD_MAX = (1 << 32) - 2  # of a CID or port; 2^32 - 1 is "any" (vsock(7))
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an agent listens: the URL as it was given, and what is needed to go there.
+    """Where an agent listens: the URL as it was given, and what is needed to connect.
 
-    That is a socket's family and address and, on Firecracker's hybrid vsock, the line `hello` that names the port. Or
-    it is a libvirt `domain` and its `connect` URI. `stock` says that the URL promises a stock qemu-ga.
+    That is the family and address of a socket and, for Firecracker's hybrid vsock, the line `hello` that names the
+    port. Or it is a libvirt `domain` and its `connect` URI. `stock`: the URL says that a stock qemu-ga is there.
     """
 
     url: str
@@ -76,7 +76,7 @@ SCHEMES: Mapping[str, Callable[[str, str], Endpoint]] = {
 
 
 def parse(url: str) -> Endpoint:
-    """Return the endpoint that `url` (SCHEME:REST) names; raise ValueError with a sentence if it names none."""
+    """Return the endpoint that `url` (SCHEME:REST) names; raise ValueError with a sentence if it is invalid."""
     scheme, colon, rest = url.partition(":")
     if not colon or scheme not in SCHEMES:
         raise ValueError(f"{url!r} is no agent's URL; expected {' or '.join(f'{s}:...' for s in SCHEMES)}")
@@ -106,7 +106,7 @@ def connect(endpoint: Endpoint, seconds: float) -> socket.socket:
 
 
 def refused(endpoint: Endpoint, error: OSError, seconds: float) -> Unreachable:
-    """Return the sentence for a connection that was refused, or did not come within `seconds`."""
+    """Return the exception for a connection that was refused, or took longer than `seconds`."""
     if isinstance(error, BlockingIOError | TimeoutError):
         why, advice = f"none within {seconds:.3g} s", "see that virtagentd is not stopped"
     elif isinstance(error, PermissionError):
@@ -123,7 +123,7 @@ def _connected(endpoint: Endpoint, seconds: float) -> socket.socket:
     sock = socket.socket(endpoint.family, socket.SOCK_STREAM)
     try:
         if endpoint.family == socket.AF_UNIX:
-            # Here only a blocking connect waits for room in the listener's queue. Its bound: 0 would be none.
+            # Only a blocking connect waits for room in the listener's queue. Its limit must not be 0, which means none.
             bound = divmod(max(1, int(seconds * 1e6)), 1_000_000)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", *bound))
         else:

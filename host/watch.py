@@ -1,4 +1,4 @@
-"""Watches a guest by long polls: the agent answers when something has changed, at no interval. No I/O."""
+"""Watching a guest by long polls: the agent answers when something has changed. No I/O."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .holding import Script
 
 
 def watch_script(put: Callable[[Status], None], until: str | None, deadline: float) -> Script[None]:
-    """Give each record to `put`, as the agent tells them, until the state `until`; raise TimedOut at the deadline.
+    """Give each record of the agent to `put`, until the state is `until`; raise TimedOut at the deadline.
 
-    Now and then a record without a change is given, too.
+    Sometimes a record comes without a change.
     """
     record: Status = yield calls.status()
     put(record)

@@ -1,7 +1,7 @@
-"""HTTP/1.1 around XML-RPC, the host's side: a call to bytes, bytes to a reply. No I/O and no clock.
+"""The host's side of XML-RPC over HTTP/1.1: a call to bytes, bytes to a reply. No I/O and no clock.
 
-The guest is not trusted. A reply is parsed as it comes in, so that the caller's time-out also bounds what an
-endless one costs; its bytes, its nesting and its types are bounded; whatever else it is ends in BadReply.
+The guest is not trusted. A reply is parsed as it comes in, so that the caller's time-out also bounds what an endless
+reply costs. Its bytes and its nesting are bounded, and only some types are accepted; everything else ends in BadReply.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TAG = b"X-virtagent-client-tag"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the agent returned: str, int, float, bool, bytes, list, or dict with str keys; no other type."""
+    """What the agent returned: only str, int, float, bool, bytes, list, and dict with str keys."""
 
     value: Any
 
@@ -34,11 +34,11 @@ class Reply:
 class Exchange:
     """One call on a stream: send `request`, give what comes back to `receive` until it returns the reply.
 
-    Replies that carry the tag of another call are skipped: a stream may still hold answers to calls that were given up.
+    Replies with the tag of another call are skipped: answers to calls that were given up may still come.
     """
 
     def __init__(self, method: str, params: Sequence[Any], *, tag: str, reply_max: int = REPLY_MAX) -> None:
-        """Raise Unsendable if a parameter cannot travel as XML-RPC."""
+        """Make the request; raise Unsendable if a parameter cannot be sent as XML-RPC."""
         self._body = sendable.dumped(sendable.XML, [method, *params], lambda: dump_call(method, params))
         self._tag = tag.encode("ascii")
         self._reply_max = self._left = reply_max
@@ -47,7 +47,7 @@ class Exchange:
         self.request = self._expect()
 
     def _expect(self) -> bytes:
-        """Make ready for the next reply on the stream; return the request that it may answer."""
+        """Get ready for the next reply on the stream; return the request that it may answer."""
         headers = [
             (b"Host", b"virtagent"),
             (b"Content-Type", b"text/xml"),
@@ -64,8 +64,8 @@ class Exchange:
     def receive(self, data: bytes) -> Reply | None:
         """Take bytes of the stream (none: it ended); return the reply when it is whole.
 
-        Raises Fault if the reply is one, BadReply or Lost if there will be none. Afterwards `reusable` says
-        whether the stream may carry another call.
+        Raises Fault if the reply is a fault, BadReply or Lost if no reply can come. Afterwards `reusable` says
+        whether the stream can carry another call.
         """
         if not data and not self.begun:
             raise Lost("the agent closed the connection without an answer; look at its log, then call again")
@@ -92,7 +92,7 @@ class Exchange:
                 return None
 
     def _read(self) -> bool:
-        """Parse what has come of a reply; say whether it is whole."""
+        """Parse what has come of a reply; return whether it is whole."""
         while True:
             match self._http.next_event():
                 case h11.Response() as head:
@@ -112,7 +112,7 @@ class Exchange:
 
 
 class _Document:
-    """The XML of one reply, parsed as it comes."""
+    """The XML of one reply, parsed as it comes in."""
 
     def __init__(self) -> None:
         self._reader = ReplyReader(Limits().nesting)

@@ -17,17 +17,17 @@ STATE_DIR = "/run/virtagent"
 LEVELS = ("err", "warning", "notice", "info", "debug")
 TARGETS = ("stderr", "syslog", "journal")
 SOCKET_PATH_MAX = 107  # bytes in the address of a unix socket
-PORT_MAX = 2**32 - 2  # of vsock; one above it stands for any
-NESTING_MAX = 256  # what repr and others who descend into a value can bear
+PORT_MAX = 2**32 - 2  # of vsock; the next number means any port
+NESTING_MAX = 256  # repr and other recursive functions can go as deep
 
 
 class BadConfig(Exception):
-    """An option or value is wrong; one sentence that names it."""
+    """An option or value is wrong; one sentence names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the daemon was told. Seconds are seconds, 0 is no limit; bytes are bytes."""
+    """The values of the daemon's options. Times are in seconds, where 0 means no limit; sizes are in bytes."""
 
     channel: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option: how its text becomes a value (raising ValueError), and what the help says."""
+    """One option: how to make its value from text (or raise ValueError), and what the help says."""
 
     convert: Callable[[str, str], Any]
     metavar: str
@@ -201,7 +201,7 @@ OPTIONS: Mapping[str, Option] = {
     "shutdown-command": Option(_command, "COMMAND", "program that va.shutdown runs with -H, -P or -r and now"),
 }
 FIXED = ("channel", "vsock_any", "state_dir", "log_target")
-"""What changes only with a restart."""
+"""The options that change only with a restart."""
 _FLAGS = {
     "strict": "a file system that cannot be frozen is an error",
     "vsock-any": "let every CID connect to vsock channels, not only the host's",
@@ -214,7 +214,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of virtagentd's command line; its errors are BadConfig."""
+    """Return the parser of virtagentd's command line; it raises BadConfig."""
     made = _Parser(
         prog="virtagentd", description="Guest agent that freezes and thaws file systems.", allow_abbrev=False
     )
@@ -236,7 +236,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_file(text: str, path: str) -> dict[str, list[str]]:
-    """Return the options of a configuration file: `name value` or `name = value` a line, # begins a comment line.
+    """Return the options of a configuration file: a line is `name value` or `name = value`, or a comment after #.
 
     Raises BadConfig that names file and line.
     """
@@ -269,9 +269,9 @@ def build(
     from_file: Mapping[str, Sequence[str]],
     file: tuple[str, bool] = (CONFIG_FILE, False),
 ) -> Config:
-    """Return the configuration; what is `given` on the command line wins over the file. Raises BadConfig.
+    """Return the configuration; options `given` on the command line override the file. Raises BadConfig.
 
-    `file` is its path and whether it must be there.
+    `file` is the path of the file, and whether the file must exist.
     """
     values: dict[str, Any] = {"file": file[0], "file_needed": file[1]}
     values["given"] = tuple((name, tuple(texts)) for name, texts in given.items())
@@ -300,10 +300,10 @@ def build(
 
 
 def reread(config: Config, text: str) -> tuple[Config, list[str]]:
-    """Return the configuration that the file's new text makes, and the options that change only with a restart."""
+    """Return the configuration with the file's new text, and the changed options that need a restart."""
     fresh = build(dict(config.given), read_file(text, config.file), (config.file, config.file_needed))
-    kept = [name for name in FIXED if getattr(fresh, name) != getattr(config, name)]
-    return replace(fresh, **{name: getattr(config, name) for name in FIXED}), kept
+    unchanged = [name for name in FIXED if getattr(fresh, name) != getattr(config, name)]
+    return replace(fresh, **{name: getattr(config, name) for name in FIXED}), unchanged
 
 
 def load(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:

@@ -1,4 +1,4 @@
-"""The command line and the key file of qemu-ga 7.2, with -a and -c of later ones: what they say, and what -D prints."""
+"""The command line and the key file of qemu-ga 7.2, and -a and -c of later versions: reading them, and printing -D."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATHS = {"virtio-serial": "/dev/virtio-ports/org.qemu.guest_agent.0", "isa-seria
 
 
 class BadUsage(Exception):
-    """What qemu-ga would refuse; one sentence. `options` says that the words are no options at all."""
+    """What qemu-ga would refuse; one sentence. `options`: the words cannot be read as options at all."""
 
     def __init__(self, text: str, *, options: bool = False) -> None:
         super().__init__(text)
@@ -26,7 +26,7 @@ class BadUsage(Exception):
 
 
 class Option(NamedTuple):
-    """One option: its letter, its word, and whether it takes an argument ("no", "yes", "may")."""
+    """One option: its letter, its long name, and whether it takes an argument ("no", "yes", "may")."""
 
     letter: str
     word: str
@@ -61,7 +61,7 @@ _FLAGS = {"d": "daemon", "v": "verbose", "r": "retry"}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What qemu-ga's options and key file say."""
+    """The values of qemu-ga's options and key file."""
 
     daemon: bool = False
     method: str | None = None
@@ -76,7 +76,7 @@ class Settings:
     allow: tuple[str, ...] = ()
 
     def dump(self) -> str:
-        """Return the key file that qemu-ga prints for them."""
+        """Return the key file that qemu-ga prints for these settings."""
         values: dict[str, str | bool] = {"daemon": self.daemon}
         some = (("method", self.method), ("path", self.path), ("logfile", self.logfile))
         values |= {key: value for key, value in some if value is not None}
@@ -89,9 +89,9 @@ class Settings:
 
 
 def scan(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield letter and argument of each option, read as getopt_long(3) does; other words are ignored.
+    """Yield letter and argument of each option, as getopt_long(3) reads them; other words are ignored.
 
-    Raises BadUsage where it comes to a wrong one.
+    Raises BadUsage at the first wrong one.
     """
     left = list(words)
     while left:
@@ -147,12 +147,12 @@ def _argument(left: list[str], missing: str) -> str:
 
 
 def items(text: str) -> tuple[str, ...]:
-    """Return the items of a list in the order that qemu-ga keeps: the last one first."""
+    """Return the items of a list in qemu-ga's order: the last one first."""
     return tuple(text.split(",")[::-1]) if text else ()
 
 
 def read_conf(settings: Settings, data: bytes) -> Settings:
-    """Return what the settings are with a key file; raises BadKeyFile."""
+    """Return the settings with those of a key file; raise BadKeyFile."""
     raw = parse(data).get("general", {})
     changed: dict[str, Any] = {}
     for name in _TEXTS.values():
@@ -170,7 +170,7 @@ def read_conf(settings: Settings, data: bytes) -> Settings:
 
 
 def load(words: Sequence[str], environment: Mapping[str, str]) -> tuple[Settings, str]:
-    """Return the settings, and what is only to be printed: version, help, rpcs, dump, or "" to serve.
+    """Return the settings, and what to print instead of serving: version, help, rpcs, dump, or "".
 
     Raises BadUsage.
     """
@@ -179,7 +179,7 @@ def load(words: Sequence[str], environment: Mapping[str, str]) -> tuple[Settings
     try:
         given.extend(scan(words))
     except BadUsage as error:
-        wrong = error  # what stands before it may end the run first, and the file comes before all
+        wrong = error  # an earlier option may end the run first, and the file is read before all
     named = [value for letter, value in given if letter == "c"]
     settings = _read_file(named[-1] if named else environment.get("QGA_CONF") or CONF, needed=bool(named))
     asked = ""

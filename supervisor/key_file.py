@@ -12,11 +12,11 @@ _KEY = re.compile(r"[^=\[\]]*[^=\[\] ](\[[\w.@-]*\])?")
 
 
 class BadKeyFile(Exception):
-    """It is no key file; one sentence that names the line or key."""
+    """The text is not a key file; one sentence names the line or key."""
 
 
 def parse(data: bytes) -> dict[str, dict[str, str]]:
-    """Return the raw values by group and key; the last of two counts. Raises BadKeyFile."""
+    """Return the raw values by group and key; the last one counts if a key is there twice. Raises BadKeyFile."""
     groups: dict[str, dict[str, str]] = {}
     group: dict[str, str] | None = None
     for line in data.decode(errors="surrogateescape").split("\n"):
@@ -39,7 +39,7 @@ def parse(data: bytes) -> dict[str, dict[str, str]]:
 
 
 def text_of(key: str, raw: str) -> str:
-    r"""Return a value without its escapes, \s \t \n \r and \\; raises BadKeyFile."""
+    r"""Return a value with its escapes \s \t \n \r and \\ replaced; raise BadKeyFile."""
     if re.search(r"[\udc80-\udcff]", raw):
         raise BadKeyFile(f"the value of {key} is not UTF-8")
 
@@ -52,7 +52,7 @@ def text_of(key: str, raw: str) -> str:
 
 
 def truth_of(key: str, raw: str) -> bool:
-    """Return a value that is true, 1, false or 0; raises BadKeyFile."""
+    """Return the truth of a value that is true, 1, false or 0; raise BadKeyFile."""
     text = raw.rstrip(_SPACE)
     if text not in ("true", "1", "false", "0"):
         raise BadKeyFile(f"the value of {key} is {raw!r:.80}, expected true or false")
@@ -60,7 +60,7 @@ def truth_of(key: str, raw: str) -> bool:
 
 
 def form(group: str, values: Mapping[str, str | bool]) -> str:
-    """Return a key file of one group."""
+    """Return the text of a key file with one group."""
     lines = [f"[{group}]"]
     for key, value in values.items():
         lines.append(f"{key}={str(value).lower() if isinstance(value, bool) else _escaped(value)}")
@@ -68,7 +68,7 @@ def form(group: str, values: Mapping[str, str | bool]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return the text with escapes, for blanks only where they lead."""
+    """Return the text with escapes; of blanks only leading ones are escaped."""
     lead = len(text) - len(text.lstrip(" \t"))
     head = text[:lead].replace(" ", "\\s").replace("\t", "\\t")
     return head + text[lead:].replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")

@@ -1,4 +1,4 @@
-"""virtagentd: options, wiring, and what is done before the loop begins and may block."""
+"""virtagentd: its options, the wiring, and what may block and is therefore done before the loop begins."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from .io.loop import Loop
 from .io.notify import Notify
 from .io.timers import Timers
 
-# What the service manager tells this process alone: a program of the host's must not take it for its own.
+# What the service manager says only to this process: a program that a host starts must not use it.
 PRIVATE_ENV = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM")
-OOM_SCORE = -900  # killed last, but not never: a leak of ours must not take the guest down (proc(5), oom_score_adj)
+OOM_SCORE = -900  # killed late, but not never: a leak here must not take the guest down (proc(5), oom_score_adj)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run virtagentd; return its exit code: 0 stopped by a signal, 1 it could not start, 2 a bad option or value."""
+    """Run virtagentd; return its exit code: 0 if stopped by a signal, 1 if it could not start, 2 for a bad option."""
     for fd in range(3):
         ensure_fd(fd)
     given = sys.argv[1:] if arguments is None else list(arguments)
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BadConfig as error:
             if "--recover" not in given:
                 raise
-            # A guest must not stay frozen for a slip in a file.
+            # A guest must not stay frozen because of a mistake in a file.
             _say(f"{error}; recovering without the file", 2)
             config, asked = load([*given, "--config", os.devnull])
     except BadConfig as error:
@@ -87,10 +87,10 @@ def serve(
     notes: Sequence[str] = (),
     ready: Callable[[], None] = lambda: None,
 ) -> int:
-    """Take the state directory, recover from the journal, open the channels, and serve; return the exit code.
+    """Lock the state directory, recover from the journal, open the channels, and serve; return the exit code.
 
-    `notes` are for the log; `ready` is called when hosts can come. With `recover_only` no channel is opened, and it
-    ends as soon as nothing can be frozen any more.
+    `notes` are for the log; `ready` is called when hosts can come. With `recover_only` no channel is opened, and this
+    returns as soon as nothing may be frozen any more.
     """
     sys.dont_write_bytecode = True
     handlers.prove_bound()
@@ -102,21 +102,21 @@ def serve(
     for note in notes:
         log.add("warning", note)
     os.chdir("/")
-    time.localtime()  # reads /etc/localtime, once
+    time.localtime()  # reads /etc/localtime, now and never again
     try:
-        kept = journal.Journal(config.state_dir)
-        found = _found(kept, config, log)
+        journal_file = journal.Journal(config.state_dir)
+        found = _found(journal_file, config, log)
     except journal.BadStateDir as error:
         return _say(str(error), 2 if isinstance(error, journal.NotInMemory) else 1)
     harden(log)
     notify = Notify(os.environ)
-    setproctitle.getproctitle()  # finds where the title goes by the environment as it was at the start
+    setproctitle.getproctitle()  # finds the place of the title by the environment, which must be as it was at the start
     for name in PRIVATE_ENV:
         os.environ.pop(name, None)
     timers = Timers()
-    core = Engine(config, __version__, process.monotonic(), kept.next_handle(), timers, inline.HANDLERS)
-    loop = Loop(config, core, timers, kept, log, processes, process.monotonic, notify)
-    # What is there now stays: a worker's collector must not touch, and so copy, the pages it shares with us.
+    core = Engine(config, __version__, process.monotonic(), journal_file.next_handle(), timers, inline.HANDLERS)
+    loop = Loop(config, core, timers, journal_file, log, processes, process.monotonic, notify)
+    # The present objects stay for ever: a collector in a worker must not touch them, which would copy shared pages.
     gc.collect()
     gc.freeze()
     loop.feed(found or Woken())
@@ -124,14 +124,14 @@ def serve(
         loop.feed(Stopped("it was asked to recover only"))
         return loop.run()
     try:
-        # After the recovery has begun: a socket's path may lie on what is still frozen.
+        # Only after the recovery has begun, since the path of a socket may lie on what is still frozen.
         for spec in config.channel:
             listens = spec.startswith(("unix:", "vsock:"))
             loop.listen(Listener.open(spec, any_cid=config.vsock_any) if listens else CharDevice(spec))
     except OSError as error:
         _say(f"channel {spec}: {error.strerror}", 1)
         loop.feed(Stopped("a channel could not be opened"))
-        loop.run()  # whatever was left frozen is thawed first
+        loop.run()  # it first thaws whatever was left frozen
         return 1
     log.add("notice", f"version {__version__} listens at {' '.join(config.channel)}")
     if wrong := notify.say("READY=1"):
@@ -148,9 +148,9 @@ def _sink(target: str, processes: process.Processes) -> Sink:
     return syslog() if target == "syslog" else system_journal()
 
 
-def _found(kept: journal.Journal, config: Config, log: Log) -> JournalFound | None:
+def _found(journal_file: journal.Journal, config: Config, log: Log) -> JournalFound | None:
     try:
-        return kept.read()
+        return journal_file.read()
     except (ValueError, OSError) as error:
         log.add("err", f"the journal cannot be read ({error}); thawing whatever can be frozen")
         try:
@@ -158,18 +158,18 @@ def _found(kept: journal.Journal, config: Config, log: Log) -> JournalFound | No
         except Fault as fault:
             log.add("err", f"no plan to thaw by: {fault}")
             plan = Plan((), ())
-        untold = "a freeze was broken: the agent died, and its journal cannot be read"
-        found = JournalFound(0, plan, untold, expedites=True)
+        unreported = "a freeze was broken: the agent died, and its journal cannot be read"
+        found = JournalFound(0, plan, unreported, expedites=True)
         try:
-            log.add("notice", f"the journal is kept as {kept.set_aside()}")
-            kept.write(0, ledger.journal(0, plan, untold, expedites=True))
+            log.add("notice", f"the journal is kept as {journal_file.set_aside()}")
+            journal_file.write(0, ledger.journal(0, plan, unreported, expedites=True))
         except OSError as refused:
             log.add("err", f"journal: {refused}")
         return found
 
 
 def harden(log: Log) -> None:
-    """Depend as little as can be on what gets frozen, and be killed late; failure is logged, not fatal."""
+    """Depend as little as possible on what may be frozen, and be killed late; failures are only logged."""
     mounts = {info.device: info.fstype for info in sysfs.read_mountinfo()}
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         about = os.fstat(fd)
@@ -192,7 +192,7 @@ def harden(log: Log) -> None:
 
 
 def ensure_fd(fd: int) -> None:
-    """Have something at the descriptor, so that no socket or lock of ours takes its place."""
+    """Open /dev/null at the descriptor if it is closed, so that no socket or lock gets that number."""
     try:
         os.fstat(fd)
     except OSError:
@@ -204,7 +204,7 @@ def _print(text: str) -> int:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - else the interpreter tries again at its end
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - otherwise the interpreter tries again at its end
         return _say(f"standard output: {error.strerror}", 1)
     return 0
 

@@ -1,7 +1,7 @@
-"""virtagent-qemu-ga: virtagentd with the command line of qemu-ga, to be put in its place.
+"""virtagent-qemu-ga: virtagentd with the command line of qemu-ga, to replace it.
 
-What its options and key file say is made into options of virtagentd. What only virtagentd has stands in
-virtagentd.conf, or the file that VIRTAGENT_CONF names.
+The options and the key file of qemu-ga are translated into options of virtagentd. Options that only virtagentd has are
+in virtagentd.conf, or in the file that VIRTAGENT_CONF names.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ SAME_AS = {
     "guest-fsfreeze-freeze": "va.fsfreeze",
     "guest-fsfreeze-freeze-list": "va.fsfreeze",
 }
-"""What a host could call instead of a command: blocked with it."""
+"""The methods that a host could call instead of a command; they are blocked together with it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the agent; return its exit code: 0, 1 as qemu-ga, 2 what only virtagentd finds wrong."""
+    """Run the agent; return its exit code: 0 and 1 as in qemu-ga, 2 for what only virtagentd refuses."""
     for fd in range(3):
         ensure_fd(fd)
     try:
@@ -60,7 +60,7 @@ def _answer(settings: Settings, asked: str) -> str:
 
 
 def configure(settings: Settings, environment: Mapping[str, str]) -> tuple[Config, list[str]]:
-    """Return the configuration, and what the log is to be told of it. Raises BadUsage, BadConfig."""
+    """Return the configuration, and notes about it for the log. Raises BadUsage, BadConfig."""
     if settings.hook is not None:
         raise BadConfig("fsfreeze-hook: programs around a freeze are not offered yet; take -F or fsfreeze-hook away")
     path = environment.get("VIRTAGENT_CONF") or CONFIG_FILE
@@ -72,7 +72,7 @@ def configure(settings: Settings, environment: Mapping[str, str]) -> tuple[Confi
     if settings.logfile is not None:
         given["log-target"] = [f"file:{os.path.abspath(settings.logfile)}"]
     elif settings.daemon:
-        given["log-target"] = ["syslog"]  # a daemon has no stderr
+        given["log-target"] = ["syslog"]  # a daemonized process has no stderr
     if settings.verbose:
         given["log-level"] = ["debug"]
     for option, names in (("block-rpcs", settings.block), ("allow-rpcs", settings.allow)):
@@ -109,7 +109,7 @@ def _channel(settings: Settings) -> str:
 
 
 def _state_dir(wanted: str, notes: list[str]) -> str:
-    """Return where the journal goes: below the folder that is wanted, if that is in memory."""
+    """Return the folder for the journal: below the wanted one if that is in memory."""
     if journal.in_memory(wanted):
         return os.path.join(os.path.realpath(wanted), "virtagent")
     notes.append(f"statedir {wanted} is not on tmpfs: state is kept in {STATE_DIR}")
@@ -117,7 +117,7 @@ def _state_dir(wanted: str, notes: list[str]) -> str:
 
 
 def _known(option: str, names: Sequence[str], notes: list[str]) -> list[str]:
-    """Return the names that virtagentd knows; qemu-ga ignores others, but an empty list would allow everything."""
+    """Return the names that virtagentd knows. qemu-ga ignores others; but an empty list would allow everything."""
     found: list[str] = []
     for name in filter(None, names):
         if name in RPCS and RPCS[name].public:
@@ -132,7 +132,7 @@ def _known(option: str, names: Sequence[str], notes: list[str]) -> list[str]:
 
 
 def daemonize(settings: Settings, config: Config, notes: Sequence[str]) -> int:
-    """Serve in a process that has left session and terminal; return in the caller when it is set up or has failed."""
+    """Serve in a process without a terminal, in a new session; return in the caller when it is ready or has failed."""
     read, write = os.pipe()
     if os.fork():
         os.close(write)
@@ -155,7 +155,7 @@ def daemonize(settings: Settings, config: Config, notes: Sequence[str]) -> int:
 
 
 def _lock_pid_file(path: str) -> None:
-    """Write the pid file; its lock lasts as long as this process. Raises OSError, EAGAIN if another one has it."""
+    """Write the pid file and lock it for the life of this process. Raises OSError, EAGAIN if another process has it."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.ftruncate(fd, 0)

@@ -1,1 +1,1 @@
-"""What may be asked and told, as pure data: it imports nothing of ours."""
+"""What hosts may ask and what they are answered, as pure data. Imports nothing else of this project."""

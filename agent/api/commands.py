@@ -1,6 +1,6 @@
-"""The commands of the QEMU guest agent protocol, one row each, as in `rpcs`. JSON names them, XML-RPC does not.
+"""The commands of the QEMU guest agent protocol, one row each, as in `methods`. Only JSON can call them.
 
-What a parameter means stands in QEMU's own reference (qga/qapi-schema.json).
+QEMU's own reference (qga/qapi-schema.json) says what each parameter means.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from .rpc import Disk, Rpc, Runs
 
 _I, _W, _K = Runs.INLINE, Runs.WORKER, Runs.RESOURCE
 _NONE, _READ, _WRITE = Disk.NONE, Disk.READ, Disk.WRITE
-_FACTS = 30.0  # seconds; a file system of a dead host may be asked for its size
+_FACTS = 30.0  # seconds: asking the size of a file system whose server is dead takes long
 _FILES_MAX, _PROGRAMS_MAX = 64, 64
 _NO_HANDLE, _NO_PID = "handle '{}' has not been found", "Invalid parameter 'pid'"
 

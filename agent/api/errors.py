@@ -7,7 +7,7 @@ import errno
 
 
 class Code(enum.IntEnum):
-    """XML-RPC faultCode; the negative ones are those of the XML-RPC fault code interoperability specification."""
+    """An XML-RPC faultCode; the negative ones come from the XML-RPC fault code interoperability specification."""
 
     PARSE = -32700
     REQUEST = -32600
@@ -89,21 +89,21 @@ class Fault(Exception):
 
 
 def failed(error: OSError, doing: str) -> Fault:
-    """Return the fault FAILED for what the operating system refused while `doing` (verb and path)."""
+    """Return fault FAILED for an error of the operating system while `doing` (a verb and a path)."""
     name = errno.errorcode.get(error.errno or 0, "errno 0")
     return Fault(Code.FAILED, f"{doing}: {error.strerror} ({name})")
 
 
 def from_number(code: int, text: str) -> Fault:
-    """Return the fault of that number; a number that is none is a defect of who sent it, INTERNAL."""
+    """Return the fault with that number; INTERNAL if no fault has it, which is a defect of the sender."""
     try:
         return Fault(Code(code), text)
     except ValueError:
         return Fault(Code.INTERNAL, text)
 
 
-def told_by_other(code: int, text: str) -> Fault:
-    """Return the fault that the other side told; FAILED with the number in its text if it is newer than this side."""
+def reported_by_other(code: int, text: str) -> Fault:
+    """Return the fault that the other side reported; FAILED, with the number in its text, if this side is too old."""
     try:
         return Fault(Code(code), text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The table of RPCs: one row tells all about one. Rows never change; `refusal` is the one predicate of admission."""
+"""The table of RPCs: a row says all about one RPC. Rows never change; only `refusal` decides what is admitted."""
 
 from __future__ import annotations
 
@@ -200,9 +200,10 @@ _ROWS = (
 
 
 def table(rows: tuple[Rpc, ...]) -> Mapping[str, Rpc]:
-    """Return the rows by name; raise ValueError if a row could leave something undone.
+    """Return the rows by name; raise ValueError if a row could leave something behind.
 
-    Every compensation exists, runs in a worker, writes no disk, and has none of its own; what freezes has one.
+    A row that freezes must have a compensation. Each compensation must be a row that runs in a worker, writes to no
+    disk and needs no compensation itself.
     """
     by_name = {row.name: row for row in rows}
     if len(by_name) != len(rows):
@@ -234,12 +235,12 @@ RPCS = table(_ROWS + GUEST_ROWS)
 
 
 def arguments(row: Rpc, given: list[Any] | dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments by name, None for those that are absent; raise Fault PARAMS in the words of the protocol."""
+    """Return the arguments by name, absent ones as None; raise Fault PARAMS in the words of the row's protocol."""
     return (params.check_guest if row.is_guest else params.check)(row.name, row.params, given)
 
 
 def public(name: str) -> Rpc:
-    """Return the row that a host may call by this name; raise Fault METHOD."""
+    """Return the row that a host may call by this name; raise Fault METHOD if there is no such row."""
     row = RPCS.get(name)
     if row is None or not row.public:
         raise Fault(Code.METHOD, f"no method {name[:80]!r}; call system.listMethods")
@@ -247,7 +248,7 @@ def public(name: str) -> Rpc:
 
 
 def refusal(row: Rpc, state: FreezeState, *, blocked: bool, audit_full: bool, stopping: bool) -> Fault | None:
-    """Return why a request for `row` is not admitted in the present state, or None if it is."""
+    """Return why a request for `row` is not admitted in this state; None if it is admitted."""
     if blocked:
         return Fault(Code.BLOCKED, f"{row.name} is blocked by the agent's configuration")
     if audit_full and not row.essential:

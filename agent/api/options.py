@@ -1,4 +1,4 @@
-"""What one freeze is asked to do, with the daemon's options and the request's put together. Pure data."""
+"""What one freeze is to do: the daemon's options and those of the request, combined. Pure data."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Rules:
     """What to freeze: the globs of the daemon and those of the request.
 
-    An empty include is "all". A file system is planned if both includes match one of its mount points and no exclude
-    does. `literal` is the list of the QEMU protocol: mount points, no globs, and the unknown ones are ignored.
+    An empty include means all. A file system is planned if both includes match one of its mount points, and neither
+    exclude does. `literal` is the list of the QEMU protocol: mount points instead of globs; unknown ones are ignored.
     """
 
     include: tuple[str, ...] = ()
@@ -22,9 +22,9 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What one freeze is to do: which file systems, whether unsupported ones are an error, the phases' limits.
+    """What one freeze is to do: which file systems, whether unsupported ones are an error, the limits of its phases.
 
-    Limits are in seconds, 0 is none. The supervisor kills at the limits of sync and freeze.
+    Limits are in seconds; 0 means no limit. The supervisor kills the worker at the limits of sync and freeze.
     """
 
     rules: Rules

@@ -1,7 +1,7 @@
-"""Parameters of an RPC: what they are, and the check that turns a host's values into arguments or a fault.
+"""Parameters of RPCs, and the check that turns a host's values into arguments or a fault.
 
-The check is one and has two wordings: that of our own methods, and that of the QEMU guest agent protocol, whose words
-are those of QEMU 7.2's qapi/qobject-input-visitor.c, read off the wire.
+There is one check with two wordings: that of our own methods, and that of the QEMU guest agent protocol. The words of
+the latter were taken from the replies of QEMU 7.2 (qapi/qobject-input-visitor.c).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _INT64 = range(-(1 << 63), 1 << 63)
 
 
 class Kind(enum.Enum):
-    """Type of a parameter, as the docs name it."""
+    """The type of a parameter, as the docs name it."""
 
     STRING = "string"
     BOOLEAN = "boolean"
@@ -35,9 +35,9 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """One parameter or one member of a struct. `fields` are a struct's members, or the one item of a list.
+    """One parameter, or one member of a struct. `fields` are the members of a struct, or the one item type of a list.
 
-    What is `secret` is not written to the audit records.
+    The value of a `secret` one is not written to the audit records.
     """
 
     name: str
@@ -63,10 +63,10 @@ _TYPES: dict[Kind, tuple[type, ...]] = {
 
 
 class Wording(Protocol):
-    """What is said about arguments that are wrong. Everything raises ValueError with that sentence.
+    """What is said about wrong arguments. Every method raises ValueError with its sentence.
 
-    `unknown_first` says that members which nobody knows are told before any that is wrong or missing, `whole_path` that
-    a member is named with what it lies in.
+    `unknown_first`: unknown members are complained about before wrong or missing ones. `whole_path`: a member is named
+    together with all that it lies in.
     """
 
     unknown_first: bool
@@ -82,7 +82,7 @@ class Wording(Protocol):
         """Say that the value has another type than the parameter."""
 
     def check_value(self, param: Param, value: Any, path: str) -> None:
-        """Raise ValueError if the value, which has the type, is not one that is taken."""
+        """Raise ValueError if the value has the right type, but is not accepted."""
 
 
 class _Ours:
@@ -140,7 +140,7 @@ class _QemuGa:
     def check_value(self, param: Param, value: Any, path: str) -> None:
         if type(value) is int and value not in _INT64:
             raise ValueError(self.type_of(param, value, path))
-        # qemu-ga takes a NUL as an overlong UTF-8 sequence, which no path, name or argument means.
+        # qemu-ga accepts a NUL that is an overlong UTF-8 sequence; no path, name or argument needs one.
         if param.kind is Kind.STRING and "\0" in value:
             raise ValueError(f"Parameter '{path}' has a NUL")
         if isinstance(value, str) and param.choices and value not in param.choices:
@@ -152,10 +152,10 @@ QEMU_GA: Wording = _QemuGa()
 
 
 def check(method: str, signature: tuple[Param, ...], given: list[Any] | dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments by name; absent optional ones are None, and so are absent members of a struct that is given.
+    """Return the arguments by name; absent optional ones are None, and so are absent members of a given struct.
 
-    A dict stands for the struct of a method that takes only one, else for the parameters by name.
-    Raises Fault PARAMS, which names the method and the parameter.
+    A dict is the struct of a method that takes only a struct; otherwise it is the parameters by name.
+    Raises Fault PARAMS that names the method and the parameter.
     """
     try:
         if isinstance(given, dict):
@@ -173,7 +173,7 @@ def check(method: str, signature: tuple[Param, ...], given: list[Any] | dict[str
 
 
 def check_guest(method: str, signature: tuple[Param, ...], given: list[Any] | dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments by name, None for absent ones, as `check` does, for a command of the QEMU guest agent.
+    """Return the arguments of a command of the QEMU guest agent by name, as `check` does.
 
     Raises Fault PARAMS in qemu-ga's order and words, with the parameter as qemu-ga names it: `vcpus[0].online`.
     """
@@ -221,7 +221,7 @@ def _value(param: Param, value: Any, path: str, wording: Wording) -> Any:
 
 
 def seconds(name: str, value: float) -> float:
-    """Return `value` if it is a number of seconds from 0 to SECONDS_MAX; raise ValueError that names it else."""
-    if not 0 <= value <= SECONDS_MAX:  # which neither NaN nor infinity is
+    """Return `value` if it is from 0 to SECONDS_MAX seconds; otherwise raise ValueError that gives `name`."""
+    if not 0 <= value <= SECONDS_MAX:  # also refuses NaN and infinity
         raise ValueError(f"{name} is {value!r:.40}, expected 0 to {SECONDS_MAX:.0f} seconds")
     return float(value)

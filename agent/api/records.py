@@ -1,6 +1,6 @@
-"""The records that host and guest, supervisor and worker exchange: each one dataclass, with one dump and one load.
+"""The records that host and guest, supervisor and worker exchange: dataclasses with one `dump` and one `load`.
 
-Texts that do not apply are "", numbers -1. Seconds are floats, `at` is the time of day, seconds since the epoch.
+A text that does not apply is "", such a number is -1. Seconds are floats; `at` is in seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 from .states import Reason
 
 STOCK = "stock qemu-ga"
-"""How the version of an agent begins that is none of ours: its status knows only whether anything is frozen."""
+"""How the version of a stock qemu-ga begins. Its status says only whether anything is frozen."""
 
 R = TypeVar("R")
 
@@ -25,10 +25,10 @@ R = TypeVar("R")
 class Mount:
     """One file system (superblock) of the plan.
 
-    `device` is major:minor of the superblock as in mountinfo. `aliases` are its other mount points. `level` is the
+    `device` is major:minor of the superblock as in mountinfo. `aliases` are its other mount points. `level` is its
     place in the order of freezing: 0 first. `hosts` are the indices of the planned file systems that this one lies on
     (through loop backing files and dm/md slaves, also through file systems that are left out): they are frozen after
-    it and thawed before it. `disks` are the names in /proc/diskstats that its writes go to.
+    it and thawed before it. `disks` are the disks, as /proc/diskstats names them, that its writes go to.
     """
 
     mountpoint: str
@@ -43,7 +43,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A file system that is not frozen, and why (a `states.Reason` value)."""
+    """A file system that is left out of the freeze, and why (a `states.Reason` value)."""
 
     mountpoint: str
     aliases: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The file systems to freeze in the order of freezing (by level, inside a level in reverse mount order)."""
+    """The file systems to freeze, in that order: by level, and within a level in reverse mount order."""
 
     mounts: tuple[Mount, ...]
     left_out: tuple[LeftOut, ...] = ()
@@ -68,7 +68,7 @@ class Plan:
 
     @classmethod
     def load(cls, data: object) -> Plan:
-        """Return the plan that `dump` gave; raise ValueError that says what is wrong with its shape or its values."""
+        """Return the plan from what `dump` made; raise ValueError that says what is wrong with its shape or values."""
         plan = load(cls, data, "the plan", exact=True)
         _check(plan)
         return plan
@@ -76,7 +76,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class MountStatus:
-    """One file system: what has been done to it (`states.MountState`), or the reason why it is left out.
+    """One file system: what has been done to it (`states.MountState`), or why it is left out.
 
     `seconds` is how long the last step took.
     """
@@ -95,7 +95,7 @@ class MountStatus:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the sync is; `eta` is in seconds."""
+    """How far the sync has come; `eta` is in seconds."""
 
     dirty_bytes: int = -1
     flushed_bytes: int = -1
@@ -105,7 +105,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One forked worker, `seconds` after the fork; `process_state` is a psutil status ("disk-sleep" is state D)."""
+    """A worker that was forked `seconds` ago; `process_state` is psutil's name ("disk-sleep" is state D)."""
 
     id: int
     pid: int = -1
@@ -130,7 +130,7 @@ class Last:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Audit records that wait for the thaw, and those that were lost."""
+    """How many audit records wait for the thaw, and how many were lost."""
 
     waiting: int = 0
     dropped: int = 0
@@ -138,7 +138,7 @@ class Audit:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The status record of va.fsstatus. `seq` changes with each change; `last` is None before the first freeze."""
+    """The status record of va.fsstatus. `seq` counts changes; `last` is None before the first freeze."""
 
     state: str
     code: int
@@ -159,27 +159,26 @@ class Status:
 
     @property
     def stock(self) -> bool:
-        """Whether it comes from a stock qemu-ga: only `state` and `code` say anything, and not how a freeze goes."""
+        """Whether it comes from a stock qemu-ga: then only `state` and `code` mean anything."""
         return self.version.startswith(STOCK)
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """Version of the agent and the names of its methods."""
+    """The version of the agent and the names of its methods."""
 
     version: str
     methods: tuple[str, ...]
 
 
 class Misshapen(ValueError):
-    """Data is not what a record holds; one sentence names the member."""
+    """Data that does not fit a record; one sentence names the member."""
 
 
 def dump(record: object) -> dict[str, Any]:
-    """Return a record as it is sent, all members present: a dict of texts, numbers, dicts, lists and tuples.
+    """Return a record as it is sent, with all members: a dict of texts, numbers, dicts, lists and tuples.
 
-    No record is {}. Thousands of mounts must cost little: tuples of plain values stay what they are, and no value is
-    looked at.
+    None becomes {}. Thousands of mounts must cost little, so tuples of plain values are passed on unseen.
     """
     names, values, inner = _layout(cast("Hashable", type(record)))
     found = dict(zip(names, values(record), strict=True))
@@ -192,7 +191,7 @@ def dump(record: object) -> dict[str, Any]:
 def _layout(
     kind: type,
 ) -> tuple[tuple[str, ...], Callable[[object], Any], tuple[tuple[str, Callable[[Any], Any]], ...]]:
-    """Return the names of a record's members, what gets all their values, and what makes those that are not plain."""
+    """Return the names of a record's members, a getter of all values, and how to dump those that are not plain."""
     names = tuple(name for name, *_ in _members(cast("Hashable", kind)))
     converts = ((name, _converter(hint)) for name, hint, _ in _members(cast("Hashable", kind)))
     return names, operator.attrgetter(*names), tuple((name, convert) for name, convert in converts if convert)
@@ -216,10 +215,10 @@ def _dump_each(records: tuple[object, ...]) -> list[dict[str, Any]]:
 
 
 def load(kind: type[R], data: object, where: str, *, exact: bool = False) -> R:
-    """Return `data` as a record; raise Misshapen, in which `where` names the data.
+    """Return `data` as a record; raise Misshapen that names the data by `where`.
 
-    Members that are absent have their defaults, unknown ones are ignored, and a whole double is an integer: the other
-    side may be older or newer, or speak XML-RPC. What is `exact` was dumped by this version.
+    Absent members get their defaults, unknown ones are ignored, and a whole double is taken for an integer: the other
+    side may be older or newer, or speak XML-RPC. `exact` is for data that this version has dumped.
     """
     if not isinstance(data, dict):
         raise _wrong(where, data, "a struct")
@@ -264,7 +263,7 @@ def _wrong(where: str, value: object, expected: str) -> Misshapen:
 
 
 def _check(plan: Plan) -> None:
-    """Raise ValueError if the records of a plan contradict each other or name what is no path, device or reason."""
+    """Raise ValueError if the records of a plan contradict each other, or a path, device or reason is invalid."""
     records: list[Mount | LeftOut] = [*plan.mounts, *plan.left_out]
     for record in records:
         for point in (record.mountpoint, *record.aliases):

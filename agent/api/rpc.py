@@ -1,4 +1,4 @@
-"""What a row of the table of RPCs says."""
+"""A row of the table of RPCs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Runs(enum.Enum):
 
 
 class Disk(enum.Enum):
-    """What the RPC does to file systems; while not thawed only NONE and READ are admitted."""
+    """What the RPC does to file systems. Only NONE and READ are admitted while the state is not THAWED."""
 
     NONE = "none"
     READ = "read"
@@ -29,16 +29,17 @@ class Disk(enum.Enum):
 class Rpc:
     """One RPC.
 
-    `handler` names the function, which agent/worker/handlers.py and supervisor/core/inline.py bind: it gets the engine,
-    the call and the arguments inline, the worker and the arguments in a worker, or the resource and the arguments in
-    the worker that holds what the first parameter names (`of` is the row that opened it, `unknown` the fault's text if
-    there is none). `holds` is how many such workers there may be at once; the handler then returns the resource.
-    `adds` names what the supervisor adds to the arguments. A `bulky` row's reply may be tens of megabytes. `limit` is
-    how long the worker may run, or the resource may take, in seconds; None: the phases of the freeze have their own,
-    or the option that `limited_by` names is the limit, which the worker keeps itself. `compensation` names the row that
-    undoes what a dead or killed worker may have left. A row that `thaws_first` is admitted in any state and starts once
-    the file systems are thawed, or cannot be. A row that `outlives` the supervisor goes on when that dies, to thaw or
-    to end what it has started; the others die with it. A row that is not `public` is the agent's own.
+    `handler` names a function that agent/worker/handlers.py or supervisor/core/inline.py binds. INLINE it gets the
+    engine, the turn, the call and the arguments; in a WORKER the worker and the arguments; for a RESOURCE the resource
+    that the first parameter names, and the arguments (`of` is the row that opened the resource, `unknown` the text of
+    the fault if there is no such resource). A handler whose row `holds` returns a resource for its worker to hold; the
+    number says how many such workers there may be. `adds` names what the supervisor adds to the arguments. The reply
+    of a `bulky` row may be tens of megabytes. `limit` is how many seconds the worker may run, or the resource may
+    take; if it is None, the phases of a freeze have their own limits, or `limited_by` names the option whose limit the
+    worker keeps itself. `compensation` names the row that undoes what a dead or killed worker may have left. A row that
+    `thaws_first` is admitted in any state, and starts once the file systems are thawed, or cannot be. The worker of a
+    row that `outlives` the supervisor goes on when the supervisor dies, to thaw or to end what it has started; the
+    others die with it. Only `public` rows may be called by hosts.
     """
 
     name: str
@@ -62,12 +63,12 @@ class Rpc:
     limited_by: str = ""
 
     def help(self) -> str:
-        """Return what it does, takes and returns, a line each."""
+        """Return what the RPC does, takes and returns, a line each."""
         takes = "".join(f"\n{p.name} ({p.kind.value}): {p.doc}" for p in self.params)
         members = "".join(f"\n  {f.name} ({f.kind.value}): {f.doc}" for p in self.params for f in p.fields)
         return f"{self.doc}{takes}{members}\nReturns: {self.returns}."
 
     @property
     def is_guest(self) -> bool:
-        """Whether this is a command of the QEMU guest agent protocol: such a name is known to JSON alone."""
-        return self.name.startswith("guest-")
+        """Whether this is a command of the QEMU guest agent protocol, which only JSON can call."""
+        return self.name.startswith("guest-")  # ADR 0021: XML-RPC does not know these names

@@ -1,12 +1,12 @@
-"""The states and the two transition tables of the design; docs/states.md is generated from here.
+"""The states and the two transition tables; docs/states.md is generated from here.
 
 The theory in short. A freeze has an owner, the freeze worker, which stays as the keeper while the file systems are
-frozen. SIGKILL does not stop a FIFREEZE that is under way: it takes effect when the disk recovers, just before the
-worker dies, and stays. So a worker that is killed is compensated twice, at the kill and at the reaping, and THAWED is
-entered only when no worker that may still freeze is unreaped.
+frozen. SIGKILL does not stop a FIFREEZE that is in flight: it takes effect when the disk recovers, just before the
+worker dies, and the file system stays frozen. So a killed worker is compensated twice, at the kill and at the reaping,
+and THAWED is entered only when every worker that could freeze has been reaped.
 
-A worker that is in D inside FITHAW when its limit passes is not killed: SIGKILL would end it no sooner, and it makes
-btrfs read its superblock in vain and go read-only (6 of 600 on Linux 6.18; none on ext4 and xfs).
+A worker that is in D inside FITHAW when its limit passes is not killed: SIGKILL would not end it sooner, and makes
+btrfs fail to read its superblock and go read-only (6 of 600 kills on Linux 6.18; 0 on ext4 and xfs).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .errors import Code
 
 
 class FreezeState(enum.IntEnum):
-    """State of the guest's file systems, with the numbers of the 2011 virtagent patches (va.fsstatus returns them)."""
+    """The state of the guest's file systems; va.fsstatus returns these numbers, those of the virtagent of 2011."""
 
     ERROR = -1
     THAWED = 0
@@ -29,7 +29,7 @@ class FreezeState(enum.IntEnum):
 
 
 class FreezeEvent(enum.Enum):
-    """What changes a freeze: what hosts ask, what its workers say, how they end, what passes."""
+    """What changes a freeze: requests of hosts, reports and deaths of its workers, limits that pass."""
 
     ADMITTED = "fsfreeze admitted"
     JOURNAL = "journal found at start"
@@ -59,7 +59,7 @@ class FreezeEvent(enum.Enum):
 
 
 class Outcome(str, enum.Enum):
-    """How the last freeze ended (status record, last.outcome)."""
+    """How the last freeze ended (last.outcome of the status record)."""
 
     THAWED = "thawed"
     CANCELLED = "cancelled"
@@ -111,7 +111,7 @@ def _breaks(
 
 
 def _after_the_end(state: FreezeState) -> dict[tuple[FreezeState, FreezeEvent], FreezeRow]:
-    """Return what the worker may still do when the freeze has ended: told only if it breaks what was good."""
+    """Return the rows for what a worker may still say after the end: only what breaks a good freeze counts."""
     return {
         (state, _E.FAILED): FreezeRow(state, "amend_fault", doc="of a failed freeze: told, it says what was undone"),
         (state, _E.GAVE_UP): _breaks(state, "before the thaw was asked"),
@@ -135,7 +135,7 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
     (_F.INPROGRESS, _E.JOURNALED): FreezeRow(_F.INPROGRESS, "proceed", doc="let the worker go on to freeze"),
     (_F.INPROGRESS, _E.JOURNAL_FAILED): _killed(Code.FREEZE_FAILED, text="{why}, so nothing was frozen: {where}"),
     (_F.INPROGRESS, _E.FROZEN): FreezeRow(_F.FROZEN, "answer_freeze", doc="answer fsfreeze; arm the hold limit"),
-    (_F.INPROGRESS, _E.ENDED): FreezeRow(
+    (_F.INPROGRESS, _E.ENDED): FreezeRow(  # ADR 0009: no keeper for nothing
         _F.THAWINPROGRESS, "nothing", doc="nothing is frozen; wait for the worker's exit"
     ),
     (_F.INPROGRESS, _E.DONE): _fails(Code.INTERNAL, text=_ENDED_FROZEN),
@@ -157,7 +157,7 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
     (_F.FROZEN, _E.THAWS): _breaks(_F.THAWINPROGRESS, "the keeper thaws", why="the keeper thawed unasked"),
     (_F.FROZEN, _E.GAVE_UP): _breaks(_F.THAWINPROGRESS, "the keeper gave up and thaws"),
     (_F.FROZEN, _E.DONE): _breaks(_F.THAWINPROGRESS, "the keeper ended", why="the keeper ended unasked"),
-    (_F.FROZEN, _E.DIED): _breaks(_F.THAWINPROGRESS, "compensate at once"),
+    (_F.FROZEN, _E.DIED): _breaks(_F.THAWINPROGRESS, "compensate now"),
     (_F.FROZEN, _E.STOPPING): _breaks(_F.THAWINPROGRESS, "tell the keeper to thaw", action="tell_keeper_to_thaw"),
     (_F.THAWINPROGRESS, _E.CHANGED): FreezeRow(
         _F.THAWINPROGRESS, "advance", doc="do the next thing that brings all to be thawed"
@@ -184,11 +184,11 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
         for state in (_F.INPROGRESS, _F.FROZEN, _F.THAWINPROGRESS, _F.ERROR)
     },
 }
-"""What becomes of a freeze by state and event. A pair that is not listed cannot happen, or is a defect."""
+"""What each event does to a freeze in each state. A pair that is not listed is a defect."""
 
 
 class WorkerState(enum.Enum):
-    """Life of a forked worker."""
+    """A stage in the life of a forked worker."""
 
     SPAWNED = "spawned"
     RUNNING = "running"
@@ -200,7 +200,7 @@ class WorkerState(enum.Enum):
 
 
 class WorkerEvent(enum.Enum):
-    """What changes a worker's life: its reports, its deadlines, its death."""
+    """What changes the state of a worker: its reports, its deadlines, its death."""
 
     STARTED = "Started"
     PLAN = "Plan"
@@ -256,7 +256,7 @@ WORKER_TABLE: Mapping[tuple[WorkerState, WorkerEvent], tuple[WorkerState, str]] 
     (_W.HOLDING, _V.IN_KERNEL): (_W.STUCK, _LEFT),
     (_W.STUCK, _V.LIMIT): (_W.KILLED, "it left the kernel and does not end"),
     (_W.KILLED, _V.GRACE): (_W.STUCK, "title and log name the mount it is stuck on"),
-    **{
+    **{  # ADR 0004: late reports are noted, not defects
         (s, e): (s, _LATE)
         for s in (_W.KILLED, _W.STUCK)
         for e in (
@@ -287,11 +287,11 @@ E = TypeVar("E", bound=enum.Enum)
 
 
 class Unlisted(Exception):
-    """A (state, event) pair that no table row allows."""
+    """A pair of state and event that has no row in the table."""
 
 
 def following(table: Mapping[tuple[S, E], tuple[S, str]], state: S, event: E) -> S:
-    """Return the state that `event` leads to; raise Unlisted if the table has no such row."""
+    """Return the state that `event` leads to; raise Unlisted if there is no such row."""
     try:
         return table[state, event][0]
     except KeyError:
@@ -299,7 +299,7 @@ def following(table: Mapping[tuple[S, E], tuple[S, str]], state: S, event: E) ->
 
 
 def freeze_row(state: FreezeState, event: FreezeEvent) -> FreezeRow:
-    """Return the row of FREEZE_TABLE; raise Unlisted if there is none."""
+    """Return the row of FREEZE_TABLE; raise Unlisted if there is no such row."""
     try:
         return FREEZE_TABLE[state, event]
     except KeyError:
@@ -307,7 +307,7 @@ def freeze_row(state: FreezeState, event: FreezeEvent) -> FreezeRow:
 
 
 class Phase(str, enum.Enum):
-    """Phases of the freeze transaction, each with its own limit; other RPCs have only RUN and KEEP."""
+    """The phases of a freeze, each with its own limit; other RPCs have only RUN and KEEP."""
 
     PLAN = "plan"
     SYNC = "sync"
@@ -319,7 +319,7 @@ class Phase(str, enum.Enum):
 
 
 class MountState(str, enum.Enum):
-    """What has been done to one file system (status record, mounts[].state)."""
+    """What has been done to one file system (mounts[].state of the status record)."""
 
     PENDING = "pending"
     SYNCING = "syncing"

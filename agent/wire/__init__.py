@@ -1,1 +1,1 @@
-"""Bytes to messages and back, for both sides. No I/O: whoever has the channel reads and writes."""
+"""Bytes to messages and back, for both sides. No I/O: whoever has the connection reads and writes."""

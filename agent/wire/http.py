@@ -1,8 +1,8 @@
 """HTTP/1.1 around XML-RPC, the server's side of one message: bytes to Request, value or Fault to bytes.
 
-HTTP is h11's, one connection object a message, so that a newer request is read while an older one is unanswered. What
-is a whole POST gets HTTP 200, with the result or a fault, and the connection goes on. Any other status means that the
-bytes are no such message; every status but 405 ends the connection.
+h11 does HTTP, with one connection object a message, so that a newer request can be read while an older one is
+unanswered. A whole POST gets HTTP 200, with the result or a fault, and the connection goes on. Any other status means
+that the bytes are not such a message; every status but 405 ends the connection.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .xmlrpc import dump_fault, dump_reply, excerpt, load_call
 TAG_HEADER = "X-Virtagent-Client-Tag"
 TAG_MAX = 256
 DISCARD_MAX = 64 << 20
-"""A body over the limit but not over this is read and thrown away, so that the connection can go on."""
+"""A body over the limit, but not over this, is read and thrown away, so that the connection can go on."""
 
 _REASON = {
     200: "OK",
@@ -34,7 +34,7 @@ _CONTENT_TYPES = ("", "text/xml", "application/xml")
 
 
 class Message:
-    """One HTTP request and its response (`stream.Message` says what is asked of it)."""
+    """One HTTP request and its response: a `session.Message`."""
 
     def __init__(self, token: int, limits: Limits, write: Callable[[bytes], None]) -> None:
         self.tag: str | None = None
@@ -54,11 +54,11 @@ class Message:
 
     @property
     def held(self) -> int:
-        """Return how many bytes of the half message are kept."""
+        """How many bytes of the half message are stored."""
         return len(self._body)
 
     def read(self, source: bytearray) -> Request | Refused | None:
-        """Take the message's bytes off the front of `source`; None means that all was taken and more is needed."""
+        """Take the bytes of the message off the front of `source`; return None if more are needed."""
         try:
             while source:
                 if self._feed(source):
@@ -69,7 +69,7 @@ class Message:
         return None
 
     def break_off(self, fault: Fault) -> Refused:
-        """Give the half message up with `fault`; it is the last."""
+        """Give up the half message with `fault`; it is the last one."""
         self.last = True
         if self._status == 200:
             self._status = 400
@@ -88,8 +88,8 @@ class Message:
         self._send(dump_fault(fault))
 
     def _feed(self, source: bytearray) -> bool:
-        """Hand h11 the next few bytes of `source`; return whether the message is whole."""
-        # Never more at once than the limit leaves, or what is over it would be refused or not as the bytes were cut.
+        """Give h11 the next few bytes of `source`; return whether the message is whole."""
+        # Never more than the limit leaves: else it would depend on how the bytes were cut whether they are refused.
         piece = bytes(source[: self._limits.header - len(self._http.trailing_data[0])])
         self._http.receive_data(piece)
         while (event := self._http.next_event()) is not h11.NEED_DATA:
@@ -155,7 +155,7 @@ class Message:
             case 431:
                 return Fault(Code.REQUEST, f"the header is over the limit of {self._limits.header} bytes")
             case _:
-                # What h11 quotes of the bytes depends on how they were cut, and may be long.
+                # Not in h11's words: what they quote depends on how the bytes were cut, and may be long.
                 return Fault(Code.PARSE, f"this is not HTTP: {str(error).partition(': bytearray(')[0]}")
 
     def _send(self, body: list[bytes]) -> None:

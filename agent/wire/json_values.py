@@ -1,7 +1,7 @@
-"""JSON as the QEMU guest agent protocol has it, for both sides: a text to a value, a value to a line. No I/O.
+"""JSON as in the QEMU guest agent protocol, for both sides: a text to a value, a value to a line. No I/O.
 
-It is json's to read and write. What is refused is refused in qemu-ga's words, since clients compare them (QEMU 7.2:
-qobject/json-lexer.c, json-parser.c; read off the wire): doubled keys, NaN and infinity, half a surrogate pair.
+The json module reads and writes it. Duplicate keys, NaN and infinity, and half a surrogate pair are refused in
+qemu-ga's words, since clients compare them (seen in replies of QEMU 7.2; qobject/json-lexer.c, json-parser.c).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def _parse_error(text: str) -> Fault:
 def load(data: bytes | bytearray, *, single_quotes: bool = False, lone_surrogates: bool = False) -> Any:
     """Return the value of a JSON text; raise Fault PARSE in qemu-ga's words.
 
-    What it may nest and hold is for the caller to bound. `single_quotes` says that some strings may stand in them,
-    `lone_surrogates` that half a surrogate pair is taken, since the other side is not trusted to know better.
+    The caller bounds its nesting and its number of values. `single_quotes`: strings may stand in single quotes.
+    `lone_surrogates`: half a surrogate pair is accepted, since the other side may be unable to avoid it.
     """
     try:
         text = data.decode("utf-8")
@@ -60,7 +60,7 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int | float:
-    # What 64 bits do not hold is a double, as in qemu-ga; and Python takes quadratic time for very long ones.
+    # What does not fit in 64 bits is a double, as in qemu-ga. Python needs quadratic time for very long integers.
     return int(digits) if len(digits) <= 20 else _double(digits)
 
 
@@ -81,7 +81,7 @@ _decoder = json.JSONDecoder(
 
 
 def _words(error: json.JSONDecodeError) -> str:
-    """Return what qemu-ga says about what json found wrong."""
+    """Return qemu-ga's words for an error of the json module."""
     rest = error.doc[error.pos : error.pos + 64]
     word = re.match(r"[a-z]+", rest)
     number = re.search(r"-?\d+$", error.doc[max(0, error.pos - 64) : error.pos])
@@ -119,7 +119,7 @@ def _refuse_lone_surrogates(value: Any) -> None:
 
 
 def dump(value: Any) -> bytes:
-    """Return `value` as one line of ASCII; bytes become base64, what is no text in a path becomes U+FFFD.
+    """Return `value` as one line of ASCII; bytes become base64, undecodable bytes of a path U+FFFD.
 
     Raises TypeError, ValueError or RecursionError if JSON has no form for it.
     """

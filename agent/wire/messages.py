@@ -1,4 +1,4 @@
-"""What every codec makes of the bytes of a channel: the same few facts, whatever the protocol."""
+"""What the codecs make of the bytes of a connection: the same few records for every protocol."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A well-formed request. `token` names it to `reply` and `fault` of the stream that it came from.
+    """A well-formed request. `token` names it to `reply` and `fault` of the session that it came from.
 
     `params` is the list of positional parameters, or (JSON) the dict of arguments.
-    Values are str, int, float, bool, bytes, None, list and dict with str keys. `unheard` says that the host gave up on
-    it before its turn came: it is to be done, but there is nobody to be told.
+    Values are str, int, float, bool, bytes, None, list and dict with str keys. `unheard`: the host gave up on it before
+    its turn came, so it is to be done, but nobody reads the answer.
     """
 
     token: int
@@ -24,17 +24,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
-    """The host has given up on this request: its reply will be dropped, never sent late."""
+    """The host has given up on this request: its reply will be dropped, and never sent late."""
 
     token: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Bytes that are no request. The error reply already stands in the stream's output; this is for the log.
+    """Bytes that are not a request. The error reply is already in the session's output; this is for the log.
 
-    `text` quotes nothing of a value: the bytes may be a secret that was sent malformed. A `reset` is a byte 0xFF where
-    nothing was begun: a host that makes sure where it stands, which is no news.
+    `text` quotes no value: the bytes may be a secret in a malformed request. `reset`: a byte 0xFF outside of any
+    message, with which a host only makes sure where it stands; that is not worth a line in the log.
     """
 
     code: int
@@ -47,7 +47,7 @@ Incoming = Request | Abandoned | Refused
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one stream may cost: bytes of a header and of a body, levels of nesting."""
+    """What one session may cost: bytes of a header and of a body, levels of nesting."""
 
     header: int = 4096
     body: int = 2 << 20

@@ -1,11 +1,11 @@
 """The QEMU guest agent protocol, the server's side of one message: bytes to Request, value or Fault to a line. No I/O.
 
-A request is one JSON object, with or without a newline behind it. Where it ends is found by counting brackets and
-skipping strings, each byte looked at once; what it says `json_values` reads. Error classes and texts are qemu-ga's,
-since clients compare them (QEMU 7.2: qobject/json-lexer.c, json-parser.c, qapi/qmp-dispatch.c; read off the wire).
-Single quotes are taken as qemu-ga takes them; comments, NaN and infinity are refused like there.
+A request is one JSON object, with or without a newline behind it. Its end is found by counting brackets and skipping
+strings, in one pass over the bytes; then `json_values` reads it. Error classes and texts are qemu-ga's, since clients
+compare them (seen in replies of QEMU 7.2; qobject/json-lexer.c, json-parser.c, qapi/qmp-dispatch.c). As in qemu-ga,
+single quotes are accepted, and comments, NaN and infinity are refused.
 
-The byte 0xFF resets: it ends whatever was begun, with an error reply, as clients that resynchronise expect.
+The byte 0xFF resets: it ends a message that has begun, with an error reply, as clients that resynchronise expect.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from . import json_values
 from .messages import Limits, Refused, Request
 
 SYNCS = frozenset({"guest-sync", "guest-sync-delimited"})
-"""What a host sends when it has given up on all that it asked before."""
+"""What a host sends when it has given up on all that it asked for before."""
 SILENT = frozenset({"guest-shutdown", "guest-suspend-disk", "guest-suspend-ram", "guest-suspend-hybrid"})
-"""What sends no reply if it succeeds."""
+"""Commands that send no reply if they succeed."""
 WAITING = SILENT | {
     "guest-fsfreeze-freeze",
     "guest-fsfreeze-freeze-list",
     "guest-fsfreeze-thaw",
     "guest-fsfreeze-status",
 }
-"""What may wait for a freeze or thaw. What comes behind it is answered at once; behind any other it waits its turn."""
+"""Commands that may wait for a freeze or thaw. A request behind one of them does not wait for its turn."""
 OURS = ("va.", "system.")
-"""How the names of our own methods begin, which take their parameters by place, too."""
+"""How the names of our own methods begin. They also take their parameters by place."""
 LARGE = re.compile(rb'"execute"\s*:\s*"guest-file-write"')
 LARGE_MAX = (48 << 20) + 4096
-"""Bytes of a guest-file-write: 48 MiB of base64 and what stands around it; its name must come within LARGE_WITHIN."""
+"""Bytes of a guest-file-write: 48 MiB of base64 and the rest; its name must be in the first LARGE_WITHIN bytes."""
 LARGE_WITHIN = 4096
 
-# A run of what neither opens nor closes anything, a string's inside, and what may not stand outside of strings.
+# A run that opens and closes nothing; the inside of a string, by its quote; a word outside of strings; a number.
 _PLAIN = re.compile(rb"[0-9a-zE+\-., :\t\r\n]*")
 _IN_STRING = {ord('"'): re.compile(rb'[^"\\\x00-\x1f\xff]*'), ord("'"): re.compile(rb"[^'\\\x00-\x1f\xff]*")}
 _WORD = re.compile(rb"[0-9a-zE+\-.]*")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 WORD_MAX = 64
-"""Bytes of a word outside of any bracket, which is an error however it goes on."""
+"""Bytes of a word outside of any bracket. A longer one is an error whatever follows."""
 ITEMS_MAX = 100_000
-"""Commas and brackets of one message: what is made of them costs the supervisor time, and memory many times theirs."""
+"""Commas and brackets of one message: each value costs the supervisor time, and much more memory than its bytes."""
 
 SKIP_GARBAGE = re.compile(rb"[^\x00-\x1f{}\[\],:\xfe\xff]*")
-"""What belongs to a byte that was no JSON: all up to the next that could begin something."""
+"""What is skipped after a byte that is not JSON: everything up to a byte that could begin a message."""
 
 
 class Message:
-    """One request and its reply (`stream.Message` says what is asked of it)."""
+    """One request and its reply: a `session.Message`."""
 
     def __init__(self, token: int, limits: Limits, write: Callable[[bytes], None]) -> None:
         self.tag: str | None = None
@@ -68,23 +68,23 @@ class Message:
         self._echo: dict[str, Any] = {}
         self._text = bytearray()
         self._at = 0
-        self._quote = 0  # of the string that is open
+        self._quote = 0  # the quote of the string that is open, 0 if none is
         self._quote_at = 0
-        self._open = bytearray()  # the brackets that are, at most as deep as the limit
-        self._beyond = 0  # how many more
+        self._open = bytearray()  # the brackets that are open, down to the limit of nesting
+        self._beyond = 0  # how many more are open
         self._items = 0
-        self._told = ""
+        self._desc = ""
         self._reset = False
         self._single = False
         self._trouble = ""
 
     @property
     def held(self) -> int:
-        """Return how many bytes of the half message are kept."""
+        """How many bytes of the half message are stored."""
         return len(self._text)
 
     def read(self, source: bytearray) -> Request | Refused | None:
-        """Take the message's bytes off the front of `source`; None means that all was taken and more is needed."""
+        """Take the bytes of the message off the front of `source`; return None if more are needed."""
         before = len(self._text)
         self._text += source
         wrong, ended = self._scan()
@@ -102,7 +102,7 @@ class Message:
         return self._whole()
 
     def break_off(self, fault: Fault) -> Refused:
-        """Give the half message up; what comes is taken for another, since a new host may be there."""
+        """Give up the half message; what follows begins another, since it may come from a new host."""
         return self._refuse(fault.text)
 
     def reply(self, value: Any) -> None:
@@ -117,8 +117,8 @@ class Message:
         self._write((b"\xff" if self._method == "guest-sync-delimited" else b"") + line)
 
     def fault(self, fault: Fault) -> None:
-        """Send `fault` with qemu-ga's class and text; one of our own methods has the fault's number and name, too."""
-        error: dict[str, Any] = {"class": "GenericError", "desc": self._told or fault.text}
+        """Send `fault` with qemu-ga's class and text, for our own methods also with its number and name."""
+        error: dict[str, Any] = {"class": "GenericError", "desc": self._desc or fault.text}
         ours = self._method.startswith(OURS)
         if fault.code is Code.METHOD:
             error = {"class": "CommandNotFound", "desc": f"The command {self._method} has not been found"}
@@ -132,12 +132,12 @@ class Message:
                 "class": "CommandNotFound",
                 "desc": f"Command {self._method} has been disabled: the agent is in frozen state",
             }
-        if ours:
+        if ours:  # ADR 0021: the errors of guest-* are qemu-ga's to the letter
             error |= {"code": int(fault.code), "name": fault.code.name}
         self._write(json_values.dump({**self._echo, "error": error}))
 
     def _scan(self) -> tuple[str, bool]:
-        """Look at the bytes that have not been looked at; return what is wrong with one, and whether it is the end."""
+        """Look at the new bytes; return what is wrong with one ("" if nothing), and whether the message ends there."""
         text, end = self._text, len(self._text)
         while self._at < end:
             if self._quote:
@@ -145,7 +145,7 @@ class Message:
                 if self._at == end:
                     break
                 byte = text[self._at]
-                if byte == 0x5C:  # a backslash: whatever comes next does not end the string
+                if byte == 0x5C:  # a backslash: the next byte does not end the string
                     if self._at + 1 == end:
                         break
                     if text[self._at + 1] >= 0x20 and text[self._at + 1] != 0xFF:
@@ -189,14 +189,14 @@ class Message:
                 return self._stray(self._at), True
             elif self._beyond:
                 self._beyond -= 1
-            elif not self._open or self._open.pop() != byte - 2:  # "{" and "}" are 2 apart, "[" and "]" too
+            elif not self._open or self._open.pop() != byte - 2:  # "{" and "}" are 2 apart, and so are "[" and "]"
                 return "JSON parse error, expecting value", True
             elif not self._open:
                 return "", True
         return "", False
 
     def _outside(self) -> str | None:
-        """Look at a word or a sign outside of any bracket: an error, "" if more is needed, None for white space."""
+        """Look at what is outside of any bracket; return an error, "" if more is needed, None for white space."""
         byte = self._text[self._at]
         if byte in b" \t\r\n":
             self._at += 1
@@ -226,7 +226,7 @@ class Message:
         return f"JSON parse error, stray '{token}'"
 
     def _check_size(self) -> None:
-        """Keep no more than the limit; the scan goes on to where the message ends."""
+        """Store no more than the limit; the scan goes on to the end of the message."""
         limit = self._limits.body
         if len(self._text) > limit and LARGE.search(self._text, 0, LARGE_WITHIN):
             limit = max(limit, LARGE_MAX)
@@ -250,7 +250,7 @@ class Message:
         return request
 
     def _request(self, found: Any) -> Request:
-        """Return the request that a JSON value is; raise Fault in the words and in the order of qmp-dispatch.c."""
+        """Return the request that is in a JSON value; raise Fault in the words and in the order of qmp-dispatch.c."""
         if not isinstance(found, dict):
             raise _input("must be a JSON object")
         if "id" in found:
@@ -278,14 +278,14 @@ class Message:
 
     def _refuse(self, text: str) -> Refused:
         self._text = bytearray()
-        self._told = text
+        self._desc = text
         quotes = text.startswith("JSON parse error")
         return Refused(Code.PARSE, re.sub(r" '.*", "", text, flags=re.DOTALL) if quotes else text, self._reset)
 
 
 def _match_end(pattern: re.Pattern[bytes], text: bytearray, at: int) -> int:
     match = pattern.match(text, at)
-    assert match is not None  # they all match the empty text
+    assert match is not None  # every pattern matches the empty text
     return match.end()
 
 

@@ -1,20 +1,21 @@
-"""One conversation on one byte stream: which protocol a message speaks, and which reply may still be sent.
+"""The protocol stream of one connection: which protocol a message is in, and which reply may still be sent.
 
-The channel hands in what it read (`receive_data`), takes one `next_event` at a time and writes what is `pending`:
+The connection gives it what was read (`receive_data`), takes one `next_event` at a time and writes what is `pending`:
 
-    stream.receive_data(data)
-    while (event := stream.next_event()) is not None:
-        ...                                     # perhaps stream.reply(event.token, value), at once or later
-    stream.wrote(os.write(fd, stream.pending()))
+    session.receive_data(data)
+    while (event := session.next_event()) is not None:
+        ...                                     # perhaps session.reply(event.token, value), now or later
+    session.wrote(os.write(fd, session.pending()))
 
-A message is parsed only when it is asked for, so a request that is answered on the spot is never abandoned by the one
-behind it, and a channel whose peer does not read its replies stops asking. No I/O, no clock.
+A message is parsed only when it is asked for. So a request that is answered on the spot is never abandoned because of
+the one behind it, and a connection whose peer does not read its replies can stop asking. No I/O, no clock.
 
-The rule of replies. A host that sends another untagged request has given up on an older untagged one that waits for a
-freeze or thaw, or that came over HTTP: that reply is dropped, never sent late. JSON requests may be sent in one go, as
-to qemu-ga, which does one after another: an untagged one behind an untagged one that will be done soon waits for its
-turn, and so does an error. A sync gives up on all that is older, tagged or not, an HTTP message on all that is older
-and untagged; what still waited for its turn is done, unheard. Tagged requests are answered as they finish.
+The rule of replies (ADR 0019). A host that sends another untagged request has given up on an older untagged one that
+waits for a freeze or thaw, or that came over HTTP: that reply is dropped, and never sent late. JSON requests may be
+sent in one go, since qemu-ga does one after another: an untagged one behind an untagged one that will be done soon
+waits for its turn, and so does an error. A sync means that the host gives up on everything older, tagged or not; an
+HTTP message, on everything older and untagged. What still waited for its turn then is done, unheard. Tagged requests
+are answered as they finish.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from .messages import Abandoned, Incoming, Limits, Refused, Request
 
 
 class Message(Protocol):
-    """One message on its way in, then the way out for its reply; every protocol has its own.
+    """One message on its way in, then its reply on the way out. Each protocol has its own class.
 
-    `held` is how many of its bytes are kept. `tag` is known, and `last` (nothing can follow on this stream) true if it
-    is, once `read` or `break_off` returned something; so are `size` (bytes), `resets` (a sync), `waits` (perhaps for a
-    freeze), `in_turn` (it does not give up on an older one) and `skip` (what belongs to it of the bytes that follow).
-    What is to be sent goes to the `write` that the message was made with.
+    Known once `read` or `break_off` has returned something: `tag`; `last`: nothing can follow on this connection;
+    `size` in bytes; `resets`: it is a sync; `waits`: it may wait for a freeze; `in_turn`: it does not give up on an
+    older one; `skip`: which of the bytes that follow belong to it. The reply goes to the `write` that the message was
+    made with.
     """
 
     tag: str | None
@@ -49,13 +50,13 @@ class Message(Protocol):
 
     @property
     def held(self) -> int:
-        """Return how many bytes of the half message are kept."""
+        """How many bytes of the half message are stored."""
 
     def read(self, source: bytearray) -> Request | Refused | None:
-        """Take the message's bytes off the front of `source`; None means that all was taken and more is needed."""
+        """Take the bytes of the message off the front of `source`; return None if more are needed."""
 
     def break_off(self, fault: Fault) -> Refused:
-        """Give the half message up with `fault`."""
+        """Give up the half message with `fault`."""
 
     def reply(self, value: Any) -> None:
         """Send `value`, or fault INTERNAL if the protocol has no form for it."""
@@ -64,19 +65,19 @@ class Message(Protocol):
         """Send `fault`."""
 
 
-# 0xFF is the sentinel of 2011 before a P; for JSON it is a reset that draws an error. An empty line before a request is
-# to be ignored (RFC 9112, 2.2), and a host may end a JSON request with one; neither is half a message.
+# Before a P, 0xFF is the sentinel of 2011; for JSON it is a reset, which is answered with an error. An empty line
+# before a request is ignored (RFC 9112, 2.2), and may end a JSON request; neither is half a message.
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _SENTINEL = re.compile(rb"[ \t\r\n\xff]*")
-_SENTINEL_MAX = 256  # bytes without anything behind them
+_SENTINEL_MAX = 256  # sentinels with nothing behind them
 WAITING_MAX = 64  # messages that wait for their turn; then no more are parsed
-WAITING_BYTES = 1 << 20  # of them together; the last may be longer
+WAITING_BYTES = 1 << 20  # of all of them; the last may go over it
 _NOTHING = memoryview(b"")
 _DEFAULT = Limits()
 
 
 class Session:
-    """The state of one conversation: the message being read, the requests not yet answered, the bytes not yet written.
+    """One session: the message that is being read, the requests not yet answered, the bytes not yet written.
 
     A token is a small int, never used twice, not even after `reset`.
     """
@@ -87,9 +88,9 @@ class Session:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, what was not written too; replies to older requests are dropped.
+        """Forget everything, also what was not written; replies to older requests are dropped.
 
-        For a character device, which cannot be closed, when `closing` or when the host's end was closed.
+        This is for a character device, which cannot be closed, when `closing` or when the host's end was closed.
         """
         self._input = bytearray()
         self._reading: Message | None = None
@@ -102,23 +103,23 @@ class Session:
         self._output_size = 0
 
     def receive_data(self, data: bytes) -> None:
-        """Take bytes that were read from the channel, any number; after the last message they are dropped."""
+        """Take any number of bytes that were read; after the last message they are dropped."""
         if not self._ended:
             self._input += data
 
     def next_event(self) -> Incoming | None:
-        """Return what came next, or None when more bytes are needed."""
+        """Return what came next; None if more bytes are needed."""
         while not self._events and (self._take_turn() or (self._input and not self.full and self._read())):
             pass
         return self._events.popleft() if self._events else None
 
     def expire(self) -> None:
-        """Answer a half message with fault REQUEST: the rest of it has not come in time."""
+        """Answer a half message with fault REQUEST: the rest has not come in time."""
         if self._reading is not None:
             self._came(self._reading, self._reading.break_off(Fault(Code.REQUEST, "half a message, and no more came")))
 
     def refuse(self, fault: Fault) -> None:
-        """Answer a half message with `fault`, as the last."""
+        """Answer a half message with `fault`; nothing follows."""
         if self._reading is not None:
             event = self._reading.break_off(fault)
             self._reading.last = True
@@ -127,24 +128,24 @@ class Session:
     def reply(self, token: int, value: Any) -> None:
         """Answer a request with `value` (str, bool, int, float, bytes, list, tuple, dict with str keys).
 
-        Dropped if the request was abandoned. Raises KeyError for a token that was never given out.
+        The reply is dropped if the request was abandoned. Raises KeyError for a token that was never given out.
         """
         if (message := self._answered(token)) is not None:
             message.reply(value)
 
     def fault(self, token: int, fault: Fault) -> None:
-        """Answer a request with `fault`; dropped, or KeyError, as with `reply`."""
+        """Answer a request with `fault`; dropped, or KeyError, as in `reply`."""
         if (message := self._answered(token)) is not None:
             message.fault(fault)
 
     @property
     def mid_message(self) -> bool:
-        """Whether half a message has come; what stands between messages is none."""
+        """Whether half a message has come; white space between messages does not count."""
         return self._reading is not None
 
     @property
     def closing(self) -> bool:
-        """Whether the channel is to be closed once the output is written: nothing more is read or left to answer."""
+        """Whether the connection is to be closed once the output is written: there is nothing to read or answer."""
         return self._ended and not self._open and not self._waiting
 
     @property
@@ -153,7 +154,7 @@ class Session:
         return bool(self._open or self._waiting or self._events or self._output)
 
     def give_up(self) -> list[Incoming]:
-        """The host is gone: return what it asked and was not done yet, unheard."""
+        """Return the requests that were not begun yet, as unheard: the host is gone."""
         self._ended = True
         self._input.clear()
         while self._waiting:
@@ -168,25 +169,25 @@ class Session:
 
     @property
     def half_size(self) -> int:
-        """Bytes of the half message."""
+        """How many bytes the half message has."""
         return self._reading.held if self._reading is not None else 0
 
     @property
     def input_size(self) -> int:
-        """Bytes that have come and were not given out as a request yet."""
+        """How many bytes have come that were not given out as a request yet."""
         return len(self._input) + self.half_size + sum(message.size for message, _ in self._waiting)
 
     @property
     def output_size(self) -> int:
-        """Bytes not yet written."""
+        """How many bytes are not written yet."""
         return self._output_size
 
     def pending(self) -> memoryview:
-        """Return the next bytes to write: the rest of the oldest reply, uncopied; empty if there is none."""
+        """Return the next bytes to write, without a copy: the rest of the oldest reply; empty if there is no reply."""
         return self._output[0] if self._output else _NOTHING
 
     def wrote(self, count: int) -> None:
-        """Take off the first `count` bytes of `pending`, which the channel has written."""
+        """Take off the first `count` bytes of `pending`, which were written."""
         if not count:
             return
         rest = self._output.popleft()[count:]
@@ -195,7 +196,7 @@ class Session:
             self._output.appendleft(rest)
 
     def _read(self) -> bool:
-        """Read on; return whether there may be more to read now."""
+        """Read some of the input; return whether there may be more to read now."""
         if self._reading is None and not self._begin():
             return False
         assert self._reading is not None
@@ -204,7 +205,7 @@ class Session:
         return True
 
     def _begin(self) -> bool:
-        """Begin a message with the next byte; return whether there is one, and it tells the protocol."""
+        """Begin a message if the next byte is there and tells the protocol; return whether it does."""
         if self._skip is not None:
             del self._input[: _length(self._skip, self._input)]
             if not self._input:
@@ -229,7 +230,7 @@ class Session:
         if message.last:
             self._ended = True
             self._input.clear()
-        if message.resets or (message.tag is None and not message.in_turn):
+        if message.resets or (message.tag is None and not message.in_turn):  # ADR 0019: what a newer one means
             while self._waiting:
                 self._give_up(*self._waiting.popleft())
             self._abandon([token for token, older in self._open.items() if message.resets or older.tag is None])
@@ -240,9 +241,9 @@ class Session:
             self._waiting.append((message, event))
 
     def _take_turn(self) -> bool:
-        """Release the next if it is its turn; behind what waits for a freeze it is a request's, but no error's alone.
+        """Release the next message if it is its turn: a request, but not errors alone, also while a freeze waits.
 
-        One at a time, so that what is answered on the spot is never given up for what stands behind it.
+        One at a time, so that what is answered on the spot is never given up because of what follows it.
         """
         untagged = [token for token, older in self._open.items() if older.tag is None]
         requests = any(isinstance(event, Request) for _, event in self._waiting)
@@ -260,7 +261,7 @@ class Session:
             self._events.append(Abandoned(token))
 
     def _give_up(self, message: Message, event: Request | Refused) -> None:
-        """Have a request done that nobody waits for any more; an error is still told."""
+        """Release a request as unheard, since nobody waits for it any more; an error is still sent."""
         if isinstance(event, Request):
             self._events.append(replace(event, unheard=True))
         else:

@@ -1,8 +1,8 @@
-"""XML-RPC, for both sides: a methodCall or a methodResponse to what it says, and back. No I/O.
+"""XML-RPC for both sides: a methodCall or a methodResponse to its values, and back. No I/O.
 
-XML is pyexpat's; a document with a DTD is refused where the DTD begins, and without one there is no entity to declare,
-to expand or to fetch. Neither xmlrpc.client nor defusedxml.xmlrpc is imported: they bring in http.client, ssl and
-pydoc, which is 7 and 9 MiB of a daemon that may have 20; and their reader takes almost any element for a parameter.
+pyexpat parses the XML. A document with a DTD is refused where the DTD begins, so no entity can be declared, expanded or
+fetched. Neither xmlrpc.client nor defusedxml.xmlrpc is imported (ADR 0013): they bring in http.client, ssl and pydoc,
+which is 7 and 9 MiB of a daemon that may have 20; and their reader takes almost any element for a parameter.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from xml.parsers import expat
 
-from ..api.errors import Code, Fault, told_by_other
+from ..api.errors import Code, Fault, reported_by_other
 
 METHOD_NAME_MAX = 256
 
 
 def dump_call(method: str, params: Sequence[Any]) -> bytes:
-    """Return the methodCall.
+    """Return the bytes of a methodCall.
 
     Raises TypeError, ValueError, OverflowError or RecursionError if XML-RPC has no form for a parameter.
     """
@@ -63,7 +63,7 @@ def _dump(value: Any, write: Callable[[bytes], None]) -> None:
         case int() if -(1 << 31) <= value < 1 << 31:
             write(b"<value><int>%d</int></value>" % value)
         case int() | float():
-            # <i8> is an extension that not every client knows; a double carries sizes exactly up to 2**53.
+            # ADR 0005: not every client knows <i8>, and a double is exact up to 2**53.
             number = float(value)
             if not math.isfinite(number):
                 raise ValueError(f"{number} is not a number that XML-RPC has")
@@ -86,16 +86,16 @@ def _dump(value: Any, write: Callable[[bytes], None]) -> None:
                 _dump(item, write)
                 write(b"</member>")
             write(b"</struct></value>")
-        case _:
+        case _:  # ADR 0005: None, too, since not every client knows <nil/>
             raise TypeError(f"{type(value).__name__} has no form in XML-RPC")
 
 
-# What XML 1.0 (2.2) has no character for, and the carriage return, which a reader would turn into a line feed.
+# Not characters of XML 1.0 (2.2), and the carriage return, which a reader would turn into a line feed.
 UNSENDABLE = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def _xml_text(text: str) -> bytes:
-    r"""Return `text` for XML: what may not stand there becomes visible, as \x1b; a byte of an undecodable path too."""
+    r"""Return `text` for XML; what XML cannot contain is escaped visibly, as \x1b, and so are undecodable bytes."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return UNSENDABLE.sub(_visible, text).encode()
 
@@ -110,12 +110,12 @@ def _visible(match: re.Match[str]) -> str:
 
 
 def load_call(body: bytes | bytearray, nesting: int) -> tuple[str, list[Any]]:
-    """Return method name and parameters of the methodCall `body`, at most `nesting` arrays and structs deep.
+    """Return the method's name and parameters of the methodCall `body`, at most `nesting` arrays and structs deep.
 
-    Raises Fault: PARSE if it is not well-formed XML or has a DTD, REQUEST if it is no methodCall or over a limit,
-    PARAMS for what stands inside <params>.
+    Raises Fault: PARSE if it is not well-formed XML or has a DTD, REQUEST if it is not a methodCall or over a limit,
+    PARAMS for errors inside <params>.
     """
-    # All at once: expat before 2.6 reads a long token anew for every piece of it (CVE-2023-52425).
+    # In one piece: expat before 2.6 reads a long token from its start again for every piece of it (CVE-2023-52425).
     reader = _Reader(_CALL, nesting)
     _parse(reader.parser(), body, last=True)
     method, *params = reader.result()
@@ -123,18 +123,18 @@ def load_call(body: bytes | bytearray, nesting: int) -> tuple[str, list[Any]]:
 
 
 class ReplyReader:
-    """Reads one methodResponse as it comes in, at most `nesting` arrays and structs deep."""
+    """A reader of one methodResponse as it comes in, at most `nesting` arrays and structs deep."""
 
     def __init__(self, nesting: int) -> None:
         self._reader = _Reader(_RESPONSE, nesting)
         self._parser = self._reader.parser()
 
     def feed(self, data: bytes) -> None:
-        """Take more of it; raise Fault, which says what is wrong, if it cannot become one."""
+        """Take more bytes; raise Fault that says what is wrong if they cannot become a methodResponse."""
         _parse(self._parser, data, last=False)
 
     def close(self) -> Any | Fault:
-        """Return the value, or the fault, that it carries; raise Fault if it is no whole methodResponse."""
+        """Return the value or the fault in it; raise Fault if it is not a whole methodResponse."""
         _parse(self._parser, b"", last=True)
         return self._reader.result()
 
@@ -142,7 +142,7 @@ class ReplyReader:
 def _parse(parser: expat.XMLParserType, data: bytes | bytearray, *, last: bool) -> None:
     try:
         parser.Parse(data, last)
-    except (expat.ExpatError, ValueError) as error:  # ValueError is pyexpat's, where expat's text is no text to it
+    except (expat.ExpatError, ValueError) as error:  # pyexpat raises ValueError if it cannot decode expat's text
         raise Fault(Code.PARSE, f"the body is not well-formed XML: {error}") from None
 
 
@@ -150,7 +150,7 @@ _ENCODINGS = ("UTF-8", "UTF-16", "UTF-16BE", "UTF-16LE", "ISO-8859-1", "US-ASCII
 _METHOD_NAME = re.compile(r"[A-Za-z0-9_.:/]+")
 _INT = re.compile(r"[+-]?[0-9]{1,20}")
 _DOUBLE_MAX = 1100
-"""Characters; the longest exact decimal form of a double is shorter."""
+"""In characters. The longest exact decimal form of a double is shorter."""
 
 
 def _method_name(text: str) -> str:
@@ -209,17 +209,18 @@ def _first(items: list[Any]) -> Any:
 def _fault(items: list[Any]) -> Fault:
     match items:
         case [{"faultCode": int(code), "faultString": str(text)}]:
-            return told_by_other(code, text)
+            return reported_by_other(code, text)
     raise ValueError("is without a number and a text")
 
 
 @dataclass(frozen=True, slots=True)
 class _Element:
-    """What may stand in an element, and what becomes of it.
+    """What may be in an element, and what its value is.
 
-    `children` are the names allowed at each place, the first for any place if it `repeats`; at least `least` must be
-    there. `value` makes the element's value of the list of its children's values, or, for lack of any, `of_text` of
-    its text; without `of_text`, text is refused. Both raise ValueError, which ends the sentence that names the element.
+    `children` are the names allowed at each place, of which at least `least` must be there; if it `repeats`, the first
+    are allowed at every place. `value` makes the element's value from the values of its children; without children,
+    `of_text` makes it from its text. If there is no `of_text`, text is refused. Both raise ValueError with the end of a
+    sentence that names the element.
     """
 
     children: tuple[tuple[str, ...], ...] = ()
@@ -252,7 +253,7 @@ _REPLY_TYPES |= dict.fromkeys(("double", "float"), _Element(of_text=_finite))
 
 @dataclass(frozen=True, slots=True)
 class _Document:
-    """A kind of document: its root, what that is, who reads it, and what may stand in each element."""
+    """A kind of document: its root, what that is called, who reads it, and what may be in each element."""
 
     root: str
     what: str
@@ -292,7 +293,7 @@ _RESPONSE = _Document(
 
 @dataclass(slots=True)
 class _Open:
-    """An element whose end has not come: its name, its row, the values of its children so far, its text so far."""
+    """An element that has not ended: its name, its row, the values of its children and its text so far."""
 
     name: str
     row: _Element
@@ -301,7 +302,7 @@ class _Open:
 
 
 class _Reader:
-    """A document to what its root says: the stack of the open elements, the document itself at its bottom."""
+    """The state of parsing one document: the stack of open elements, with the document itself at the bottom."""
 
     def __init__(self, document: _Document, nesting: int) -> None:
         self._document = document
@@ -310,7 +311,7 @@ class _Reader:
         self._nested = 0
 
     def parser(self) -> expat.XMLParserType:
-        """Return a parser that tells this of what it reads. The reader does not hold it: no circle of references."""
+        """Return a parser that calls this reader. The reader does not refer to it: no cycle of references."""
         parser = expat.ParserCreate()
         parser.buffer_text = True
         parser.XmlDeclHandler = self._check_encoding
@@ -321,11 +322,11 @@ class _Reader:
         return parser
 
     def result(self) -> Any:
-        """Return what the document says, once it has ended."""
+        """Return the value of the document once it has ended."""
         return self._open[0].items[0]
 
     def _check_encoding(self, version: str, encoding: str | None, standalone: int) -> None:
-        # For any other encoding pyexpat would ask Python's codecs, which import a module from a disk that may be stuck.
+        # For any other encoding pyexpat would import one of Python's codecs, from a disk that may be stuck.
         if encoding is not None and encoding.upper() not in _ENCODINGS:
             reads = f"{self._document.reader} reads {', '.join(_ENCODINGS)}"
             raise Fault(Code.PARSE, f"encoding {excerpt(encoding)}: {reads}")
@@ -335,7 +336,7 @@ class _Reader:
         raise Fault(Code.PARSE, "a document type declaration is refused, and so are entities")
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
-        """Open an element; its namespace prefix, as in <ex:nil/>, is ignored."""
+        """Open an element; a namespace prefix, as in <ex:nil/>, is ignored."""
         name = name.rpartition(":")[2]
         parent = self._open[-1]
         place = 0 if parent.row.repeats else len(parent.items)
@@ -352,7 +353,7 @@ class _Reader:
         self._open[-1].text.append(text)
 
     def _end(self, name: str) -> None:
-        """Close the open element and hand its value to its parent."""
+        """Close the open element and give its value to its parent."""
         element = self._open.pop()
         row, text = element.row, "".join(element.text)
         if row.of_text is not None and not element.items:

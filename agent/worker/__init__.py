@@ -1,1 +1,1 @@
-"""What a forked child does: it runs one RPC, reports over its pipe and ends."""
+"""What a forked child does: run one RPC, report over its pipe, and end."""

@@ -1,7 +1,7 @@
-"""Bytes as the guest agent protocol has them in JSON: text is UTF-8, anything else base64.
+"""Bytes in the JSON of the guest agent protocol: text is UTF-8, anything else base64.
 
-Its base64 is what qemu-ga takes: a newline may stand anywhere, padding may be missing or stand in the middle, and what
-is left of a group of four at the end is ignored.
+Base64 is accepted as by qemu-ga: a newline may be anywhere, padding may be missing or in the middle, and an incomplete
+group of four at the end is ignored.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _FOREIGN = re.compile(r"[^A-Za-z0-9+/=\n]")
 
 
 def octets(text: str) -> bytes:
-    """Return the bytes that a text from a host stands for, whatever the locale is."""
+    """Return the bytes of a text from a host, whatever the locale is."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def from_base64(text: str) -> bytes:
-    """Return the bytes; raise Fault PARAMS if a character is not one of base64."""
+    """Return the decoded bytes; raise Fault PARAMS if a character is not one of base64."""
     if _FOREIGN.search(text):
         raise Fault(Code.PARAMS, "Base64 data contains invalid characters")
     if "\n" in text:
@@ -34,16 +34,16 @@ def from_base64(text: str) -> bytes:
 
 
 def to_base64(data: bytes | bytearray) -> str:
-    """Return base64 of the data, without newlines."""
+    """Return the data as base64, without newlines."""
     return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
 def _padded(group: str) -> bytes:
-    """Return the bytes of a group of four: one for each of its last two that is no padding, and one for the first."""
+    """Return the bytes of a group of four: one, and one more for each of its last two that is not padding."""
     first, second, third = binascii.a2b_base64(group.replace("=", "A"))
-    kept = [first]
+    found = [first]
     if group[2] != "=":
-        kept.append(second)
+        found.append(second)
     if group[3] != "=":
-        kept.append(third)
-    return bytes(kept)
+        found.append(third)
+    return bytes(found)

@@ -1,8 +1,8 @@
-"""What a handler in a forked worker may use: its report pipe, its title, its role.
+"""What a handler in a forked worker may use: its report pipe and its title.
 
-A report that must be seen (`send`) waits until the pipe took it; one that only informs (`inform`) is dropped if the
-pipe is full; one that tells what has been done already (`post`) waits in memory, so that a full pipe, whose reader may
-be stopped, never delays a thaw.
+A report that must be seen (`send`) waits until the pipe has taken it. One that only informs (`inform`) is dropped if
+the pipe is full. One that says what has been done (`post`) waits in memory, so that a full pipe, whose reader may be
+stopped, never delays a thaw.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ TITLE = "virtagentd: "
 
 
 Args = Mapping[str, Any]
-"""The arguments of an RPC by name, as its row has checked them, and what the supervisor adds."""
+"""The checked arguments of an RPC by name, and what the supervisor adds to them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker is forked for: its number, the RPC's row by name, and the handler's arguments."""
+    """What a worker is forked for: its number, the name of the RPC's row, and the arguments of the handler."""
 
     worker: int
     rpc: str
@@ -38,7 +38,7 @@ class Job:
 
 
 class Reporter:
-    """The worker's end of the report pipe; used by all its threads."""
+    """The worker's end of the report pipe, which all its threads use."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -48,7 +48,7 @@ class Reporter:
         os.set_blocking(fd, False)
 
     def send(self, message: messages.Report) -> None:
-        """Write `message`, waiting until the pipe has taken it; return immediately if the supervisor is gone."""
+        """Write `message` and wait until the pipe has taken it; return immediately if the supervisor is gone."""
         self.post(message)
         writable = select.poll()
         writable.register(self.fd, select.POLLOUT)
@@ -56,14 +56,14 @@ class Reporter:
             writable.poll()
 
     def post(self, *reports: messages.Report) -> None:
-        """Write the messages now, or keep them for the next flush if the pipe is full."""
+        """Write the messages now, or store them for the next flush if the pipe is full."""
         frames = [frame for report in reports for frame in messages.encode(report)]
         with self._lock:
             self._backlog.extend(frames)
             self._drain()
 
     def inform(self, message: messages.Report) -> None:
-        """Write `message` unless the pipe is full: a newer one will say more."""
+        """Write `message`, unless the pipe is full: a newer message will say more."""
         with self._lock:
             if not self._backlog:
                 self._backlog.extend(messages.encode(message))
@@ -86,7 +86,7 @@ class Reporter:
             except BlockingIOError:
                 return
             except BrokenPipeError:
-                # The supervisor is gone: nobody reads, and what is frozen must still be thawed.
+                # The supervisor is gone, so nobody reads; but what is frozen must still be thawed.
                 self.closed = True
                 self._backlog.clear()
                 return
@@ -111,9 +111,9 @@ class Worker:
         setproctitle.setproctitle(f"{TITLE}{self._role} {self.id} {name} [{printable(doing)}]")
 
     def become_keeper(self) -> None:
-        """Be called keeper from the next title on."""
+        """Call this worker keeper from the next title on."""
         self._role = "keeper"
 
 
 WorkerHandler = Callable[[Worker, Args], object]
-"""Carries out an RPC in a worker: returns its value, or a `resource.Resource` that the worker then holds."""
+"""A function that carries out an RPC in a worker; returns the value, or a `resource.Resource` to be held."""

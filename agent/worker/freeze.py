@@ -1,10 +1,10 @@
-"""A freeze as the worker carries it out: plan, sync, freeze, hold, thaw. And its sync alone, and its thaw alone.
+"""A freeze as the worker carries it out: plan, sync, freeze, hold, thaw. Also the sync alone, and the thaw alone.
 
-These are scripts: all decisions and no I/O. They yield steps and are sent what came of them (`steps`), so that the code
+These are scripts: all the decisions, and no I/O. They yield steps and are sent the results (`steps`), so that the code
 that freezes also runs where nothing can be frozen.
 
-Write-ahead: the supervisor can read `Step(mount, freezing)` before each FIFREEZE begins, and `Step(mount, frozen)`
-follows it, so it always knows the set that may be frozen.
+Write-ahead: before each FIFREEZE begins the supervisor can read `Step(mount, freezing)`, and after it
+`Step(mount, frozen)`. So it always knows which file systems may be frozen.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from . import messages, steps
 from .steps import Event, Gone, Operation, Result, Script, Taken, Timeout, Told
 
 SYNC_ROUNDS = 3
-SYNC_SHORT = 0.05  # seconds; a round below this leaves nothing worth another round
-SYNC_GAIN = 0.8  # a round that takes more than this share of the one before has stopped getting shorter
+SYNC_SHORT = 0.05  # seconds; after a shorter round another is not worth while
+SYNC_GAIN = 0.8  # rounds no longer get shorter if one takes more than this share of the one before
 PROGRESS_EVERY = 0.25
 OWN_LIMIT_LATER = 1.0
-DESCRIBE_AFTER = 0.05  # seconds without news
+DESCRIBE_AFTER = 0.05  # seconds without an event
 THAW_AGAIN_FIRST, THAW_AGAIN_MAX = 0.02, 30.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limit in seconds (0: no limit), and the CLOCK_MONOTONIC second at which it is enforced here."""
+    """A limit in seconds (0: no limit), and when it is enforced here (CLOCK_MONOTONIC, seconds)."""
 
     seconds: float = 0.0
     until: float = math.inf
@@ -46,7 +46,7 @@ class Limit:
 
 
 class GiveUp(Exception):
-    """The freeze cannot go on; what is frozen is to be thawed."""
+    """The freeze cannot go on: thaw what is frozen."""
 
 
 class Overran(GiveUp):
@@ -55,7 +55,7 @@ class Overran(GiveUp):
 
 @dataclass(slots=True)
 class FileSystem:
-    """What the script knows of one planned file system; `froze`: this worker froze it, also if it is thawed now."""
+    """What the script knows about one planned file system; `froze`: this worker froze it, perhaps thawed it since."""
 
     index: int
     mount: records.Mount
@@ -66,18 +66,18 @@ class FileSystem:
 
 
 class FileSystems:
-    """All file systems of a script, and which calls on them are in flight."""
+    """All file systems of a script, and which of them have a call in flight."""
 
     def __init__(self, planned: Iterable[tuple[int, records.Mount]], state: MountState = MountState.PENDING) -> None:
         self._all = {index: FileSystem(index, mount, state) for index, mount in planned}
         self.busy: set[int] = set()
-        """Those, by index, on which a call is in flight."""
+        """The indices of those on which a call is in flight."""
 
     def __getitem__(self, index: int) -> FileSystem:
         return self._all[index]
 
     def all(self) -> list[FileSystem]:
-        """Return them in the order of the plan."""
+        """Return all of them in the order of the plan."""
         return list(self._all.values())
 
     def in_state(self, *states: MountState) -> list[FileSystem]:
@@ -89,16 +89,16 @@ class FileSystems:
         return [self._all[index] for index in sorted(self.busy)]
 
     def start(self, *, obeys: bool) -> Script[None]:
-        """Hand them to whoever drives the script."""
+        """Give them to whoever drives the script."""
         yield steps.Start(tuple((fs.index, fs.mount) for fs in self._all.values()), obeys)
 
     def announce(self, those: Sequence[FileSystem], operation: Operation) -> Script[None]:
-        """Report that a call on those is about to begin."""
+        """Report that a call on these is about to begin."""
         if those:
             yield steps.Post(tuple(steps.announced(fs.index, operation) for fs in those))
 
     def order(self, those: Sequence[FileSystem], operation: Operation) -> Script[None]:
-        """Begin a call on those, all simultaneously; they are idle."""
+        """Begin a call on all of these simultaneously; they must be idle."""
         for fs in those:
             fs.state = operation.during
             self.busy.add(fs.index)
@@ -106,7 +106,7 @@ class FileSystems:
             yield steps.Order(tuple(fs.index for fs in those), operation)
 
     def wait(self, until: float = math.inf, *, taken: bool = False) -> Script[Event]:
-        """Return the next event, noting what it says about a file system."""
+        """Return the next event, after noting what it says about a file system."""
         event: Event = yield steps.Wait(until, taken)
         if isinstance(event, Result):
             fs = self._all[event.mount]
@@ -117,17 +117,17 @@ class FileSystems:
         return event
 
     def describe(self, what: str) -> Script[None]:
-        """Put into the title what is in flight, and where."""
+        """Show in the title what is in flight, and where."""
         at = [fs.mount.mountpoint for fs in self.at_work()]
         done = len(self._all) - len(at)
         where = f" {brief(at[0])}" + (f" +{len(at) - 1}" if len(at) > 1 else "") if at else ""
         yield steps.Title(f"{what}{where} {done}/{len(self._all)}")
 
     def thaw(self) -> Script[None]:
-        """Thaw all that is frozen, each as soon as what it lies on is thawed, outermost first; return when all that
-        was ordered has ended. A FIFREEZE that is still in flight is waited for, and thawed.
+        """Thaw all that is frozen, outermost first, each as soon as what it lies on is thawed.
 
-        FITHAW of a file system whose host is frozen would block: it writes its superblock.
+        Waits for every call in flight, and also thaws what a FIFREEZE in flight freezes. FITHAW of a file system whose
+        host is frozen would block, since it writes the superblock.
         """
         yield steps.StopFreezing()
         while True:
@@ -140,22 +140,22 @@ class FileSystems:
             if not self.busy:
                 return
             yield from self.describe("thawing")
-            told = len(self.busy)
+            described = len(self.busy)
             while self.busy:
-                # Those that hang are to be seen in the title: when what comes quickly has come, it says who is left.
+                # The title must show those that hang: it is set again when no more results come quickly.
                 until = math.inf
-                if len(self.busy) != told:
+                if len(self.busy) != described:
                     until = (yield steps.Now()) + DESCRIBE_AFTER
                 match (yield from self.wait(until)):
                     case Result(index, operation) if operation is Operation.FREEZE or index in below:
                         break
                     case Timeout():
-                        told = len(self.busy)
+                        described = len(self.busy)
                         yield from self.describe("thawing")
 
 
 class _Together:
-    """What is done to all planned file systems simultaneously, and the sync rounds."""
+    """One operation on all planned file systems simultaneously, and the sync rounds."""
 
     def __init__(self, options: options.Options) -> None:
         self._options = options
@@ -167,7 +167,7 @@ class _Together:
         yield from self._mounts.start(obeys=obeys)
 
     def _sync_rounds(self, limit: Limit) -> Script[None]:
-        """Sync all until a round leaves nothing worth another."""
+        """Sync all in rounds until another round is not worth while."""
         before = math.inf
         for number in range(1, SYNC_ROUNDS + 1):
             self._figures = yield steps.Measure(Phase.SYNC, number)
@@ -183,7 +183,7 @@ class _Together:
     def _together(
         self, those: Sequence[FileSystem], operation: Operation, phase: Phase, number: int, limit: Limit
     ) -> Script[None]:
-        """Do `operation` on those; raises GiveUp at the first that fails, with the others still in flight."""
+        """Do `operation` on these; raise GiveUp at the first that fails, with the others still in flight."""
         yield from self._mounts.order(those, operation)
         yield from self._mounts.describe(operation.during.value)
         due = (yield steps.Now()) + PROGRESS_EVERY
@@ -211,7 +211,7 @@ class Flush(_Together):
     """One sync of the planned file systems, freezing nothing."""
 
     def run(self) -> Script[int]:
-        """Return the number of file systems synced; raise Fault FAILED or OVERRUN, which names the mount."""
+        """Return the number of file systems synced; raise Fault FAILED or OVERRUN that names the mount."""
         yield steps.Title("planning")
         plan: records.Plan = yield steps.ReadPlan(self._options.rules)
         yield from self._take(plan, obeys=False)
@@ -236,10 +236,10 @@ class FreezeScript(_Together):
         self._proceed = False
 
     def run(self) -> Script[int]:
-        """Carry the freeze through and return the number of file systems frozen and thawed.
+        """Carry out the freeze; return the number of file systems frozen and thawed.
 
-        Raises Fault FREEZE_FAILED (all is thawed again), FREEZE_BROKEN (the hold did not last until the thaw was
-        asked for) or FAILED (a thaw was refused).
+        Raises Fault: FREEZE_FAILED if it failed and all is thawed again, FREEZE_BROKEN if the hold did not last until
+        the thaw was asked for, FAILED if a thaw was refused.
         """
         yield steps.Title("planning")
         yield steps.LockMemory()
@@ -257,7 +257,7 @@ class FreezeScript(_Together):
         except Fault:
             raise
         except Exception as error:
-            # A defect or a refused system call: whatever it is, nothing may stay frozen for it.
+            # A defect or a refused system call. Whatever it is, nothing may stay frozen because of it.
             yield from self._thaw(f"{type(error).__name__}: {error}")
             raise
 
@@ -283,7 +283,7 @@ class FreezeScript(_Together):
             self._attend((yield from self._mounts.wait()))
 
     def _freeze(self) -> Script[None]:
-        # The supervisor kills at the limit; this is for the case that it is stopped or stuck itself.
+        # The supervisor kills at the limit. This is in case the supervisor itself is stopped or stuck.
         limit = yield from Limit.of(self._options.freeze_limit, OWN_LIMIT_LATER)
         yield steps.Post((dataclasses.replace(self._figures, phase=Phase.FREEZE.value, round=0),))
         by_level: dict[int, list[FileSystem]] = {}
@@ -292,7 +292,7 @@ class FreezeScript(_Together):
         try:
             for level in sorted(by_level):
                 yield from self._announce(by_level[level], limit)
-                # ADR 0022: not before the first is announced, since whoever thaws for a dead worker puts this back.
+                # ADR 0022: only after the announcement, so that a thaw worker puts this back if this one dies.
                 yield steps.Expedite()
                 yield from self._together(by_level[level], Operation.FREEZE, Phase.FREEZE, 0, limit)
         except Exception:
@@ -301,9 +301,9 @@ class FreezeScript(_Together):
         yield steps.EndExpedite()
 
     def _announce(self, those: Sequence[FileSystem], limit: Limit) -> Script[None]:
-        """Return when the supervisor can read that those are about to freeze.
+        """Report that these are about to freeze; return when the supervisor can read that.
 
-        If that is given up, they must end what was announced: ordered to freeze, each reports that it did not.
+        If this is given up, what was announced must end: they are ordered to freeze, and each reports that it did not.
         """
         yield from self._mounts.announce(those, Operation.FREEZE)
         try:
@@ -327,7 +327,7 @@ class FreezeScript(_Together):
                 super()._attend(event)
 
     def _hold(self, count: int) -> Script[str]:
-        """Hold what is frozen; return why the hold ended, empty if the supervisor told so."""
+        """Hold what is frozen; return why the hold ended, empty if the supervisor asked for the thaw."""
         yield steps.BecomeKeeper()
         limit = self._options.hold_limit
         at: float = yield steps.Now()
@@ -338,9 +338,9 @@ class FreezeScript(_Together):
             seconds = max(0, math.ceil(until - now)) if limit else 0
             yield steps.Title(f"{count} frozen" + (f", {seconds} s left" if limit else ""))
             if tell is not None:
-                yield steps.Post((tell,))  # after the title: the host may look immediately
+                yield steps.Post((tell,))  # after the title, since the host may look immediately
                 tell = None
-            # The title counts down a second at a time: what an operator reads in ps must be true.
+            # Wake every second to count down in the title: what an operator reads in ps must be true.
             match (yield from self._mounts.wait(until - max(0, seconds - 1) if limit else math.inf)):
                 case Told(messages.Thaw()):
                     return ""

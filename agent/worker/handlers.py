@@ -1,4 +1,4 @@
-"""Names of handlers, as the rows of the RPC table give them, bound to the functions that a worker calls."""
+"""The functions that a worker calls, by the names that the rows of the RPC table give to handlers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ RESOURCE_HANDLERS: Mapping[str, ResourceHandler] = {
 
 
 def prove_bound() -> None:
-    """Raise ValueError that names a row without its handler here, or a handler without a row."""
+    """Raise ValueError if a row has no handler here, or a handler no row; it names the row or the handler."""
     for bound, runs in ((HANDLERS, Runs.WORKER), (RESOURCE_HANDLERS, Runs.RESOURCE)):
         named = {row.handler for row in RPCS.values() if row.runs is runs}
         if named != bound.keys():

@@ -1,8 +1,8 @@
 """The only place that issues FIFREEZE, FITHAW, FITRIM, syncfs, mlockall, prctl and inotify.
 
-The first four may block in D state for as long as a disk is stuck, so the supervisor calls none of them; inotify only
-looks up a path, and the supervisor asks it for paths of devices.
-fcntl.ioctl and ctypes release the interpreter lock: the threads of one worker freeze in parallel.
+The first four may block in state D for as long as a disk is stuck, so the supervisor calls none of them. inotify only
+looks up a path; the supervisor uses it for paths of devices. fcntl.ioctl and ctypes release the interpreter lock, so
+the threads of one worker freeze in parallel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _U64_MAX = (1 << 64) - 1
 # linux/prctl.h, sys/mman.h
 _PR_SET_PDEATHSIG = 1
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
-_INOTIFY_EVENT = struct.Struct("iIII")  # linux/inotify.h: wd, mask, cookie, length of the name behind it
+_INOTIFY_EVENT = struct.Struct("iIII")  # linux/inotify.h: wd, mask, cookie, length of the name that follows
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -37,24 +37,24 @@ def freeze(fd: int) -> None:
 
 
 def thaw(fd: int) -> None:
-    """Thaw the file system that `fd` is open on; raises OSError, EINVAL if it is not frozen."""
+    """Thaw the file system that `fd` is open on; raise OSError, EINVAL if it is not frozen."""
     fcntl.ioctl(fd, _FITHAW, 0)
 
 
 def trim(fd: int, minimum: int) -> tuple[int, int]:
     """Discard the unused blocks of the file system that `fd` is open on, leaving out extents below `minimum` bytes.
 
-    Return the bytes discarded and the minimum that the file system went by. Raises OSError: ENOTTY or EOPNOTSUPP if the
+    Returns the bytes discarded, and the minimum that the file system used. Raises OSError: ENOTTY or EOPNOTSUPP if the
     file system or its disk cannot discard.
     """
-    told = bytearray(_FSTRIM_RANGE.pack(0, _U64_MAX, minimum & _U64_MAX))
-    fcntl.ioctl(fd, _FITRIM, told)
-    _, trimmed, gone_by = _FSTRIM_RANGE.unpack(told)
+    wanted = bytearray(_FSTRIM_RANGE.pack(0, _U64_MAX, minimum & _U64_MAX))
+    fcntl.ioctl(fd, _FITRIM, wanted)
+    _, trimmed, gone_by = _FSTRIM_RANGE.unpack(wanted)
     return trimmed, gone_by
 
 
 def syncfs(fd: int) -> None:
-    """Write what is dirty on the file system that `fd` is open on (syncfs(2)); raises OSError."""
+    """Write what is dirty on the file system that `fd` is open on (syncfs(2)); raise OSError."""
     _check(_libc.syncfs(fd))
 
 
@@ -64,7 +64,7 @@ def die_with_parent(signal: int) -> None:
 
 
 def lock_memory() -> None:
-    """Keep this process in memory as its pages are touched, so that it never waits for a swap file or a frozen disk.
+    """Lock in memory the pages that this process touches, so that it never waits for a swap file or a frozen disk.
 
     Raises OSError: EPERM or ENOMEM where RLIMIT_MEMLOCK forbids it.
     """
@@ -72,7 +72,7 @@ def lock_memory() -> None:
 
 
 def be_killed_like_others() -> None:
-    """Give up what keeps the supervisor from being killed for its memory (proc(5), oom_score_adj)."""
+    """Give up the supervisor's protection from being killed when memory runs out (proc(5), oom_score_adj)."""
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("0")
 
@@ -91,26 +91,26 @@ class Inotify(IntFlag):
 
 
 def inotify_open() -> int:
-    """Return a descriptor that does not block; raises OSError, EMFILE if the user has too many."""
+    """Return a descriptor that does not block; raise OSError, EMFILE if the user has too many."""
     fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     _check(min(fd, 0))
     return fd
 
 
 def inotify_watch(fd: int, path: str, what: Inotify) -> int:
-    """Watch a path, following a link at its end; return the watch's number. Raises OSError."""
+    """Watch a path, and follow a link at its end; return the number of the watch. Raises OSError."""
     number: int = _libc.inotify_add_watch(fd, os.fsencode(path), int(what))
     _check(min(number, 0))
     return number
 
 
 def inotify_unwatch(fd: int, number: int) -> None:
-    """End a watch; raises OSError, EINVAL if it has ended by itself."""
+    """End a watch; raise OSError, EINVAL if it has ended by itself."""
     _check(_libc.inotify_rm_watch(fd, number))
 
 
 def inotify_events(data: bytes) -> Iterator[tuple[int, str]]:
-    """Yield watch and name ("" is the watched thing itself) of what was read; watch -1: events were lost."""
+    """Yield watch and name of each event ("": the watched path itself); watch -1 means that events were lost."""
     at = 0
     while at < len(data):
         watch, _mask, _cookie, length = _INOTIFY_EVENT.unpack_from(data, at)

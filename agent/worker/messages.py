@@ -1,8 +1,8 @@
-"""What workers and supervisor say to each other, and its msgpack codec. Pure: the pipes are elsewhere.
+"""The messages between workers and supervisor, and their msgpack codec. Pure: the pipes are elsewhere.
 
-A message is a msgpack array [name, field, ...]. A frame is what one write to the pipe carries, at most PIPE_BUF bytes
-so that threads may write without a lock (pipe(7)). A message that is longer travels as frames ["Part", bytes] and a
-closing ["Whole"]; other frames may stand between them, since only one thread of a worker sends long messages at a time.
+A message is a msgpack array [name, field, ...]. A frame is what one write to the pipe carries: at most PIPE_BUF bytes,
+so that threads may write without a lock (pipe(7)). A longer message travels as frames ["Part", bytes] and a last
+["Whole"]; other frames may come between them, since only one thread of a worker sends a long message at a time.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import msgpack
 
 PIPE_BUF = select.PIPE_BUF
-MESSAGE_MAX = 66 << 20  # 48 MiB of a file as base64, and what stands around it
+MESSAGE_MAX = 66 << 20  # 48 MiB of a file as base64, and the rest of the message
 _PART = PIPE_BUF - 16
 
 
 class Rubbish(Exception):
-    """The peer sent bytes that are not a message: not msgpack, wrong shape, or over-long."""
+    """The peer sent bytes that are not a message: not msgpack, of the wrong shape, or too long."""
 
 
 Shape = tuple[type | tuple[type, ...], ...]
@@ -29,7 +29,7 @@ _NUMBER = (int, float)
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The worker runs: its pid."""
+    """The worker runs with this pid."""
 
     shape: ClassVar[Shape] = (int,)
     pid: int
@@ -37,9 +37,9 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the worker will freeze, before it does anything else: `records.Plan.dump()`.
+    """What the worker is going to freeze, said before it does anything else: `records.Plan.dump()`.
 
-    `expedites`: 1 if grace periods are going to be expedited meanwhile (`rcu.Expediter`), and put back afterwards.
+    `expedites`: 1 if it is going to expedite grace periods meanwhile (`rcu.Expediter`) and put them back afterwards.
     """
 
     shape: ClassVar[Shape] = (dict, int)
@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One file system (index into the plan) is about to change or has changed its state (a `MountState` value)."""
+    """One file system (index into the plan) has changed its state (a `MountState` value), or is about to."""
 
     shape: ClassVar[Shape] = (int, str, int, str, _NUMBER)
     mount: int
@@ -61,7 +61,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Phase (a `Phase` value), its sync round, and the figures of the disks; -1 where unknown."""
+    """The phase (a `Phase` value), the sync round, and the figures of the disks; -1 where unknown."""
 
     shape: ClassVar[Shape] = (str, int, int, int, _NUMBER, _NUMBER)
     phase: str
@@ -74,7 +74,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """All is frozen since `at` and held until `until` (CLOCK_MONOTONIC seconds; `until` 0 is no limit)."""
+    """All has been frozen since `at` and is held until `until` (CLOCK_MONOTONIC seconds; `until` 0 means no limit)."""
 
     shape: ClassVar[Shape] = (int, _NUMBER, _NUMBER)
     count: int
@@ -84,7 +84,7 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The keeper took the new end of the hold (CLOCK_MONOTONIC seconds)."""
+    """The keeper has taken the new end of the hold (CLOCK_MONOTONIC seconds)."""
 
     shape: ClassVar[Shape] = (_NUMBER,)
     until: float
@@ -92,7 +92,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Thawing:
-    """The freeze worker begins to thaw what it froze, at that CLOCK_MONOTONIC second; no `reason` if it was told to."""
+    """The freeze worker begins to thaw, `at` that CLOCK_MONOTONIC second; the `reason` is empty if it was told to."""
 
     shape: ClassVar[Shape] = (str, _NUMBER)
     reason: str
@@ -101,7 +101,7 @@ class Thawing:
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """The worker holds what its RPC opened or started, under that number (a handle, a pid); `value` is the answer."""
+    """The worker holds what its RPC opened or started; `key` is its number (a handle, a pid), `value` the answer."""
 
     shape: ClassVar[Shape] = (int, object)
     key: int
@@ -110,7 +110,7 @@ class Acquired:
 
 @dataclass(frozen=True, slots=True)
 class Replied:
-    """The value of what `Ask` asked for call `call`."""
+    """The value for the `Ask` of call `call`."""
 
     shape: ClassVar[Shape] = (int, object)
     call: int
@@ -119,7 +119,7 @@ class Replied:
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """The fault of what `Ask` asked for call `call`: `errors.Code` number and sentence."""
+    """The fault for the `Ask` of call `call`: `errors.Code` number and sentence."""
 
     shape: ClassVar[Shape] = (int, int, str)
     call: int
@@ -129,7 +129,7 @@ class Declined:
 
 @dataclass(frozen=True, slots=True)
 class Releasable:
-    """The resource may be dropped when room is needed: a program that has ended and was not asked about."""
+    """The resource may be dropped when room is needed: a program that has ended, and that nobody asked about."""
 
     shape: ClassVar[Shape] = ()
 
@@ -229,9 +229,9 @@ CONTROLS: dict[str, type[Control]] = {c.__name__: c for c in (Proceed, Thaw, Hol
 
 
 def encode(message: Report | Control) -> list[bytes]:
-    """Return the frames of `message`, each at most PIPE_BUF bytes, to be written one write each.
+    """Return the frames of `message`, each at most PIPE_BUF bytes, to be written by one write each.
 
-    Text travels as UTF-8 with lone surrogates kept, so that a path is the bytes that the kernel gave.
+    Text travels as UTF-8 with lone surrogates, so that a path is the very bytes that the kernel gave.
     Raises ValueError if the message is longer than MESSAGE_MAX or has a value that msgpack cannot carry.
     """
     fields = [getattr(message, name) for name in message.__match_args__]
@@ -245,12 +245,13 @@ def encode(message: Report | Control) -> list[bytes]:
         return [packed]
     if len(packed) > MESSAGE_MAX:
         raise ValueError(f"message of {len(packed)} bytes is over {MESSAGE_MAX}")
+    # ADR 0002: frames of PIPE_BUF, each one atomic write
     parts = [msgpack.packb(["Part", packed[i : i + _PART]]) for i in range(0, len(packed), _PART)]
     return [*parts, msgpack.packb(["Whole"])]
 
 
 class Decoder:
-    """Bytes of one pipe to messages; buffers at most MESSAGE_MAX bytes."""
+    """A decoder from the bytes of one pipe to messages. It stores at most MESSAGE_MAX bytes."""
 
     def __init__(self, messages: dict[str, type[Any]], message_max: int = MESSAGE_MAX) -> None:
         self._messages = messages
@@ -265,7 +266,7 @@ class Decoder:
         )
 
     def feed(self, data: bytes) -> list[Any]:
-        """Return the messages that `data` completes; raise Rubbish, after which the decoder is of no more use."""
+        """Return the messages that `data` completes; raise Rubbish, after which the decoder must not be used."""
         found: list[Any] = []
         for i in range(0, len(data), PIPE_BUF):
             try:
@@ -278,7 +279,7 @@ class Decoder:
 
     def _take(self, frame: Any, found: list[Any]) -> None:
         match frame:
-            case ["Part", bytes(part)]:
+            case ["Part", bytes(part)]:  # ADR 0002: other messages may come between the parts
                 if len(self._parts) + len(part) > self._max:
                     raise Rubbish(f"message over {self._max} bytes")
                 self._parts += part
@@ -306,7 +307,7 @@ class Decoder:
 
 
 def _known(value: Any) -> bool:
-    """Return whether `value` is made of what RPCs have: text, bytes, finite numbers, None, lists, dicts by text."""
+    """Return whether `value` is made only of text, bytes, finite numbers, None, lists, and dicts with text as keys."""
     match value:
         case str() | bytes() | int() | None:
             return True

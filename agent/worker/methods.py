@@ -22,7 +22,7 @@ SHUTDOWN_FLAG = {"halt": "-H", "powerdown": "-P", "reboot": "-r"}
 
 
 def read_options(_worker: Worker, args: Args) -> str:
-    """Return the text of the configuration file `path`, at most 1 MiB; empty if it is missing and not `needed`."""
+    """Return the text of the configuration file `path`, at most 1 MiB; "" if it is missing and not `needed`."""
     try:
         with open(args["path"], encoding="utf-8", errors="surrogateescape") as file:
             return file.read(OPTIONS_MAX)
@@ -35,7 +35,7 @@ def read_options(_worker: Worker, args: Args) -> str:
 def getfile(worker: Worker, args: Args) -> bytes:
     """Return the contents of the regular file `path`, at most 16 MiB.
 
-    Raises Fault PARAMS if the path is not absolute, FAILED if it is no regular file, too long, or the system refuses.
+    Raises Fault: PARAMS if the path is not absolute, FAILED if the file is not regular or too long, or cannot be read.
     """
     path = args["path"]
     if not path.startswith("/"):
@@ -47,7 +47,7 @@ def getfile(worker: Worker, args: Args) -> bytes:
         with open(fd, "rb", buffering=0) as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise Fault(Code.FAILED, f"va.getfile: {path} is not a regular file")
-            # A file of /proc says size 0: only reading tells how long it is.
+            # A file of /proc has size 0: only reading it shows how long it is.
             blocks, size = [], 0
             while block := file.read(1 << 20):
                 size += len(block)
@@ -60,7 +60,7 @@ def getfile(worker: Worker, args: Args) -> bytes:
 
 
 def getdmesg(_worker: Worker, _args: Args) -> str:
-    """Return the last 16 KiB of the kernel's log, a line a record, with the time since boot.
+    """Return the last 16 KiB of the kernel's log, one line for each record, with the time since boot.
 
     /dev/kmsg gives one record a read, "level,seq,microseconds,flags;text" (Documentation/ABI/testing/dev-kmsg).
     """
@@ -76,7 +76,7 @@ def getdmesg(_worker: Worker, _args: Args) -> str:
             except BlockingIOError:
                 break
             except BrokenPipeError:
-                continue  # records were overwritten while we read: the next read gives the oldest that is left
+                continue  # records were overwritten meanwhile: the next read gives the oldest one that is left
             head, _, text = record.decode(errors="replace").partition(";")
             since_boot = int(head.split(",")[2]) / 1e6
             lines.append(f"[{since_boot:12.6f}] {text.partition(chr(10))[0]}\n")
@@ -103,7 +103,7 @@ def shutdown(worker: Worker, args: Args) -> str:
 def shut_down(worker: Worker, program: Sequence[str], mode: str) -> subprocess.CompletedProcess[str]:
     """Run `program` for "halt", "powerdown" or "reboot"; raise OSError if it cannot be executed.
 
-    It does not die with the worker: shutting down kills the agent before the program is done.
+    The program does not die with the worker: a shutdown kills the agent before the program has finished.
     """
     command = [*program, SHUTDOWN_FLAG[mode], "now"]
     worker.title(f"running {' '.join(command)}")

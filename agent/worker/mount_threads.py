@@ -1,10 +1,10 @@
-"""Drives a script of `freeze` in a worker: threads, one a file system, and the one place where the main thread waits.
+"""The driver of a script of `freeze` in a worker: one thread for each file system, and one place to wait in.
 
-The threads issue the calls that may block, so that a stuck disk delays no other; at most one call is in flight for
-each. The main thread runs the script and waits for the threads' results, for the supervisor's word on the control pipe,
-for the death of the supervisor (its pidfd: an end-of-file on the pipe could be hidden by a sibling that still holds its
-other end), for SIGTERM and for the clock. It never touches a disk itself, so it can always thaw; but where there are no
-more threads, that of a thaw worker does one after another what has none.
+The threads issue the calls that may block, so that a stuck disk does not delay the others. At most one call is in
+flight for each file system. The main thread runs the script and waits for results of the threads, for messages of the
+supervisor on the control pipe, for the death of the supervisor (its pidfd, since a sibling that still has the other
+end of the pipe could hide an end-of-file), for SIGTERM and for the clock. It never touches a disk itself, so it can
+always thaw. The exception: if a thaw worker cannot start all threads, its main thread does the missing calls in turn.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .steps import Event, Gone, Operation, Result, Script, Step, Taken, Timeout,
 if TYPE_CHECKING:
     from .context import Worker
 
-GONE = -2  # instead of a descriptor
+GONE = -2  # instead of the descriptor of a supervisor that is dead
 _STACK = 256 << 10
 _LONGEST = (1 << 31) - 1  # milliseconds that poll(2) takes
 _CALLS: Mapping[Operation, Callable[[int], None]] = {
@@ -47,14 +47,14 @@ T = TypeVar("T")
 
 
 def perform(worker: Worker, script: Script[T]) -> T:
-    """Do what the script asks for until it ends; return its value or raise what it raises."""
+    """Do the steps of the script until it ends; return its value or raise what it raises."""
     loop = WorkerLoop(worker)
     try:
         step = next(script)
         while True:
             try:
                 answer = loop.do(step)
-            except Exception as error:  # noqa: BLE001 - the script decides what that means
+            except Exception as error:  # noqa: BLE001 - the script decides what it means
                 step = script.throw(error)
             else:
                 step = script.send(answer)
@@ -64,7 +64,7 @@ def perform(worker: Worker, script: Script[T]) -> T:
 
 
 class MountThread:
-    """The thread of one file system. It opens a mount point, then obeys; results go to the loop."""
+    """The thread of one file system. It opens a mount point, then does what is ordered; results go to the loop."""
 
     def __init__(self, loop: WorkerLoop, index: int, mount: records.Mount) -> None:
         self.index = index
@@ -76,8 +76,8 @@ class MountThread:
         self._runs = False
 
     def start(self) -> None:
-        """Start the thread; raises RuntimeError if there are no more threads."""
-        # Not a threading.Thread, whose start waits until it runs: with hundreds of them that is most of the time.
+        """Start the thread; raise RuntimeError if there are no more threads."""
+        # Not a threading.Thread, whose start waits until it runs: with hundreds of them that takes most of the time.
         _thread.start_new_thread(self._run, ())
         self._runs = True
 
@@ -88,7 +88,7 @@ class MountThread:
         if self._runs:
             self._orders.put(operation)
         else:
-            self._obey(operation)  # it could not be started: after those that could, each as long as it takes
+            self._obey(operation)  # it could not be started, so this waits for the call, after those that were started
 
     def _run(self) -> None:
         # Signals are for the main thread.
@@ -117,7 +117,7 @@ class MountThread:
 
 
 class WorkerLoop:
-    """Does the steps of a script; the main thread waits only in `_wait`, and in what `Send` and `ReadPlan` take."""
+    """The main thread, which does the steps of a script. It waits only in `_wait`, and in `Send` and `ReadPlan`."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
@@ -126,12 +126,12 @@ class WorkerLoop:
         self._threads: dict[int, MountThread] = {}
         self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self._control = messages.Decoder(messages.CONTROLS)
-        self._told: list[messages.Control] = []
+        self._heard: list[messages.Control] = []
         self._terminated = False
         self._wake = self._supervisor = self._signalled = -1
 
     def do(self, step: Step) -> Any:
-        """Do a step and return its answer; raises what it raises."""
+        """Do a step and return its answer; raise what it raises."""
         match step:
             case steps.Wait(until, taken):
                 return self._wait(until, taken)
@@ -171,7 +171,7 @@ class WorkerLoop:
             case steps.EndExpedite():
                 self._grace.end()
             case steps.PutBack():
-                with contextlib.suppress(OSError):  # no reason not to thaw
+                with contextlib.suppress(OSError):  # that is not a reason not to thaw
                     rcu.put_back()
         return None
 
@@ -187,7 +187,7 @@ class WorkerLoop:
         for thread in self._threads.values():
             try:
                 thread.start()
-            except RuntimeError:  # no more threads: a freeze has not begun then, but what is frozen must be thawed
+            except RuntimeError:  # no more threads: a freeze has not begun yet, but a thaw must be done
                 if obeys:
                     raise
                 break
@@ -198,7 +198,7 @@ class WorkerLoop:
         self._poll.register(self._supervisor, select.POLLIN)
         os.set_blocking(self.worker.control_fd, False)
         self._poll.register(self.worker.control_fd, select.POLLIN)
-        # The wake-up pipe closes the gap between the interpreter's look for signals and the wait.
+        # Without the wake-up pipe a signal between the interpreter's check and the wait would be noticed late.
         self._signalled, wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakeup)
         self._poll.register(self._signalled, select.POLLIN)
@@ -208,7 +208,7 @@ class WorkerLoop:
         self._terminated = True
 
     def post(self, result: Result) -> None:
-        """Called by the threads."""
+        """Take a result from a thread."""
         self._results.put(result)
         os.eventfd_write(self._wake, 1)
 
@@ -225,8 +225,8 @@ class WorkerLoop:
             else:
                 self._threads[result.mount].doing = None
                 return result
-            if self._told:
-                return Told(self._told.pop(0))
+            if self._heard:
+                return Told(self._heard.pop(0))
             if not self.ending and (reason := self._ended()):
                 self.ending = True
                 return Gone(reason)
@@ -255,7 +255,7 @@ class WorkerLoop:
     def _read_control(self) -> None:
         data = os.read(self.worker.control_fd, 65536)
         if data:
-            self._told.extend(self._control.feed(data))
+            self._heard.extend(self._control.feed(data))
         else:
             self._forget_supervisor()
 
@@ -270,8 +270,8 @@ class WorkerLoop:
 
 
 def _allow_open_files() -> None:
-    """Each file system has a descriptor, and without systemd 1,024 are usual."""
+    """Raise the limit of open files: each file system needs a descriptor, and without systemd 1,024 are usual."""
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed < most:
-        with contextlib.suppress(ValueError):  # forbidden: as many as there are
+        with contextlib.suppress(ValueError):  # forbidden: the present limit has to do
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

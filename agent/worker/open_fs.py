@@ -1,4 +1,4 @@
-"""Opens a file system by one of its mount points, and proves that it is the one that was meant."""
+"""Opening a file system by one of its mount points, with proof that it is the right one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .plan import MountInfo
 
 
 class Mounted:
-    """Which mount belongs to which superblock (mountinfo), read no more often than needed; used by all threads."""
+    """Which mount belongs to which superblock (mountinfo). All threads use it; it is read only as often as needed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -23,7 +23,7 @@ class Mounted:
         self._mounts: dict[int, MountInfo] = {}
 
     def now(self, opened_at: float) -> dict[int, MountInfo]:
-        """Return the mounts by id, read after that CLOCK_MONOTONIC second: what was opened before keeps its id."""
+        """Return the mounts by id, read after that CLOCK_MONOTONIC second: what was open then keeps its id."""
         with self._lock:
             if self._read_at <= opened_at:
                 begun = time.monotonic()
@@ -35,9 +35,10 @@ class Mounted:
 def open_file_system(mount: records.Mount, mounted: Mounted) -> int:
     """Open a mount point of the file system and return the descriptor.
 
-    A path alone could lead to whatever was mounted over it since, so the mount id of what was opened
-    (/proc/self/fdinfo, proc(5)) must be one that mountinfo gives for the superblock. O_PATH first: opening a FIFO or a
-    device that is bind-mounted could block. Raises OSError, ENODEV if no mount point leads there.
+    The path could lead to something that was mounted over it since. So the mount id of what was opened
+    (/proc/self/fdinfo, proc(5)) must be one that mountinfo gives for the superblock. It is opened with O_PATH first,
+    since opening a FIFO or a device that is bind-mounted could block. Raises OSError, ENODEV if no mount point leads
+    there.
     """
     refused = OSError(errno.ENODEV, "not mounted any more")
     tried = set()
@@ -59,7 +60,7 @@ def open_file_system(mount: records.Mount, mounted: Mounted) -> int:
                 refused = error
             finally:
                 os.close(handle)
-        if not paths:  # it may be mounted elsewhere by now
+        if not paths:  # it may be mounted at another place by now
             there = {info.mountpoint for info in mounted.now(begun).values() if info.device == mount.device}
             paths = sorted(there - tried)
             refused = refused if there else OSError(errno.ENODEV, "not mounted any more")

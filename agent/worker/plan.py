@@ -1,8 +1,8 @@
-"""mountinfo and sysfs text to the plan of a freeze. Pure: opens no mount point, asks no device.
+"""From the text of mountinfo and sysfs to the plan of a freeze. Pure: opens no mount point, asks no device.
 
-What may not go wrong here is the order: a file system that is frozen while another one that lies on it is not yet
-deadlocks the machine. So "lies on" is followed through everything that can carry writes down (loop devices, dm, md,
-partitions, btrfs members, xfs logs, overlays), also through file systems that are not frozen themselves.
+The order must not be wrong: to freeze a file system before another one that lies on it deadlocks the machine. So "lies
+on" is followed through everything that passes writes down (loop devices, dm, md, partitions, btrfs members, xfs logs,
+overlays), also through file systems that are not frozen themselves.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ NETWORK_TYPES = frozenset({
     "orangefs", "prl_fs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs",
 })
 # fmt: on
-DELETED = " (deleted)"  # what the kernel appends to the path of a file that has no name any more
+DELETED = " (deleted)"  # the kernel appends this to the path of a file that has no name any more
 
 
 class Server(enum.Enum):
-    """Who answers for what a file system does. Opening what is not the kernel's may block for ever."""
+    """Who serves a file system. Opening one that the kernel does not serve by itself may block for ever."""
 
     KERNEL = "kernel"
     NETWORK = "network"
@@ -39,7 +39,7 @@ class Server(enum.Enum):
 
 
 def server_of(fstype: str) -> Server:
-    """Return who serves the file systems of a type, as mountinfo names it ("ext4", "nfs4", "fuse.sshfs")."""
+    """Return who serves file systems of this type; mountinfo names types ("ext4", "nfs4", "fuse.sshfs")."""
     if fstype in NETWORK_TYPES:
         return Server.NETWORK
     family = fstype.partition(".")[0]
@@ -50,9 +50,9 @@ T = TypeVar("T", bound=Hashable)
 
 
 def walk_down(start: Iterable[T], below: Callable[[T], Iterable[T]]) -> Iterator[T]:
-    """Yield what is given and all that it lies on, each once, a branch to its end before the next.
+    """Yield what is given and everything that it lies on, each once, depth first.
 
-    `below` gives what one lies on directly. A circle ends where it began.
+    `below` returns what one lies on directly. Circles do no harm.
     """
     seen = set()
     pending = [*start][::-1]
@@ -65,7 +65,7 @@ def walk_down(start: Iterable[T], below: Callable[[T], Iterable[T]]) -> Iterator
 
 
 class MountInfo(NamedTuple):
-    """One line of mountinfo; the texts are unescaped, only `super_options` is as the kernel wrote it."""
+    """One line of mountinfo; the texts are unescaped, except `super_options`."""
 
     mount_id: int
     parent_id: int
@@ -79,11 +79,11 @@ class MountInfo(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BlockDevice:
-    """One block device as sysfs tells.
+    """One block device as in sysfs.
 
     `name` is its name in /sys/class/block and `number` its major:minor. `mapper` is its name below /dev/mapper, `disk`
     the disk that it is a partition of, `backing_file` the text of loop/backing_file, `slaves` the devices that dm or md
-    made it of, `pool` the members, itself among them, of the mounted btrfs that it belongs to.
+    made it of, `pool` the members, including itself, of the mounted btrfs that it belongs to.
     """
 
     name: str
@@ -98,10 +98,10 @@ class BlockDevice:
 def parse_mountinfo(text: str) -> list[MountInfo]:
     """Return the mounts of a mountinfo text (decoded as UTF-8 with surrogateescape).
 
-    Raises ValueError, which names the line, if one is malformed.
+    Raises ValueError that names the line if one is malformed.
     """
     mounts = []
-    # No splitlines: of what Python takes for the end of a line, the kernel escapes only the newline.
+    # Not splitlines: of the characters that it splits at, the kernel escapes only the newline.
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
         try:
             mount, _, file_system = line.partition(" - ")
@@ -119,16 +119,16 @@ def parse_mountinfo(text: str) -> list[MountInfo]:
 
 
 def parse_filesystems(text: str) -> frozenset[str]:
-    """Return the types in a text of /proc/filesystems that are not nodev."""
+    """Return the types in the text of /proc/filesystems that are not nodev."""
     return frozenset(line.strip() for line in text.split("\n") if line.strip() and not line.startswith("nodev"))
 
 
 def named_below(mount: MountInfo) -> list[str]:
-    """Return the devices, files and folders that a file system itself names, beyond its device number."""
+    """Return the devices, files and folders that a file system names in addition to its device number."""
     paths = []
-    if mount.device.startswith("0:"):  # btrfs, overlay, ecryptfs, fuse: an anonymous number names no device
+    if mount.device.startswith("0:"):  # btrfs, overlay, ecryptfs, fuse: an anonymous number, which is not a device's
         paths.append(mount.source)
-        if mount.source.startswith("/dev/") and ":" in mount.source:  # so bcachefs joins its devices
+        if mount.source.startswith("/dev/") and ":" in mount.source:  # bcachefs joins its devices like this
             paths += mount.source.split(":")
     if "dev=" in mount.super_options or "upperdir=" in mount.super_options:
         for option in mount.super_options.split(","):
@@ -141,9 +141,9 @@ def named_below(mount: MountInfo) -> list[str]:
 def build_plan(
     mountinfo: Sequence[MountInfo], block_types: frozenset[str], devices: Iterable[BlockDevice], rules: Rules
 ) -> Plan:
-    """Return what to freeze in which order, and what is left out and why.
+    """Return what to freeze in which order, and what is left out for which reason.
 
-    Raises Fault: PARAMS if a glob is malformed or one of the request's include matches nothing that is planned,
+    Raises Fault: PARAMS if a glob is malformed or an include glob of the request matches nothing that is planned,
     FREEZE_FAILED if file systems that are planned lie on each other in a circle.
     """
     found = superblocks(mountinfo)
@@ -158,7 +158,7 @@ def build_plan(
             raise Fault(Code.FREEZE_FAILED, f"no order of freezing: {why}; nothing was frozen")
 
     level = dict.fromkeys(planned, 0)
-    # What lies on another one has that one and all its hosts: so from the most hosts to the fewest is inside out.
+    # What lies on another one has more hosts than that one. So from the most hosts to the fewest is inside out.
     for i in sorted(planned, key=lambda i: -len(hosts[i])):
         for host in hosts[i]:
             level[host] = max(level[host], level[i] + 1)
@@ -179,7 +179,7 @@ def build_plan(
 
 
 class Superblock(NamedTuple):
-    """A file system: its primary mount and all its mount points, that of the primary first."""
+    """A file system: its primary mount, and all its mount points, that of the primary first."""
 
     info: MountInfo
     points: tuple[str, ...]
@@ -193,7 +193,7 @@ def superblocks(mountinfo: Sequence[MountInfo]) -> list[Superblock]:
     leads_to = _path_walk(mountinfo)
     found = []
     for same in mounts.values():
-        # A path that leads elsewhere is of no use; a mount of the whole file system is known to be a folder.
+        # A path that leads to another mount is of no use. A mount of the whole file system is certainly a folder.
         primary = min(same, key=lambda m: (leads_to[m.mountpoint] != m.mount_id, m.root != "/"))
         points = dict.fromkeys((primary.mountpoint, *(m.mountpoint for m in same)))
         found.append(Superblock(primary, tuple(points)))
@@ -201,9 +201,9 @@ def superblocks(mountinfo: Sequence[MountInfo]) -> list[Superblock]:
 
 
 def _path_walk(mountinfo: Sequence[MountInfo]) -> dict[str, int]:
-    """Return for each mount point the id of the mount to which its path leads, as the kernel walks: from the root.
+    """Return for each mount point the id of the mount that its path leads to, as the kernel walks: from the root.
 
-    The order in mountinfo does not tell what covers what: the root is often mounted after /proc and /dev, moved there.
+    The order in mountinfo does not say what covers what: the root is often mounted after /proc and /dev.
     """
     outside = -1
     ids = {m.mount_id for m in mountinfo}
@@ -212,7 +212,7 @@ def _path_walk(mountinfo: Sequence[MountInfo]) -> dict[str, int]:
         inside = m.parent_id in ids and m.parent_id != m.mount_id  # the very first root is its own parent
         on.setdefault(m.mountpoint, {})[m.parent_id if inside else outside] = m.mount_id
     leads_to: dict[str, int] = {}
-    # Each behind those on its way, not folder by folder: by FUSE any user may mount a thousand at paths of 4 KiB.
+    # Sorted by path, not folder by folder: with FUSE any user may make a thousand mounts at paths of 4 KiB.
     way: list[str] = []
     for path in sorted(on, key=lambda path: path.rstrip("/").replace("/", "\0")):
         while way and not path.startswith(way[-1].rstrip("/") + "/"):
@@ -233,8 +233,8 @@ def _parents(path: str) -> Iterator[str]:
 def _reasons(found: Sequence[Superblock], block_types: frozenset[str], rules: Rules) -> list[Reason | None]:
     """Return why each file system is left out, None for those that are planned.
 
-    What a file system is comes before what was asked for, and an exclude before an include: the reason given is the
-    first that applies in the order of `states.Reason`.
+    The reason is the first that applies in the order of `states.Reason`: what the file system is comes before what was
+    asked for, and an exclude before an include.
     """
     include, exclude = _globs(rules.include), _globs(rules.exclude + rules.request_exclude)
     wanted = _globs(rules.request_include)
@@ -257,7 +257,7 @@ def _reasons(found: Sequence[Superblock], block_types: frozenset[str], rules: Ru
         return None
 
     reasons = [reason(superblock) for superblock in found]
-    for glob, matches in wanted.items():
+    for glob, matches in wanted.items():  # ADR 0007: each must match, not any
         matched = [(s.points[0], r) for s, r in zip(found, reasons, strict=True) if any(map(matches, s.points))]
         left_out = [f"{mountpoint} ({r.value})" for mountpoint, r in matched if r is not None]
         if len(left_out) == len(matched):
@@ -270,7 +270,7 @@ _Globs = Mapping[str, Callable[[str], object]]
 
 
 def _globs(globs: Iterable[str]) -> _Globs:
-    # Compiled here, since fnmatch forgets its patterns after 256.
+    # Compiled here, since fnmatch remembers only 256 patterns.
     try:
         return {glob: re.compile(fnmatch.translate(glob)).match for glob in globs}
     except re.error as error:
@@ -284,7 +284,7 @@ def _any(globs: _Globs, points: Iterable[str]) -> bool:
 def _lies_on(
     mountinfo: Sequence[MountInfo], found: Sequence[Superblock], devices: Iterable[BlockDevice]
 ) -> tuple[list[set[int]], list[tuple[str, ...]]]:
-    """Return for each file system those (by index) that it lies on directly, and its disks."""
+    """Return for each file system the indices of those that it lies on directly, and for each its disks."""
     devices = list(devices)
     by_name = {d.name: d for d in devices}
     by_number = {d.number: d for d in devices}
@@ -305,7 +305,7 @@ def _lies_on(
             path = path.removesuffix(DELETED)
         for folder in (path, *_parents(path)):
             for i in reversed(at.get(folder, ())):
-                if i != guest:  # it may be mounted over the folder that holds its own image
+                if i != guest:  # it may be mounted over the folder of its own image
                     return i
         return None
 
@@ -318,7 +318,7 @@ def _lies_on(
         named = named_below(info)
         members = [d for d in (by_number.get(info.device), *map(device, named)) if d]
         if info.fstype == "btrfs" and not members:
-            # Its source is a name that sysfs does not know (/dev/root, a link): an edge too many is better than none.
+            # sysfs does not know its source (/dev/root, a link). An edge too many is better than one too few.
             members = unclaimed
         names = dict.fromkeys(name for d in members for name in (d.name, *d.pool))
         members = [by_name[name] for name in names if name in by_name]
@@ -333,7 +333,7 @@ def _lies_on(
 
 
 def _unescape(text: str) -> str:
-    """Return the text with its octal escapes (\\040) as the bytes they stand for."""
+    """Return the text with its octal escapes (\\040) replaced by the bytes that they mean."""
     if "\\" not in text:
         return text
     raw = re.sub(rb"\\([0-3][0-7]{2})", lambda m: bytes([int(m[1], 8)]), text.encode("utf-8", "surrogateescape"))

@@ -1,4 +1,4 @@
-"""Body of a forked child: it runs one RPC, reports over its pipe and ends.
+"""The body of a forked child: it runs one RPC, reports over its pipe and ends.
 
 It never returns into the supervisor's code.
 """
@@ -20,7 +20,7 @@ from .handlers import HANDLERS, RESOURCE_HANDLERS
 
 
 def run(job: Job, report_fd: int, control_fd: int, supervisor: int) -> NoReturn:
-    """Run the job's handler in this freshly forked process, report its value or fault, and end the process."""
+    """Run the job's handler in this newly forked process, report its value or fault, and end the process."""
     code = 1
     try:
         gc.disable()
@@ -31,7 +31,7 @@ def run(job: Job, report_fd: int, control_fd: int, supervisor: int) -> NoReturn:
         if not row.outlives:
             kernel.die_with_parent(signal.SIGKILL)
             if os.getppid() != supervisor:
-                os._exit(1)  # it died before that
+                os._exit(1)  # the supervisor died before that
         if not row.outlives or row.holds:
             kernel.be_killed_like_others()
         worker.reporter.send(messages.Started(os.getpid()))
@@ -44,7 +44,7 @@ def run(job: Job, report_fd: int, control_fd: int, supervisor: int) -> NoReturn:
             outcome = messages.Done(value)
         except Fault as fault:
             outcome = messages.Failed(int(fault.code), fault.text)
-        except Exception as error:  # noqa: BLE001 - a defect: it becomes the fault INTERNAL, with its place
+        except Exception as error:  # noqa: BLE001 - a defect: it becomes fault INTERNAL, with its place
             last = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{job.rpc}: {type(error).__name__}: {error} ({os.path.basename(last.filename)}:{last.lineno})"
             outcome = messages.Failed(int(Code.INTERNAL), text)
@@ -57,7 +57,7 @@ def run(job: Job, report_fd: int, control_fd: int, supervisor: int) -> NoReturn:
 
 
 def _leave_the_supervisor(report_fd: int, control_fd: int) -> None:
-    """Drop what a fork inherits and a worker must not have: signal handling, session, descriptors."""
+    """Drop what a worker inherits and must not have: signal handling, session, descriptors."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)

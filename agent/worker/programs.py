@@ -1,7 +1,7 @@
-"""Starting programs from a worker: with nothing of the agent in them, and dying with the worker that started them.
+"""Starting programs from a worker. They inherit nothing of the agent, and die with the worker.
 
-Arguments are a list; no shell reads them. Only the main thread of a worker may start one, and before its other threads
-do: the kernel binds a program's life to the thread that forked it, and what runs between fork and exec is Python.
+Arguments are a list; no shell reads them. Only the main thread of a worker may start one, and before it starts other
+threads: the kernel binds a program's life to the thread that forked it, and Python code runs between fork and exec.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def start(
     stdout: int | IO[Any] = subprocess.DEVNULL,
     stderr: int | IO[Any] = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own, in /, with default signal handling and no other descriptor of ours.
+    """Start a program in a session of its own, in /, with default signal handling and none of our other descriptors.
 
     Pipes are unbuffered. Raises OSError if it cannot be executed.
     """
@@ -47,7 +47,7 @@ def start(
 
 
 def run(command: Sequence[str], given: bytes = b"") -> tuple[int, str]:
-    """Run a program to its end and return its exit code (negative: the signal) and what it said, on one line.
+    """Run a program to its end; return its exit code (negative: the signal) and what it said, on one line.
 
     `given` goes to its standard input. Raises OSError if it cannot be executed.
     """
@@ -57,15 +57,15 @@ def run(command: Sequence[str], given: bytes = b"") -> tuple[int, str]:
 
 
 def _be_nobodys_but(parent: int) -> Callable[[], None]:
-    """Return what the child does before exec."""
+    """Return the function that the child calls before exec."""
     ignored = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN]
 
     def prepare() -> None:
         kernel.die_with_parent(signal.SIGKILL)
         if os.getppid() != parent:
-            os._exit(1)  # it died before that
+            os._exit(1)  # the parent died before that
         for number in ignored:
-            signal.signal(number, signal.SIG_DFL)  # exec resets handlers, but leaves ignored what was
+            signal.signal(number, signal.SIG_DFL)  # exec resets handlers, but ignored signals stay ignored
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     return prepare

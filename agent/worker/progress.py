@@ -1,4 +1,4 @@
-"""How much is still to be written, and how fast it goes: figures from /proc for the progress of a sync or freeze."""
+"""How much is still to be written, and how fast: figures from /proc for the progress of a sync or freeze."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .messages import Progress
 
 
 class WritebackMeter:
-    """Counts from its first look on what the given disks (names of /proc/diskstats) have written."""
+    """A meter of what the given disks (names in /proc/diskstats) have written since its first look."""
 
     def __init__(self, names: set[str]) -> None:
         self._names = names
@@ -19,12 +19,12 @@ class WritebackMeter:
         self._written_before: int | None = None
 
     def progress(self, phase: Phase, sync_round: int) -> Progress:
-        """Return the figures of now: bytes dirty in the whole guest, bytes that the disks wrote, rate, eta."""
+        """Return the present figures: bytes dirty in the whole guest, bytes that the disks have written, rate, eta."""
         try:
             written = self._written()
             dirty = dirty_bytes()
         except OSError:
-            return Progress(phase.value, sync_round)  # mere figures: no freeze ends for want of a descriptor
+            return Progress(phase.value, sync_round)  # only figures: a freeze must not fail for lack of a descriptor
         if self._written_before is None:
             self._written_before = written
         flushed = max(0, written - self._written_before)
@@ -39,7 +39,7 @@ class WritebackMeter:
 
 
 def dirty_bytes() -> int:
-    """Return the bytes of Dirty and Writeback (proc(5), /proc/meminfo; psutil has them not), -1 if not there."""
+    """Return the bytes of Dirty and Writeback in /proc/meminfo (proc(5); not in psutil), -1 if they are not there."""
     found = 0
     seen = False
     with open("/proc/meminfo", encoding="ascii") as meminfo:

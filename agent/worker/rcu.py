@@ -1,10 +1,10 @@
-"""The kernel's grace periods, made short while file systems freeze.
+"""Shortening the kernel's grace periods while file systems freeze (ADR 0022).
 
 FIFREEZE takes three locks of writers (sb_wait_write in fs/super.c, percpu_down_write), and each waits for an RCU grace
-period of some 8 ms (rcu_sync_enter), in which all processors must be seen outside of certain code. Writers stand still
-for two of them. Expedited grace periods ask the processors instead, by interrupts, and take some 50 us. The kernel
-expedites them itself while it boots; root may at any time (/sys/kernel/rcu_expedited, since Linux 4.1, 0 or 1). Where
-processors must not be interrupted, as in real-time guests, /sys/kernel/rcu_normal is set, and wins.
+period of some 8 ms (rcu_sync_enter), until every processor was seen outside of certain code. Writers stand still for
+two of them. An expedited grace period interrupts the processors instead of waiting, and takes some 50 us. The kernel
+expedites them while it boots; root may at any time (/sys/kernel/rcu_expedited, since Linux 4.1, 0 or 1). Where
+processors must not be interrupted, as in real-time guests, /sys/kernel/rcu_normal is set, and overrides this.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def why_not() -> str:
 
 
 class Expediter:
-    """Expedites grace periods if they are not expedited already, and puts that back. `able`: they were normal."""
+    """A switch that expedites grace periods and puts them back. `able`: they were normal, so it may expedite them."""
 
     def __init__(self) -> None:
-        self._yes = False
+        self._begun = False
         self._fd = -1
         with contextlib.suppress(OSError):  # the supervisor has logged why
             self._fd = _open()
@@ -38,21 +38,21 @@ class Expediter:
         return self._fd >= 0 and os.pread(self._fd, 16, 0).strip() == b"0"
 
     def begin(self) -> None:
-        """Expedite; nothing if that is done, or if they are not normal: whoever has set that wants it to stay."""
-        with contextlib.suppress(OSError):  # a freeze is longer then, and no worse
-            if self.able and not self._yes and self._normal():
+        """Expedite grace periods, unless that is done already, or they are not normal: that is somebody else's wish."""
+        with contextlib.suppress(OSError):  # the freeze only takes longer then
+            if self.able and not self._begun and self._normal():  # ADR 0022: put back only what was normal
                 os.pwrite(self._fd, b"1", 0)
-                self._yes = True
+                self._begun = True
 
     def end(self) -> None:
         """Put back what `begin` changed."""
-        if self._yes:
+        if self._begun:
             os.pwrite(self._fd, b"0", 0)
-            self._yes = False
+            self._begun = False
 
 
 def put_back() -> None:
-    """Make grace periods normal, for a process that died between `begin` and `end`; raises OSError."""
+    """Make grace periods normal for a process that died between `begin` and `end`; raise OSError."""
     fd = _open()
     try:
         os.pwrite(fd, b"0", 0)

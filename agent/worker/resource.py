@@ -1,7 +1,7 @@
-"""The life of a worker that holds a resource between requests: an open file, a program that it started.
+"""The life of a worker that holds a resource between requests: an open file or a started program.
 
 After its first answer it obeys `Ask`, one at a time, until the resource has ended, it is told `Drop`, or the supervisor
-is gone. A worker for each resource (ADR 0020): one that is stuck on a dead disk takes nothing else with it.
+is gone. Each resource has a worker of its own (ADR 0020), so one that is stuck on a dead disk affects nothing else.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 class Resource:
-    """What a worker holds: `key` is the number that a host calls it by, `value` the first answer."""
+    """What a worker holds. `key` is its number for hosts, `value` the first answer."""
 
     key: int
     value: object
     ended: bool = False
-    """After an answer or a fault with this set the worker ends."""
+    """If this is set, the worker ends after its answer or fault."""
     notify_releasable: Callable[[], None] = staticmethod(lambda: None)
-    """Called by it, from any thread, when it may be dropped should room be needed."""
+    """The resource calls this, from any thread, when it may be dropped if room is needed."""
 
     def close(self) -> None:
-        """Let go of it; called once before the worker ends."""
+        """Release the resource; called once before the worker ends."""
 
 
 ResourceHandler = Callable[[Any, "Args"], object]
-"""Carries out an RPC on a resource, whose class it knows, and returns its value."""
+"""A function that carries out an RPC on a resource, whose class it knows, and returns the value."""
 
 
 def serve(worker: Worker, resource: Resource, rows: Mapping[str, Rpc], handlers: Mapping[str, ResourceHandler]) -> None:

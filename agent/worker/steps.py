@@ -1,8 +1,7 @@
-"""What a worker's script asks for, step by step, and what it is told. Pure data.
+"""What a worker's script asks for, step by step, and the events that it gets. Pure data.
 
-A script (`freeze`) is a generator. It yields a step and is sent what came of it; where a step raises, the exception is
-thrown into the script at that place. Whoever drives a script decides nothing: the threads of `mount_threads` in a
-worker, a list in a unit test.
+A script (`freeze`) is a generator. It yields a step and is sent the result; if the step raises, the exception is thrown
+into the script. The driver of a script decides nothing: in a worker it is `mount_threads`, in a unit test a list.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from . import messages
 
 
 class Operation(enum.Enum):
-    """A call on one file system that may block: its name, and the states of the file system around it."""
+    """A call on one file system that may block: its name, and the states of the file system during and after it."""
 
     SYNC = ("syncfs", MountState.SYNCING, MountState.SYNCED)
     FREEZE = ("FIFREEZE", MountState.FREEZING, MountState.FROZEN)
@@ -34,15 +33,15 @@ class Operation(enum.Enum):
 
 
 def judge(operation: Operation, error: int, said: str) -> tuple[MountState, str]:
-    """Return what the errno of a call (0: done) makes of the file system, and the words for it.
+    """Return the state of the file system after a call with this errno (0: done), and the words for it.
 
-    `said` is what the system says about the errno.
+    `said` is the system's text for the errno.
     """
     if error == 0:
         return operation.after, ""
     words = f"{operation.call}: {said} ({errno.errorcode.get(error, error)})"
     if operation is Operation.THAW and error == errno.EINVAL:
-        return MountState.THAWED, "was not frozen any more"  # ADR 0014: of a killed worker it proves nothing
+        return MountState.THAWED, "was not frozen any more"  # ADR 0014: after a killed worker it proves nothing
     if operation is Operation.FREEZE and error in (errno.EOPNOTSUPP, errno.ENOTTY):
         return MountState.UNSUPPORTED, f"its type cannot freeze: {words}"
     if operation is Operation.FREEZE and error == errno.EBUSY:
@@ -68,16 +67,16 @@ def ended(mount: int, operation: Operation, error: int, said: str, seconds: floa
 
 @dataclass(slots=True)
 class ReadPlan:
-    """Read what is mounted and choose: answers a `records.Plan`; raises Fault."""
+    """Read what is mounted, and choose; the answer is a `records.Plan`. Raises Fault."""
 
     rules: Rules
 
 
 @dataclass(slots=True)
 class Start:
-    """Take these file systems, by their index in the plan; raises OSError or RuntimeError.
+    """Take these file systems, by their index in the plan; raise OSError or RuntimeError.
 
-    `obeys`: listen to the supervisor from now on and watch whether it lives; if not, no `Told` and no `Gone` comes.
+    `obeys`: from now on listen to the supervisor and watch whether it lives. Otherwise neither `Told` nor `Gone` comes.
     """
 
     mounts: tuple[tuple[int, records.Mount], ...]
@@ -86,9 +85,9 @@ class Start:
 
 @dataclass(slots=True)
 class Order:
-    """Do `operation` on all these file systems simultaneously; each is idle and gives one `Result`. Raises nothing.
+    """Do `operation` on all these file systems simultaneously: each must be idle, and gives one `Result`.
 
-    A result is reported to the supervisor (`ended`) by whoever did the call, before the script hears of it.
+    The driver reports each result to the supervisor (`ended`) before the script gets it.
     """
 
     mounts: tuple[int, ...]
@@ -97,14 +96,14 @@ class Order:
 
 @dataclass(slots=True)
 class StopFreezing:
-    """Begin no FIFREEZE from now on: one that is ordered ends with ECANCELED. `Gone` does not come any more."""
+    """Begin no FIFREEZE from now on: an ordered one ends with ECANCELED. `Gone` does not come any more."""
 
 
 @dataclass(slots=True)
 class Wait:
-    """Wait for an event, at most until that CLOCK_MONOTONIC second: answers an `Event`.
+    """Wait for an event, at most until that CLOCK_MONOTONIC second; the answer is an `Event`.
 
-    `taken`: and at most until the supervisor can read all that was posted (`Taken`).
+    `taken`: also end the wait when the supervisor can read all that was posted (`Taken`).
     """
 
     until: float = math.inf
@@ -113,38 +112,38 @@ class Wait:
 
 @dataclass(slots=True)
 class Now:
-    """Answers the CLOCK_MONOTONIC seconds."""
+    """Ask for the time of CLOCK_MONOTONIC in seconds."""
 
 
 @dataclass(slots=True)
 class Alone:
-    """Answers whether the supervisor is gone: nobody else would thaw."""
+    """Ask whether the supervisor is gone, so that nobody else would thaw."""
 
 
 @dataclass(slots=True)
 class Send:
-    """Report, waiting until the pipe has taken it; returns immediately if the supervisor is gone."""
+    """Report, and wait until the pipe has taken it; do not wait if the supervisor is gone."""
 
     report: messages.Report
 
 
 @dataclass(slots=True)
 class Post:
-    """Report without waiting: what a full pipe does not take is kept, in order."""
+    """Report without waiting: what a full pipe does not take is stored, in order."""
 
     reports: tuple[messages.Report, ...]
 
 
 @dataclass(slots=True)
 class Inform:
-    """Report unless the pipe is full: a newer report will say more."""
+    """Report, unless the pipe is full: a newer report will say more."""
 
     report: messages.Report
 
 
 @dataclass(slots=True)
 class Measure:
-    """Answers the figures of the disks of all that was started, as a `messages.Progress`."""
+    """Ask for the figures of the disks of all started file systems, as a `messages.Progress`."""
 
     phase: Phase
     round: int
@@ -159,32 +158,32 @@ class Title:
 
 @dataclass(slots=True)
 class BecomeKeeper:
-    """Be called keeper from the next title on."""
+    """Call the worker keeper from the next title on."""
 
 
 @dataclass(slots=True)
 class LockMemory:
-    """Stay in memory, where that is allowed."""
+    """Lock the worker in memory, where that is allowed."""
 
 
 @dataclass(slots=True)
 class PrepareToExpedite:
-    """Answers whether `Expedite` is going to change something (`rcu`)."""
+    """Ask whether `Expedite` is going to change something (`rcu`)."""
 
 
 @dataclass(slots=True)
 class Expedite:
-    """Make grace periods short; nothing if that is done or refused."""
+    """Make grace periods short, unless that is done already or refused."""
 
 
 @dataclass(slots=True)
 class EndExpedite:
-    """Put back what `Expedite` changed, if anything; raises OSError."""
+    """Put back what `Expedite` changed, if anything; raise OSError."""
 
 
 @dataclass(slots=True)
 class PutBack:
-    """Make grace periods normal after a worker that died between `Expedite` and `EndExpedite`, if that is allowed."""
+    """Make grace periods normal, if allowed, after a worker that died between `Expedite` and `EndExpedite`."""
 
 
 Step = (
@@ -211,12 +210,12 @@ T = TypeVar("T")
 Script = Generator[Step, Any, T]
 
 
-# What a script is told when it waits.
+# The events that a script can wait for.
 
 
 @dataclass(slots=True)
 class Result:
-    """A call has ended: `error` is its errno, 0 if it did what it should, `said` the system's words for that."""
+    """A call has ended: `error` is its errno, 0 if it succeeded, `said` the system's text for it."""
 
     mount: int
     operation: Operation
@@ -226,7 +225,7 @@ class Result:
 
 @dataclass(slots=True)
 class Told:
-    """The supervisor said something."""
+    """The supervisor has sent this message."""
 
     message: messages.Control
 
@@ -240,7 +239,7 @@ class Gone:
 
 @dataclass(slots=True)
 class Timeout:
-    """The second that was waited for has come."""
+    """The wait has lasted until its second."""
 
 
 @dataclass(slots=True)

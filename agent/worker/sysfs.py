@@ -1,7 +1,7 @@
-"""Reads what a plan is made from: procfs, and of sysfs what tells on what the mounted file systems lie.
+"""Reading what a plan is made from: procfs, and the parts of sysfs that show what the mounted file systems lie on.
 
-It opens nothing else: no device, no mount point. A device that vanishes meanwhile is as if it had never been there;
-any other error ends the plan, since an order that is guessed can deadlock the machine.
+It opens nothing else: no device, no mount point. A device that vanishes meanwhile is ignored. Any other error ends the
+plan, since a guessed order can deadlock the machine.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _VANISHED = (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR)
 
 
 def read_plan(rules: Rules) -> Plan:
-    """Return the plan for this machine's mounts as they are now.
+    """Return the plan for the present mounts of this machine.
 
-    Raises Fault: as `build_plan`, and FAILED if procfs or sysfs cannot be read.
+    Raises Fault as `build_plan` does, and FAILED if procfs or sysfs cannot be read.
     """
     try:
         mountinfo = read_mountinfo()
@@ -40,7 +40,7 @@ def read_mountinfo() -> list[MountInfo]:
 
 
 def read_devices(mountinfo: Iterable[MountInfo], sysfs: str = "/sys") -> list[BlockDevice]:
-    """Return the block devices on which the mounted file systems lie, and those below them.
+    """Return the block devices that the mounted file systems lie on, and those below them.
 
     Raises OSError, FileNotFoundError if sysfs is not mounted there.
     """
@@ -94,7 +94,7 @@ def _read_device(folder: str, pools: dict[str, tuple[str, ...]]) -> BlockDevice 
 
 
 def _read_pools(sysfs: str) -> dict[str, tuple[str, ...]]:
-    """Return for every device of a mounted btrfs the names of all its devices."""
+    """Return for each device of a mounted btrfs the names of all devices of that btrfs."""
     pools: dict[str, tuple[str, ...]] = {}
     for uuid in _list(f"{sysfs}/fs/btrfs"):
         members = _list(f"{sysfs}/fs/btrfs/{uuid}/devices")
@@ -131,8 +131,8 @@ def _read(path: str) -> str:
                 data += more
         finally:
             os.close(fd)
-        # Not as a text file, which would take a lone \r in a path for the end of a line.
+        # Not as a text file, which would treat a lone \r in a path as the end of a line.
         return data.decode("utf-8", "surrogateescape")
     except OSError as error:
-        error.filename = path  # a failed read does not say of what
+        error.filename = path  # the error of a failed read does not name the file
         raise

@@ -1,1 +1,1 @@
-"""How hosts come: listeners, character devices, and the connections on them."""
+"""How hosts reach the supervisor: listeners, character devices, and the connections on them."""

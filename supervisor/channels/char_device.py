@@ -1,13 +1,12 @@
 """Character devices (a virtio port, a serial line) with the host at the other end, one connection at a time.
 
-A virtio port whose host end is closed is readable, never writable, and hung up all the time; a loop that waits for it
-as for a socket would spin. So each device lies in an epoll of its own, edge-triggered, and the loop waits for that: it
-is ready once when the kernel wakes the device's queue (the host came, went, wrote or read) and not again. `arm` asks
-anew for what is there already, so nobody has to read until there is no more (ADR 0017).
+A virtio port whose host end is closed is readable, never writable, and hung up all the time; a loop that waited for it
+as for a socket would spin. So each device is in an edge-triggered epoll of its own, and the loop waits for that: it is
+ready once each time the kernel wakes the queue of the device (the host came, went, wrote or read). `arm` makes it
+ready again for what is there already, so nobody has to read until there is no more (ADR 0017).
 
-A device stays open while the host is away: the host sees an agent there, and no other process takes the device. A
-terminal that was hung up, or a port that was unplugged, is dead: it is closed, and its path looked at again when that
-changes.
+A device stays open while the host is away, so that the host sees an agent and no other process takes the device. A
+terminal that was hung up, or a port that was unplugged, is dead: it is closed, and opened again when its path changes.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from .path_watch import PathWatch
 from .transport import End, Hub
 
 VIRTIO = "/dev/virtio-ports/org.qemu.guest_agent.0"
-AGAIN = 1.0  # seconds until a second look at a busy device: the kernel tells of a close just before it has happened
-BLIND = 10.0  # seconds between two looks where inotify cannot be had
+AGAIN = 1.0  # seconds until a second look at a busy device: the kernel announces a close just before it happens
+BLIND = 10.0  # seconds between two looks where inotify cannot be used
 _BASE = select.EPOLLIN | select.EPOLLET
 _Identity = tuple[int, int, int, int]
 
 
 class CharDevice:
-    """A device, there or not: the endpoint that hosts come to, and the transport of the one that is there.
+    """A device, present or not: the endpoint that hosts come to, and the transport of the host that is there.
 
-    Either it is open and the loop waits for it, or it is not, `why` says so, and the loop waits for `watch`. `dead` and
-    `at_end` tell what the last read or write met; a `terminal` at its end is dead.
+    Either it is open and the loop waits for it; or it is closed, `why` says why, and the loop waits for `watch`.
+    `dead` and `at_end` say what the last read or write met; a `terminal` at its end is dead.
     """
 
     _hub: Hub
@@ -58,19 +57,19 @@ class CharDevice:
     # -- coming and going
 
     def serve(self, hub: Hub) -> None:
-        """Open the device, or wait until that can be done; then hear whoever is at the other end."""
+        """Open the device, now or as soon as that is possible; then serve the host at the other end."""
         self._hub = hub
         self._look()
 
     def due(self) -> None:
-        """Look once more."""
+        """Look at the path once more."""
         self._look(again=True)
 
     def has_room(self) -> None:
         """Do nothing: no device waits for room."""
 
     def _look(self, *, again: bool = False) -> None:
-        """Open the device or watch for it; `again` says that only a timer asks."""
+        """Open the device or watch its path; `again`: only a timer asks."""
         hub, before = self._hub, self.why
         self._close_watch()
         hub.timers.cancel(("device", self.spec))
@@ -84,11 +83,11 @@ class CharDevice:
             hub.poller.register(self.watch.fileno(), PATHS, READ, self._on_path)
 
     def _try(self, *, again: bool) -> bool:
-        """Set the watch, then open; return whether it is open."""
+        """Set the watch, then open the device; return whether it is open."""
         died, self._is = None if self._heard else self._is, None
         watch, blind = None, ""
         try:
-            watch = PathWatch(self.path)  # before the look: what happens meanwhile is not missed
+            watch = PathWatch(self.path)  # before the look, so that nothing is missed meanwhile
         except OSError as error:
             blind = f"cannot be waited for: inotify: {error.strerror}"
         try:
@@ -132,7 +131,7 @@ class CharDevice:
         self.dead = self.at_end = self._heard = False
 
     def close(self) -> None:
-        """Close the device and watch no more; a terminal first sends what it has taken."""
+        """Close the device and end the watch; a terminal first sends what it has taken."""
         if self._edges is not None:
             self._edges.close()
             self._edges = None
@@ -147,7 +146,7 @@ class CharDevice:
             self.watch = None
 
     def finish(self) -> None:
-        """Be ready for the host that comes next, or for what this one says next; look anew if the device is dead."""
+        """Be ready for the next host, or for what this one says next; open the device again if it is dead."""
         if self.dead:
             self._hub.poller.unregister(self._edges_fd())
             self.drop_unsent()
@@ -158,7 +157,7 @@ class CharDevice:
             self.arm(reading=True, writing=False)
 
     def drop_unsent(self) -> None:
-        """Drop what a terminal has not sent: it is not for the next host, and closing would wait until it is sent."""
+        """Drop what a terminal has not sent: the next host must not get it, and a close would wait for it."""
         try:
             if self.terminal:
                 termios.tcflush(self._fd, termios.TCOFLUSH)
@@ -168,7 +167,7 @@ class CharDevice:
     # -- while it is open
 
     def _edges_fd(self) -> int:
-        """Return the descriptor that is readable once for each thing that happened."""
+        """Return the descriptor that is ready once for each event of the device."""
         assert self._edges is not None
         return self._edges.fileno()
 
@@ -178,9 +177,9 @@ class CharDevice:
         return any(event & select.EPOLLHUP for _, event in self._edges.poll(0))
 
     def arm(self, *, reading: bool, writing: bool) -> None:
-        """Be ready again for what is there already, too (ADR 0017).
+        """Wait for these events, and also for what is there already (ADR 0017).
 
-        What is not wanted must not be armed again: it stays there.
+        What is not wanted must not be armed: it would be ready all the time.
         """
         mask = _BASE | select.EPOLLOUT * writing
         if self._edges is not None and (reading or mask != self._mask):
@@ -188,11 +187,11 @@ class CharDevice:
             self._mask = mask
 
     def end(self) -> End:
-        """Return GONE for a terminal; of a port's next host the kernel may not have told yet (ADR 0017)."""
+        """Return GONE for a terminal; UNSURE for a port, since its next host may be there unannounced (ADR 0017)."""
         return End.GONE if self.terminal else End.UNSURE
 
     def recv(self, size: int, /) -> bytes:
-        """Read; empty if the host is gone. Raises BlockingIOError, OSError if the device is dead."""
+        """Read; return nothing if the host is gone. Raises BlockingIOError; OSError if the device is dead."""
         self.at_end = False
         try:
             data = os.read(self._fd, size)
@@ -207,7 +206,7 @@ class CharDevice:
         return data
 
     def send(self, data: memoryview, /) -> int:
-        """Write what the device takes; return how much. Raises BlockingIOError, OSError if the device is dead."""
+        """Write what the device takes; return how much. Raises BlockingIOError; OSError if the device is dead."""
         try:
             return os.write(self._fd, data)
         except BlockingIOError:
@@ -218,9 +217,9 @@ class CharDevice:
 
 
 def _make_raw(fd: int) -> None:
-    """Have the terminal change no byte and give no signal, at the speed that it has; drop what came before.
+    """Set the terminal to change no bytes and send no signals, at its present speed; drop what came before.
 
-    Without CLOCAL a line whose host is away would be hung up. VMIN 1: a read of nothing must not look like the end.
+    CLOCAL keeps a line open while its host is away. VMIN 1: a read of nothing must not look like the end.
     """
     state = termios.tcgetattr(fd)
     state[0] = termios.IGNBRK

@@ -1,7 +1,7 @@
-"""Connections: one host on a transport. Non-blocking reads and partial writes, no decisions.
+"""One connection: a host on a transport. It reads and writes without blocking, and decides nothing.
 
-A connection whose host does not read is not read either, until the host has taken its replies; half a message and an
-unread reply may each be `message_age` seconds old. Above `max_clients` a client's first request is answered with BUSY.
+While a host does not take its replies, nothing is read from it. Half a message and an unread reply may each become
+`message_age` seconds old. Above `max_clients` a client's first request is answered with BUSY.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from .patience import DOUBT, HALF, REFUSED, UNREAD, Patience
 from .transport import End, Transport
 
 READ = 64 << 10
-UNREAD_MAX = 256 << 10  # bytes of replies that a peer has not read, above which it is not listened to
+UNREAD_MAX = 256 << 10  # bytes of replies that a host has not read; above that its requests are not read
 REFUSED_AGE = 5.0
-DOUBT_AGE = 0.1  # seconds after which what was said on a device is the host's that has gone, and not the next one's
+DOUBT_AGE = 0.1  # seconds after which the last words on a device are no longer taken for those of the next host
 
 
 class Connection:
-    """One host. `unsent` is what is counted of its replies in the sum over all connections, in bytes."""
+    """One host. `unsent` is how many bytes of its replies are counted in the sum over all connections."""
 
     def __init__(self, number: int, transport: Transport, limits: Limits, age: float, timers: Deadlines) -> None:
-        """Have it wait `age` seconds for the rest of a message, and for a reply to be taken."""
+        """Allow `age` seconds for the rest of a message, and for a reply to be taken."""
         self.id = number
         self.transport = transport
         self.peer = transport.peer
@@ -40,16 +40,16 @@ class Connection:
         self._heard_at = -math.inf
 
     def refuse(self, now: float) -> None:
-        """Answer its first request with BUSY; it has not long to ask."""
+        """Answer its first request with BUSY; it must come within REFUSED_AGE."""
         self._refused = True
         self.patience.begin(REFUSED, now + REFUSED_AGE)
 
     def read(self, now: float) -> None:
         """Read once into the session.
 
-        A device at its end is believed at once only if nothing was said just now. What is read then is what the host
-        said last, or what another said that has come since: a virtio port has a host's first words before it tells that
-        the host is there, and takes no reply until then (ADR 0017).
+        The end of a device ends the connection immediately only if nothing was said just now. Otherwise the last words
+        may be those of the next host: a virtio port hands over a host's first words before it says that the host is
+        there, and takes no reply until then (ADR 0017).
         """
         if DOUBT in self.patience.until:
             self.patience.end(DOUBT)
@@ -76,16 +76,16 @@ class Connection:
         return now < self._heard_at + DOUBT_AGE and self.session.owing and not self.session.mid_message
 
     def drain(self) -> None:
-        """Throw away what there is to read: the peer is gone."""
+        """Throw away what is there to read: the host is gone."""
         try:
             while self.transport.recv(READ):
                 pass
         except OSError:
-            pass  # nothing more, or not even that
+            pass  # nothing more to read, or the transport is dead
         self.gone = True
 
     def next_event(self, now: float) -> Incoming | None:
-        """Return the next thing that the peer said, None if there is none or it should first read its replies."""
+        """Return what the host said next; None if it said nothing more, or should first read its replies."""
         session = self.session
         if self.unheeding:
             return None
@@ -101,7 +101,7 @@ class Connection:
         return event
 
     def write(self, now: float) -> None:
-        """Write what the transport takes."""
+        """Write as much of the replies as the transport takes."""
         session = self.session
         try:
             while pending := session.pending():
@@ -115,7 +115,7 @@ class Connection:
 
     @property
     def over(self) -> bool:
-        """Whether the connection is to be ended."""
+        """Whether to end the connection."""
         session = self.session
         if self.gone or (self._at_end and not session.owing):
             return True
@@ -132,14 +132,14 @@ class Connection:
         return not self._at_end and not self.unheeding and not self.session.full
 
     def arm(self) -> None:
-        """Have the loop woken for what is needed next."""
-        # The end of a device is there all the time, and a host that comes is told of as one to write to (ADR 0017).
+        """Set what the loop wakes up for."""
+        # A device at its end is always readable; that a host has come shows in that it is writable (ADR 0017).
         doubt = DOUBT in self.patience.until
         writing = doubt or self.session.output_size > 0
         self.transport.arm(reading=not doubt and self.reading, writing=writing)
 
     def due(self, what: str) -> None:
-        """What was waited for has not come in time."""
+        """Give up `what`, which has not come in time."""
         del self.patience.until[what]
         if what == HALF:
             self.session.expire()

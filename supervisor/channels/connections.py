@@ -1,7 +1,7 @@
-"""All connections: what hosts say as events for the core, and the answers to it. Part of the loop, which it calls back.
+"""All connections: from what hosts say to events for the core, and from its answers to replies. Part of the loop.
 
-Each connection has a number of its own: what was said on one, or is still to be answered on it, never reaches another
-host, also where one host after another has the same character device.
+Each connection has a number of its own. So what was said on one, or is still to be answered on it, never reaches
+another host, even where one host after another uses the same character device.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .connection import Connection
 from .patience import HALF
 from .transport import Endpoint, Transport
 
-UNSENT_MAX = 64 << 20  # bytes of replies that hosts have not read, above which only essential RPCs are admitted
-INPUT_MAX = 112 << 20  # bytes of requests that have come and cannot be answered yet; two of the longest have room
-HALF_MAX = 1 << 20  # bytes of half a message that is never refused for lack of room
-EVENTS_MAX = 64  # things that one host says in one turn of the loop
+UNSENT_MAX = 64 << 20  # bytes of replies that hosts have not read; above that only essential RPCs are admitted
+INPUT_MAX = 112 << 20  # bytes of requests that have come and are not answered yet; enough for two of the longest
+HALF_MAX = 1 << 20  # bytes; a half message of this size is never refused for lack of room
+EVENTS_MAX = 64  # events that are taken from one host in one turn of the loop
 
 
 class Connections:
@@ -60,7 +60,7 @@ class Connections:
         endpoint.serve(self)
 
     def answer(self, number: int, token: int, value: Any) -> None:
-        """Reply with a value or a Fault; nothing if the connection has ended."""
+        """Reply with a value or a Fault, unless the connection has ended."""
         connection = self._by_id.get(number)
         if connection is None:
             return
@@ -68,14 +68,14 @@ class Connections:
             connection.session.fault(token, value)
         else:
             connection.session.reply(token, value)
-        # What waited for its turn has it now, but must not be taken before what stands in the loop's queue. Where the
-        # host is being heard right now, that goes on anyway.
+        # A request that waited has its turn now, but not before the events in the loop's queue. If this is called
+        # while the connection is pumped, that goes on anyway.
         if connection is not self._pumping:
             self._turns[number] = connection
         self._flush(connection)
 
     def take_turns(self) -> bool:
-        """Take what waited for its turn, some of each; return whether there is more, for the next turn of the loop."""
+        """Take requests that waited for their turn, some of each host; return whether more are left for next time."""
         if self._turns:
             turns, self._turns = self._turns, {}
             for connection in turns.values():
@@ -83,7 +83,7 @@ class Connections:
         return bool(self._turns)
 
     def due(self, key: Key) -> None:
-        """Do what was to be done at a time: ("connection", number, what), or (kind of endpoint, spec)."""
+        """Act on a deadline: ("connection", number, what), or (kind of endpoint, spec)."""
         match key:
             case ("connection", int(number), str(what)):
                 connection = self._by_id[number]
@@ -93,16 +93,16 @@ class Connections:
                 self._endpoints[spec].due()
 
     def has_room(self) -> None:
-        """Something has ended: accept again where that was put off."""
+        """Accept again where that was put off: something has ended."""
         for endpoint in self._endpoints.values():
             endpoint.has_room()
 
     def close(self) -> None:
-        """Write what can be written now, and close all."""
+        """Write what can be written now, and close everything."""
         for connection in self._by_id.values():
             connection.write(self.clock())
             if connection.session.output_size:
-                connection.transport.drop_unsent()  # the host does not read, and closing would wait for it
+                connection.transport.drop_unsent()  # the host does not read, and a close would wait for it
             connection.transport.close()
         for endpoint in self._endpoints.values():
             endpoint.close()
@@ -110,7 +110,7 @@ class Connections:
     # -- what endpoints and transports use (Hub)
 
     def begin(self, transport: Transport, *, refused: bool = False) -> Connection:
-        """A host has come: begin a connection. With `refused` its first request is answered with BUSY."""
+        """Begin a connection for a host that has come. `refused`: answer its first request with BUSY."""
         config = self.config
         self._last_id += 1
         limits = Limits(config.max_header, config.max_body, config.max_nesting)
@@ -126,11 +126,11 @@ class Connections:
         return self._on_channel.get(spec, 0)
 
     def ready(self, transport: Transport) -> None:
-        """Write and read what goes, and do what the host asks."""
+        """Write and read what is possible, and do what the host asks."""
         hung_up = transport.happened()
         connection = self._by_transport.get(transport) or self.begin(transport)
         if hung_up and not connection.reading:
-            connection.drain()  # its replies are for nobody, and what it said last is not the next one's
+            connection.drain()  # nobody reads its replies, and the next host must not inherit its last words
         now = self.clock()
         connection.write(now)
         if connection.reading:
@@ -142,17 +142,17 @@ class Connections:
     # -- connections
 
     def _make_room(self) -> None:
-        """Refuse the half message that was begun last, if there is more of all than there is room for."""
+        """Refuse the half message that was begun last, if all input together is over the limit."""
         while sum(each.session.input_size for each in self._by_id.values()) > INPUT_MAX:
             halves = [each for each in self._by_id.values() if each.session.half_size > HALF_MAX]
             if not halves:
-                return  # what waits for its turn is bounded by how much half messages were let come
+                return  # the rest waits for its turn, and is within the limit for half messages
             newest = max(halves, key=lambda each: each.patience.until.get(HALF, 0.0))
             newest.session.refuse(Fault(Code.BUSY, "other hosts are sending too much at once; call again later"))
             self._pump(newest)
 
     def _pump(self, connection: Connection) -> None:
-        """Give the core what the host has said, then write the answers."""
+        """Give the core what the host said, then write the answers."""
         self._pumping = connection
         for _ in range(EVENTS_MAX):
             event = None if connection.gone else connection.next_event(self.clock())
@@ -160,7 +160,7 @@ class Connections:
                 break
             self._dispatch(connection, event)
         else:
-            self._turns[connection.id] = connection  # the others first
+            self._turns[connection.id] = connection  # the other hosts first
         self._pumping = None
         unheeding = connection.unheeding
         self._flush(connection)
@@ -168,19 +168,19 @@ class Connections:
             self._turns[connection.id] = connection  # it has read now, and nothing else will wake us for what it said
 
     def _dispatch(self, connection: Connection, event: Incoming) -> None:
-        """Give the core one thing that the host has said."""
+        """Give the core one event of the session."""
         match event:
             case Request(token, method, params):
                 crowded = self._unsent > UNSENT_MAX
-                peer, wall = connection.peer, time.time()
-                self._feed(events.Requested(connection.id, token, method, params, peer, wall, crowded, event.unheard))
+                peer, now = connection.peer, time.time()
+                self._feed(events.Requested(connection.id, token, method, params, peer, now, crowded, event.unheard))
             case Abandoned(token):
                 self._feed(events.GivenUp(connection.id, token))
             case Refused(code, text) if not event.reset:
                 self._feed(events.Malformed(code, text, connection.peer, time.time()))
 
     def _flush(self, connection: Connection) -> None:
-        """Write what waits, then end the connection or wait for what it needs next."""
+        """Write what is pending, then end the connection or arm what it needs next."""
         if connection.id not in self._by_id:
             return
         connection.write(self.clock())
@@ -200,7 +200,7 @@ class Connections:
         del self._by_id[connection.id], self._by_transport[transport]
         self._on_channel[channel] -= 1
         for event in connection.session.give_up():
-            self._dispatch(connection, event)  # what it asked is done, though nobody waits for it
+            self._dispatch(connection, event)  # what it asked for is done, although nobody waits for it
         self._count_unsent(connection, 0)
         connection.patience.end_all()
         if connection.session.output_size:

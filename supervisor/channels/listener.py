@@ -1,7 +1,7 @@
-"""Listening sockets: a unix socket for who may open it, a vsock port for the hypervisor's host.
+"""Listening sockets: a unix socket for those who may open it, a vsock port for the hypervisor's host.
 
-A listener that cannot accept (no descriptor is left, or too many clients are there) pauses: epoll would else tell of
-the waiting client all the time. It goes on when something has ended, at the latest after `PAUSE`.
+A listener that cannot accept (no descriptor is left, or there are too many clients) pauses: otherwise epoll would
+report the waiting client all the time. It goes on when something has ended, at the latest after `PAUSE`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from .transport import Hub, Socket
 PAUSE = 1.0  # seconds until a listener that could not accept tries again
 BACKLOG = 128
 HOST_CID = 2  # VMADDR_CID_HOST
-REFUSED_MAX = 16  # clients over max_clients that are told so at once; others wait in the backlog
-STRANGERS_MAX = 64  # CIDs that are remembered as named in the log
+REFUSED_MAX = 16  # clients over max_clients that may be refused simultaneously; others wait in the backlog
+STRANGERS_MAX = 64  # rejected CIDs that the log has named
 
 
 class PeerRejected(Exception):
-    """A peer that may not connect was turned away; one sentence, empty if it was said before."""
+    """A peer that may not connect was rejected; one sentence, empty if the log has it already."""
 
 
 @dataclass(slots=True, eq=False)
 class Listener:
-    """A listening socket, with its path if it is a unix one."""
+    """A listening socket, with its path if it is a unix socket."""
 
     spec: str
     sock: socket.socket
@@ -42,14 +42,14 @@ class Listener:
 
     @classmethod
     def open(cls, spec: str, *, any_cid: bool = False) -> Listener:
-        """Listen at `unix:PATH` or `vsock:PORT`; raises OSError."""
+        """Listen at `unix:PATH` or `vsock:PORT`; raise OSError."""
         scheme, _, rest = spec.partition(":")
         if scheme == "vsock":
             return cls(spec, _vsock(int(rest)), any_cid=any_cid)
         return cls(spec, _unix(rest), rest)
 
     def accept(self) -> tuple[socket.socket, Peer] | None:
-        """Accept one peer, None if nobody waits. Raises PeerRejected, or OSError if it cannot be had (EMFILE)."""
+        """Accept one peer; return None if nobody waits. Raises PeerRejected; OSError if accept failed (EMFILE)."""
         try:
             sock, address = self.sock.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -67,14 +67,14 @@ class Listener:
         return sock, Peer(self.spec, who)
 
     def _about(self, cid: int) -> str:
-        """Return what the log is to say of a CID, once each: a stranger must not fill the log."""
+        """Return what the log is to say about a CID; only once for each, so that nobody can fill the log."""
         if cid in self.strangers or len(self.strangers) >= STRANGERS_MAX:
             return ""
         self.strangers.add(cid)
         return f"CID {cid} was turned away: only the host, CID {HOST_CID}, may connect without vsock-any"
 
     def serve(self, hub: Hub) -> None:
-        """Let hosts connect."""
+        """Begin to accept hosts."""
         self._hub = hub
         self._resume()
 
@@ -117,7 +117,7 @@ class Listener:
             hub.begin(Socket(*accepted, hub), refused=there >= hub.config.max_clients)
 
     def close(self) -> None:
-        """Stop listening and take the socket's name away."""
+        """Stop listening, and remove the socket's name."""
         self.sock.close()
         if self.path:
             with contextlib.suppress(FileNotFoundError):
@@ -125,7 +125,7 @@ class Listener:
 
 
 def _unix(path: str) -> socket.socket:
-    """Listen there, mode 0600, over a socket that nobody answers on any more."""
+    """Listen at a path with mode 0600, and replace a socket on which nobody answers any more."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         _unlink_stale(path)

@@ -1,8 +1,8 @@
-"""Waiting until a path may lead somewhere else: inotify on each folder on the way, and on what is at the end.
+"""Waiting until a path may lead somewhere else: inotify on each folder on the way, and on what is at its end.
 
-A device may come late, go and come back, or belong to someone else for a while. Nothing is polled: make a
-`PathWatch`, look, wait until it is readable, look again. What happens meanwhile is not missed, since every watch is set
-before the name behind it is looked up.
+A device may come late, go and come back, or be used by someone else for a while. Nothing is polled: make a
+`PathWatch`, look, wait until it is readable, look again. Nothing is missed meanwhile, since each folder is watched
+before a name in it is looked up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import deque
 from ...agent.worker import kernel
 from ...agent.worker.kernel import Inotify
 
-LINKS_MAX = 40  # as the kernel's
+LINKS_MAX = 40  # as in the kernel
 READ = 64 << 10
 _FOLDER = (
     Inotify.CREATE
@@ -32,11 +32,11 @@ _END = Inotify.CLOSE | Inotify.ATTRIB | Inotify.DELETE_SELF
 class PathWatch:
     """An inotify descriptor that is readable when the absolute `path` may lead somewhere else, or its end was closed.
 
-    A folder tells of all that it holds, so `happened` says whether it was about the path.
+    A watched folder reports about everything in it, so `happened` says whether it was about the path.
     """
 
     def __init__(self, path: str) -> None:
-        """Raises OSError if the user has too many watches."""
+        """Set the watches; raise OSError if the user has too many."""
         self._fd = kernel.inotify_open()
         self._names: dict[int, set[str]] = {}
         self._end = self._given_up = -2
@@ -51,7 +51,7 @@ class PathWatch:
         return self._fd
 
     def happened(self) -> bool:
-        """Read what there is to read; return whether to look again."""
+        """Read what is there to read; return whether to look again."""
         found = False
         while True:
             try:
@@ -63,14 +63,14 @@ class PathWatch:
                     found |= not name or watch not in self._names or name in self._names[watch]
 
     def forget_end(self) -> None:
-        """Look no more at what the path leads to, only at where it leads: the caller is about to close it himself."""
+        """Watch only where the path leads, no longer what is there: the caller is about to close that."""
         if self._end >= 0:
             self._given_up, self._end = self._end, -2
-            with contextlib.suppress(OSError):  # it has gone meanwhile
+            with contextlib.suppress(OSError):  # it is gone already
                 kernel.inotify_unwatch(self._fd, self._given_up)
 
     def close(self) -> None:
-        """Watch no more."""
+        """End the watch."""
         os.close(self._fd)
 
     def _walk(self, path: str) -> None:
@@ -100,4 +100,4 @@ class PathWatch:
                     self._end = kernel.inotify_watch(self._fd, there, _END)
                     return
             except (FileNotFoundError, NotADirectoryError, PermissionError):
-                return  # what was just watched says when it comes, or that it has gone meanwhile
+                return  # the folder that was just watched reports when the name comes, or that the folder is gone

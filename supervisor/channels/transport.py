@@ -1,7 +1,7 @@
 """What a connection runs on (`Transport`), how hosts come to it (`Endpoint`), and what both use of the loop (`Hub`).
 
 A channel is what is configured; a connection is one host on it. A socket carries one connection. A character device is
-its own endpoint, and carries one connection after another. Nothing outside the two classes asks which of them it has.
+its own endpoint, and carries one connection after another. Only these two classes know which of them it is.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ..io.poller import HOSTS, READ, WRITE, Poller
 
 
 class End(Enum):
-    """What it means that there is nothing more to read."""
+    """The meaning of having nothing more to read."""
 
     HALF = "the peer has said all that it has to say, and may wait for the answers"
-    UNSURE = "nobody is there, or somebody whose coming the kernel has not told of yet"
+    UNSURE = "nobody is there, or a host that the kernel has not announced yet"
     GONE = "nobody reads an answer any more"
 
 
@@ -33,35 +33,35 @@ class Transport(Protocol):
 
     @property
     def peer(self) -> Peer:
-        """Who is at the other end."""
+        """The host at the other end."""
 
     def recv(self, size: int, /) -> bytes:
-        """Read; empty at the end. Raises BlockingIOError, ConnectionError, OSError."""
+        """Read; return nothing at the end. Raises BlockingIOError, ConnectionError, OSError."""
 
     def send(self, data: memoryview, /) -> int:
-        """Write what can be written; return how much. Raises as `recv` does."""
+        """Write what is taken; return how much. Raises as `recv` does."""
 
     def happened(self) -> bool:
-        """Take note of what woke the loop; return whether it tells that nobody is at the other end."""
+        """Take note of what woke the loop; return whether it shows that nobody is at the other end."""
 
     def end(self) -> End:
         """Return what it means that `recv` returned nothing."""
 
     def arm(self, *, reading: bool, writing: bool) -> None:
-        """Wake the loop for this from now on; with neither only when the peer is gone."""
+        """Wake the loop for this from now on; with neither, only when the host is gone."""
 
     def drop_unsent(self) -> None:
-        """Throw away what was sent and has not left yet: the connection is over, and it is for nobody else."""
+        """Throw away what was written and has not left yet: the connection is over, and nobody else may get it."""
 
     def finish(self) -> None:
-        """The connection is over: close, or be ready for the next host."""
+        """Close, or be ready for the next host: the connection is over."""
 
     def close(self) -> None:
-        """Close: the daemon ends."""
+        """Close, since the daemon ends."""
 
 
 class Hub(Protocol):
-    """What endpoints and transports use of the loop and of what is common to all channels."""
+    """What endpoints and transports use of the loop, and of what all channels share."""
 
     poller: Poller
     timers: Deadlines
@@ -72,17 +72,17 @@ class Hub(Protocol):
         """Return the time of the loop's clock."""
 
     def begin(self, transport: Transport, *, refused: bool = False) -> object:
-        """A host has come: begin a connection. With `refused` its first request is answered with BUSY."""
+        """Begin a connection for a host that has come. `refused`: answer its first request with BUSY."""
 
     def ready(self, transport: Transport) -> None:
-        """The transport's descriptor is ready: read, write, and do what the host asks."""
+        """Read, write, and do what the host asks: the transport's descriptor is ready."""
 
     def same_channel(self, spec: str) -> int:
         """Return how many connections there are on a channel."""
 
 
 class Endpoint(Protocol):
-    """Where hosts come: one configured channel. Its timer's key is an owner's name and `spec`."""
+    """Where hosts come: one configured channel. The key of its timer is the name of an owner and `spec`."""
 
     @property
     def spec(self) -> str:
@@ -95,14 +95,14 @@ class Endpoint(Protocol):
         """Do what its timer was armed for."""
 
     def has_room(self) -> None:
-        """A connection or a worker has ended: try again what was put off for lack of room."""
+        """Try again what was put off for lack of room: a connection or a worker has ended."""
 
     def close(self) -> None:
-        """Let nobody come any more: the daemon ends."""
+        """Let nobody come any more, since the daemon ends."""
 
 
 class Socket:
-    """A connected socket: one host's."""
+    """A connected socket, with one host."""
 
     recv: Callable[[int], bytes]
     send: Callable[[memoryview], int]
@@ -124,7 +124,7 @@ class Socket:
         return not self._wanted and hung_up(self._sock)
 
     def end(self) -> End:
-        """Return HALF unless the peer has closed both directions."""
+        """Return HALF unless the host has closed both directions."""
         return End.GONE if hung_up(self._sock) else End.HALF
 
     def arm(self, *, reading: bool, writing: bool) -> None:
@@ -135,7 +135,7 @@ class Socket:
             self._poller.modify(self._sock.fileno(), wanted)
 
     def drop_unsent(self) -> None:
-        """Do nothing: what the kernel has taken is this peer's, and closing does not wait for it."""
+        """Do nothing: what the kernel has taken is for this host, and a close does not wait for it."""
 
     def finish(self) -> None:
         """Close."""
@@ -148,7 +148,7 @@ class Socket:
 
 
 def hung_up(sock: socket.socket) -> bool:
-    """Return whether the peer has closed both directions, so that nobody reads an answer either."""
+    """Return whether the peer has closed both directions, so that nobody would read an answer."""
     now = select.poll()
-    now.register(sock, 0)  # what is asked for does not matter: a hang-up is always told
+    now.register(sock, 0)  # the mask does not matter: a hang-up is always reported
     return bool(now.poll(0))

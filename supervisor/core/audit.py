@@ -1,4 +1,4 @@
-"""The audit records: one for each RPC, kept in a bounded ring while anything may be frozen. Pure."""
+"""The audit records, one for each RPC, in a bounded ring while anything may be frozen. Pure."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ...agent.api.methods import RPCS
 from .events import Malformed, Peer, Requested
 
 PARAMS_MAX = 256
-_short = reprlib.Repr()  # cuts before it writes: parameters may be megabytes
+_short = reprlib.Repr()  # cuts first and formats then: parameters may be megabytes
 _short.maxstring = _short.maxother = PARAMS_MAX + 2
 
 
 class Audit:
-    """The ring of records that wait for the thaw; `dropped` counts what an essential RPC could not leave any more."""
+    """The ring of records that wait for the thaw; `dropped` counts those of essential RPCs that found it full."""
 
     def __init__(self) -> None:
         self._ring = 0
@@ -27,7 +27,7 @@ class Audit:
         self._dropped_told = 0
 
     def configure(self, ring: int) -> None:
-        """Take how many records may wait."""
+        """Set how many records may wait."""
         self._ring = ring
 
     @property
@@ -41,14 +41,14 @@ class Audit:
         return len(self._waiting) >= self._ring
 
     def add(self, line: str) -> None:
-        """Keep a record until `take`."""
+        """Store a record until `take`."""
         if self.full:
             self.dropped += 1
         else:
             self._waiting.append(line)
 
     def take(self) -> list[str]:
-        """Return the records that waited, in order, and a line that says how many were dropped since the last time."""
+        """Return the records that waited, in order, and a line that says how many were dropped since the last call."""
         lines = list(self._waiting)
         self._waiting.clear()
         if self.dropped > self._dropped_told:
@@ -60,7 +60,7 @@ class Audit:
 
 
 def line(request: Requested, outcome: str, fault: Fault | None, seconds: float, worker: int | None) -> str:
-    """Return the record of one RPC, which took that long, as one line of name=value fields."""
+    """Return the record of one RPC, which took `seconds`, as a line of name=value fields."""
     params = _short.repr(_without_secrets(request.method, request.params))
     return _line(
         request.wall,
@@ -75,7 +75,7 @@ def line(request: Requested, outcome: str, fault: Fault | None, seconds: float, 
 
 
 def _without_secrets(method: str, params: list[Any] | dict[str, Any]) -> list[Any] | dict[str, Any]:
-    """Return the parameters as they may be logged: of what is no parameter only that it was there."""
+    """Return the parameters as they may be logged; of unknown ones only the fact that they were there."""
     row = RPCS.get(method)
     if row is None and isinstance(params, dict):
         return {name[:80]: "(not shown)" for name in params}
@@ -86,7 +86,7 @@ def _without_secrets(method: str, params: list[Any] | dict[str, Any]) -> list[An
 
 
 def malformed(event: Malformed) -> str:
-    """Return the record of bytes that were no request."""
+    """Return the record of bytes that were not a request."""
     return _line(event.wall, event.peer, outcome="refused", fault=event.code, text=json.dumps(event.text[:PARAMS_MAX]))
 
 

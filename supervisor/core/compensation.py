@@ -1,6 +1,6 @@
-"""Undoing what a dead or killed freeze worker may have left: when, by which thaw worker, and when again. Pure.
+"""Undoing what a dead or killed freeze worker may have left: when, by which thaw worker, and when to retry. Pure.
 
-At most one attempt is in flight for a file system, so a stuck disk piles up nothing.
+At most one attempt is in flight for each file system, so nothing piles up behind a stuck disk.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from .turn import Turn
 from .workers import Worker, Workers
 
 RETRY = (OWNER, "retry")  # the deadline at which a thaw that failed is tried again
-RETRY_FIRST, RETRY_MAX = 0.02, 30.0  # seconds until then: it doubles each time
+RETRY_FIRST, RETRY_MAX = 0.02, 30.0  # seconds until then; they double each time
 _NAMED = 3
 
 
 class Compensation:
-    """The thaw workers. `last_refusal` says why the last one did not thaw all."""
+    """The thaw workers. `last_refusal` says why the last attempt did not thaw all."""
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
@@ -28,17 +28,17 @@ class Compensation:
         self._limit = 0.0
 
     def configure(self, limit: float) -> None:
-        """Take the seconds that a thaw may take."""
+        """Set how many seconds a thaw may take."""
         self._limit = limit
 
     def due(self, turn: Turn, ledger: Ledger) -> bool:
-        """Return whether a thaw worker has something to do now: what the freeze worker left, if that cannot thaw it."""
+        """Return whether to fork a thaw worker now: the freeze worker left something that it cannot thaw itself."""
         freezer = self._workers.get(ledger.freezer)
         left_alone = freezer is None or freezer.state in (WorkerState.KILLED, WorkerState.STUCK)
         return left_alone and (bool(ledger.to_thaw) or ledger.owed) and turn.left(RETRY) < 0
 
     def nothing_left(self, ledger: Ledger) -> bool:
-        """Return whether nothing can be frozen any more, and no worker is left that could freeze."""
+        """Return whether nothing may be frozen any more, and no worker is left that could freeze."""
         return not self.at_work(ledger) and not ledger.suspects and not ledger.owed
 
     def at_work(self, ledger: Ledger) -> list[Worker]:
@@ -47,10 +47,10 @@ class Compensation:
         return [worker for worker in found if worker is not None]
 
     def start(self, turn: Turn, ledger: Ledger) -> None:
-        """Fork a thaw worker for all that may be frozen and that no other is at."""
+        """Fork a thaw worker for all that may be frozen and that no other worker is thawing."""
         wanted = ledger.to_thaw
         mounts = {index: ledger.marks[index].mount for index in sorted(wanted)}
-        args = {"mounts": mounts, "expedited": ledger.expedites}
+        args = {"mounts": mounts, "expedited": ledger.expedites}  # ADR 0022: it puts grace periods back first
         worker = self._workers.spawn(turn, RPCS["thaw"], args, None, self._limit)
         named = ", ".join(mount.mountpoint for mount in list(mounts.values())[:_NAMED])
         self._workers.describe(worker, f"thawing {named}")
@@ -58,17 +58,17 @@ class Compensation:
         ledger.thaws(worker.id, wanted)
 
     def ended(self, turn: Turn, ledger: Ledger, worker: Worker, death: str, *, reported: bool) -> None:
-        """A thaw worker was reaped; if it has not proved all thawed, it is tried again."""
-        undone = ledger.thawer_reaped(worker.id, reported=worker.outcome is not None)
+        """Take note that a thaw worker was reaped; if it has not proved all thawed, try again later."""
+        unproved = ledger.thawer_reaped(worker.id, reported=worker.outcome is not None)
         if isinstance(worker.outcome, messages.Failed):
             self._try_later(turn, worker.outcome.text)
         elif not reported:
             self._try_later(turn, death)
-        elif undone:
+        elif unproved:
             self._try_later(turn, f"{worker.name} did not prove all thawed")
 
     def try_now(self, turn: Turn) -> None:
-        """Forget the back-off: something has changed, or somebody asks."""
+        """Forget the back-off, since something has changed or a host has asked."""
         self._backoff = RETRY_FIRST
         turn.cancel(RETRY)
 

@@ -1,8 +1,8 @@
 """The supervisor's decisions: handle(event, now) -> effects. No I/O, no clock.
 
-A request is admitted by the one predicate of the RPC table, checked against its parameters, and answered inline or
-given to a worker. What a worker's report, death or overrun means for a freeze is decided in freeze.py, for an open file
-or a started program in resources.py.
+A request is admitted by the predicate of the RPC table, its parameters are checked, and it is answered inline or given
+to a worker. What the report, death or overrun of a worker means for a freeze is decided in reports.py and freeze.py,
+what it means for an open file or a started program in resources.py.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .timing import Deadlines
 from .turn import Turn
 from .workers import Worker, Workers, while_clause
 
-BULKY_MAX = 8  # calls under way whose replies may be tens of megabytes
+BULKY_MAX = 8  # calls in progress whose replies may be tens of megabytes
 InlineHandler = Callable[["Engine", Turn, Call, dict[str, Any]], Any]
-CALLS_MAX = 64  # calls under way on one connection: tagged ones need not give way to each other
+CALLS_MAX = 64  # calls in progress on one connection: a tagged one does not replace an older one
 
 
 class Engine:
-    """The state of the supervisor, and what it offers to the handlers of inline.py."""
+    """The state of the supervisor, and what the handlers of inline.py may use of it."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Engine:
         deadlines: Deadlines,
         inline: Mapping[str, InlineHandler],
     ) -> None:
-        """Begin at `now`; `inline` has the handlers of the rows that run here, by the names that the rows give."""
+        """Begin at `now`; `inline` has the handlers of the inline rows by their names."""
         self.version = version
         self._inline = inline
         self._start = now
@@ -65,10 +65,10 @@ class Engine:
         self._configure(config)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        """Take one event at `now` (seconds of the loop's clock) and return what is to be done, in order.
+        """Take one event at `now` (seconds of the loop's clock); return the effects to apply, in order.
 
-        The caller feeds `Due` for each deadline that has passed before any other event: an answer must not be given on
-        a hold that is over.
+        The caller must first feed `Due` for each deadline that has passed: an answer must not be based on a hold that
+        is over.
         """
         turn = Turn(now, now + self._wall_offset, self._deadlines)
         self._HANDLERS[type(event)](self, turn, event)
@@ -77,7 +77,7 @@ class Engine:
         return turn.effects
 
     def _show(self, turn: Turn) -> None:
-        """Let the change be seen: by who waits for it, in the audit log, in the title."""
+        """Show the change to those who wait for it, in the audit log and in the title."""
         self._pending.tell_news(turn, self._seq, self._freeze.state)
         if self._audit.waiting and self._freeze.thawed:
             for text in self._audit.take():
@@ -171,14 +171,14 @@ class Engine:
     def _disconnected(self, turn: Turn, event: events.Disconnected) -> None:
         self._pending.abandon(turn, event.connection, None)
 
-    # -- what is offered to the inline handlers
+    # -- what the inline handlers may use
 
     def allows(self, method: str) -> bool:
-        """Return whether the configuration lets hosts call that method."""
+        """Return whether the configuration lets hosts call this method."""
         return self._config.allows(method)
 
     def thaw(self, turn: Turn, call: Call) -> Deferred:
-        """Thaw, cancel, retry or join."""
+        """Thaw; or cancel a freeze, retry a thaw, or join one that is in progress."""
         return self._freeze.thaw(turn, call)
 
     def hold(self, turn: Turn, call: Call, seconds: float) -> Deferred:
@@ -197,7 +197,7 @@ class Engine:
         return DEFERRED
 
     def settled(self, call: Call) -> str | Deferred:
-        """Return "thawed" or "frozen"; while neither is true the answer waits for the outcome."""
+        """Return "thawed" or "frozen"; while neither is true, answer when one of them is."""
         return self._pending.settled(call, self._freeze.state)
 
     # -- workers
@@ -236,7 +236,7 @@ class Engine:
             self._rubbish(turn, worker, wrong)
 
     def _take(self, turn: Turn, worker: Worker, message: messages.Report) -> str:
-        """Take a report of a worker that freezes nothing; return what is wrong with it, empty if nothing."""
+        """Take a report of a worker that does not freeze; return what is wrong with it, "" if nothing is."""
         match message:
             case messages.Done(str(value)) if worker.row.name == "reload":
                 self._reloaded(turn, value)
@@ -249,7 +249,7 @@ class Engine:
             case messages.Started() | messages.Step() | messages.Progress():
                 pass
             case messages.Done() if worker.row.holds:
-                pass  # what it kept has ended, or was dropped
+                pass  # the resource has ended or was dropped
             case messages.Acquired() | messages.Replied() | messages.Declined() | messages.Releasable():
                 return self._resources.receive(turn, worker, message)
             case _:
@@ -280,12 +280,12 @@ class Engine:
             self._lost(turn, worker, Fault(Code.WORKER_DIED, death))
 
     def _lost(self, turn: Turn, worker: Worker, fault: Fault) -> None:
-        """Tell whoever waits for the worker that it will not answer."""
+        """Answer those who wait for the worker, since it will not."""
         self._pending.answer(turn, worker.call, fault)
         self._resources.lost(turn, worker, fault)
 
     def _probed(self, turn: Turn, event: events.Probed) -> None:
-        # What drew the question may have ended the worker, too.
+        # The worker may have ended since the question was asked.
         worker = self._workers.get(event.worker)
         if worker is not None and (worker.alive or worker.state is WorkerState.STUCK):
             self._freeze_reports.probed(turn, worker, event.state)
@@ -299,7 +299,7 @@ class Engine:
         elif self._freeze.owns(worker):
             self._freeze_reports.limit_passed(turn, worker)
         elif not self.thawed and Disk.WRITE in (worker.row.disk, self._resources.disk(worker)):
-            self._workers.arm(turn, worker, worker.limit)  # it may wait for the thaw, which is not its fault
+            self._workers.arm(turn, worker, worker.limit)  # it may be waiting for the thaw, which is not its fault
         else:
             self._kill(turn, worker, WorkerEvent.LIMIT, f": its limit of {worker.limit:g} s passed", Code.OVERRUN)
 
@@ -335,12 +335,12 @@ class Engine:
             turn.log("warning", "the configuration stays as it was: a freeze began; send SIGHUP again")
             return
         try:
-            fresh, kept = reread(self._config, text)
+            fresh, unchanged = reread(self._config, text)
         except BadConfig as error:
             turn.log("err", f"the configuration stays as it was: {error}")
             return
         self._configure(fresh)
-        needs = f"; {', '.join(kept)} change only with a restart" if kept else ""
+        needs = f"; {', '.join(unchanged)} change only with a restart" if unchanged else ""
         turn.do(events.Configured(fresh))
         turn.log("notice", f"the configuration {fresh.file} was read again{needs}")
 
@@ -359,7 +359,7 @@ class Engine:
                 self._freeze.changed(turn)
 
     def _woken(self, _turn: Turn, _event: events.Woken) -> None:
-        pass  # only what is to be shown is shown
+        pass  # nothing to decide: `_show` does the rest
 
     @property
     def _seq(self) -> int:
@@ -373,7 +373,7 @@ class Engine:
         turn.do(events.LogStatus(self._status(turn)))
 
     def _settled(self, turn: Turn) -> None:
-        """The freeze is thawed, or cannot be for now: do what waited for that."""
+        """Do what waited for the end of the freeze: it is thawed, or cannot be thawed for now."""
         if self._stopping:
             self._quit(turn)
             return
@@ -393,11 +393,11 @@ class Engine:
 
     def _quit(self, turn: Turn) -> None:
         if not self.thawed:
-            return  # in ERROR it goes on trying: only a guest that is thawed is left
+            return  # in ERROR it goes on trying: the daemon ends only when the guest is thawed
         self._pending.tell_all(turn)
         for worker in self._workers:
             if worker.row.thaws_first:
-                self._pending.answer(turn, worker.call, "dummy")  # it works: the signal comes from what it has started
+                self._pending.answer(turn, worker.call, "dummy")  # the shutdown works: it is what sent the signal
         self._pending.answer_all(turn, Fault(Code.WRONG_STATE, self._stopping))
         for worker in self._workers:
             if worker.alive and not self._resources.drop(turn, worker):

@@ -1,4 +1,4 @@
-"""What happens to the supervisor (events) and what it does about it (effects): the vocabulary of core and loop."""
+"""What happens to the supervisor (events), and what it does about it (effects): the vocabulary of core and loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Peer:
-    """Who is at the other end of a connection: the channel as configured, and pid/uid or CID as text."""
+    """The host at the other end of a connection: the channel as configured, and its pid/uid or CID as text."""
 
     channel: str
     who: str
@@ -26,8 +26,8 @@ class Peer:
 class Requested:
     """A well-formed request came; `wall` is the time of day (seconds since the epoch) for the audit record.
 
-    `crowded` says that hosts leave so many replies unread that only essential RPCs are to be admitted, and `unheard`
-    that nobody waits for the answer any more.
+    `crowded`: hosts leave so many replies unread that only essential RPCs are to be admitted. `unheard`: nobody waits
+    for the answer any more.
     """
 
     connection: int
@@ -42,7 +42,7 @@ class Requested:
 
 @dataclass(slots=True)
 class Malformed:
-    """Bytes that are no request came, and were answered with this fault."""
+    """Bytes that are not a request came, and were answered with this fault."""
 
     code: int
     text: str
@@ -83,7 +83,7 @@ class SpawnFailed:
 
 @dataclass(slots=True)
 class Reported:
-    """The worker sent a message; `more`: another that came with it follows at once."""
+    """The worker sent a message; `more`: another that was read with it is the next event."""
 
     worker: int
     message: messages.Report
@@ -92,7 +92,7 @@ class Reported:
 
 @dataclass(slots=True)
 class RubbishReported:
-    """The worker sent what is no message."""
+    """The worker sent something that is not a message."""
 
     worker: int
     why: str
@@ -100,14 +100,14 @@ class RubbishReported:
 
 @dataclass(slots=True)
 class ReportEnded:
-    """The worker's report pipe is at its end: it is dying, but a death is only what its pidfd says."""
+    """The worker's report pipe is at its end: it is dying. That it is dead only its pidfd says."""
 
     worker: int
 
 
 @dataclass(slots=True)
 class Exited:
-    """The worker was reaped: killed by `signal`, or ended with `code` (signal 0)."""
+    """The worker was reaped: killed by `signal`, or ended with `code` (then `signal` is 0)."""
 
     worker: int
     signal: int
@@ -139,15 +139,15 @@ class JournalFailed:
 
 @dataclass(slots=True)
 class JournalFound:
-    """A supervisor before this one left a journal: what it planned to freeze, and what the host was not told yet.
+    """An earlier supervisor left a journal: what it planned to freeze, and what was not reported to a host yet.
 
-    `orphan` is the freeze worker that it left if that still lives, (0, 0) if not: its pid and start time. `expedites`:
-    that worker may have left grace periods expedited.
+    `orphan` is pid and start time of its freeze worker if that lives, else (0, 0). `expedites`: it may have left
+    grace periods expedited.
     """
 
     freeze: int
     plan: Plan
-    untold: str
+    unreported: str
     orphan: tuple[int, int] = (0, 0)
     expedites: bool = False
 
@@ -171,14 +171,14 @@ class Stopped:
 
 @dataclass(slots=True)
 class Due:
-    """A deadline of the core's has come, and is armed no more."""
+    """A deadline of the core has passed, and is disarmed."""
 
     key: Key
 
 
 @dataclass(slots=True)
 class Woken:
-    """Nothing but that time has passed."""
+    """Nothing happened except that time has passed."""
 
 
 Event = (
@@ -215,7 +215,7 @@ class Spawn:
 
 @dataclass(slots=True)
 class Adopt:
-    """Take the freeze worker that a dead supervisor left under this number; draws Exited at once if it is gone."""
+    """Adopt the freeze worker of a dead supervisor under this number; draws Exited if it is gone already."""
 
     worker: int
     pid: int
@@ -224,7 +224,7 @@ class Adopt:
 
 @dataclass(slots=True)
 class Kill:
-    """SIGKILL the worker through its pidfd."""
+    """Send SIGKILL to the worker through its pidfd."""
 
     worker: int
 
@@ -271,7 +271,7 @@ class Log:
 
 @dataclass(slots=True)
 class Configured:
-    """The configuration is another from now on."""
+    """Use another configuration from now on."""
 
     config: Config
 
@@ -294,12 +294,12 @@ class WriteJournal:
 
 @dataclass(slots=True)
 class RemoveJournal:
-    """Nothing is frozen and nobody is to be told: the journal goes."""
+    """Remove the journal: nothing is frozen, and there is nothing to report."""
 
 
 @dataclass(slots=True)
 class KeepHandle:
-    """Remember over a restart that the next file opened for a host gets this number."""
+    """Remember, also after a restart, that the next file opened for a host gets this number."""
 
     next: int
 

@@ -1,12 +1,12 @@
 """The machine of a freeze: what hosts, workers, deadlines and deaths do to it. Pure.
 
-It alone owns the state, the outcome, who waits for what, and how long the file systems are held; what may be frozen is
-in its ledger (ledger.py). Everything that happens is an event: `take` looks the pair of state and event up in
-FREEZE_TABLE (agent/api/states.py), keeps outcome and fault of the row if this is the first cause that ends the freeze,
-enters the row's state, and calls the row's action, a method `_do_...` here. A handler only says which event it is.
+It is the only owner of the state, the outcome, the calls that wait, and the end of the hold; what may be frozen is in
+its ledger (ledger.py). Everything that happens is an event. `take` looks up the pair of state and event in FREEZE_TABLE
+(agent/api/states.py), takes over the row's outcome and fault if this is the first cause that ends the freeze, enters
+the row's state, and calls the row's action, a method `_do_...` here. A handler only says which event it is.
 
-Whatever ends a freeze leads to THAWINPROGRESS. There `advance` is the action of every change, and does the next thing
-that can be done, until nothing can be frozen any more: THAWED.
+Whatever ends a freeze leads to THAWINPROGRESS. There the action of every change is `advance`, which does the next
+possible thing, until nothing may be frozen any more; then the state is THAWED.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from .transaction import Transaction
 from .turn import Turn
 from .workers import Worker, Workers, while_clause
 
-REACT_GRACE = 2.0  # seconds for the keeper to say that it thaws, before it is taken for stopped or dead
-HOLDS_MAX = 64  # calls of va.fshold under way, so that the control pipe cannot fill
+REACT_GRACE = 2.0  # seconds until the keeper must have said that it thaws; then it is considered stopped
+HOLDS_MAX = 64  # calls of va.fshold that may wait, so that the control pipe cannot fill
 
 
 class Cause(NamedTuple):
-    """What a row's action is told: why the event happened, the fault that it is to a host, the report that told it."""
+    """What a row's action gets: why the event happened, the fault for a host, the report that brought it if one did."""
 
     why: str
     fault: Fault
@@ -51,10 +51,10 @@ class Cause(NamedTuple):
 
 
 class Freeze:
-    """The freeze state, and the transaction that is under way or was the last.
+    """The freeze state, and the transaction that is in progress or was the last one.
 
-    `unreported` is what the next fsthaw must be told, `error` what an ERROR is about, `changes` a count of changes.
-    `on_settled` is called when the freeze is thawed, or cannot be for now.
+    `unreported` is what the next fsthaw must report, `error` the reason of an ERROR, `changes` a count of changes.
+    `on_settled` is called when the freeze is thawed, or cannot be thawed for now.
     """
 
     def __init__(self, workers: Workers, pending: Pending, on_settled: Callable[[Turn], None]) -> None:
@@ -74,7 +74,7 @@ class Freeze:
         self._hold_max = self.thaw_limit = 0.0
 
     def configure(self, hold_max: float, thaw_limit: float) -> None:
-        """Take the longest hold that a host may ask for, and the seconds that a thaw may take."""
+        """Set the longest hold that a host may ask for, and how many seconds a thaw may take."""
         self._hold_max, self.thaw_limit = hold_max, thaw_limit
         self._undo.configure(thaw_limit)
 
@@ -90,7 +90,7 @@ class Freeze:
         code: Code = Code.INTERNAL,
         report: messages.Report | None = None,
     ) -> None:
-        """Let `event` happen: outcome, state and action are those of its row. Raises Unlisted, a defect of ours."""
+        """Take `event`: its row gives outcome, state and action. Raises Unlisted, which is a defect here."""
         row = freeze_row(self.state, event)
         transaction = self.transaction
         fault = Fault(row.code or code, row.text.format(id=transaction.id if transaction else 0, why=why, where=where))
@@ -116,7 +116,7 @@ class Freeze:
             transaction.hold_callers.clear()
 
     def count_change(self) -> None:
-        """Count a change that the status shows, and the state does not."""
+        """Count a change that shows in the status record, but not in the state."""
         self.changes += 1
 
     def expects(self, event: FreezeEvent) -> bool:
@@ -128,21 +128,21 @@ class Freeze:
         """Whether nothing may be frozen."""
         return self.expects(FreezeEvent.ADMITTED)
 
-    # -- what is the case
+    # -- the present situation
 
     @property
     def under_way(self) -> bool:
-        """Whether there is a freeze, and nothing failed that could be tried again only."""
+        """Whether a freeze is in progress, and not stuck in ERROR."""
         return not self.thawed and not self.expects(FreezeEvent.RETRY)
 
     @property
     def hold_ends(self) -> float:
-        """The second of the loop's clock at which the hold ends; 0 if nothing is held, or without a limit."""
+        """The second of the loop's clock at which the hold ends; 0 if nothing is held, or there is no limit."""
         return self.current.hold_ends if self.expects(FreezeEvent.HOLD_ASKED) else 0.0
 
     @property
     def owner(self) -> Worker | None:
-        """The worker whose phase and limit are those of the freeze; None if it is told to thaw and has not begun."""
+        """The worker whose phase and limit are those of the freeze; None if it has yet to begin the thaw."""
         if self.thawed or self.transaction is None:
             return None
         ledger = self.transaction.ledger
@@ -153,7 +153,7 @@ class Freeze:
 
     @property
     def phase(self) -> str:
-        """The phase that the freeze is in, empty if there is none."""
+        """The phase of the freeze, "" if there is no freeze."""
         if self.expects(FreezeEvent.CHANGED):
             return Phase.THAW.value
         return self.owner.phase.value if self.owner else ""
@@ -161,7 +161,7 @@ class Freeze:
     # -- what hosts ask
 
     def begin(self, turn: Turn, call: int, options: Options, plan_limit: float) -> Worker:
-        """Fork the freeze worker and return it; only when all is thawed."""
+        """Fork the freeze worker and return it; to be called only when all is thawed."""
         self._last_id += 1
         worker = self._workers.spawn(turn, RPCS["va.fsfreeze"], {"options": options}, call, plan_limit)
         self.transaction = Transaction(self._last_id, options, Ledger(worker.id), caller=call)
@@ -170,9 +170,9 @@ class Freeze:
         return worker
 
     def thaw(self, turn: Turn, call: Call) -> Deferred:
-        """Thaw, cancel, retry, join, or answer if there is nothing to thaw.
+        """Thaw; or cancel a freeze, retry a thaw, join one that is in progress, or answer if there is nothing to thaw.
 
-        Answers FREEZE_BROKEN, once, if the last freeze was broken and nobody was told.
+        Answers FREEZE_BROKEN, once, if the last freeze was broken and that was not reported yet.
         """
         self._thaw_callers = [*filter(self._pending.waits, self._thaw_callers), call.id]
         if not self.thawed:
@@ -182,7 +182,7 @@ class Freeze:
         return DEFERRED
 
     def hold(self, turn: Turn, call: Call, seconds: float) -> Deferred:
-        """Ask the keeper to hold until `seconds` from now; its word is the answer."""
+        """Ask the keeper to hold until `seconds` from now; answer when it has agreed."""
         if not self.expects(FreezeEvent.HOLD_ASKED):
             raise Fault(Code.WRONG_STATE, f"va.fshold needs state FROZEN, the state is {self.state.name}")
         transaction = self.current
@@ -193,25 +193,25 @@ class Freeze:
         until = turn.now + (min(seconds, self._hold_max) if self._hold_max else seconds)
         transaction.hold_callers.append((call.id, until))
         turn.tell(transaction.ledger.freezer, messages.Hold(until))
-        return DEFERRED
+        return DEFERRED  # ADR 0011: only the keeper knows that it still holds
 
     def stop(self, turn: Turn, why: str) -> None:
-        """End any freeze because the agent or the guest goes down; nothing if there is none."""
+        """End the freeze, if any, because the agent or the guest goes down."""
         self.take(turn, FreezeEvent.STOPPING, why)
 
     def recover(self, turn: Turn, found: JournalFound, options: Options) -> None:
-        """Thaw what the journal of a supervisor before this one names, and tell the next fsthaw."""
+        """Thaw what the journal of an earlier supervisor names, and report that to the next fsthaw."""
         self._last_id = found.freeze
         if not found.plan.mounts:
-            self.unreported = found.untold
-            self.last = Last(found.freeze, Outcome.BROKEN.value, False, 0.0, 0.0, found.untold, -1.0)
+            self.unreported = found.unreported
+            self.last = Last(found.freeze, Outcome.BROKEN.value, False, 0.0, 0.0, found.unreported, -1.0)
             return
         orphan = self._workers.adopt(turn, RPCS["va.fsfreeze"], found.orphan).id if found.orphan[0] else 0
         ledger = Ledger(orphan)
         ledger.adopt(found.plan, expedites=found.expedites)
-        broken = Fault(Code.FREEZE_BROKEN, found.untold)
+        broken = Fault(Code.FREEZE_BROKEN, found.unreported)
         self.transaction = Transaction(found.freeze, options, ledger, outcome=Outcome.BROKEN, fault=broken)
-        self.take(turn, FreezeEvent.JOURNAL, found.untold)
+        self.take(turn, FreezeEvent.JOURNAL, found.unreported)
 
     # -- its workers
 
@@ -222,12 +222,12 @@ class Freeze:
         )
 
     def changed(self, turn: Turn) -> None:
-        """What may be frozen, a worker, or the back-off has changed: do what that makes possible."""
+        """Do what is possible now that a worker, the back-off, or what may be frozen has changed."""
         if self.expects(FreezeEvent.CHANGED):
             self.take(turn, FreezeEvent.CHANGED)
 
     def killed(self, turn: Turn, worker: Worker) -> None:
-        """A worker of this freeze got SIGKILL: compensate now."""
+        """Compensate now: a worker of this freeze got SIGKILL."""
         ledger = self.current.ledger
         if worker.id == ledger.freezer:
             self.take(turn, FreezeEvent.DIED, f"{worker.name} was killed{while_clause(worker)}{worker.why_killed}")
@@ -235,7 +235,7 @@ class Freeze:
         self.changed(turn)
 
     def exited(self, turn: Turn, worker: Worker, death: str, *, reported: bool) -> None:
-        """A worker of this freeze was reaped; `reported` if it had told its end and was not killed."""
+        """Take note that a worker of this freeze was reaped; `reported`: it had reported its end and was not killed."""
         ledger = self.current.ledger
         if worker.id == ledger.freezer:
             self.take(turn, FreezeEvent.DIED, death)
@@ -253,7 +253,7 @@ class Freeze:
         pass
 
     def _do_proceed(self, turn: Turn, _cause: Cause) -> None:
-        turn.tell(self.current.ledger.freezer, messages.Proceed())
+        turn.tell(self.current.ledger.freezer, messages.Proceed())  # ADR 0003: only now is the plan in the journal
 
     def _do_answer_freeze(self, turn: Turn, cause: Cause) -> None:
         transaction, frozen = self.current, cause.report
@@ -261,7 +261,7 @@ class Freeze:
         transaction.ledger.not_expedited()
         transaction.frozen_at, transaction.hold_ends = float(frozen.at), float(frozen.until)
         if self.unreported:
-            # Whoever asks for a thaw from now on asks for that of this freeze.
+            # From now on a thaw that is asked for is the thaw of this freeze (ADR 0006).
             turn.log("warning", f"nobody was told: {self.unreported}")
             self.unreported = ""
         self._pending.answer(turn, transaction.caller, len(transaction.ledger.held))
@@ -292,19 +292,19 @@ class Freeze:
         keeper = self._workers.get(self.current.ledger.freezer)
         if keeper is not None and keeper.alive:
             turn.tell(keeper.id, messages.Thaw())
-            self._workers.arm(turn, keeper, REACT_GRACE)
+            self._workers.arm(turn, keeper, REACT_GRACE)  # ADR 0010: not the thaw limit, which begins with Thawing
 
     def _do_amend_fault(self, _turn: Turn, cause: Cause) -> None:
         transaction = self.current
         if transaction.outcome is Outcome.FAILED:
-            transaction.fault = cause.fault  # its Thawing gave the reason already; this one says what was undone, too
+            transaction.fault = cause.fault  # Thawing gave the reason before; this text also says what was undone
 
     def _do_advance(self, turn: Turn, _cause: Cause) -> None:
         transaction = self.current
         ledger = transaction.ledger
         if self._undo.nothing_left(self.current.ledger):
-            undone = f"thawed: {transaction.thawed_count}"
-            self.take(turn, FreezeEvent.SETTLED, f"freeze {transaction.id} {transaction.outcome.value}, {undone}")
+            how = f"{transaction.outcome.value}, thawed: {transaction.thawed_count}"
+            self.take(turn, FreezeEvent.SETTLED, f"freeze {transaction.id} {how}")
             return
         if self._undo.due(turn, self.current.ledger):
             self._undo.start(turn, ledger)
@@ -344,17 +344,17 @@ class Freeze:
         self._undo.try_now(turn)
         transaction = self.current
         transaction.ledger.settle()
-        fault = transaction.told_fault
-        undone = transaction.thawed_count
+        fault = transaction.final_fault
+        thawed_count = transaction.thawed_count
         self.last = transaction.summary(turn.now, turn.wall)
-        # A success is told when nothing says otherwise any more, a fault before what would repeat it is removed.
+        # Before a success is answered, nothing on disk may contradict it; a fault stays there until it is answered.
         if fault is None and not self.unreported:
             self._keep_unreported(turn, transaction.id)
-        reported = self._pending.answer(turn, transaction.caller, fault or undone) or transaction.reported
+        reported = self._pending.answer(turn, transaction.caller, fault or thawed_count) or transaction.reported
         cancelled = transaction.outcome is Outcome.CANCELLED
         mine = fault.text if fault is not None and not reported and not cancelled else ""
         news = "; ".join(filter(None, (self.unreported, mine)))
-        if self._answer_thaw_callers(turn, Fault(Code.FREEZE_BROKEN, news) if news else undone):
+        if self._answer_thaw_callers(turn, Fault(Code.FREEZE_BROKEN, news) if news else thawed_count):
             self.unreported = ""
         elif fault is not None and not reported and not (cancelled and transaction.thaw_asked_at):
             self.unreported = "; ".join(filter(None, (self.unreported, fault.text)))
@@ -365,7 +365,7 @@ class Freeze:
     def _do_answer_thaw(self, turn: Turn, _cause: Cause) -> None:
         if not self.unreported:
             self._answer_thaw_callers(turn, 0)
-        # Told first, forgotten afterwards: dying in between, it is told twice rather than never.
+        # ADR 0006: answered first and forgotten then, so that a death in between reports it twice rather than never.
         elif self._answer_thaw_callers(turn, Fault(Code.FREEZE_BROKEN, self.unreported)):
             self.unreported = ""
             turn.no_journal()
@@ -387,7 +387,7 @@ class Freeze:
         "answer_thaw": _do_answer_thaw,
     }
 
-    # -- the way to THAWED
+    # -- on the way to THAWED
 
     def kill(self, turn: Turn, worker: Worker, why: str) -> None:
         """Kill a worker of this freeze whose limit has passed, and compensate."""
@@ -395,12 +395,12 @@ class Freeze:
         self.killed(turn, worker)
 
     def _answer_thaw_callers(self, turn: Turn, value: int | Fault) -> bool:
-        """Answer whoever waits for a thaw; return whether anybody did."""
+        """Answer those who wait for a thaw; return whether anybody did."""
         callers, self._thaw_callers = self._thaw_callers, []
-        return sum(self._pending.answer(turn, number, value) for number in callers) > 0  # not any(): each is answered
+        return sum(self._pending.answer(turn, number, value) for number in callers) > 0  # not any(): all are answered
 
     def _keep_unreported(self, turn: Turn, freeze: int) -> None:
-        """Let the journal keep what nobody was told, and no more: nothing is frozen now."""
+        """Leave in the journal only what was not reported (ADR 0006): nothing is frozen now."""
         if self.unreported:
             turn.journal(freeze, 0, journal(freeze, NO_PLAN, self.unreported))
         else:
@@ -408,6 +408,6 @@ class Freeze:
 
     @property
     def current(self) -> Transaction:
-        """The transaction that is under way, or was the last; there must be one."""
+        """The transaction that is in progress or was the last one; there must be one."""
         assert self.transaction is not None
         return self.transaction

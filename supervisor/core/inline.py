@@ -1,4 +1,4 @@
-"""The RPCs that the supervisor answers itself, from its own state, by the names that the rows of the table give."""
+"""The handlers of RPCs that the supervisor answers itself, by the names that the rows of the table give them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .turn import Turn
 
 
 def dummy(_engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> str:
-    """Answer as the agent of 2011 did."""
+    """Answer "dummy", as the agent of 2011 did."""
     return "dummy"
 
 
 def capabilities(engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
-    """Return {version, methods}; methods that the configuration blocks are not listed."""
+    """Return {version, methods}, without the methods that the configuration blocks."""
     return {"version": engine.version, "methods": _methods(engine)}
 
 
@@ -30,7 +30,7 @@ def list_methods(engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]
 
 
 def method_help(engine: Engine, _turn: Turn, _call: Call, args: dict[str, Any]) -> str:
-    """Return what a method does, takes and returns; raise Fault PARAMS if there is none of that name."""
+    """Return what a method does, takes and returns; raise Fault PARAMS if there is no such method."""
     method = args["method"]
     if method not in _methods(engine):
         raise Fault(Code.PARAMS, f"system.methodHelp: no method {method[:80]!r}")
@@ -42,18 +42,18 @@ def _methods(engine: Engine) -> list[str]:
 
 
 def ping(_engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
-    """Answer."""
+    """Return nothing, to show that the agent is there."""
     return {}
 
 
 def sync(_engine: Engine, _turn: Turn, _call: Call, args: dict[str, Any]) -> int:
-    """Return the `id`: what the host reads before it is older."""
+    """Return the `id`: what the host read before it is older."""
     number: int = args["id"]
     return number
 
 
 def info(engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
-    """Return version and all commands, each with whether it is admitted now."""
+    """Return the version and all commands, with whether each is admitted now."""
     commands = [
         {"name": row.name, "enabled": engine.refusal(row) is None, "success-response": row.name not in SILENT}
         for row in RPCS.values()
@@ -63,17 +63,17 @@ def info(engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> dic
 
 
 def fsfreeze_status(engine: Engine, _turn: Turn, call: Call, _args: dict[str, Any]) -> str | Deferred:
-    """Return "thawed" or "frozen"; in the middle of a freeze or thaw neither is true, and the answer waits."""
+    """Return "thawed" or "frozen"; while a freeze or thaw is in progress, the answer waits."""
     return engine.settled(call)
 
 
 def fsfreeze_thaw(engine: Engine, turn: Turn, call: Call, _args: dict[str, Any]) -> int | Deferred:
-    """Thaw, cancel, retry or join, as va.fsthaw does."""
+    """Thaw, as va.fsthaw does."""
     return engine.thaw(turn, call)
 
 
 def fsthaw(engine: Engine, turn: Turn, call: Call, _args: dict[str, Any]) -> int | Deferred:
-    """Thaw, cancel, retry or join."""
+    """Thaw; or cancel a freeze, retry a thaw, or join one that is in progress."""
     return engine.thaw(turn, call)
 
 
@@ -83,7 +83,7 @@ def fshold(engine: Engine, turn: Turn, call: Call, args: dict[str, Any]) -> Defe
 
 
 def fsstatus(engine: Engine, turn: Turn, call: Call, args: dict[str, Any]) -> Any:
-    """Return the state's number, or the status record if a struct was given."""
+    """Return the number of the state; the status record if a struct was given."""
     options = args["options"]
     if options is None:
         return engine.state_number()
@@ -107,7 +107,7 @@ HANDLERS: Mapping[str, InlineHandler] = {
 
 
 def prove_bound() -> None:
-    """Raise ValueError that names a row without its handler here, or a handler without a row."""
+    """Raise ValueError if a row has no handler here, or a handler no row; it names the row or the handler."""
     named = {row.handler for row in RPCS.values() if row.runs is Runs.INLINE}
     if named != HANDLERS.keys():
         raise ValueError(f"not bound, or bound in vain: {', '.join(sorted(named ^ HANDLERS.keys()))}")

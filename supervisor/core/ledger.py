@@ -1,11 +1,11 @@
-"""What one freeze may have left frozen, and what proves that it has not. Pure.
+"""What one freeze may have left frozen, and what proves that it is thawed. Pure.
 
-What may be frozen (`suspects`): a file system enters when its worker reports that it is about to issue FIFREEZE
-(write-ahead), and leaves when FIFREEZE was refused, or a FITHAW proved it thawed. A worker that is killed may be inside
-FIFREEZE, which takes effect later, just before it dies. So until it is reaped, only a FITHAW that undid a freeze proves
-anything: EINVAL may come from a freeze that still waits for writers (freeze_super drops its lock meanwhile) and cannot
-be stopped. When it is reaped all that it attempted is suspect again, and only a thaw worker that was forked after that
-(its number is over `proof_after`) proves anything.
+`suspects` are the file systems that may be frozen. One enters when the freeze worker reports that it is about to issue
+FIFREEZE (write-ahead), and leaves when FIFREEZE was refused, or a FITHAW proved it thawed. A killed worker may be
+inside FIFREEZE, which takes effect later, just before the worker dies. So until it is reaped, only a FITHAW that undid
+a freeze proves anything: EINVAL may come from a freeze that still waits for writers (freeze_super drops its lock
+meanwhile) and cannot be stopped. When the worker is reaped, all that it attempted is suspect again, and only a thaw
+worker that was forked after that (its number is over `proof_after`) proves anything (ADR 0014).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NO_PLAN = Plan((), ())
 
 @dataclass(slots=True)
 class Mark:
-    """One planned file system and what has been done to it; `seconds` is how long the last step took."""
+    """One planned file system and its state; `seconds` is how long the last step took."""
 
     mount: Mount
     state: MountState = MountState.PENDING
@@ -38,18 +38,18 @@ class Mark:
 
 
 class Ledger:
-    """The file systems of one freeze, by their index in the plan. Nobody else changes its members.
+    """The file systems of one freeze, by their index in the plan. Only the ledger changes its members.
 
     `attempted` are those that a FIFREEZE was announced for, `refused` those of them where it failed. `held` are frozen,
-    and none of ours has begun to thaw them: one that is found thawed is someone else's doing. `thawed_by_us` are those
-    that a FITHAW of ours has thawed. `in_flight` maps a file system to the worker that has an attempt to thaw it under
-    way, `thawers` the thaw workers to the file systems that each was given. `expedites`: grace periods may be left
-    expedited. `counts` are the marks by state, and `moving` those that something is being done to, the longest first:
-    with many file systems each step must cost the same.
+    and no worker of ours has begun to thaw them: if one is found thawed, someone else did it. `thawed_by_us` are those
+    that a FITHAW of ours has thawed. `in_flight` maps a file system to the worker that is trying to thaw it, `thawers`
+    each thaw worker to the file systems that it was given. `expedites`: grace periods may be left expedited. `counts`
+    are the marks by state, and `moving` those that something is being done to, oldest first; both are updated step by
+    step, so that a step costs the same however many file systems there are.
     """
 
     def __init__(self, freezer: int) -> None:
-        """Begin the ledger of the freeze worker of that number, 0 if there is none any more."""
+        """Begin the ledger of the freeze worker of that number, 0 if it is gone."""
         self.freezer = freezer
         self.reaped = not freezer
         self.planned = False
@@ -69,10 +69,10 @@ class Ledger:
         self.counts: Counter[MountState] = Counter()
         self.moving: dict[int, None] = {}
 
-    # -- the plan, and the journal that keeps it
+    # -- the plan
 
     def take(self, plan: Plan, *, expedites: bool) -> None:
-        """Take the plan that the worker reported or the journal kept."""
+        """Take the plan from the worker's report or from the journal."""
         self.planned = True
         self.plan = plan
         self.expedites = expedites
@@ -80,7 +80,7 @@ class Ledger:
         self.counts = Counter({MountState.PENDING: len(self.marks)})
 
     def adopt(self, plan: Plan, *, expedites: bool) -> None:
-        """Take every file system of a dead agent's plan for frozen: what was reported of them died with it."""
+        """Take a dead agent's plan and suspect all of it, since the reports died with that agent."""
         self.take(plan, expedites=expedites)
         everything = range(len(self.marks))
         self.attempted, self.suspects = set(everything), set(everything)
@@ -143,24 +143,25 @@ class Ledger:
 
     def freezer_died(self, *, spoke_rubbish: bool) -> None:
         """Suspect what the dying freeze worker may have frozen; if it spoke rubbish, all that was planned."""
+        # ADR 0004: after rubbish nothing that it had said counts.
         self.suspects |= set(range(len(self.marks))) if spoke_rubbish else self.froze
 
     def freezer_reaped(self, *, reported: bool, last_worker: int) -> None:
-        """The freeze worker is gone. Unless it had `reported` its end only a later thaw worker proves anything."""
+        """Take note that the freeze worker is gone. Unless it `reported` its end, only later workers prove anything."""
         self.reaped = True
         self.free(self.freezer)
         if reported:
             self.expedites = False  # it has put that back
         else:
-            self.proof_after = last_worker
+            self.proof_after = last_worker  # ADR 0014: thaw workers up to this one prove nothing
 
     def thaws(self, thawer: int, mounts: set[int]) -> None:
-        """That thaw worker was forked for these."""
+        """Take note that this thaw worker was forked for these."""
         self.thawers[thawer] = mounts
         self.in_flight.update(dict.fromkeys(mounts, thawer))
 
     def thawer_reaped(self, thawer: int, *, reported: bool) -> bool:
-        """The thaw worker is gone; return whether it has left undone what it could have proved."""
+        """Take note that the thaw worker is gone; return whether it could have proved more thawed than it did."""
         self.free(thawer)
         given = self.thawers.pop(thawer)
         if self.reaped and thawer > self.proof_after and reported:
@@ -168,21 +169,21 @@ class Ledger:
         return bool(self.suspects & given) and (not self.reaped or thawer > self.proof_after)
 
     def free(self, worker: int) -> None:
-        """That worker has no attempt under way any more."""
+        """End the attempts of this worker."""
         self.in_flight = {mount: owner for mount, owner in self.in_flight.items() if owner != worker}
 
     def not_expedited(self) -> None:
-        """The freeze worker has put grace periods back."""
+        """Take note that the freeze worker has put grace periods back."""
         self.expedites = False
 
     @property
     def owed(self) -> bool:
-        """Whether a worker that died when all had been refused has left grace periods expedited, and nothing frozen."""
+        """Whether grace periods may still be expedited, although the dead worker left nothing frozen."""
         return self.reaped and self.expedites and bool(self.attempted) and not self.thawers
 
     @property
     def to_thaw(self) -> set[int]:
-        """Those that may be frozen, and that no attempt to thaw is under way for."""
+        """Those that may be frozen, and that no worker is trying to thaw."""
         return self.suspects - self.in_flight.keys()
 
     # -- words and figures
@@ -193,7 +194,7 @@ class Ledger:
         return self.attempted - self.refused
 
     def settle(self) -> None:
-        """Let each file system say what it is when nothing is frozen any more."""
+        """Set the final state of each file system: nothing is frozen any more."""
         for index, mark in enumerate(self.marks):
             if mark.state in (MountState.SYNCING, MountState.SYNCED):
                 self._enter(index, MountState.PENDING)
@@ -201,7 +202,7 @@ class Ledger:
                 self._enter(index, MountState.THAWED)
 
     def what_was_undone(self) -> str:
-        """Return how many of those that may have been frozen were thawed, to end a sentence; or nothing."""
+        """Return how many of those that may have been frozen were thawed, as the end of a sentence; or ""."""
         if not self.froze:
             return ""
         rest = len(self.froze - self.thawed_by_us)
@@ -209,17 +210,17 @@ class Ledger:
         return f"; thawed {len(self.thawed_by_us)} of {len(self.froze)}{found}"
 
     def doing(self, shown: Callable[[str], str] = str) -> str:
-        """Return what is being done now, and where; `shown` makes of a mount point what is to be shown of it."""
+        """Return what is being done now, and where; `shown` shortens a mount point."""
         marks = [self.marks[index] for index in islice(self.moving, _NAMED)]
         more = len(self.moving) - len(marks)
         now = ", ".join(f"{mark.state.value} {shown(mark.mount.mountpoint)}" for mark in marks)
         return now + (f" and {more} more" if more else "")
 
     def journal(self, freeze: int, unreported: str) -> dict[str, Any]:
-        """Return what the journal keeps: what may be frozen, and what the next fsthaw is told if the agent dies."""
+        """Return the record for the journal; `unreported` is for the next fsthaw if the agent dies."""
         return journal(freeze, self.plan, unreported, expedites=self.expedites)
 
 
 def journal(freeze: int, plan: Plan, unreported: str, *, expedites: bool = False) -> dict[str, Any]:
-    """Return the record of a freeze that the journal keeps."""
+    """Return the record of a freeze for the journal."""
     return {"freeze": freeze, "plan": plan.dump(), "untold": unreported, "expedites": expedites}

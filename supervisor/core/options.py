@@ -1,4 +1,4 @@
-"""What a handler gets besides the host's arguments: the daemon's options, and the request's bounded by them. Pure."""
+"""What a handler gets in addition to the host's arguments: the daemon's options, and limits bounded by them. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXEC_GRACE = 10.0  # seconds that a program over its limit has between SIGTERM a
 
 
 def additions(config: Config, handle: int) -> dict[str, Any]:
-    """Return all that a row may have added to its arguments (`Rpc.adds`)."""
+    """Return everything that a row may get in addition to its arguments (`Rpc.adds`)."""
     return {"command": config.shutdown_command, "limit": config.exec_limit, "grace": EXEC_GRACE, "handle": handle}
 
 
@@ -31,7 +31,7 @@ def freeze_options(
         value = given.get(name)
         if value is None:
             return default
-        if most and not 0 < value <= most:
+        if most and not 0 < value <= most:  # ADR 0011: refused, not clamped as va.fshold does
             raise Fault(Code.PARAMS, f"{method}: {name} is {value:g}, expected over 0 and at most {most:g} seconds")
         return float(value)
 
@@ -51,7 +51,7 @@ def freeze_options(
 
 
 def limit_of(row: Rpc, args: dict[str, Any]) -> float:
-    """Return the seconds after which a worker is killed, 0 is never; one that keeps its own limit says more itself."""
+    """Return after how many seconds to kill a worker, 0 for never; later if it keeps its own limit and says more."""
     if not row.limited_by:
         return row.limit or 0
     own: float = getattr(args["options"], row.limited_by)

@@ -1,6 +1,6 @@
-"""Who waits for an answer: the calls under way, and among them those that wait for news of the freeze. Pure.
+"""The calls that wait for an answer, and among them those that wait for news of the freeze. Pure.
 
-A host that has gone away waits for nothing, and is told nothing.
+A host that has gone away waits for nothing and is answered nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ SETTLED: Mapping[FreezeState, str | None] = {
     FreezeState.INPROGRESS: None,
     FreezeState.FROZEN: "frozen",
     FreezeState.THAWINPROGRESS: None,
-    FreezeState.ERROR: "frozen",  # something is frozen and cannot be thawed for now: that lasts
+    FreezeState.ERROR: "frozen",  # something is frozen and cannot be thawed for now, which may last
 }
-"""What guest-fsfreeze-status answers; while neither is true its answer waits."""
+"""What guest-fsfreeze-status answers; None: its answer waits."""
 
 
 class Deferred:
@@ -35,7 +35,7 @@ DEFERRED = Deferred()
 
 @dataclass(slots=True)
 class Call:
-    """One request under way: when it came, on the loop's clock, and the number of the worker forked for it."""
+    """One unanswered request: when it came, on the loop's clock, and the number of the worker that carries it out."""
 
     id: int
     request: Requested
@@ -44,7 +44,7 @@ class Call:
 
 
 class Pending:
-    """The open calls by number. `status` makes the present record; each end of a call goes to the audit records."""
+    """The open calls by number. `status` returns the present record. Each call that ends gets an audit record."""
 
     def __init__(self, records: audit.Audit, status: Callable[[Turn], Any]) -> None:
         self._audit = records
@@ -56,7 +56,7 @@ class Pending:
         self._last_id = 0
 
     def open(self, turn: Turn, request: Requested) -> Call:
-        """Number the request and keep it until it is answered."""
+        """Give the request a number, and store it until it is answered."""
         self._last_id += 1
         call = Call(self._last_id, request, turn.now)
         self._open[call.id] = call
@@ -67,15 +67,15 @@ class Pending:
         return iter(self._open.values())
 
     def count(self, connection: int) -> int:
-        """Return how many calls of that connection are open."""
+        """Return how many calls of this connection are open."""
         return len(self._by_connection.get(connection, ()))
 
     def waits(self, number: int | None) -> bool:
-        """Return whether somebody still waits for that call's answer."""
+        """Return whether somebody still waits for the answer to this call."""
         return number in self._open
 
     def runs_in(self, call: Call, worker: int) -> None:
-        """The worker of that number was forked, or asked, for the call."""
+        """Take note that this worker was forked, or asked, for the call."""
         call.worker = worker
 
     def limit_wait(self, turn: Turn, call: Call, seconds: float) -> None:
@@ -102,7 +102,7 @@ class Pending:
             self.answer(turn, number, Fault(Code.IN_PROGRESS, text))
 
     def abandon(self, turn: Turn, connection: int, token: int | None) -> None:
-        """The host waits no more for this request, or (token None) for any of this connection."""
+        """Close this request, or (token None) all of this connection: the host waits no more."""
         for number in sorted(self._by_connection.get(connection, ())):
             if token is None or token == self._open[number].request.token:
                 call = self._close(turn, number)
@@ -110,7 +110,7 @@ class Pending:
                 self._record(turn, call, "abandoned", None)
 
     def answer_all(self, turn: Turn, fault: Fault) -> None:
-        """Answer whoever waits with `fault`."""
+        """Answer all who wait with `fault`."""
         for number in list(self._open):
             self.answer(turn, number, fault)
 
@@ -140,11 +140,11 @@ class Pending:
         turn.arm(("core", "poll", call.id), WAIT_DEFAULT if wait is None else wait)
 
     def poll_due(self, turn: Turn, number: int) -> None:
-        """The wait of a call has passed."""
+        """Answer a call whose `wait` has passed with the present record."""
         self.answer(turn, number, self._status(turn))
 
     def settled(self, call: Call, state: FreezeState) -> str | Deferred:
-        """Return "thawed" or "frozen"; if neither is true the call is answered when one is."""
+        """Return "thawed" or "frozen"; if neither is true, answer the call when one is."""
         answer = SETTLED[state]
         if answer is None:
             self._unsettled = [*filter(self.waits, self._unsettled), call.id]
@@ -153,7 +153,7 @@ class Pending:
 
     def tell_news(self, turn: Turn, seq: int, state: FreezeState) -> None:
         """Answer those for whom there is news."""
-        if self._since:
+        if self._since:  # ADR 0012: `!=`, not `<`, since a restart begins seq anew
             for number in [number for number, since in self._since.items() if since != seq]:
                 self.answer(turn, number, self._status(turn))
         if self._unsettled and (answer := SETTLED[state]) is not None:
@@ -162,6 +162,6 @@ class Pending:
                 self.answer(turn, number, answer)
 
     def tell_all(self, turn: Turn) -> None:
-        """Answer with the present record all that wait for another."""
+        """Answer all who wait for a newer record with the present one."""
         for number in list(self._since):
             self.answer(turn, number, self._status(turn))

@@ -1,6 +1,6 @@
-"""What the workers of a freeze say, and what befalls them: which event of the machine that is. Pure.
+"""From reports, limits and process states of a freeze's workers to events of its machine. Pure.
 
-A report is checked against what its worker may say; what is wrong with it is returned, and the worker killed for it.
+A report is checked against what its worker may say. What is wrong with it is returned, and the worker is killed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .freeze import REACT_GRACE, Freeze
 from .turn import Turn
 from .workers import LOOK_AGAIN, Worker, Workers, while_clause
 
-IN_D, UNKNOWN = "disk-sleep", "unknown"  # psutil's name of the state; and none could be had
+IN_D, UNKNOWN = "disk-sleep", "unknown"  # psutil's name of state D; and /proc could not be read
 _MOUNT_STATES = {state.value: state for state in MountState}
 
 
@@ -28,7 +28,7 @@ class FreezeReports:
         self._workers = workers
 
     def receive(self, turn: Turn, worker: Worker, message: messages.Report) -> str:
-        """Take a report of a freeze or thaw worker; return what is wrong with it, empty if nothing."""
+        """Take a report of a freeze or thaw worker; return what is wrong with it, "" if nothing is."""
         self._freeze.count_change()
         handler = self._RECEIVE.get(type(message))
         return handler(self, turn, worker, message) if handler else ""
@@ -70,7 +70,7 @@ class FreezeReports:
 
     def _receive_frozen(self, turn: Turn, worker: Worker, frozen: messages.Frozen) -> str:
         if not self._freeze.expects(FreezeEvent.FROZEN) or worker.state is not WorkerState.HOLDING:
-            return ""  # it was killed meanwhile: what it froze is suspect and gets thawed
+            return ""  # it was killed meanwhile: what it froze is suspect and will be thawed
         transaction = self._freeze.current
         limit = transaction.options.hold_limit
         held = len(transaction.ledger.held)
@@ -97,6 +97,7 @@ class FreezeReports:
         if not worker.alive:
             return ""
         transaction = self._freeze.current
+        # ADR 0002: its end of the hold and a host's thaw may cross; the keeper's clock says which was first.
         in_time = bool(transaction.thaw_asked_at) and thawing.at >= transaction.thaw_asked_at
         if not thawing.reason or in_time:
             event = FreezeEvent.THAWS
@@ -134,10 +135,10 @@ class FreezeReports:
         messages.Failed: _receive_failed,
     }
 
-    # -- what effects and deadlines bring
+    # -- from effects and deadlines
 
     def journaled(self, turn: Turn, freeze: int, refused: OSError | None) -> None:
-        """The plan is in the journal: let the worker go on to freeze. Or it is not: nothing is frozen."""
+        """Let the worker go on to freeze if the journal was written; otherwise nothing is frozen."""
         if self._freeze.expects(FreezeEvent.JOURNALED) and freeze == self._freeze.current.id:
             if refused is None:
                 self._freeze.take(turn, FreezeEvent.JOURNALED)
@@ -146,7 +147,7 @@ class FreezeReports:
                 self._freeze.take(turn, FreezeEvent.JOURNAL_FAILED, why, where=str(refused.strerror))
 
     def limit_passed(self, turn: Turn, worker: Worker) -> None:
-        """A limit of the freeze worker or of a thaw worker has passed."""
+        """Act on a limit of the freeze worker or of a thaw worker that has passed."""
         if worker.phase is Phase.THAW:
             turn.probe(worker.id)
         elif self._freeze.expects(FreezeEvent.HOLD_PASSED):
@@ -158,13 +159,13 @@ class FreezeReports:
             self._freeze.take(turn, FreezeEvent.UNRESPONSIVE, f"it did not begin to thaw within {REACT_GRACE:g} s")
 
     def probed(self, turn: Turn, worker: Worker, process_state: str) -> None:
-        """The thaw limit of `worker` has passed, and this is its process state: if it is in the kernel, let it be."""
+        """Act on a thaw limit that has passed, now that the process state is known: in the kernel, it is left alone."""
         in_kernel = process_state in (IN_D, UNKNOWN)
         if in_kernel and worker.state is WorkerState.STUCK:
             self._workers.arm(turn, worker, LOOK_AGAIN)
         elif not in_kernel or worker.state is WorkerState.SPAWNED:
             self._freeze.kill(turn, worker, f"the thaw limit of {worker.limit:g} s passed")
         else:
-            # ADR 0015: SIGKILL inside FITHAW ends it no sooner, and does harm.
+            # ADR 0015: SIGKILL inside FITHAW would not end it sooner, and does harm.
             self._workers.change(turn, worker, WorkerEvent.IN_KERNEL)
             self._freeze.changed(turn)

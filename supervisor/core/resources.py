@@ -1,7 +1,7 @@
-"""Resources: what workers keep for hosts between requests, open files and started programs. Pure.
+"""The resources that workers hold for hosts between requests: open files and started programs. Pure.
 
-The life of such a worker is agent/worker/resource.py. What is asked of one is answered in order, and each answer has
-the limit of its row; a worker that overruns is killed, and what it kept is lost.
+The life of such a worker is in agent/worker/resource.py. It answers requests in order, each within the limit of its
+row. A worker that overruns is killed, and its resource is lost.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .turn import Turn
 from .workers import Worker, Workers
 
 ASKED_MAX = 64  # requests that wait for one worker
-ASKED_BYTES = 64 << 20  # of all that wait for any
-RELEASABLE_MAX = 8  # of those that may be dropped, as many are kept all the same
+ASKED_BYTES = 64 << 20  # of all requests that wait for any worker
+RELEASABLE_MAX = 8  # resources that may be dropped, and are held all the same
 
 
 class _Asked(NamedTuple):
-    """A request that waits: the call, its row, how large its arguments are."""
+    """A request that waits: the call, its row, the size of its arguments."""
 
     call: int
     row: Rpc
@@ -33,7 +33,7 @@ class _Asked(NamedTuple):
 
 @dataclass(slots=True)
 class ResourceWorker:
-    """A worker that keeps something: the row that it runs, its number for hosts, who waits for it, oldest first."""
+    """A worker that holds a resource: `key` is the number for hosts, `asked` who waits for it, oldest first."""
 
     worker: Worker
     key: int | None
@@ -42,7 +42,7 @@ class ResourceWorker:
 
 
 class Resources:
-    """The workers that keep something."""
+    """The workers that hold a resource."""
 
     def __init__(self, workers: Workers, pending: Pending) -> None:
         self._workers = workers
@@ -50,7 +50,7 @@ class Resources:
         self._holders: dict[int, ResourceWorker] = {}  # by worker, oldest first
 
     def make_room(self, turn: Turn, row: Rpc) -> None:
-        """Drop what may be dropped if `row` keeps too many already; raise Fault BUSY if nothing may."""
+        """Drop a resource that may be dropped if `row` holds too many; raise Fault BUSY if none may be."""
         mine = [worker for worker in self._workers if worker.row is row]
         if len(mine) < row.holds:
             return
@@ -66,9 +66,9 @@ class Resources:
         worker: Worker,
         message: messages.Acquired | messages.Replied | messages.Declined | messages.Releasable,
     ) -> str:
-        """Take a report about what the worker keeps; return what is wrong with it, empty if nothing."""
+        """Take a report about what the worker holds; return what is wrong with it, "" if nothing is."""
         if not worker.alive:
-            return ""  # sent before the kill took effect; whoever waited was told
+            return ""  # sent before the kill took effect; those who waited were answered then
         match message:
             case messages.Acquired():
                 self._acquired(turn, worker, message)
@@ -79,10 +79,10 @@ class Resources:
         return ""
 
     def _acquired(self, turn: Turn, worker: Worker, message: messages.Acquired) -> None:
-        """The worker has answered its call and keeps what that opened or started."""
+        """Take the worker's first answer; from now on it holds what it opened or started."""
         for other in list(self._holders.values()):
             if other.worker.row is worker.row and other.key == message.key:
-                self._drop(turn, other)  # a pid that the kernel gave out again
+                self._drop(turn, other)  # the kernel has given out its pid again
         self._holders[worker.id] = ResourceWorker(worker, message.key)
         self._workers.enter_phase(turn, worker, Phase.KEEP, 0)
         self._workers.describe(worker, f"keeping {message.key}")
@@ -90,7 +90,7 @@ class Resources:
         self._workers.answered(worker)
 
     def ask(self, turn: Turn, row: Rpc, args: dict[str, Any], call: int) -> int:
-        """Hand the request to the worker that keeps what it names and return its number; raise Fault if none does."""
+        """Ask the worker that holds what the request names, and return its number; raise Fault if no worker does."""
         key = args[row.params[0].name]
         for holder in self._holders.values():
             if holder.key == key and holder.worker.row.name == row.of and holder.worker.alive:
@@ -105,11 +105,11 @@ class Resources:
         holder.asked.append(_Asked(call, row, size))
         if len(holder.asked) == 1:
             self._begin(turn, holder)
-        turn.tell(holder.worker.id, messages.Ask(call, row.name, args))
+        turn.tell(holder.worker.id, messages.Ask(call, row.name, args))  # ADR 0020: never a worker for all resources
         return holder.worker.id
 
     def _replied(self, turn: Turn, worker: Worker, message: messages.Replied | messages.Declined) -> str:
-        """Take an answer; return what is wrong with it, empty if nothing."""
+        """Take an answer; return what is wrong with it, "" if nothing is."""
         holder = self._holders.get(worker.id)
         if holder is None or not holder.asked or holder.asked[0].call != message.call:
             return f"{type(message).__name__} to call {message.call}, which did not ask"
@@ -123,7 +123,7 @@ class Resources:
         return ""
 
     def _releasable(self, turn: Turn, worker: Worker) -> None:
-        """What the worker keeps may be dropped when room is needed."""
+        """Take note that the worker's resource may be dropped when room is needed."""
         if worker.id in self._holders:
             self._holders[worker.id].releasable = True
             idle = [k for k in self._holders.values() if k.releasable and not k.asked]
@@ -131,12 +131,12 @@ class Resources:
                 self._drop(turn, idle[0])
 
     def disk(self, worker: Worker) -> Disk:
-        """Return what that which the worker was asked for does to the disk."""
+        """Return what the worker's present request does to the disk."""
         holder = self._holders.get(worker.id)
         return holder.asked[0].row.disk if holder is not None and holder.asked else Disk.NONE
 
     def drop(self, turn: Turn, worker: Worker) -> bool:
-        """Let the worker drop what it keeps, and end, if its row outlives the agent; return whether it does."""
+        """Let the worker drop its resource and end, if its row outlives the agent; return whether it does."""
         holder = self._holders.get(worker.id)
         if holder is None or not worker.row.outlives:
             return False
@@ -144,16 +144,16 @@ class Resources:
         return True
 
     def lost(self, turn: Turn, worker: Worker, fault: Fault) -> None:
-        """The worker is killed or gone, and with it what it kept: answer whoever waits for it."""
+        """Answer those who wait for the worker: it is killed or gone, and its resource with it."""
         holder = self._holders.pop(worker.id, None)
         if holder is not None:
             for call, row, _ in holder.asked:
-                # What ended as it should has answered all; for whoever came too late there is no such thing any more.
+                # A worker that ended in good order has answered all before; later requests name no resource any more.
                 late = isinstance(worker.outcome, messages.Done)
                 self._pending.answer(turn, call, Fault(Code.FAILED, row.unknown.format(holder.key)) if late else fault)
 
     def _begin(self, turn: Turn, holder: ResourceWorker) -> None:
-        """The worker begins with what was asked first, and has its limit for that."""
+        """Begin the limit of the request that was asked first."""
         row = holder.asked[0].row if holder.asked else None
         self._workers.enter_phase(turn, holder.worker, Phase.KEEP, (row.limit or 0) if row else 0)
         self._workers.describe(holder.worker, f"doing {row.name} of {holder.key}" if row else f"keeping {holder.key}")

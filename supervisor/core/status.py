@@ -1,4 +1,4 @@
-"""The status record (`agent.api.records.Status`) of a moment: a frozen copy, for which no worker is asked."""
+"""The status record (`agent.api.records.Status`): a copy of the present state, made without asking a worker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .workers import Workers
 
 
 def dump(status: Status, process_state: Callable[[int], str]) -> dict[str, Any]:
-    """Return the record as it is sent; `process_state` reads a pid's state."""
+    """Return the record as it is sent; `process_state` returns the process state of a pid."""
     workers = (replace(w, process_state=process_state(w.pid) if w.pid else "starting") for w in status.workers)
     return records.dump(replace(status, workers=tuple(workers)))
 
@@ -54,7 +54,7 @@ def _progress(ledger: Ledger) -> Progress:
 def record(
     turn: Turn, freeze: Freeze, workers: Workers, seq: int, version: str, audit: tuple[int, int], start: float
 ) -> Status:
-    """Return the record of this turn; `audit` is (waiting, dropped), `start` when the daemon started."""
+    """Return the record of this turn; `audit` is (waiting, dropped), `start` is when the daemon started."""
     now = turn.now
     owner, phase = freeze.owner, freeze.phase
     transaction = freeze.transaction

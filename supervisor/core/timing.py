@@ -1,4 +1,4 @@
-"""What the decisions need of a clock: deadlines to arm. The heap that they lie in is supervisor/io/timers.py."""
+"""Deadlines, which is all that decisions need of a clock. Their heap is in supervisor/io/timers.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Deadlines(Protocol):
     """Keys and the seconds of the loop's clock at which they are due."""
 
     def arm(self, key: Key, at: float) -> None:
-        """Set the second at which `key` is due, in place of an earlier one."""
+        """Set the second at which `key` is due, replacing an earlier one."""
 
     def cancel(self, key: Key) -> None:
         """Disarm `key`; nothing if it is not armed."""

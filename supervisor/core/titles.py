@@ -1,7 +1,7 @@
 """What ps shows of the supervisor: a fixed part, then in brackets what is happening now. Pure.
 
-The supervisor does not wake to count seconds down, so it names the time of day at which the hold ends; the keeper,
-which has nothing else to do, counts.
+The supervisor does not wake up to count seconds down; so it shows the time of day at which the hold ends (ADR 0001).
+The keeper has nothing else to do, and counts down.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Title:
         self._shown: tuple[str, float | None] = ("", None)
 
     def show(self, turn: Turn, freeze: Freeze, workers: Workers) -> None:
-        """Show what is happening if that differs from what is shown."""
+        """Show what is happening, if that differs from what is shown."""
         title = _TITLES[freeze.state](freeze, workers)
         if title != self._shown:
             self._shown = title

@@ -15,10 +15,11 @@ _SAY_WHAT_WAS_UNDONE = (Code.OVERRUN, Code.WORKER_DIED, Code.FREEZE_BROKEN)
 
 @dataclass(slots=True)
 class Transaction:
-    """One freeze, from its admission to THAWED. Times are seconds of the loop's clock, 0 is not yet.
+    """One freeze, from its admission to THAWED. Times are seconds of the loop's clock; 0 means not yet.
 
-    `caller` waits for the freeze's answer and `reported` says that it learned how the freeze ended. `hold_callers` wait
-    for the keeper's word on the end of the hold that each asked for. `held_until` is when the freeze ended.
+    `caller` waits for the answer to the freeze; `reported` says that it was answered how the freeze ended. Each of
+    `hold_callers` waits until the keeper agrees to the end of the hold that it asked for. `held_until` is when the
+    freeze ended.
     """
 
     id: int
@@ -36,13 +37,13 @@ class Transaction:
 
     @property
     def thawed_count(self) -> int:
-        """How many file systems were thawed, as a host is told."""
+        """How many file systems were thawed, as it is reported to a host."""
         good = self.outcome is Outcome.THAWED
         return len(self.ledger.froze if good else self.ledger.thawed_by_us)
 
     @property
-    def told_fault(self) -> Fault | None:
-        """The fault as a host is told at the end, None if all went well."""
+    def final_fault(self) -> Fault | None:
+        """The fault that is reported to a host at the end; None if all went well."""
         fault = self.fault
         if fault is not None and fault.code in _SAY_WHAT_WAS_UNDONE:
             return Fault(fault.code, f"{fault.text}{self.ledger.what_was_undone()}")
@@ -50,7 +51,7 @@ class Transaction:
 
     def summary(self, now: float, wall: float) -> Last:
         """Return how the freeze ended; `wall` is the time of day."""
-        fault = self.told_fault
+        fault = self.final_fault
         stalled_since = self.ledger.standstill_since
         return Last(
             freeze_id=self.id,

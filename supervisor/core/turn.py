@@ -1,6 +1,6 @@
 """One turn of the core: when it is, and what is to be done about it. Pure.
 
-A turn is passed wherever something may be decided. What is decided is appended to its effects, in order, by a verb.
+A turn is passed wherever something may be decided. Each decision is a method, which appends an effect in order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .timing import Deadlines, Key
 
 
 class Turn:
-    """`now` is in seconds of the loop's clock; `wall` is the time of day, in seconds since the epoch."""
+    """One turn. `now` is in seconds of the loop's clock; `wall` is the time of day, in seconds since the epoch."""
 
     __slots__ = ("_deadlines", "effects", "now", "wall")
 
@@ -34,7 +34,7 @@ class Turn:
         self.effects.append(events.Spawn(worker, row.name, args))
 
     def adopt(self, worker: int, pid: int, started: int) -> None:
-        """Take the freeze worker that a dead supervisor left."""
+        """Adopt the freeze worker that a dead supervisor left."""
         self.effects.append(events.Adopt(worker, pid, started))
 
     def kill(self, worker: int) -> None:
@@ -66,15 +66,15 @@ class Turn:
         self.effects.append(events.RemoveJournal())
 
     def do(self, effect: events.Effect) -> None:
-        """Do what is seldom done, and has no verb."""
+        """Do something rare, which has no method of its own."""
         self.effects.append(effect)
 
     def arm(self, key: Key, seconds: float) -> None:
-        """Let `key` come due after `seconds`."""
+        """Make `key` due after `seconds`."""
         self._deadlines.arm(key, self.now + seconds)
 
     def cancel(self, key: Key) -> None:
-        """Let `key` not come due."""
+        """Disarm `key`."""
         self._deadlines.cancel(key)
 
     def left(self, key: Key) -> float:

@@ -1,6 +1,6 @@
-"""The lives of the workers: one record each, one setter of its state, and the words for its end.
+"""The lives of the workers: a record for each, one setter of its state, and the sentence for its death.
 
-Pure: forking, killing and reaping are effects. What a worker's life means for a freeze is in freeze.py.
+Pure: forking, killing and reaping are effects. What they mean for a freeze is in freeze.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ...agent.api.states import WORKER_TABLE, Phase, Unlisted, WorkerEvent, Work
 from ...agent.worker import messages
 from .turn import Turn
 
-ORPHAN_GRACE = 0.5  # seconds that the worker of a dead supervisor has to thaw and end by itself
-LOOK_AGAIN = 1.0  # seconds until a worker that was in the kernel at its limit is looked at again
+ORPHAN_GRACE = 0.5  # seconds in which the worker of a dead supervisor may thaw and end by itself
+LOOK_AGAIN = 1.0  # seconds until another look at a worker that was in the kernel at its limit
 _SAID = {kind: WorkerEvent(name) for name, kind in messages.REPORTS.items()}
 _FREEZES = {WorkerEvent.PLAN, WorkerEvent.FROZEN, WorkerEvent.HELD, WorkerEvent.THAWING}
 _SYNCS = {WorkerEvent.STEP, WorkerEvent.PROGRESS}
@@ -26,7 +26,7 @@ ALIVE = (WorkerState.SPAWNED, WorkerState.RUNNING, WorkerState.HOLDING)
 
 @dataclass(slots=True)
 class Worker:
-    """One forked process. `doing` says what it was at last, or finds out; times are seconds of the loop's clock."""
+    """One forked process. `doing` is, or returns, what it did last; times are seconds of the loop's clock."""
 
     id: int
     row: Rpc
@@ -50,17 +50,17 @@ class Worker:
 
     @property
     def name(self) -> str:
-        """What titles, log and faults call it."""
+        """The worker's name in titles, log and faults."""
         return f"worker {self.id} {self.row.name}"
 
     @property
     def alive(self) -> bool:
-        """Whether it runs and nothing has ended it yet."""
+        """Whether it runs, and has neither reported its end nor been killed."""
         return self.state in ALIVE
 
 
 class Workers:
-    """All workers that are not reaped yet. Nobody else changes their records."""
+    """All workers that are not reaped yet. Only this class changes their records."""
 
     def __init__(self) -> None:
         self._exit_grace = self._kill_grace = 0.0
@@ -69,18 +69,18 @@ class Workers:
         self.changes = 0
 
     def configure(self, exit_grace: float, kill_grace: float) -> None:
-        """Take the seconds that a worker has to end after its report, and after SIGKILL."""
+        """Set how many seconds a worker has to end after its report, and after SIGKILL."""
         self._exit_grace, self._kill_grace = exit_grace, kill_grace
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self._live.values()))
 
     def get(self, number: int) -> Worker | None:
-        """Return the worker of that number, None if it is reaped."""
+        """Return the worker with this number, None if it is reaped."""
         return self._live.get(number)
 
     def spawn(self, turn: Turn, row: Rpc, args: dict[str, object], call: int | None, limit: float) -> Worker:
-        """Fork a worker for `row`; `limit` in seconds, 0 is none."""
+        """Fork a worker for `row`; `limit` is in seconds, 0 means no limit."""
         self.last_id += 1
         worker = Worker(self.last_id, row, call, turn.now)
         self._live[worker.id] = worker
@@ -89,13 +89,13 @@ class Workers:
         return worker
 
     def spawned(self, number: int, pid: int) -> None:
-        """The worker was forked."""
+        """Take note that the worker was forked."""
         self._live[number].pid = pid
 
     def adopt(self, turn: Turn, row: Rpc, orphan: tuple[int, int]) -> Worker:
-        """Take the worker that a dead supervisor left (pid, start time). Its reports go nowhere.
+        """Adopt the worker that a dead supervisor left (pid, start time); nobody can read its reports (ADR 0016).
 
-        It is about to thaw by itself and to end. If not, it is looked at, and killed unless it is in the kernel.
+        It should thaw and end by itself soon. If it does not, it is killed, unless it is in the kernel then.
         """
         self.last_id += 1
         doing = "thawing for a supervisor that died"
@@ -107,13 +107,13 @@ class Workers:
         return worker
 
     def enter_phase(self, turn: Turn, worker: Worker, phase: Phase, limit: float) -> None:
-        """Begin a phase with its limit (seconds from now, 0 is none)."""
+        """Begin a phase with its limit (seconds from now, 0 means no limit)."""
         worker.phase, worker.phase_since, worker.limit = phase, turn.now, limit
         self.arm(turn, worker, limit)
         self.changes += 1
 
     def arm(self, turn: Turn, worker: Worker, seconds: float) -> None:
-        """Let the worker's deadline come after `seconds`, 0 is never."""
+        """Arm the worker's deadline after `seconds`; 0 disarms it."""
         if seconds:
             turn.arm(worker.key, seconds)
         else:
@@ -125,17 +125,17 @@ class Workers:
         worker.limit = until - worker.phase_since
 
     def describe(self, worker: Worker, doing: str | Callable[[], str]) -> None:
-        """Keep what it does now, for the sentence of its end."""
+        """Remember what it does now, for the sentence of its death."""
         worker.doing = doing
 
     def answered(self, worker: Worker) -> None:
-        """The call that it was forked for has its answer; it goes on."""
+        """Take note that the call that it was forked for is answered; the worker goes on."""
         worker.call = None
 
     def change(self, turn: Turn, worker: Worker, event: WorkerEvent) -> None:
-        """Take `event` into the worker's life, the only place that does; raise Unlisted if the table has no such row.
+        """Change the worker's state by `event`; raise Unlisted if the table has no such row. The only setter.
 
-        Arms the grace of the state that is entered, and sends SIGKILL on entering KILLED.
+        Arms the grace of the new state; sends SIGKILL if that is KILLED.
         """
         state = following(WORKER_TABLE, worker.state, event)
         if state is not worker.state:
@@ -150,12 +150,12 @@ class Workers:
         self.arm(turn, worker, self._exit_grace)
 
     def _entered_killed(self, turn: Turn, worker: Worker) -> None:
-        self._freeze_what_it_does(worker)
+        self._fix_doing(worker)
         turn.kill(worker.id)
         self.arm(turn, worker, self._kill_grace)
 
     def _entered_stuck(self, turn: Turn, worker: Worker) -> None:
-        self._freeze_what_it_does(worker)
+        self._fix_doing(worker)
         self.arm(turn, worker, 0 if worker.killed else LOOK_AGAIN)
         turn.log("err", f"{worker.name} is stuck in the kernel{while_clause(worker)}{worker.why_killed}")
 
@@ -172,8 +172,8 @@ class Workers:
         WorkerState.REAPED: _entered_reaped,
     }
 
-    def _freeze_what_it_does(self, worker: Worker) -> None:
-        # What others do to the same file system from now on is not its doing.
+    def _fix_doing(self, worker: Worker) -> None:
+        # From now on other workers change the file systems that this is computed from.
         worker.doing = worker.doing if isinstance(worker.doing, str) else worker.doing()
 
     def kill(self, turn: Turn, worker: Worker, event: WorkerEvent, why: str) -> None:
@@ -184,9 +184,9 @@ class Workers:
         self.change(turn, worker, event)
 
     def receive(self, turn: Turn, worker: Worker, message: messages.Report) -> str:
-        """Take a report into the worker's life; return what is wrong with it, empty if nothing.
+        """Change the worker's state by a report; return what is wrong with it, "" if nothing is.
 
-        What a worker of this kind may not say is wrong, like what its state does not allow.
+        A report is wrong if this kind of worker may not send it, or may not in its state.
         """
         event = _SAID[type(message)]
         if event in _FREEZES and not worker.row.compensation:
@@ -207,14 +207,14 @@ class Workers:
         return ""
 
     def death(self, turn: Turn, worker: Worker, number: int, code: int) -> str:
-        """Return the sentence of a worker's death: who, by what signal or code, after how long, at what, why."""
+        """Return the sentence for a worker's death: who, by what signal or code, after how long, doing what, why."""
         how = f"killed by {signal_name(number)}" if number else f"ended with exit code {code}"
         ran = turn.now - worker.born
         return f"{worker.name} {how} after {ran:.1f} s{while_clause(worker)}{worker.why_killed}"
 
 
 def while_clause(worker: Worker) -> str:
-    """Return ` while doing so and so`, or nothing."""
+    """Return " while" and what the worker was doing, or ""."""
     doing = worker.doing if isinstance(worker.doing, str) else worker.doing()
     return f" while {doing}" if doing else ""
 

@@ -1,1 +1,1 @@
-"""The loop that waits, and what applies the effects: forks, journal, log, title."""
+"""The loop that waits, and the appliers of effects: forks, journal, log, title."""

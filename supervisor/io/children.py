@@ -1,6 +1,6 @@
-"""The forked workers as the loop sees them: pipes, pidfds, and what comes from them as events.
+"""The forked workers as the loop sees them: their pipes and pidfds, and the events that come from them.
 
-What a worker reports is taken before its death, and all that it wrote before it died is true.
+All that a worker wrote before it died is true, and is read before its death is taken.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .poller import Poller
 from .process import Ended, Processes
 
 READ = 64 << 10
-PIPE_SIZE = 1 << 20  # a report pipe that is not read for a while must not stop a freeze worker (fcntl(2), F_SETPIPE_SZ)
+PIPE_SIZE = 1 << 20  # a report pipe that is not read for a while must not block a freeze worker (F_SETPIPE_SZ)
 
 
 @dataclass(slots=True)
 class Child:
-    """One worker: its pid, the descriptors of the supervisor's side, -1 when closed.
+    """One worker: its pid, and the descriptors on the supervisor's side, -1 when closed.
 
-    `unsent` is what the control pipe has not taken yet, and `waits` whether the loop waits until it takes more.
+    `unsent` is what the control pipe has not taken yet; `waits`: the loop waits until it takes more.
     """
 
     id: int
@@ -42,9 +42,9 @@ class Child:
     waits: bool = False
 
     def read(self) -> tuple[list[messages.Report], str, bool] | None:
-        """Read once; return the messages, what was wrong with the bytes (empty: nothing), and whether it is the end.
+        """Read once; return the messages, what was wrong with the bytes ("": nothing), and whether it is the end.
 
-        None if there is nothing to read now. After rubbish whatever else comes is thrown away: it cannot be trusted.
+        Returns None if there is nothing to read now. After rubbish the rest is thrown away: it cannot be trusted.
         """
         try:
             data = os.read(self.report_fd, READ)
@@ -59,16 +59,16 @@ class Child:
             return [], str(error), False
 
     def write(self) -> bool:
-        """Write to the control pipe what it takes; return whether to wait until it takes more."""
+        """Write what the control pipe takes; return whether to wait until it takes more."""
         try:
             while self.unsent:
-                # A frame is at most PIPE_BUF bytes: written whole or not at all (pipe(7)).
+                # A frame has at most PIPE_BUF bytes, so it is written whole or not at all (pipe(7)).
                 os.write(self.control_fd, self.unsent[0])
                 self.unsent.popleft()
         except BlockingIOError:
             return True
         except BrokenPipeError:
-            self.unsent.clear()  # it is gone, and its exit says so
+            self.unsent.clear()  # it is gone; its exit will be noticed
         return False
 
     def close_report(self) -> None:
@@ -82,7 +82,7 @@ class Child:
 
 
 class Children:
-    """All children that are not reaped; `ended` is called after each reaping."""
+    """All children that are not reaped; it calls `ended` after each reaping."""
 
     def __init__(
         self,
@@ -103,9 +103,9 @@ class Children:
         return self._by_id[number].pid if number in self._by_id else -1
 
     def spawn(self, job: context.Job) -> Child:
-        """Fork a worker for `job`, wait for what it says, and return it; in the child this never returns.
+        """Fork a worker for `job`, begin to wait for its reports, and return it; in the child this never returns.
 
-        Raises OSError if a pipe, the fork or the pidfd was refused; nothing is left over then.
+        Raises OSError if a pipe, the fork or the pidfd was refused; then nothing is left behind.
         """
         child = self._fork(job)
         self._poller.register(child.report_fd, ranks.REPORTS, ranks.READ, partial(self._report, child))
@@ -127,7 +127,7 @@ class Children:
         except OSError:
             _close(fds)
             raise
-        # A signal that comes to the child before it has its own handling would be taken for the supervisor's.
+        # A signal to the child before it has its own handlers would be handled as one to the supervisor.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = self._processes.fork()
@@ -143,7 +143,7 @@ class Children:
         try:
             pidfd = self._processes.open_pidfd(pid)
         except OSError:
-            # Without a pidfd it cannot be supervised. It has frozen nothing: for that it needs our word.
+            # Without a pidfd it cannot be supervised. It has frozen nothing: for that it needs our Proceed.
             os.kill(pid, signal.SIGKILL)
             self._lost.append(pid)
             os.close(report_r)
@@ -154,7 +154,7 @@ class Children:
         return child
 
     def adopt(self, number: int, pid: int) -> Child:
-        """Watch a process that is not a child; raises OSError if there is none."""
+        """Watch a process that is not a child; raise OSError if there is no such process."""
         child = Child(number, pid, self._processes.open_pidfd(pid), -1, -1, adopted=True)
         self._by_id[number] = child
         self._poller.register(child.pidfd, ranks.EXITS, ranks.READ, partial(self._reap, child))
@@ -167,7 +167,7 @@ class Children:
         child.close()
 
     def tell(self, number: int, message: messages.Control) -> None:
-        """Write the message to the worker's control pipe, as that takes it; nothing if it is gone or adopted."""
+        """Write the message to the worker's control pipe, now or when that takes it; not if it is gone or adopted."""
         child = self._by_id.get(number)
         if child is not None and child.control_fd >= 0:
             child.unsent.extend(messages.encode(message))
@@ -182,12 +182,12 @@ class Children:
         child.waits = more
 
     def kill(self, number: int) -> None:
-        """SIGKILL the child; nothing if it was reaped in this turn, or was to be adopted and was gone."""
+        """Send SIGKILL to the child, unless it was reaped in this turn, or was gone before its adoption."""
         if number in self._by_id:
             self._processes.kill(self._by_id[number].pidfd)
 
     def _report(self, child: Child) -> bool:
-        """Take what the worker said; return whether there may be more."""
+        """Take what the worker reported; return whether there may be more."""
         taken = child.read()
         if taken is None:
             return False
@@ -204,7 +204,7 @@ class Children:
 
     def _reap(self, child: Child) -> None:
         """Reap the child if it has ended, and forget it."""
-        # Of another's child only the end is to be seen, not how; it was killed.
+        # How an adopted process ended cannot be seen, since it is not our child: it counts as killed.
         ended = Ended(signal.SIGKILL, 0) if child.adopted else self._processes.reap(child.pidfd)
         if ended is None:
             return
@@ -231,4 +231,4 @@ def _widen(fd: int) -> None:
     try:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     except PermissionError:
-        return  # over the user's pipe quota: the default size does, only less slack
+        return  # over the user's pipe quota: the default size will do, with less slack

@@ -1,4 +1,4 @@
-"""Does what the core has decided: one method for each kind of effect. What an effect draws is returned as an event."""
+"""Applying what the core has decided: one method for each kind of effect. It returns the event that follows, if any."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .process import Processes
 
 
 class Effects:
-    """Applies effects; `exit_code` is the one to end with, once that is decided."""
+    """The methods that apply effects; `exit_code` is None until it is decided."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Effects:
             child = self._children.adopt(adopt.worker, adopt.pid)
         except OSError:
             return events.Exited(adopt.worker, signal.SIGKILL, 0)
-        # The pid could have become another's before the descriptor was opened; from now on it cannot.
+        # ADR 0016: another process may have got the pid before the pidfd was opened; from now on none can.
         if start_time(adopt.pid) != adopt.started:
             self._children.forget(child)
             return events.Exited(adopt.worker, signal.SIGKILL, 0)
@@ -94,7 +94,7 @@ class Effects:
 
     def _set_title(self, title: events.SetTitle) -> None:
         text = printable(title.text)
-        if title.until is not None:
+        if title.until is not None:  # ADR 0001: the time of day, since a count needs a wake-up a second
             text += time.strftime(" %H:%M:%S", time.localtime(time.time() + title.until - self._clock()))
         setproctitle.setproctitle(f"{context.TITLE}supervisor [{text}]")
 

@@ -1,7 +1,7 @@
-"""The journal on tmpfs: what may be frozen, and what the next fsthaw is to be told, should the supervisor die.
+"""The journal on tmpfs: if the supervisor dies, it says what may be frozen, and what the next fsthaw must report.
 
-Written before anything is frozen and replaced as a whole (rename(2)), so it is never half written. JSON, so that an
-operator can read it; lone surrogates in paths survive as escapes.
+It is written before anything is frozen, and replaced as a whole (rename(2)), so it is never half written. It is JSON,
+so that an operator can read it; lone surrogates in paths survive as escapes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...agent.worker import sysfs
 from ..core.events import JournalFound
 
 VERSION = 1
-FIRST_HANDLE = 1000  # as qemu-ga's
+FIRST_HANDLE = 1000  # as in qemu-ga
 IN_MEMORY = ("tmpfs", "ramfs")
 
 
@@ -27,18 +27,18 @@ class BadStateDir(Exception):
 
 
 class NotInMemory(BadStateDir):
-    """It is not on tmpfs."""
+    """The state directory is not on tmpfs."""
 
 
 def kinds(path: str) -> set[str]:
-    """Return the type of the file system that the path lies on, as mountinfo has it; raises OSError."""
+    """Return the types in mountinfo of the file system that the path lies on; raise OSError."""
     device = os.stat(path).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     return {info.fstype for info in sysfs.read_mountinfo() if info.device == number}
 
 
 def in_memory(path: str) -> bool:
-    """Return whether the path is there and lies on a tmpfs."""
+    """Return whether the path exists and lies on a tmpfs."""
     try:
         return bool(kinds(path).intersection(IN_MEMORY))
     except OSError:
@@ -46,10 +46,10 @@ def in_memory(path: str) -> bool:
 
 
 class Journal:
-    """The journal of one state directory, which this process has for its own."""
+    """The journal in one state directory, which this process has locked."""
 
     def __init__(self, directory: str) -> None:
-        """Make the directory if need be and lock it; raises BadStateDir if it is in use or not on tmpfs."""
+        """Make the directory if it is missing, and lock it; raise BadStateDir if it is in use or not on tmpfs."""
         try:
             os.makedirs(directory, mode=0o700, exist_ok=True)
             found = kinds(directory)
@@ -73,20 +73,20 @@ class Journal:
             raise BadStateDir(f"state-dir {directory} is in use by another virtagentd") from None
 
     def write(self, pid: int, record: dict[str, Any]) -> None:
-        """Replace the journal; `pid` is the freeze worker's, 0 if there is none. Raises OSError."""
+        """Replace the journal; `pid` is that of the freeze worker, 0 if there is no worker. Raises OSError."""
         whole = {"version": VERSION, "boot": boot_id(), "worker": [pid, start_time(pid)], **record}
         fresh = self._path + ".new"
         with open(fresh, "w", encoding="ascii") as file:
-            file.write(json.dumps(whole))  # json.dump would take ten times as long: it is not the encoder in C
+            file.write(json.dumps(whole))  # json.dump does not use the encoder in C, and would take ten times as long
         os.rename(fresh, self._path)
 
     def remove(self) -> None:
-        """Remove the journal; nothing if there is none."""
+        """Remove the journal if there is one."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
 
     def read(self) -> JournalFound | None:
-        """Return what a supervisor before this one left, None if nothing; raises ValueError if it cannot be read."""
+        """Return the journal of an earlier supervisor, None if there is no journal; raise ValueError if it is bad."""
         try:
             with open(self._path, encoding="ascii") as file:
                 record = json.load(file)
@@ -102,25 +102,25 @@ class Journal:
                 "freeze": int(freeze),
                 "worker": [int(pid), int(started)],
                 "plan": dict(plan),
-                "untold": str(told),
+                "untold": str(unreported),
             }:
                 if boot != boot_id():
-                    # Nothing stays frozen over a boot.
-                    return JournalFound(freeze, Plan((), ()), told)
+                    # Nothing stays frozen after a boot.
+                    return JournalFound(freeze, Plan((), ()), unreported)
                 lives = pid > 0 and start_time(pid) == started
                 orphan = (pid, started) if lives else (0, 0)
-                return JournalFound(freeze, Plan.load(plan), told, orphan, record.get("expedites") is True)
+                return JournalFound(freeze, Plan.load(plan), unreported, orphan, record.get("expedites") is True)
         raise ValueError("not a journal")
 
     def keep_handle(self, number: int) -> None:
-        """Remember the number of the next file that is opened for a host; raises OSError."""
+        """Remember the number for the next file that is opened for a host; raise OSError."""
         fresh = self._handles + ".new"
         with open(fresh, "w", encoding="ascii") as file:
             file.write(f"{number}\n")
         os.rename(fresh, self._handles)
 
     def next_handle(self) -> int:
-        """Return the number of the next file that is opened for a host; a restart begins no numbers anew."""
+        """Return the number for the next file that is opened for a host; numbers go on after a restart."""
         try:
             with open(self._handles, encoding="ascii") as file:
                 return max(FIRST_HANDLE, int(file.read(32)))
@@ -128,9 +128,9 @@ class Journal:
             return FIRST_HANDLE
 
     def set_aside(self) -> str:
-        """Keep a journal that cannot be read under another name too, for a person to look at; return that.
+        """Store a journal that cannot be read also under another name, for an operator; return that name.
 
-        It stays in its place until another is written: a start that dies before that must find it again.
+        It also stays in its place until another is written, so that a start finds it again if this one dies before.
         """
         aside = f"{self._path}.bad-{time.time_ns()}"
         os.link(self._path, aside)
@@ -138,7 +138,7 @@ class Journal:
 
 
 def start_time(pid: int) -> int:
-    """Return when the process started, in clock ticks since boot (proc(5), stat field 22); 0 if there is none."""
+    """Return when the process started, in clock ticks since boot (proc(5), stat field 22); 0 if it does not exist."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
             return int(stat.read().rpartition(")")[2].split()[19])

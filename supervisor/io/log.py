@@ -1,9 +1,9 @@
-"""The daemon's log: never blocks, and loses nothing without a count.
+"""The daemon's log: it never blocks, and counts what it loses.
 
-stderr is opened anew with O_NONBLOCK (the flag would else be set for everyone who shares it); a socket is written with
-MSG_DONTWAIT. A regular file cannot be written without blocking while its file system is frozen, so lines for it wait.
-syslog and the journal get datagrams; when their reader has ended they are connected anew for the next line, which
-waits till then with what came before.
+stderr is opened anew with O_NONBLOCK (otherwise the flag would be set for everyone who shares it); a socket is written
+with MSG_DONTWAIT. A write to a regular file blocks while its file system is frozen, so lines for it wait. syslog and
+the journal get datagrams; if their reader has ended, the socket is connected anew for the next line, and until then
+what was not sent waits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DAEMON = 3 << 3  # the facility
 
 
 class Sink(Protocol):
-    """Where lines go."""
+    """The place that lines go to."""
 
     waits_while_frozen: bool
 
@@ -39,11 +39,11 @@ class Sink(Protocol):
         """Return the bytes of one line."""
 
     def write(self, data: bytes) -> int:
-        """Write; return how much was taken. Raises BlockingIOError, or OSError if nobody reads."""
+        """Write; return how much was taken. Raises BlockingIOError; OSError if nobody reads."""
 
 
 class Log:
-    """Lines to a sink; what it does not take now waits, in order."""
+    """The lines for a sink; what it does not take now waits, in order."""
 
     def __init__(self, sink: Sink, level: str) -> None:
         self.sink = sink
@@ -52,7 +52,7 @@ class Log:
         self._dropped = 0
 
     def choose(self, level: str) -> None:
-        """Write lines of this level and those above it; audit records are always written."""
+        """Set the lowest level to write; audit records are always written."""
         self._chosen = {"audit", *_LEVELS[: _LEVELS.index(level) + 1]}
 
     def add(self, level: str, text: str) -> None:
@@ -70,7 +70,7 @@ class Log:
         self.waiting.append(self.sink.line(_PRIORITY[level], printable(text)))
 
     def write(self) -> bool:
-        """Write what can be written; return whether to wait until the sink takes more."""
+        """Write what the sink takes; return whether to wait until it takes more."""
         while self.waiting:
             line = self.waiting[0]
             try:
@@ -79,10 +79,10 @@ class Log:
                 return True
             except OSError as error:
                 if error.errno == errno.EMSGSIZE:
-                    self._dropped += 1  # it would never go, and nothing behind it
+                    self._dropped += 1  # it could never be sent, and would block those behind it
                     self.waiting.popleft()
                     continue
-                return False  # nobody reads: it waits for the next line, and is counted when there are too many
+                return False  # nobody reads: it waits for the next line; if too many wait, they are dropped and counted
             if count < len(line):
                 self.waiting[0] = line[count:]
             else:
@@ -91,7 +91,7 @@ class Log:
 
 
 class Stderr:
-    """A descriptor; `prefixed` with <level> for the service manager (sd-daemon(3))."""
+    """A descriptor; `prefixed`: each line begins with <level> for the service manager (sd-daemon(3))."""
 
     def __init__(self, fd: int, *, prefixed: bool) -> None:
         mode = os.fstat(fd).st_mode
@@ -136,13 +136,13 @@ class Datagrams:
         except BlockingIOError:
             raise
         except OSError:
-            # Not connected yet, or whoever listened has ended and another listens in its place.
+            # Not connected yet; or the reader has ended, and another one may be there now.
             self._socket.connect(self._path)
             return self._socket.send(data)
 
 
 def syslog(path: str = SYSLOG) -> Datagrams:
-    """Return the sink that speaks to a syslog daemon (RFC 3164)."""
+    """Return the sink for a syslog daemon (RFC 3164)."""
     tag = f"virtagentd[{os.getpid()}]"
     return Datagrams(
         path, lambda priority, text: f"<{_DAEMON | priority}>{tag}: {text}".encode(errors="backslashreplace")
@@ -150,7 +150,7 @@ def syslog(path: str = SYSLOG) -> Datagrams:
 
 
 def journal(path: str = JOURNAL) -> Datagrams:
-    """Return the sink that speaks to systemd's journal (its native protocol: NAME=value lines)."""
+    """Return the sink for systemd's journal (its native protocol: NAME=value lines)."""
     fields = "PRIORITY={}\nSYSLOG_IDENTIFIER=virtagentd\nMESSAGE={}\n"
     return Datagrams(path, lambda priority, text: fields.format(priority, text).encode(errors="backslashreplace"))
 
@@ -159,5 +159,5 @@ def _open_again(fd: int) -> int:
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError:
-        # Not ours to open (a terminal of another user): shared it is, and blocking as it was made.
+        # It cannot be opened (a terminal of another user), so it is shared, and blocks if its owner made it so.
         return os.dup(fd)

@@ -1,9 +1,9 @@
-"""A log on a disk: written by a process of its own, which alone may block there.
+"""A log on a disk, written by a process of its own, since that may block (ADR 0018).
 
-The supervisor writes to a pipe that never blocks. It keeps the pipe's other end too, so what the pipe holds outlives
-the writer, and another one goes on with it. The writer ends when the supervisor has, and all is written; no signal to
-the supervisor's group ends it before. Before each write it looks whether the path still leads to its file, and opens it
-anew if not, so a rotated log needs no signal.
+The supervisor writes to a pipe without blocking. It also keeps the other end of the pipe, so what is in the pipe
+outlives the writer, and another writer goes on with it. The writer ends when the supervisor has ended and all is
+written; signals to the supervisor's group do not end it before. Before each write it checks whether the path still
+leads to its file, and opens it anew if not, so a rotated log needs no signal.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ...agent.worker import context, kernel
 from .process import Ended, Processes
 
 AGAIN = 1.0  # seconds from the death of a writer to the next one
-PIPE_SIZE = 1 << 20  # bytes that wait while the disk does; what comes then waits in the supervisor
-READ = 16 << 10  # bytes in the writer's hands, which are lost when it is killed
+PIPE_SIZE = 1 << 20  # bytes that the pipe stores while the disk is stuck; more waits in the supervisor
+READ = 16 << 10  # bytes that the writer reads in one piece, and loses if it is killed
 MODE = 0o600
 
 
@@ -36,19 +36,19 @@ class LogFile:
     waits_while_frozen = False
 
     def __init__(self, path: str, processes: Processes) -> None:
-        """Start the writer; raises OSError if a pipe or a fork was refused."""
+        """Start the writer; raise OSError if a pipe or a fork was refused."""
         self.path = path
         self.pidfd = -1
         self.pid = -1
         self._processes = processes
-        self._read, self._write = os.pipe2(os.O_CLOEXEC)
+        self._read, self._write = os.pipe2(os.O_CLOEXEC)  # ADR 0018: the reading end stays open for the next writer
         os.set_blocking(self._write, False)
-        with contextlib.suppress(PermissionError):  # over the user's quota: then more waits in the supervisor
+        with contextlib.suppress(PermissionError):  # over the user's quota: then more lines wait in the supervisor
             fcntl.fcntl(self._write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         self.start()
 
     def start(self) -> None:
-        """Fork the writer; raises OSError."""
+        """Fork the writer; raise OSError."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = self._processes.fork()
@@ -60,7 +60,7 @@ class LogFile:
         self.pidfd = self._processes.open_pidfd(pid)
 
     def reap(self) -> Ended | None:
-        """Reap the writer; None if it has not ended."""
+        """Reap the writer; return None if it has not ended."""
         ended = self._processes.reap(self.pidfd)
         if ended is not None:
             os.close(self.pidfd)
@@ -82,7 +82,7 @@ class LogFile:
 
 
 class File:
-    """The writer's side: appends, and counts the lines that it could not."""
+    """The writer's side: the file that it appends to, and a count of lost lines."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -92,7 +92,7 @@ class File:
         self._stderr = True
 
     def append(self, data: bytes) -> None:
-        """Write all of `data`; what is refused is counted. Before the first success it is said on stderr, too."""
+        """Write all of `data`; count the lines that are refused. Until the first success errors also go to stderr."""
         try:
             self._follow()
             if self._lost:
@@ -107,7 +107,7 @@ class File:
             self._said = str(error.strerror)
 
     def _leave_stderr(self) -> None:
-        """Let go of what the daemon was started with: a caller may wait for its end."""
+        """Close the stderr that the daemon was started with: a caller may be waiting for its end."""
         if self._stderr:
             self._stderr = False
             have_nothing_at(2)
@@ -117,7 +117,7 @@ class File:
             data = data[os.write(self._fd, data) :]
 
     def _follow(self) -> None:
-        """Have the file open that the path leads to."""
+        """Open the file that the path leads to, if another one is open or none is."""
         if self._fd >= 0:
             mine = os.fstat(self._fd)
             try:
@@ -133,7 +133,7 @@ class File:
 
 
 def have_nothing_at(*fds: int) -> None:
-    """Put /dev/null in the place of these descriptors."""
+    """Replace these descriptors by /dev/null."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in fds:
         os.dup2(null, fd)

@@ -1,7 +1,7 @@
-"""The only blocking call: waits for descriptors and the nearest deadline, and gives what came to the core as events.
+"""The only blocking call: it waits for descriptors and the nearest deadline. What came is given to the core as events.
 
-In one turn what workers say comes before how they end, and both before what hosts ask (poller.py); before each event
-come the deadlines that have passed. So no answer is older than the facts.
+In one turn reports of workers come before their deaths, and both before requests of hosts (poller.py); before each
+event come the deadlines that have passed. So no answer is older than the facts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SIGNALS: dict[int, Callable[[int], events.Event]] = {
 
 
 class Loop:
-    """The supervisor's hands and ears; `run` ends with the exit code."""
+    """The loop of the supervisor: it waits, feeds the core, and applies the effects; `run` returns the exit code."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Loop:
         for end in (self._wakeup_r, self._wakeup_w):
             end.setblocking(False)
         for number in _SIGNALS:
-            signal.signal(number, lambda *_: None)  # the wake-up descriptor tells
+            signal.signal(number, lambda *_: None)  # the wake-up descriptor reports it
         signal.set_wakeup_fd(self._wakeup_w.fileno())
         self._poller.register(self._wakeup_r.fileno(), REPORTS, READ, self._on_signal)
         if notify.interval is not None:
@@ -90,11 +90,11 @@ class Loop:
         self._connections.listen(endpoint)
 
     def feed(self, event: events.Event | None = None) -> None:
-        """Give the core its deadlines that have passed, then `event`; apply what it decides, in order."""
+        """Give the core its deadlines that have passed, then `event`; apply the effects in order."""
         if event is not None:
             self._queue.append(event)
         if self._feeding:
-            return  # what an effect brings about comes after the effects that stand behind it
+            return  # an event that an effect causes is taken after the other effects of the same turn
         self._feeding = True
         apply = self._effects.table
         try:
@@ -108,7 +108,7 @@ class Loop:
         self._write_log()
 
     def _next(self, now: float) -> events.Event | None:
-        """Return what the core is to take next. An answer must not be given on a hold that is over."""
+        """Return the core's next event, deadlines first: an answer must not be based on a hold that is over."""
         key = self._timers.take_due(now, timing.OWNER)
         if key is not None:
             return events.Due(key)
@@ -118,14 +118,14 @@ class Loop:
         """Serve until told to stop; return the exit code."""
         while self._effects.exit_code is None:
             self._write_log()
-            self._poller.turn(self._patience())
+            self._poller.turn(self._time_to_wait())
             self._take_due()
             self._hurry = self._connections.take_turns()
         self._close()
         return self._effects.exit_code
 
-    def _patience(self) -> float | None:
-        """Return how long to wait, in whole milliseconds rounded up, so that a deadline is past when it ends."""
+    def _time_to_wait(self) -> float | None:
+        """Return how long to wait in seconds, rounded up to milliseconds, so that the deadline has passed then."""
         if self._hurry:
             return 0.0
         nearest = self._timers.nearest()
@@ -134,7 +134,7 @@ class Loop:
         return min(max(0.0, math.ceil((nearest - self._clock()) * 1000) / 1000), LONGEST)
 
     def _take_due(self) -> None:
-        """Have everything done that is due; the core's comes first."""
+        """Do everything that is due, the core's deadlines first."""
         now = self._clock()
         nearest = self._timers.nearest()
         if nearest is None or nearest > now:

@@ -1,4 +1,4 @@
-"""Words to the service manager: a datagram to NOTIFY_SOCKET (sd_notify(3)); silence without one."""
+"""Messages to the service manager: datagrams to NOTIFY_SOCKET (sd_notify(3)), if there is one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 
 class Notify:
-    """The notify socket, and how often the watchdog is to be fed (seconds; None: never)."""
+    """The notify socket, and how often to feed the watchdog (seconds; None: never)."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         address = environment.get("NOTIFY_SOCKET", "")
@@ -21,7 +21,7 @@ class Notify:
             self.interval = int(microseconds) / 2e6
 
     def say(self, state: str) -> str:
-        """Send `state`; return what is wrong with the socket, empty if nothing."""
+        """Send `state`; return what is wrong with the socket, "" if nothing is."""
         if not self._address:
             return ""
         try:

@@ -1,6 +1,6 @@
-"""Descriptors to wait for, and what to call when they are ready: epoll with an order of precedence.
+"""Waiting for descriptors, and calling what belongs to the ready ones: epoll with an order of precedence.
 
-What workers say and how they end is taken before what hosts ask, so that no answer is older than the facts.
+Reports and deaths of workers come before requests of hosts, so that no answer is older than the facts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
-# Who is called first when several are ready. Newcomers come after the hosts that are there: one that leaves makes room.
+# What is called first when several are ready. New hosts come after those that are there: one that leaves makes room.
 REPORTS, EXITS, WRITES, PATHS, HOSTS, NEWCOMERS = range(6)
 
 
@@ -22,7 +22,7 @@ class _Entry:
 
 
 class Poller:
-    """Waits for descriptors, level-triggered; a hang-up or an error wakes whatever was asked for."""
+    """A level-triggered epoll; a hang-up or an error always wakes it."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -34,23 +34,23 @@ class Poller:
         self._entries[fd] = _Entry(rank, call)
 
     def modify(self, fd: int, events: int) -> None:
-        """Wait for these events instead; with 0 only a hang-up or an error is told."""
+        """Wait for these events instead; with 0, only for a hang-up or an error."""
         self._epoll.modify(fd, events)
 
     def unregister(self, fd: int) -> None:
-        """Wait for `fd` no more; to be called before it is closed."""
+        """Wait for `fd` no more; to be called before `fd` is closed."""
         del self._entries[fd]
-        with contextlib.suppress(OSError):  # what was closed is out of the epoll already
+        with contextlib.suppress(OSError):  # the kernel removes what is closed from the epoll
             self._epoll.unregister(fd)
 
     def turn(self, seconds: float | None) -> int:
-        """Wait at most so long (None: without end), call what is ready; return how many were."""
+        """Wait at most so many seconds (None: for ever), call what is ready; return how many were ready."""
         entries = self._entries
         ready = [(fd, entries[fd]) for fd, _ in self._epoll.poll(seconds, max(1, len(entries)))]
         if len(ready) > 1:
             ready.sort(key=_rank)
         for fd, entry in ready:
-            # What stands before it in this turn may have closed it.
+            # Something before it in this turn may have closed it.
             if entries.get(fd) is entry:
                 entry.call()
         return len(ready)

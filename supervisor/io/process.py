@@ -1,4 +1,4 @@
-"""The process calls of the supervisor, in one place so that a test can have them fail."""
+"""The process calls of the supervisor, in one place so that a test can make them fail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Ended(NamedTuple):
 
 
 class Processes(Protocol):
-    """What the supervisor does with processes."""
+    """The process calls of the supervisor."""
 
     def fork(self) -> int:
         """Fork; return 0 in the child. Raises OSError."""
@@ -27,17 +27,17 @@ class Processes(Protocol):
         """Return a descriptor that is readable when the child has ended. Raises OSError."""
 
     def kill(self, pidfd: int) -> None:
-        """Send SIGKILL; nothing if the child has ended."""
+        """Send SIGKILL, unless the child has ended."""
 
     def reap(self, pidfd: int) -> Ended | None:
-        """Reap the child; None if it has not ended. Never waits."""
+        """Reap the child; return None if it has not ended. Never waits."""
 
     def state(self, pid: int) -> str:
         """Return the process state (psutil's names, "disk-sleep" is D), "gone" if there is no such process."""
 
 
 class System:
-    """The real thing."""
+    """The system calls themselves."""
 
     def fork(self) -> int:
         """Fork; return 0 in the child. Raises OSError."""
@@ -48,14 +48,14 @@ class System:
         return os.pidfd_open(pid)
 
     def kill(self, pidfd: int) -> None:
-        """Send SIGKILL; nothing if the child has ended."""
+        """Send SIGKILL, unless the child has ended."""
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         except ProcessLookupError:
             return
 
     def reap(self, pidfd: int) -> Ended | None:
-        """Reap the child; None if it has not ended. Never waits."""
+        """Reap the child; return None if it has not ended. Never waits."""
         info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
         if info is None:
             return None
@@ -64,10 +64,10 @@ class System:
     def state(self, pid: int) -> str:
         """Return the process state, "disk-sleep" (D) if any of its threads is; "gone" if there is no such process.
 
-        "unknown" if /proc could not be read.
+        Returns "unknown" if /proc could not be read.
 
-        A killed process whose first thread has ended and another is stuck is a zombie to ps. Only `stat` is read, which
-        a stuck process does not block, and not by psutil: a freeze worker may have a thousand threads.
+        Each thread counts: a killed process whose first thread has ended while another is stuck is a zombie in ps. Only
+        `stat` is read, which a stuck process does not block; and not by psutil, since there may be a thousand threads.
         """
         known = ""
         try:
@@ -109,5 +109,5 @@ def _thread_state(stat: str) -> str:
 
 
 def monotonic() -> float:
-    """Return the loop's clock, CLOCK_MONOTONIC in seconds: the one that the keeper uses too."""
+    """Return the time of the loop's clock, CLOCK_MONOTONIC in seconds, which the keeper uses, too."""
     return time.monotonic()

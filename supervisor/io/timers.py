@@ -1,4 +1,4 @@
-"""All deadlines of the supervisor in one heap: it sleeps until the nearest and wakes for nothing else. No clock here.
+"""All deadlines of the supervisor in one heap: it sleeps until the nearest, and wakes for nothing else. Reads no clock.
 
 A key is a tuple whose first item names its owner: ("core", ...), ("connection", number), ("listener", spec),
 ("device", spec), ("watchdog",), ("log-writer",).
@@ -10,22 +10,22 @@ import heapq
 
 from ..core.timing import Key
 
-STALE_MAX = 64  # entries of the heap that may be out of date beside as many as are not
+STALE_MAX = 64  # out-of-date entries that the heap may have in addition to as many as are valid
 
 
 class Timers:
-    """Keys and the seconds (of the clock whose time is passed in) at which they are due.
+    """Keys, and the seconds at which they are due, on the clock of the times that are passed in.
 
-    A key that is armed anew or cancelled leaves its old entry in the heap, which is skipped when it comes to the top.
+    A key that is armed anew or cancelled leaves its old entry in the heap; that is skipped when it comes to the top.
     """
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Key]] = []
         self._armed: dict[Key, tuple[float, int, Key]] = {}
-        self._count = 0  # orders keys that are due at the same moment as they were armed
+        self._count = 0  # so that keys that are due at the same moment stay in the order in which they were armed
 
     def arm(self, key: Key, at: float) -> None:
-        """Set the second at which `key` is due, in place of an earlier one."""
+        """Set the second at which `key` is due, replacing an earlier one."""
         self._count += 1
         entry = self._armed[key] = (at, self._count, key)
         heapq.heappush(self._heap, entry)
@@ -42,14 +42,14 @@ class Timers:
         return -1.0 if entry is None else max(0.0, entry[0] - now)
 
     def nearest(self) -> float | None:
-        """Return when the next key is due, or None."""
+        """Return when the next key is due, None if no key is armed."""
         heap = self._heap
         while heap and self._armed.get(heap[0][2]) is not heap[0]:
             heapq.heappop(heap)
         return heap[0][0] if heap else None
 
     def take_due(self, now: float, owner: str = "") -> Key | None:
-        """Disarm and return the earliest key that is due, or None; with `owner` only of that owner's keys."""
+        """Disarm and return the earliest key that is due, or None; with `owner`, only one of that owner."""
         others, found = [], None
         while found is None and self._heap and self._heap[0][0] <= now:
             entry = heapq.heappop(self._heap)

@@ -1,1 +1,1 @@
-"""The guest-* commands that run in a worker, one file a family."""
+"""The guest-* commands that run in a worker, one module for each family."""

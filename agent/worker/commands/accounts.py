@@ -1,10 +1,10 @@
 """guest-set-user-password and guest-ssh-*-authorized-keys.
 
-The keys of a user are read and written with that user's rights and no others, as sshd reads them: the agent is root,
-the folder is the user's, and whatever the user puts there (a link to /etc/shadow, a FIFO, a mounted file system of
-his own) then leads to nothing that he could not reach himself. Links that he may follow are followed, and homes on a
-server that trusts no root work. What it costs: a home that root keeps for itself is refused. Files are opened without
-waiting, read up to a size, and replaced by renaming, so that sshd never sees half of one.
+The keys of a user are read and written with the rights of that user only, as sshd reads them. The agent is root and
+the folder is the user's; so whatever the user puts there (a link to /etc/shadow, a FIFO, a mount) leads to nothing
+that the user could not reach. Links that the user may follow are followed, and homes on a server that does not trust
+root work. The cost: a home that only root may enter is refused. Files are opened without waiting, read up to a size,
+and replaced by renaming, so that sshd never sees half of one.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
 def set_user_password(worker: Worker, args: Args, *, program: str = "chpasswd") -> dict[str, Any]:
-    """Set the password of `username` to base64 `password`, a hash of crypt(3) if `crypted`, through chpasswd(8).
+    """Set the password of `username` with chpasswd(8); `password` is base64, and if `crypted` a hash of crypt(3).
 
-    It goes through a pipe: arguments are public. Raises Fault: PARAMS for what chpasswd could take for something else,
-    FAILED if it is missing or refuses, with what it said.
+    It goes through a pipe, since arguments are public. Raises Fault: PARAMS for what chpasswd could misunderstand,
+    FAILED if chpasswd is missing or refuses, with what it said.
     """
     password, username = from_base64(args["password"]), octets(args["username"])
     if b"\n" in password or b"\0" in password:
         raise Fault(Code.PARAMS, "forbidden characters in raw password")
     if b"\n" in username or b":" in username:
         raise Fault(Code.PARAMS, "forbidden characters in username")
-    # Not shutil.which: the module takes 0.7 MiB, which every worker and the supervisor would carry.
+    # Not shutil.which: that module costs the supervisor and every worker 0.7 MiB.
     paths = (os.path.join(folder, program) for folder in os.get_exec_path())
     path = next((path for path in paths if os.access(path, os.X_OK)), None)
     if path is None:
@@ -59,7 +59,7 @@ Lookup = Callable[[str], pwd.struct_passwd]
 
 
 def ssh_get_authorized_keys(_worker: Worker, args: Args, *, lookup: Lookup = pwd.getpwnam) -> dict[str, list[str]]:
-    """Return the keys of `username`, the last line first as of qemu-ga, without comments and empty lines.
+    """Return the keys of `username` without comments and empty lines, in qemu-ga's order: the last line first.
 
     Raises Fault FAILED if there is no such user or the file cannot be read.
     """
@@ -71,9 +71,9 @@ def ssh_get_authorized_keys(_worker: Worker, args: Args, *, lookup: Lookup = pwd
 
 
 def ssh_add_authorized_keys(_worker: Worker, args: Args, *, lookup: Lookup = pwd.getpwnam) -> dict[str, Any]:
-    """Add `keys` to those of `username` if they are not there; with `reset` instead of those that are there.
+    """Add those of `keys` that `username` does not have; with `reset`, replace all keys by `keys`.
 
-    ~/.ssh is made if need be. Raises Fault: PARAMS for what is no key, FAILED if the system refuses.
+    Makes ~/.ssh if it is missing. Raises Fault: PARAMS for an invalid key, FAILED if the system refuses.
     """
     keys = _checked(args["keys"])
     user = _user(args["username"], lookup)
@@ -87,9 +87,9 @@ def ssh_add_authorized_keys(_worker: Worker, args: Args, *, lookup: Lookup = pwd
 
 
 def ssh_remove_authorized_keys(_worker: Worker, args: Args, *, lookup: Lookup = pwd.getpwnam) -> dict[str, Any]:
-    """Remove the lines that are one of `keys`; no file is nothing to remove.
+    """Remove each line that is one of `keys`; do nothing if there is no file.
 
-    Raises Fault: PARAMS for what is no key, FAILED if the system refuses.
+    Raises Fault: PARAMS for an invalid key, FAILED if the system refuses.
     """
     keys = _checked(args["keys"])
     user = _user(args["username"], lookup)
@@ -102,7 +102,7 @@ def ssh_remove_authorized_keys(_worker: Worker, args: Args, *, lookup: Lookup = 
 
 
 class _Place:
-    """Where a user's keys are."""
+    """The place of a user's keys."""
 
     def __init__(self, user: pwd.struct_passwd) -> None:
         self.folder = os.path.join(user.pw_dir, ".ssh")
@@ -125,7 +125,7 @@ def _user(name: str, lookup: Lookup) -> pwd.struct_passwd:
 
 @contextlib.contextmanager
 def _rights_of(user: pwd.struct_passwd) -> Iterator[None]:
-    """Take the rights of `user` on files; the user gets none on this process, whose real uid stays (credentials(7))."""
+    """Take the rights of `user` on files. The real uid stays, so that the user gets no rights on this process."""
     if os.geteuid() == user.pw_uid:
         yield
         return
@@ -134,7 +134,7 @@ def _rights_of(user: pwd.struct_passwd) -> Iterator[None]:
         os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
         os.setegid(user.pw_gid)
         os.seteuid(user.pw_uid)
-        kernel.die_with_parent(signal.SIGKILL)  # which a change of rights undoes
+        kernel.die_with_parent(signal.SIGKILL)  # again: a change of rights undoes it
         yield
     finally:
         os.seteuid(uid)
@@ -144,7 +144,7 @@ def _rights_of(user: pwd.struct_passwd) -> Iterator[None]:
 
 
 def _read(place: _Place, absent: list[bytes] | None = None) -> list[bytes]:
-    """Return the lines of the file, or `absent` if it is given and there is no file."""
+    """Return the lines of the file; `absent`, if given, when there is no file."""
     try:
         with open(os.open(place.file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -170,7 +170,7 @@ def _make_folder(place: _Place) -> None:
 
 
 def _write(place: _Place, lines: list[bytes]) -> None:
-    """Replace the file by one of these lines."""
+    """Replace the file by one with these lines."""
     new = os.path.join(place.folder, f".authorized_keys.{os.urandom(6).hex()}")
     try:
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -1,4 +1,4 @@
-"""Facts on processors and memory, as qemu-ga tells them."""
+"""Facts about processors and memory, in qemu-ga's form."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _TIMES_NEEDED = 4
 
 
 def get_cpustats(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
-    """Return the milliseconds that each processor spent on what."""
+    """Return for each processor how many milliseconds it spent on what."""
     return list(cpustats(read_needed(STAT), os.sysconf("SC_CLK_TCK")))
 
 
 def cpustats(text: str, ticks: int) -> Iterator[dict[str, Any]]:
-    """Yield the GuestCpuStats of each processor's line of /proc/stat, whose unit is 1/`ticks` s."""
+    """Yield the GuestCpuStats of each processor in the text of /proc/stat, whose unit is 1/`ticks` s."""
     for line in text.split("\n"):
         name, *times = line.split() or [""]
         number = name.removeprefix("cpu")
@@ -37,9 +37,9 @@ def cpustats(text: str, ticks: int) -> Iterator[dict[str, Any]]:
 
 
 def get_vcpus(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
-    """Return the processors that are there, by number; one without a switch cannot be taken offline.
+    """Return the processors in the order of their numbers; one without an `online` file cannot be taken offline.
 
-    Raises Fault FAILED if sysfs does not tell.
+    Raises Fault FAILED if sysfs cannot be read.
     """
     try:
         numbers = numbered(os.listdir(CPUS), "cpu")
@@ -56,9 +56,9 @@ def get_vcpus(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
 
 
 def get_memory_blocks(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
-    """Return the blocks of memory that can be switched, by number; none if the kernel knows no such blocks.
+    """Return the switchable blocks of memory in the order of their numbers; [] if the kernel has no such blocks.
 
-    Raises Fault FAILED if sysfs does not tell.
+    Raises Fault FAILED if sysfs cannot be read.
     """
     try:
         numbers = numbered(os.listdir(MEMORY), "memory")
@@ -83,7 +83,7 @@ def get_memory_blocks(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
 
 
 def get_memory_block_info(_worker: Worker, _args: Args) -> dict[str, int]:
-    """Return the size of a block of memory in bytes; raise Fault FAILED if the kernel knows no such blocks."""
+    """Return the size of a block of memory in bytes; raise Fault FAILED if the kernel has no such blocks."""
     try:
         os.stat(MEMORY)
     except OSError as error:
@@ -99,7 +99,7 @@ def get_memory_block_info(_worker: Worker, _args: Args) -> dict[str, int]:
 
 
 def _state(path: str) -> str | None:
-    """Return what a file of sysfs says, None if it is missing; raise Fault FAILED if it cannot be read."""
+    """Return the text of a file of sysfs, None if it is missing; raise Fault FAILED if it cannot be read."""
     try:
         return read(path).strip()
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""Where a disk hangs in the machine, and what udev knows of it: sysfs and the udev database to QGA's GuestDiskAddress.
+"""The place of a disk in the machine: from sysfs and the udev database to QGA's GuestDiskAddress.
 
-The path of a device in sysfs tells its bus: it passes the PCI functions, the virtio device, the ATA port, the SCSI
-target. `bus`, `target` and `unit` are counted as the host counts them in its own description of the machine. qemu-ga
-knows the buses of seven PCI drivers and says "unknown" of all others; here the path decides, so that other controllers
-have an address too.
+The path of a device in sysfs shows its bus: it contains the PCI functions, the virtio device, the ATA port, the SCSI
+target. `bus`, `target` and `unit` are counted as the host counts them in its description of the machine. qemu-ga knows
+the buses of seven PCI drivers and calls all others "unknown"; here the path decides, so that other controllers have an
+address, too.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ _BUSES = (
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """The folders that tell of devices: sysfs and the database of udev."""
+    """The folders that describe devices: sysfs and the database of udev."""
 
     sysfs: str = "/sys"
     udev: str = "/run/udev/data"
 
     def resolve(self, path: str) -> str:
-        """Return a device's folder as sysfs has it, from /devices on; raise OSError if it has no folder."""
+        """Return the folder of a device in sysfs, from /devices on; raise OSError if it has no folder."""
         return os.path.realpath(f"{self.sysfs}{path}", strict=True).removeprefix(os.path.realpath(self.sysfs))
 
 
 def is_virtual(device: str) -> bool:
-    """Return whether a device (path from /devices on) is made by the kernel: loop, device-mapper, md, zram."""
+    """Return whether a device (path from /devices on) is not hardware: loop, device-mapper, md, zram."""
     return device.startswith("/devices/virtual/block/")
 
 
 def node(tree: Tree, device: str) -> str:
-    """Return the path of the device node, "" if it has none."""
+    """Return the path of the device node, "" if it has no node."""
     for line in read_if_any(f"{tree.sysfs}{device}/uevent").split("\n"):
         if line.startswith("DEVNAME="):
             return "/dev/" + line.removeprefix("DEVNAME=")
@@ -66,7 +66,7 @@ def known_to_udev(tree: Tree, device: str, name: str) -> str:
 
 
 def disks_below(tree: Tree, device: str) -> list[str]:
-    """Return the real disks and partitions on which a device lies, each once, through dm, md and their partitions."""
+    """Return the real disks and partitions that a device lies on through dm, md and their partitions, each once."""
 
     def below(here: str) -> Iterator[str]:
         if not is_virtual(here):
@@ -76,7 +76,7 @@ def disks_below(tree: Tree, device: str) -> list[str]:
             try:
                 yield tree.resolve(f"{whole}/slaves/{slave}")
             except OSError:
-                continue  # it was taken out meanwhile
+                continue  # it was removed meanwhile
 
     return [found for found in walk_down([device], below) if not is_virtual(found)]
 
@@ -102,7 +102,7 @@ def address(tree: Tree, device: str) -> dict[str, Any]:
 def place(path: str, driver: str, ports: Callable[[str], Sequence[int]]) -> tuple[str, int, int, int]:
     """Return bus type, bus, target and unit of the device with that path in sysfs.
 
-    `driver` is that of its PCI function, `ports` gives the sorted numbers of the ATA ports in a folder of sysfs.
+    `driver` is that of its PCI function; `ports` returns the sorted numbers of the ATA ports in a folder of sysfs.
     """
     for pattern, name in _BUSES:
         if pattern.search(path):
@@ -112,7 +112,7 @@ def place(path: str, driver: str, ports: Callable[[str], Sequence[int]]) -> tupl
         return "unknown", 0, 0, 0
     channel, target, lun = map(int, scsi.groups())
     if ata := _ATA.search(path):
-        # The kernel numbers the ports of the whole machine; those of one controller are next to each other.
+        # The kernel numbers all ports of the machine; those of one controller are next to each other.
         known = ports(path[: ata.start()])
         if int(ata[1]) not in known:
             return "unknown", 0, 0, 0
@@ -126,7 +126,7 @@ def place(path: str, driver: str, ports: Callable[[str], Sequence[int]]) -> tupl
 
 
 def _pci(tree: Tree, path: str) -> tuple[tuple[int, ...], str]:
-    """Return the address of the PCI function nearest to the device and its driver; -1 and "" if it has none."""
+    """Return the address and the driver of the PCI function nearest to the device; -1 and "" if it has none."""
     functions = list(_PCI.finditer(path))
     if not functions:
         return (-1, -1, -1, -1), ""
@@ -139,12 +139,12 @@ def _pci(tree: Tree, path: str) -> tuple[tuple[int, ...], str]:
 
 
 def _through_controller(tree: Tree, device: str) -> str:
-    """Return the path that tells the place: that of a controller for an NVMe namespace with several ways to it."""
+    """Return the path that shows the place: for an NVMe namespace with several paths that of one controller."""
     if shared := _SUBSYSTEM.match(device):
         for name in names_in(f"{tree.sysfs}{shared[1]}"):
             if re.fullmatch(r"nvme\d+", name):
                 try:
                     return f"{tree.resolve(f'{shared[1]}/{name}')}/"
                 except OSError:
-                    continue  # that way is gone
+                    continue  # that path is gone
     return device

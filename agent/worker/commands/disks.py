@@ -1,7 +1,7 @@
-"""Facts on file systems and disks, as qemu-ga tells them.
+"""Facts about file systems and disks, in qemu-ga's form.
 
-Of a file system only its figures are asked (statvfs), and not even those if the way to it leads over a network file
-system, whose server may be dead. No device is opened; so SMART data is not told.
+A file system is asked only for its figures (statvfs), and not even for those if the path to it crosses a network file
+system, whose server may be dead. No device is opened, so there are no SMART data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DISKSTATS = "/proc/diskstats"
 TREE = Tree()
-# Documentation/admin-guide/iostats.rst: the fields after major, minor and name; older kernels end earlier.
+# The fields after major, minor and name (Documentation/admin-guide/iostats.rst); older kernels have fewer.
 _STATS = (
     *("read-ios", "read-merges", "read-sectors", "read-ticks"),
     *("write-ios", "write-merges", "write-sectors", "write-ticks", "ios-pgr", "total-ticks", "weight-ticks"),
@@ -33,7 +33,7 @@ _STATS_GROUPS = (11, 15, 17)
 
 
 def get_fsinfo(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
-    """Return the mounts of local file systems, the newest first, with bytes used and the disks they lie on."""
+    """Return the mounts of local file systems, the newest first, with the bytes used and the disks they lie on."""
     try:
         mountinfo = read_mountinfo()
     except OSError as error:
@@ -72,7 +72,7 @@ def get_disks(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
 
 
 def get_diskstats(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
-    """Return the counters of every block device; ticks are milliseconds, sectors have 512 bytes."""
+    """Return the counters of every block device. Ticks are milliseconds, sectors have 512 bytes."""
     return list(diskstats(read_needed(DISKSTATS)))
 
 
@@ -94,22 +94,22 @@ def diskstats(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _devices(mount: MountInfo, tree: Tree) -> list[str]:
-    """Return the block devices of a mount (paths from /devices on), its source first; none if it has none."""
+    """Return the block devices of a mount (paths from /devices on), its source first; may be empty."""
     number = mount.device
     if number.startswith("0:"):
-        # The number of a btrfs is no device's; its source is the device it was mounted by.
+        # A btrfs does not have the number of a device; its source is the device that it was mounted by.
         number = number_of_node(mount.source) if mount.fstype == "btrfs" else ""
         if not number:
             return []
     try:
         source = tree.resolve(f"/dev/block/{number}")
     except OSError:
-        return [f"/devices/virtual/block/{number}"]  # a container may hide it: no more than the number is known
+        return [f"/devices/virtual/block/{number}"]  # hidden in a container: only the number is known
     return list(dict.fromkeys((source, *_pool(source, tree)))) if mount.fstype == "btrfs" else [source]
 
 
 def number_of_node(path: str) -> str:
-    """Return major:minor of the block device with that node, "" if it is not one."""
+    """Return major:minor of the block device with that node, "" if the path is not such a node."""
     try:
         found = os.stat(path) if path.startswith("/dev/") else None
     except OSError:
@@ -128,11 +128,11 @@ def _pool(device: str, tree: Tree) -> Iterator[str]:
                 try:
                     yield tree.resolve(f"/class/block/{member}")
                 except OSError:
-                    continue  # it was taken out meanwhile
+                    continue  # it was removed meanwhile
 
 
 def _usage(mountpoint: str) -> dict[str, int]:
-    """Return the bytes used and in all, without and with what is kept for root; nothing if statvfs(3) fails."""
+    """Return the bytes used, and the total without and with what is reserved for root; {} if statvfs(3) fails."""
     try:
         figures = os.statvfs(mountpoint)
     except OSError:
@@ -146,7 +146,7 @@ def _usage(mountpoint: str) -> dict[str, int]:
 
 
 def _disk(tree: Tree, name: str) -> Iterator[dict[str, Any]]:
-    """Yield the GuestDiskInfo of a disk and of its partitions; none if it is empty or has vanished."""
+    """Yield the GuestDiskInfo of a disk and of its partitions; nothing if the disk is empty or has vanished."""
     try:
         device = tree.resolve(f"/block/{name}")
     except OSError:

@@ -1,15 +1,15 @@
-"""guest-exec, guest-exec-status: a program that a host starts, and asks about until it has ended.
+"""guest-exec, guest-exec-status: a host starts a program, and asks about it until it has ended.
 
 A worker holds one program. The main thread starts it and answers; one other thread, the attendant, feeds its standard
 input, takes its output, ends it at its limit and reaps it, waiting for whichever comes first.
 
 Limit: `limit` seconds after the start the program's process group gets SIGTERM, `grace` seconds later SIGKILL. If the
-program itself has ended meanwhile and others of its group have not, it is reaped after that SIGKILL, so that the
-number of the group cannot have become someone else's. What has left the group (setsid) goes on.
+program has ended meanwhile and others of its group have not, it is reaped only after that SIGKILL, so that the number
+of the group cannot have been given to another one. What has left the group (setsid) goes on.
 
-End: qemu-ga says "exited" only when the program has ended *and* its pipes are closed, so that a daemon that it left
-behind keeps it running for ever. Here a program has exited LINGER seconds after its end at the latest, with what its
-pipes held by then; what comes later is read and thrown away until the worker ends.
+End: qemu-ga says "exited" only when the program has ended *and* its pipes are closed, so a daemon that it left behind
+makes it seem to run for ever. Here a program has exited at the latest LINGER seconds after its end, with the output
+until then; later output is read and thrown away until the worker ends.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from ..resource import Resource
 if TYPE_CHECKING:
     from ..context import Args, Worker
 
-CAPTURE_MAX = 16 << 20  # bytes a stream
+CAPTURE_MAX = 16 << 20  # bytes of each stream
 LINGER = 1.0
-_LOOK = 0.05  # seconds between two looks whether a group that is being ended has ended: the kernel sends no event
+_LOOK = 0.05  # seconds between two looks whether a group has ended: the kernel sends no event for that
 _POLL_MAX = 1e6  # seconds; poll(2) counts milliseconds in an int
 _PIECE = 64 << 10
 _PIPE_MAX = 1 << 20  # pipe(7)
 _OUT, _ERR = "out", "err"
-# What of a capture mode is captured; merged takes both as "out".
+# Which streams each capture mode captures; merged takes both as "out".
 _CAPTURES = {
     "none": (),
     "stdout": (_OUT,),
@@ -52,7 +52,7 @@ _CAPTURES = {
 
 
 class Output:
-    """What a program wrote to one of its pipes: the first 16 MiB."""
+    """The first 16 MiB that a program wrote to one of its pipes."""
 
     def __init__(self, name: str, fd: int) -> None:
         self.name, self.fd = name, fd
@@ -73,8 +73,8 @@ class Output:
         return bool(piece)
 
     def drain(self) -> None:
-        """Read what the pipe holds now, and keep nothing from then on."""
-        for _ in range(_PIPE_MAX // _PIECE):  # no more often: it may be filled again as fast as it is read
+        """Read what is in the pipe now, and store nothing from then on."""
+        for _ in range(_PIPE_MAX // _PIECE):  # not until it is empty: it may be filled as fast as it is read
             before = len(self.data)
             self.take()
             if len(self.data) == before:
@@ -92,7 +92,7 @@ class Program(Resource):
         self._worker, self._name, self._process = worker, name, process
         self._given = memoryview(given)
         self._pidfd = os.pidfd_open(process.pid)
-        self._reaping = threading.Lock()  # whoever signals the group holds it, so that its number is still ours
+        self._reaping = threading.Lock()  # held while the group is signalled, so that its number is still ours
         self._reaped = False
         self._over = threading.Event()
         for stream, pipe in ((_OUT, process.stdout), (_ERR, process.stderr)):
@@ -108,7 +108,7 @@ class Program(Resource):
         threading.Thread(target=self._attend, args=(limit, grace), name="attendant", daemon=True).start()
 
     def status(self) -> dict[str, Any]:
-        """Return the record of guest-exec-status; once it says exited, the output is gone and the program forgotten."""
+        """Return the record of guest-exec-status; once that says exited, the output and the program are forgotten."""
         if not self._over.is_set():
             return {"exited": False}
         code = self._process.returncode
@@ -137,11 +137,11 @@ class Program(Resource):
         if stdin >= 0:
             poll.register(stdin, select.POLLOUT)
         terminate_at = time.monotonic() + limit if limit else math.inf
-        kill_at = over_at = math.inf
+        kill_at = stop_reading_at = math.inf
         ended = False
 
         while open_streams or not self._over.is_set():
-            left = max(0.0, min(terminate_at, kill_at, over_at) - time.monotonic())
+            left = max(0.0, min(terminate_at, kill_at, stop_reading_at) - time.monotonic())
             longest = _LOOK if ended and not self._reaped else _POLL_MAX
             ready = poll.poll(None if left == math.inf else min(left, longest) * 1000)
             for fd, _ in ready:
@@ -164,16 +164,16 @@ class Program(Resource):
                 kill_at = math.inf
             if ended and not self._reaped and (kill_at == math.inf or not self._has_company()):
                 self._reap()
-                kill_at, over_at = math.inf, now + LINGER
-            if self._reaped and not self._over.is_set() and (not open_streams or now >= over_at):
-                over_at = math.inf
+                kill_at, stop_reading_at = math.inf, now + LINGER
+            if self._reaped and not self._over.is_set() and (not open_streams or now >= stop_reading_at):
+                stop_reading_at = math.inf
                 self._finish(open_streams.values())
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
                 pipe.close()
 
     def _feed(self) -> bool:
-        """Write what standard input takes; return False once it is closed, all written or the program not reading."""
+        """Write what standard input takes; return False if it is closed: all written, or the program gone."""
         pipe = self._process.stdin
         assert pipe is not None
         try:
@@ -192,11 +192,11 @@ class Program(Resource):
         try:
             with self._reaping:
                 os.killpg(self.key, number)
-        except PermissionError:  # it has become another user, and the service has no CAP_KILL
+        except PermissionError:  # it has changed its user, and the service has no CAP_KILL
             self._worker.title(f"{self._name}, pid {self.key}, cannot be signalled")
 
     def _has_company(self) -> bool:
-        """Return whether others of the program's group live."""
+        """Return whether others of the program's group are alive."""
         for name in os.listdir("/proc"):
             if name.isdecimal() and int(name) != self.key:
                 try:
@@ -224,9 +224,9 @@ class Program(Resource):
 
 
 def guest_exec(worker: Worker, args: Args) -> Program:
-    """Start `path` with the arguments `arg`, and hold it; the first answer is {pid}.
+    """Start `path` with the arguments `arg`; return the program for the worker to hold. The first answer is {pid}.
 
-    `path` without a slash is looked for in the PATH of `env`, else the agent's; `env` replaces the environment.
+    A `path` without a slash is searched for in the PATH of `env`, else in the agent's; `env` replaces the environment.
     Raises Fault: PARAMS for bad base64 or an unknown capture mode, FAILED if the program cannot be executed.
     """
     path = args["path"]
@@ -254,7 +254,7 @@ def guest_exec(worker: Worker, args: Args) -> Program:
         except OSError as error:
             if error.errno != errno.ENOEXEC:
                 raise
-            # A script that names no interpreter is the shell's, as of execvp(3); its arguments stay a list.
+            # The shell runs a script that names no interpreter, as with execvp(3); its arguments stay a list.
             process = execute([b"/bin/sh", executable, *command[1:]], b"/bin/sh")
     except OSError as error:
         why = f"Failed to execute child process “{path}” ({error.strerror})"
@@ -265,7 +265,7 @@ def guest_exec(worker: Worker, args: Args) -> Program:
 
 
 def exec_status(program: Program, _args: Args) -> dict[str, Any]:
-    """Return whether the program has exited, and then, once, its exit code or signal and its output."""
+    """Return whether the program has exited; if so, also, once, its exit code or signal and its output."""
     return program.status()
 
 
@@ -277,7 +277,7 @@ def _capture(wanted: bool | str | None) -> tuple[str, tuple[str, ...]]:
 
 
 def _environment(entries: list[str]) -> dict[bytes, bytes]:
-    """Return the variables of `NAME=value` entries; of one that stands twice the first counts, as of getenv(3)."""
+    """Return the variables of `NAME=value` entries; the first counts if one is there twice, as with getenv(3)."""
     variables: dict[bytes, bytes] = {}
     for entry in entries:
         name, equals, value = octets(entry).partition(b"=")
@@ -287,7 +287,7 @@ def _environment(entries: list[str]) -> dict[bytes, bytes]:
 
 
 def _find(name: bytes, env: dict[bytes, bytes] | None) -> bytes:
-    """Return the path of the program; raise OSError, EACCES if all that is there may not be executed."""
+    """Return the path of the program; raise OSError, EACCES if what was found may not be executed."""
     if b"/" in name:
         return name
     path = (env or {}).get(b"PATH", os.environb.get(b"PATH", os.fsencode(os.defpath)))

@@ -1,8 +1,8 @@
-"""guest-file-*: a file that a host opens, and reads or writes piece by piece.
+"""guest-file-*: a host opens a file, and reads or writes it piece by piece.
 
-A worker holds one open file. It reads and writes the descriptor itself, with no buffer between, so that a write error
-is told by the write and nothing is left to flush. Nothing waits: a FIFO or a terminal that has nothing to say answers
-immediately, as qemu-ga's files do.
+A worker holds one open file. It reads and writes the descriptor without a buffer, so that a write reports its own
+errors and nothing is left to flush. Nothing waits: a FIFO or a terminal that is empty answers immediately, as in
+qemu-ga.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class OpenFile(Resource):
         self.fd = fd
 
     def close(self) -> None:
-        """Close the file if no guest-file-close has; an error of that has nobody to go to."""
+        """Close the file if guest-file-close has not; an error is ignored, since there is nobody to answer."""
         if not self.ended:
             self.ended = True
             os.close(self.fd)
 
 
 def flags_of(mode: str) -> int:
-    """Return the open(2) flags of a mode of fopen(3); raise Fault PARAMS if it is not one."""
+    """Return the open(2) flags of a mode of fopen(3); raise Fault PARAMS if the mode is unknown."""
     base = _BASES.get(mode[:1])
     if base is None or mode[1:] not in ("", "b", "+", "b+", "+b"):
         raise Fault(Code.PARAMS, f"invalid file open mode '{mode}'")
@@ -55,7 +55,7 @@ def flags_of(mode: str) -> int:
 
 
 def file_open(worker: Worker, args: Args) -> OpenFile:
-    """Open `path` in `mode` (default "r") and hold it as `handle`.
+    """Open `path` in `mode` (default "r"); return the file for the worker to hold as `handle`.
 
     Raises Fault: PARAMS if the mode is not known, FAILED if the system refuses.
     """
@@ -66,7 +66,7 @@ def file_open(worker: Worker, args: Args) -> OpenFile:
     try:
         try:
             # In a sticky folder O_CREAT on someone else's file is refused (fs.protected_regular), and a dangling link
-            # would be followed: so a new file is made as new, and one that is there is opened without O_CREAT.
+            # would be followed. So a new file is made with O_EXCL, and an existing one is opened without O_CREAT.
             fd = os.open(name, flags | _NEW if flags & os.O_CREAT else flags, 0o666)
         except FileExistsError:
             fd = os.open(name, flags & ~os.O_CREAT)
@@ -77,7 +77,7 @@ def file_open(worker: Worker, args: Args) -> OpenFile:
 
 
 def file_close(file: OpenFile, _args: Args) -> dict[str, Any]:
-    """Close the file; raise Fault FAILED if the system lost what was written (close(2)). It is closed in any case."""
+    """Close the file, in any case; raise Fault FAILED if the system lost what was written (close(2))."""
     file.ended = True
     try:
         os.close(file.fd)
@@ -87,9 +87,9 @@ def file_close(file: OpenFile, _args: Args) -> dict[str, Any]:
 
 
 def file_read(file: OpenFile, args: Args) -> dict[str, Any]:
-    """Read up to `count` bytes (default 4 KiB, at most 48 MiB); `eof` tells that the end was met.
+    """Read up to `count` bytes (default 4 KiB, at most 48 MiB); `eof` says that the end was reached.
 
-    Raises Fault: PARAMS for a count out of bounds; FAILED if the system refuses, EAGAIN if there is nothing now.
+    Raises Fault: PARAMS for a count out of bounds; FAILED if the system refuses, with EAGAIN if there is nothing now.
     """
     count = READ_DEFAULT if args["count"] is None else args["count"]
     if not 0 <= count <= READ_MAX:
@@ -110,10 +110,10 @@ def file_read(file: OpenFile, args: Args) -> dict[str, Any]:
 
 
 def file_write(file: OpenFile, args: Args) -> dict[str, Any]:
-    """Write the first `count` bytes of `buf-b64` (default all), all of them or a fault.
+    """Write the first `count` bytes (default: all) of `buf-b64`, all of them or a fault.
 
-    Raises Fault: PARAMS for a count that the data has not, or bad base64; FAILED if the system refuses, also after a
-    part was written, as of a full disk.
+    Raises Fault: PARAMS for a count over the size of the data, or bad base64; FAILED if the system refuses, also after
+    a part was written, as when the disk is full.
     """
     data = from_base64(args["buf-b64"])
     count = len(data) if args["count"] is None else args["count"]
@@ -148,7 +148,7 @@ def file_seek(file: OpenFile, args: Args) -> dict[str, Any]:
 
 
 def file_flush(_file: OpenFile, _args: Args) -> dict[str, Any]:
-    """Do nothing: what was written is with the kernel already. As of qemu-ga, this is no fsync."""
+    """Do nothing: the kernel has all that was written. As in qemu-ga, this is not an fsync."""
     return {}
 
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from ..context import Args, Worker
 
 HWCLOCK = "/sbin/hwclock"
-_TIME_MAX = 3155760000 * 10**9  # 2070: a real-time clock of two digits means 19xx from there on
+_TIME_MAX = 3155760000 * 10**9  # 2070: from then on a real-time clock with two digits means 19xx
 
-# The words for a mode of suspend: systemctl's, the name of its unit, pm-utils' test and program, /sys/power/state's.
+# Each mode of suspend in systemctl, as its unit, in pm-utils (test, program), and in /sys/power/state.
 _SUSPEND = {
     "disk": ("hibernate", "systemd-hibernate", "--hibernate", "pm-hibernate", "disk"),
     "ram": ("suspend", "systemd-suspend", "--suspend", "pm-suspend", "mem"),
@@ -35,7 +35,7 @@ def set_time(
     hwclock: str = HWCLOCK,
     set_clock: Callable[[int, int], object] = time.clock_settime_ns,
 ) -> dict[str, Any]:
-    """Set the clock to `time` (ns since 1970) and the real-time clock to it; without `time` the clock to the latter.
+    """Set the clock to `time` (ns since 1970) and then the real-time clock; without `time` the clock from the latter.
 
     Raises Fault: PARAMS for a year before 1970 or after 2069, FAILED if hwclock(8) is missing (then nothing is set) or
     the system refuses.
@@ -61,7 +61,7 @@ def set_time(
 
 
 def set_vcpus(_worker: Worker, args: Args, *, root: str = "/sys/devices/system/cpu") -> int:
-    """Bring processors on- or offline in the order of `vcpus` and return how many were done before one failed.
+    """Bring processors on- or offline in the order of `vcpus`; return how many were done before one failed.
 
     Raises Fault FAILED if the first could not be done.
     """
@@ -79,7 +79,7 @@ def set_vcpus(_worker: Worker, args: Args, *, root: str = "/sys/devices/system/c
 
 def _set_vcpu(root: str, number: int, online: bool) -> None:
     folder = f"{root}/cpu{number}/"
-    path, said = f"{folder}online", f"{folder}/online"  # with two slashes, as qemu-ga names it
+    path, said = f"{folder}online", f"{folder}/online"  # in the text with two slashes, as in qemu-ga
     if not os.path.isdir(folder):
         raise Fault(Code.FAILED, f'open("{folder}"): {os.strerror(errno.ENOENT)}')
     doing = "open"
@@ -106,7 +106,7 @@ def _set_vcpu(root: str, number: int, online: bool) -> None:
 
 
 def set_memory_blocks(_worker: Worker, args: Args, *, root: str = "/sys/devices/system/memory") -> list[dict[str, Any]]:
-    """Bring blocks of memory on- or offline, all of `mem-blks`, and return for each how it went.
+    """Bring all blocks of memory in `mem-blks` on- or offline; return for each how it went.
 
     `response` is success (also if there was nothing to do), not-found, operation-not-supported or operation-failed;
     the last three have the errno as `error-code`.
@@ -128,7 +128,7 @@ def _set_memory_block(root: str, index: int, online: bool) -> tuple[str, int]:
     try:
         with open(path, "rb", buffering=0) as file:
             is_online = file.read(6) == b"online"
-    except FileNotFoundError:  # a kernel that cannot offline memory
+    except FileNotFoundError:  # this kernel cannot take memory offline
         return ("success", 0) if online else ("operation-not-supported", errno.ENOENT)
     except OSError as error:
         return "operation-failed", error.errno or errno.EIO
@@ -145,9 +145,9 @@ def _set_memory_block(root: str, index: int, online: bool) -> tuple[str, int]:
 def fstrim(
     worker: Worker, args: Args, *, read_mounts: Callable[[], Sequence[MountInfo]] = sysfs.read_mountinfo
 ) -> dict[str, Any]:
-    """Discard the unused blocks of every file system on a block device, one after the other, the last mounted first.
+    """Discard the unused blocks of each file system on a block device, in turn, the last mounted first.
 
-    Extents below `minimum` bytes are left out. Returns {paths}, of each file system its path and either trimmed and
+    Extents below `minimum` bytes are left out. Returns {paths}: for each file system its path, and either trimmed and
     minimum (bytes), or error.
     """
     try:
@@ -166,7 +166,7 @@ def fstrim(
 
 
 def _trim(mount: Mount, minimum: int) -> dict[str, Any]:
-    if server_of(mount.fstype) is not Server.KERNEL:  # never opened: who serves it may be gone
+    if server_of(mount.fstype) is not Server.KERNEL:  # never opened: its server may be gone
         return {"error": "trim not supported"}
     try:
         fd = open_file_system(mount, Mounted())
@@ -184,7 +184,7 @@ def _trim(mount: Mount, minimum: int) -> dict[str, Any]:
 
 
 def shutdown(worker: Worker, args: Args) -> dict[str, Any]:
-    """As va.shutdown, `mode` by default "powerdown", in qemu-ga's words."""
+    """Shut down as va.shutdown does, with qemu-ga's words; `mode` is "powerdown" by default."""
     mode = args["mode"] or "powerdown"
     if mode not in methods.SHUTDOWN_FLAG:
         raise Fault(Code.PARAMS, "mode is invalid (valid values are: halt|powerdown|reboot")  # sic
@@ -214,14 +214,14 @@ def suspend_hybrid(worker: Worker, _args: Args) -> dict[str, Any]:
 
 
 def suspend(worker: Worker, mode: str, *, state: str = "/sys/power/state") -> dict[str, Any]:
-    """Suspend by the first that can and does: systemctl, pm-utils, the kernel.
+    """Suspend by the first of these that can and does: systemctl, pm-utils, the kernel.
 
-    Raises Fault FAILED: that the mode is not supported if none can, else why the last that can did not.
+    Raises Fault FAILED that says that nothing supports the mode, or why the last that supports it failed.
     """
     verb, unit, pm_option, pm_program, word = _SUSPEND[mode]
     worker.title(f"suspending to {mode}")
     why = ""
-    # The status of a unit is 4 if it does not exist (LSB); one that exists and not running has 3.
+    # The status of a unit is 4 if it does not exist (LSB), and 3 if it does not run.
     if _code(["systemctl", "status", unit]) in (1, 2, 3):
         why = _refusal(["systemctl", verb], f"systemctl {verb}")
         if not why:
@@ -241,7 +241,7 @@ def suspend(worker: Worker, mode: str, *, state: str = "/sys/power/state") -> di
 
 
 def _code(command: list[str]) -> int:
-    """Return the exit code of a program that tells what is supported, -1 if it is not there."""
+    """Return the exit code of a program that says what is supported, -1 if it is not there."""
     try:
         return programs.run(command)[0]
     except OSError:
@@ -249,7 +249,7 @@ def _code(command: list[str]) -> int:
 
 
 def _refusal(command: list[str], name: str) -> str:
-    """Run a program that suspends and return why it did not, "" if it did."""
+    """Run a program that suspends; return why it did not, "" if it did."""
     try:
         code, said = programs.run(command)
     except FileNotFoundError:

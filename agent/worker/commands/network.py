@@ -1,4 +1,4 @@
-"""Facts on the network, as qemu-ga tells them: of the network namespace that the agent runs in."""
+"""Facts about the network namespace that the agent runs in, in qemu-ga's form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PER_WAY = 8
 
 
 def network_get_interfaces(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
-    """Return all interfaces, with their hardware and IP addresses and counters; raise Fault FAILED."""
+    """Return all interfaces with their hardware and IP addresses and counters; raise Fault FAILED."""
     try:
         addresses = psutil.net_if_addrs()
         order = [name for _, name in socket.if_nameindex()]
@@ -35,12 +35,12 @@ def network_get_interfaces(_worker: Worker, _args: Args) -> list[dict[str, Any]]
 def interfaces(order: list[str], addresses: dict[str, list[Any]], dev: str) -> list[dict[str, Any]]:
     """Return the GuestNetworkInterface of each interface: first those in `order`, then labels of addresses.
 
-    `addresses` is as psutil has them, `dev` the text of /proc/net/dev.
+    `addresses` is what psutil returns, `dev` the text of /proc/net/dev.
     """
     counters = dict(statistics(dev))
     found = []
     for name in dict.fromkeys((*order, *addresses)):
-        # A label (eth0:1) is no interface of its own: the hardware is that of the interface it is put on.
+        # A label (eth0:1) is not an interface of its own: the hardware is that of the interface it is put on.
         both = (*addresses.get(name, ()), *addresses.get(name.partition(":")[0], ()))
         hardware = next((a.address for a in both if a.family == psutil.AF_LINK), _NO_ADDRESS)
         info: dict[str, Any] = {"name": name, "hardware-address": hardware}
@@ -62,7 +62,7 @@ def interfaces(order: list[str], addresses: dict[str, list[Any]], dev: str) -> l
 
 
 def prefix(family: int, netmask: str | None) -> int:
-    """Return how many bits of an address are the network's; 0 if there is no mask."""
+    """Return how many bits of an address belong to the network; 0 if there is no mask."""
     return int.from_bytes(socket.inet_pton(family, netmask), "big").bit_count() if netmask else 0
 
 
@@ -77,7 +77,7 @@ def statistics(text: str) -> Iterator[tuple[str, dict[str, int]]]:
 
 
 def network_get_route(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
-    """Return the routes of IPv4, then of IPv6; a kernel without IPv6 has none of those."""
+    """Return the routes of IPv4, then those of IPv6 if the kernel has IPv6."""
     return [*routes4(read_if_any(f"{NET}/route")), *routes6(read_if_any(f"{NET}/ipv6_route"))]
 
 
@@ -127,7 +127,7 @@ def routes6(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _ipv4(text: str) -> str:
-    # The kernel prints the four bytes as one number of the machine.
+    # The kernel prints the four bytes as one number in the byte order of the machine.
     return socket.inet_ntop(socket.AF_INET, int(text, 16).to_bytes(4, sys.byteorder))
 
 

@@ -1,7 +1,7 @@
-"""How the handlers of facts read /proc and /sys: what is not there is unknown, what must be there is a fault.
+"""Reading /proc and /sys for the handlers of facts: what is missing is unknown, or a fault if it must be there.
 
-The faults are in the words of qemu-ga, which hosts show to operators. Text is UTF-8 with lone surrogates for bytes
-that are none, as in the reports of workers.
+The faults are in qemu-ga's words, which hosts show to operators. Text is UTF-8 with lone surrogates for undecodable
+bytes, as in the reports of workers.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from ...api.errors import Code, Fault
 
 
 def refused(error: OSError, doing: str) -> Fault:
-    """Return the fault FAILED for what the operating system refused, as qemu-ga says it: "`doing`: reason"."""
+    """Return fault FAILED for an error of the operating system in qemu-ga's words: "`doing`: reason"."""
     return Fault(Code.FAILED, f"{doing}: {error.strerror}")
 
 
 def read(path: str) -> str:
     """Return the text of a file; raise OSError."""
-    with open(path, "rb") as file:  # bytes: a text file would take a lone \r for the end of a line
+    with open(path, "rb") as file:  # as bytes: a text file would treat a lone \r as the end of a line
         return file.read().decode("utf-8", "surrogateescape")
 
 
 def read_needed(path: str) -> str:
-    """Return the text of a file; raise Fault FAILED."""
+    """Return the text of a file; raise Fault FAILED if it cannot be read."""
     try:
         return read(path)
     except OSError as error:
@@ -32,7 +32,7 @@ def read_needed(path: str) -> str:
 
 
 def read_if_any(path: str) -> str:
-    """Return the text of a file without the newline at its end; "" if it cannot be read: a device may vanish."""
+    """Return the text of a file without its last newline; "" if it cannot be read, since a device may vanish."""
     try:
         return read(path).removesuffix("\n")
     except OSError:
@@ -40,7 +40,7 @@ def read_if_any(path: str) -> str:
 
 
 def names_in(folder: str) -> list[str]:
-    """Return the sorted names in a folder, none if it cannot be read."""
+    """Return the sorted names in a folder, [] if it cannot be read."""
     try:
         return sorted(os.listdir(folder))
     except OSError:
@@ -48,11 +48,11 @@ def names_in(folder: str) -> list[str]:
 
 
 def is_number(text: str) -> bool:
-    """Return whether the text is a number as the kernel prints those that are not negative."""
+    """Return whether the text is a number that is not negative, as the kernel prints it."""
     return text.isascii() and text.isdecimal()
 
 
 def numbered(names: Iterable[str], prefix: str) -> list[int]:
-    """Return the sorted numbers N of the names `prefix`N."""
+    """Return the sorted numbers N of the names that are `prefix`N."""
     numbers = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
     return sorted(int(number) for number in numbers if is_number(number))

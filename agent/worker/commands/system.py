@@ -1,4 +1,4 @@
-"""Facts on the guest as a system, as qemu-ga tells them: its release, users, time and name."""
+"""Facts about the guest as a whole, in qemu-ga's form: its release, users, time and name."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ OS_RELEASE = ("/etc/os-release", "/usr/lib/os-release")
 UTMP = "/var/run/utmp"
 _RELEASE_FIELDS = ("ID", "NAME", "PRETTY_NAME", "VERSION", "VERSION_ID", "VARIANT", "VARIANT_ID")
 _USER_PROCESS = 7
-# utmp(5): type, pid, line, id, user, host, exit status, session, time. Where 32-bit programs never had to read the
-# file, session and time are long.
+# utmp(5): type, pid, line, id, user, host, exit status, session, time. On machines where no 32-bit program ever had to
+# read the file, session and time are long.
 _UTMP_LONG = frozenset({"aarch64", "alpha", "ia64", "loongarch64", "riscv64"})
 _UTMP = {False: struct.Struct("@hi32s4s32s256shhiii36x"), True: struct.Struct("@hi32s4s32s256shhlll36x0l")}
 
 
 def get_osinfo(_worker: Worker, _args: Args) -> dict[str, str]:
-    """Return uname(2) and what os-release(5) has; QGA_OS_RELEASE in the environment names another file."""
+    """Return uname(2) and os-release(5); QGA_OS_RELEASE in the environment names another file to read."""
     kernel = os.uname()
     info = {"kernel-release": kernel.release, "kernel-version": kernel.version, "machine": kernel.machine}
     override = os.environ.get("QGA_OS_RELEASE")
@@ -31,26 +31,26 @@ def get_osinfo(_worker: Worker, _args: Args) -> dict[str, str]:
         try:
             text = read(path)
         except OSError:
-            continue  # not every system has it; the kernel's names are an answer too
+            continue  # not every system has it; uname alone is an answer, too
         return info | os_release(text)
     return info
 
 
 def os_release(text: str) -> dict[str, str]:
-    """Return of an os-release(5) text what QGA has fields for, under the names of those."""
+    """Return the values of an os-release(5) text that QGA has fields for, by the names of these fields."""
     found = {}
     for line in text.split("\n"):
         name, equals, value = line.partition("=")
-        if equals and name.strip() in _RELEASE_FIELDS:  # a comment's name begins with #
+        if equals and name.strip() in _RELEASE_FIELDS:  # this ignores comments, whose "name" begins with #
             found[name.strip().lower().replace("_", "-")] = unquote(value.strip())
     return found
 
 
 def unquote(value: str) -> str:
-    """Return what a shell would assign; of an unquoted value that ends at a space or semicolon."""
+    """Return the value that a shell would assign; an unquoted value ends at a space or semicolon."""
     quote = value[:1] if value[:1] in ("'", '"') else ""
     ends = (quote,) if quote else (" ", "\t", ";")
-    special = {"": None, "'": "", '"': "$'\"\\`"}[quote]  # what a backslash takes its meaning; None: everything
+    special = {"": None, "'": "", '"': "$'\"\\`"}[quote]  # what a backslash escapes; None: everything
     found = []
     characters = iter(value[len(quote) :])
     for character in characters:
@@ -65,17 +65,17 @@ def unquote(value: str) -> str:
 
 
 def get_users(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
-    """Return who is logged in, each once, and since when (seconds since the epoch, the earliest of the logins)."""
+    """Return who is logged in, each user once, and since when (seconds since the epoch, the earliest login)."""
     try:
         with open(UTMP, "rb") as file:
             records = file.read()
     except OSError:
-        return []  # systems without utmp do not tell; qemu-ga says nobody, too
+        return []  # unknown on systems without utmp; qemu-ga, too, says nobody
     return logins(records, os.uname().machine)
 
 
 def logins(records: bytes, machine: str) -> list[dict[str, Any]]:
-    """Return the users of a utmp file as written on that machine; a record that is cut off is left out."""
+    """Return the users of a utmp file that was written on that machine; a cut-off record is left out."""
     # psutil.users has whole seconds only.
     layout = _UTMP[machine in _UTMP_LONG]
     earliest: dict[str, float] = {}
@@ -89,19 +89,19 @@ def logins(records: bytes, machine: str) -> list[dict[str, Any]]:
 
 
 def get_timezone(_worker: Worker, _args: Args) -> dict[str, Any]:
-    """Return the abbreviation of the time zone that holds now and its seconds east of UTC."""
+    """Return the abbreviation of the present time zone, and its seconds east of UTC."""
     time.tzset()  # it may have been changed since the daemon started
     now = time.localtime()
     return {"zone": now.tm_zone, "offset": now.tm_gmtoff}
 
 
 def get_host_name(_worker: Worker, _args: Args) -> dict[str, str]:
-    """Return the name that the kernel has."""
+    """Return the host name that the kernel has."""
     return {"host-name": os.uname().nodename}
 
 
 def get_time(_worker: Worker, _args: Args) -> int:
-    """Return nanoseconds since the epoch."""
+    """Return the time in nanoseconds since the epoch."""
     return time.time_ns()
 
 
