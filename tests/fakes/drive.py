@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import signal
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from virtagent.agent.api.errors import Code, Fault
@@ -66,6 +68,11 @@ class Asked:
     def code(self) -> Code:
         """The code of the fault."""
         return self.fault.code
+
+    def refused(self, code: Code, *words: str) -> None:
+        """Require that the one answer is a fault of that code, and that its text holds these words."""
+        assert self.code is code, self.fault
+        assert [word for word in words if word not in self.fault.text] == [], self.fault.text
 
 
 class Drive:
@@ -275,26 +282,27 @@ class Drive:
                 worker, messages.Step(i, "thawed" if good else "failed", refused, "" if good else "FITHAW: bad")
             )
 
-    def compensates(self, worker: int | None = None) -> int:
-        """Play a thaw worker (the newest) through all that it was given, to its exit; return it."""
+    def compensates(self, worker: int | None = None, refused: Mapping[int, int] = MappingProxyType({})) -> int:
+        """Play a thaw worker (the newest) through all that it was given, to its exit; return it.
+
+        `refused` are the mounts whose FITHAW fails, with the errno.
+        """
         worker = self.newest if worker is None else worker
         assert self.spawned[worker].rpc == "thaw"
         mounts = self.spawned[worker].args["mounts"]
         self.report(worker, messages.Started(1))
-        self.undo(worker, *mounts)
-        self.report(worker, messages.Done(len(mounts)))
+        self.undo(worker, *(mount for mount in mounts if mount not in refused))
+        for mount, number in refused.items():
+            self.undo(worker, mount, refused=number)
+        bad = [f"/srv/{mount}: FITHAW: errno {number}" for mount, number in refused.items() if number != errno.EINVAL]
+        self.report(worker, messages.Failed(Code.FAILED, bad[0]) if bad else messages.Done(len(mounts)))
         self.exit(worker)
         return worker
 
     def refuses(self, worker: int | None = None) -> int:
         """Play a thaw worker whose every FITHAW fails with EIO, to its exit; return it."""
         worker = self.newest if worker is None else worker
-        mounts = self.spawned[worker].args["mounts"]
-        self.report(worker, messages.Started(1))
-        self.undo(worker, *mounts, refused=errno.EIO)
-        self.report(worker, messages.Failed(Code.FAILED, "/srv/0: FITHAW: Input/output error (EIO)"))
-        self.exit(worker)
-        return worker
+        return self.compensates(worker, dict.fromkeys(self.spawned[worker].args["mounts"], errno.EIO))
 
     # -- what is the case
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from fakes.drive import Drive
 
 STARTS = {
     "os.exec",
@@ -39,3 +40,9 @@ def no_process() -> Iterator[None]:
     _refuses = True
     yield
     _refuses = False
+
+
+@pytest.fixture
+def drive() -> Drive:
+    """Make a core under a hand-held clock."""
+    return Drive()

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-from fakes.drive import Drive, plan_of
+from fakes.drive import Asked, Drive, plan_of
+from fakes.scenarios import attempts, ended, played, settled
 from virtagent.agent.api.errors import Code
 from virtagent.agent.api.records import Plan
 from virtagent.agent.api.states import FreezeState
 from virtagent.agent.worker import messages
 from virtagent.supervisor.core import events
-
-
-@pytest.fixture
-def drive() -> Drive:
-    return Drive()
 
 
 def test_a_freeze_from_request_to_thawed(drive: Drive) -> None:
@@ -47,13 +42,11 @@ def test_a_freeze_from_request_to_thawed(drive: Drive) -> None:
     assert not thaw.answered, "the keeper is not reaped yet"
     drive.exit(keeper)
     assert thaw.value == 2
-    assert drive.idle()
     last = drive.status().last
     assert last is not None
-    assert (last.outcome, last.held_continuously, last.held_seconds, last.error) == ("thawed", True, 41, "")
-    assert drive.journal is None
+    assert (last.held_seconds, last.error) == (41, "")
     assert not drive.killed
-    assert drive.ask("va.fsthaw").value == 0
+    ended(drive, "thawed")
 
 
 def test_the_plan_is_in_the_journal_before_the_worker_may_go_on(drive: Drive) -> None:
@@ -88,11 +81,11 @@ def test_a_journal_that_cannot_be_written_fails_the_freeze(drive: Drive) -> None
     assert drive.killed == {worker}
     assert drive.state is FreezeState.THAWINPROGRESS
     drive.die(worker)
-    assert call.code is Code.FREEZE_FAILED
-    assert call.fault.text == "the journal could not be written, so nothing was frozen: No space left on device"
+    call.refused(Code.FREEZE_FAILED, "the journal could not be written, so nothing was frozen: No space left on device")
     assert drive.logged("killed by SIGKILL after 0.0 s: the journal could not be written")[0].endswith("be written")
-    assert drive.idle()
-    assert not drive.workers("thaw"), "nothing was frozen"
+    assert not attempts(drive), "nothing was frozen"
+    drive.journal_error = None
+    ended(drive)
 
 
 def test_nothing_to_freeze(drive: Drive) -> None:
@@ -101,8 +94,7 @@ def test_nothing_to_freeze(drive: Drive) -> None:
     assert not call.answered
     drive.exit(worker)
     assert call.value == 0
-    assert drive.idle()
-    assert drive.journal is None
+    ended(drive)
 
 
 def test_the_journal_record_names_a_freeze_that_was_broken_when_the_agent_dies(drive: Drive) -> None:
@@ -116,16 +108,10 @@ def test_the_journal_record_names_a_freeze_that_was_broken_when_the_agent_dies(d
     assert next_life.state is FreezeState.THAWINPROGRESS
     assert next_life.suspected(next_life.newest) == {0}
     next_life.compensates()
-    thaw = next_life.ask("va.fsthaw")
-    assert thaw.code is Code.FREEZE_BROKEN
-    assert "the agent died" in thaw.fault.text
-    assert next_life.ask("va.fsthaw").value == 0
-    assert next_life.journal is None
-    assert next_life.idle()
+    ended(next_life, tells=("the agent died",))
 
 
-def test_the_number_of_a_freeze_is_never_used_again_after_a_restart() -> None:
-    drive = Drive()
+def test_the_number_of_a_freeze_is_never_used_again_after_a_restart(drive: Drive) -> None:
     drive.feed(events.JournalFound(17, plan_of(1), "the agent died"))
     drive.compensates()
     assert drive.status().freeze_id == 17
@@ -133,26 +119,21 @@ def test_the_number_of_a_freeze_is_never_used_again_after_a_restart() -> None:
     assert drive.status().freeze_id == 18
 
 
-def test_a_journal_without_mounts_only_tells() -> None:
-    drive = Drive()
+def test_a_journal_without_mounts_only_tells(drive: Drive) -> None:
     drive.feed(events.JournalFound(3, Plan((), ()), "freeze 3 was broken"))
     assert drive.state is FreezeState.THAWED
     assert not drive.spawned
     assert drive.ask("va.fsthaw").fault.text == "freeze 3 was broken"
-    assert drive.ask("va.fsthaw").value == 0
-    assert drive.idle()
+    ended(drive)
 
 
-def test_what_a_journal_named_is_counted_when_it_is_thawed() -> None:
-    drive = Drive()
+def test_what_a_journal_named_is_counted_when_it_is_thawed(drive: Drive) -> None:
     drive.feed(events.JournalFound(3, plan_of(2), "freeze 3 was broken: the agent died"))
     thaw = drive.ask("va.fsthaw")
     assert not thaw.answered
     drive.compensates()
-    assert thaw.code is Code.FREEZE_BROKEN
-    assert "thawed 2 of 2" in thaw.fault.text
-    assert drive.journal is None
-    assert drive.idle()
+    thaw.refused(Code.FREEZE_BROKEN, "thawed 2 of 2")
+    ended(drive)
 
 
 def test_a_request_for_another_freeze_is_refused_in_every_other_state(drive: Drive) -> None:
@@ -175,10 +156,7 @@ def test_a_request_for_another_freeze_is_refused_in_every_other_state(drive: Dri
 
 
 def test_a_mount_that_fails_thaws_the_others_before_the_host_learns(drive: Drive) -> None:
-    call, worker = drive.begin(2)
-    drive.sync(worker)
-    drive.freezes(worker, 0, 1)
-    drive.frozen(worker, 0)
+    call, worker = played(drive, "freezing", 2, frozen=(0,))
     drive.report(worker, messages.Step(1, "failed", errno.EIO, "FIFREEZE: Input/output error (EIO)"))
     drive.report(worker, messages.Thawing("/srv/1: FIFREEZE: Input/output error (EIO)", drive.now))
     assert not call.answered
@@ -187,43 +165,30 @@ def test_a_mount_that_fails_thaws_the_others_before_the_host_learns(drive: Drive
     drive.report(worker, messages.Failed(Code.FREEZE_FAILED, "/srv/1: FIFREEZE: EIO; thawed again: 1"))
     assert not call.answered
     drive.exit(worker)
-    assert call.code is Code.FREEZE_FAILED
-    assert "/srv/1" in call.fault.text
-    assert "thawed again: 1" in call.fault.text
-    assert drive.idle()
-    last = drive.status().last
-    assert last is not None
-    assert (last.outcome, last.held_continuously) == ("failed", False)
-    assert drive.ask("va.fsthaw").value == 0, "the caller was told already"
+    call.refused(Code.FREEZE_FAILED, "/srv/1", "thawed again: 1")
+    ended(drive, "failed")
 
 
 def test_a_busy_mount_is_never_thawed_by_us(drive: Drive) -> None:
-    _, worker = drive.begin(2)
-    drive.sync(worker)
-    drive.freezes(worker, 0, 1)
-    drive.frozen(worker, 0)
+    _, worker = played(drive, "freezing", 2, frozen=(0,))
     drive.report(worker, messages.Step(1, "busy", errno.EBUSY, "frozen by someone else"))
     drive.die(worker)
     assert drive.suspected(drive.newest) == {0}
 
 
 def test_what_never_froze_needs_no_thaw(drive: Drive) -> None:
-    call, worker = drive.begin(1)
-    drive.sync(worker, 1)
-    drive.freezes(worker, 0)
+    call, worker = played(drive, "freezing", 1)
     drive.report(worker, messages.Step(0, "unsupported", errno.EOPNOTSUPP, "its type cannot freeze"))
     drive.report(worker, messages.Done(0))
     drive.exit(worker)
     assert call.value == 0
-    assert drive.workers("thaw") == []
-    assert drive.idle()
+    assert not attempts(drive)
+    ended(drive)
 
 
 @pytest.mark.parametrize("state", ["freezing", "frozen"])
 def test_what_was_reported_freezing_or_frozen_is_compensated(drive: Drive, state: str) -> None:
-    call, worker = drive.begin(2)
-    drive.sync(worker)
-    drive.freezes(worker)
+    call, worker = played(drive, "freezing", 2, freezing=())
     drive.report(worker, messages.Step(1, "freezing"))
     if state == "frozen":
         drive.frozen(worker, 1)
@@ -231,15 +196,14 @@ def test_what_was_reported_freezing_or_frozen_is_compensated(drive: Drive, state
     assert drive.suspected(drive.newest) == {1}
     assert not call.answered
     drive.compensates()
-    assert call.code is Code.WORKER_DIED
-    for word in (f"worker {worker}", "SIGKILL", "thawed 1 of 1", *(["/srv/1"] if state == "freezing" else [])):
-        assert word in call.fault.text
-    assert drive.idle()
+    call.refused(
+        Code.WORKER_DIED, f"worker {worker}", "SIGKILL", "thawed 1 of 1", *(["/srv/1"] if state == "freezing" else [])
+    )
+    ended(drive)
 
 
 def test_a_mount_reported_frozen_out_of_the_blue_is_compensated_too(drive: Drive) -> None:
-    _, worker = drive.begin(2)
-    drive.sync(worker)
+    _, worker = played(drive, "synced", 2)
     drive.report(worker, messages.Progress("freeze"), messages.Step(1, "frozen"))
     drive.die(worker)
     assert drive.workers("thaw")
@@ -247,28 +211,25 @@ def test_a_mount_reported_frozen_out_of_the_blue_is_compensated_too(drive: Drive
 
 
 def test_dying_before_anything_froze_needs_no_thaw(drive: Drive) -> None:
-    call, worker = drive.begin(2)
-    drive.sync(worker)
+    call, worker = played(drive, "synced", 2)
     drive.die(worker)
     assert call.code is Code.WORKER_DIED
-    assert drive.idle()
+    ended(drive)
 
 
 def test_a_worker_that_ends_well_without_a_word_has_died(drive: Drive) -> None:
     call, worker = drive.begin(2)
     drive.exit(worker, code=0)
     assert call.code is Code.WORKER_DIED
-    assert drive.idle()
+    ended(drive)
 
 
 def test_the_freeze_worker_cannot_be_forked(drive: Drive) -> None:
     drive.fork_error = OSError(errno.EAGAIN, "Resource temporarily unavailable")
     call = drive.ask("va.fsfreeze")
-    assert call.code is Code.WORKER_DIED
-    assert "Resource temporarily unavailable" in call.fault.text
-    assert drive.idle()
+    call.refused(Code.WORKER_DIED, "Resource temporarily unavailable")
     drive.fork_error = None
-    assert drive.hold(1)[0].value == 1
+    ended(drive)
 
 
 # -- limits
@@ -284,9 +245,8 @@ def test_the_plan_phase_overruns(drive: Drive) -> None:
     assert drive.killed == {worker}
     assert not call.answered, "the worker could still do harm"
     drive.die(worker)
-    assert call.code is Code.OVERRUN
-    assert "plan" in call.fault.text
-    assert drive.idle()
+    call.refused(Code.OVERRUN, "plan")
+    ended(drive)
 
 
 def test_a_worker_that_never_starts_overruns_too(drive: Drive) -> None:
@@ -306,18 +266,13 @@ def test_the_sync_phase_overruns_and_nothing_is_frozen(drive: Drive) -> None:
     drive.wait(0.1)
     assert drive.killed == {worker}
     drive.die(worker)
-    assert call.code is Code.OVERRUN
-    assert "sync limit of 20 s" in call.fault.text
-    assert "/srv/0" in call.fault.text
-    assert not drive.workers("thaw")
-    assert drive.idle()
+    call.refused(Code.OVERRUN, "sync limit of 20 s", "/srv/0")
+    assert not attempts(drive)
+    ended(drive, "overran")
 
 
 def test_the_freeze_phase_overruns_and_is_compensated_at_once_and_again(drive: Drive) -> None:
-    call, worker = drive.begin(3, {"freeze_limit": 7})
-    drive.sync(worker, 3)
-    drive.freezes(worker, 0, 1)
-    drive.frozen(worker, 0)
+    call, worker = played(drive, "freezing", 3, freezing=(0, 1), frozen=(0,), options={"freeze_limit": 7})
     drive.wait(7)
     assert drive.killed == {worker}
     assert drive.state is FreezeState.THAWINPROGRESS
@@ -331,17 +286,12 @@ def test_the_freeze_phase_overruns_and_is_compensated_at_once_and_again(drive: D
     assert drive.suspected(second) == {0, 1}, "its freeze may have taken effect just before it died"
     assert not call.answered
     drive.compensates(second)
-    assert call.code is Code.OVERRUN
-    for word in ("freeze limit of 7 s", "/srv/1", "thawed 2 of 2"):
-        assert word in call.fault.text
-    assert drive.status().last.outcome == "overran"  # type: ignore[union-attr]
-    assert drive.idle()
+    call.refused(Code.OVERRUN, "freeze limit of 7 s", "/srv/1", "thawed 2 of 2")
+    ended(drive, "overran")
 
 
 def test_a_thaw_worker_from_before_the_death_proves_nothing(drive: Drive) -> None:
-    _, worker = drive.begin(1)
-    drive.sync(worker, 1)
-    drive.freezes(worker, 0)
+    _, worker = played(drive, "freezing", 1)
     drive.wait(30)
     [first] = drive.workers("thaw")
     drive.report(first, messages.Started(1), messages.Step(0, "thawing"))
@@ -355,13 +305,11 @@ def test_a_thaw_worker_from_before_the_death_proves_nothing(drive: Drive) -> Non
     [second] = drive.workers("thaw")
     assert drive.suspected(second) == {0}
     drive.compensates(second)
-    assert drive.idle()
+    ended(drive)
 
 
 def test_what_a_killed_worker_still_says_is_noted_and_decides_nothing(drive: Drive) -> None:
-    call, worker = drive.begin(1)
-    drive.sync(worker, 1)
-    drive.freezes(worker, 0)
+    call, worker = played(drive, "freezing", 1)
     drive.wait(30)
     drive.compensates()
     drive.frozen(worker, 0)
@@ -374,13 +322,12 @@ def test_what_a_killed_worker_still_says_is_noted_and_decides_nothing(drive: Dri
     assert drive.state is not FreezeState.THAWED
     drive.compensates()
     assert call.code is Code.OVERRUN
-    assert drive.idle()
+    ended(drive)
 
 
 def test_a_limit_of_none_is_none() -> None:
     drive = Drive(sync_limit=0, freeze_limit=0, hold_limit=0, hold_limit_max=0)
-    call, worker = drive.begin(1)
-    drive.sync(worker, 1)
+    call, worker = played(drive, "synced", 1)
     drive.wait(1e6)
     drive.freezes(worker, 0)
     drive.wait(1e6)
@@ -417,29 +364,19 @@ def test_a_request_may_not_ask_for_more_than_the_configuration_allows(
         assert call.code is Code.PARAMS
         assert name in call.fault.text
         assert drive.idle()
-    if not good:
         assert drive.ask("va.fsplan", {name: value}).code is Code.PARAMS
 
 
 # -- cancelling
 
 
-@pytest.mark.parametrize("phase", ["spawned", "plan", "sync", "freeze"])
-def test_thaw_cancels_a_freeze_in_progress(drive: Drive, phase: str) -> None:
-    if phase == "spawned":
-        call = drive.ask("va.fsfreeze")
-        worker = drive.newest
-    else:
-        call, worker = drive.begin(2)
-    if phase in ("sync", "freeze"):
-        drive.sync(worker)
-    if phase == "freeze":
-        drive.freezes(worker, 0, 1)
-        drive.frozen(worker, 0)
+@pytest.mark.parametrize("until", ["spawned", "planned", "synced", "freezing"])
+def test_thaw_cancels_a_freeze_in_progress(drive: Drive, until: str) -> None:
+    touched = until == "freezing"
+    call, worker = played(drive, until, frozen=(0,) if touched else None)
     thaw = drive.ask("va.fsthaw")
     assert drive.killed == {worker}
     assert drive.state is FreezeState.THAWINPROGRESS
-    touched = phase == "freeze"
     assert len(drive.workers("thaw")) == touched
     if touched:
         drive.compensates()
@@ -450,12 +387,9 @@ def test_thaw_cancels_a_freeze_in_progress(drive: Drive, phase: str) -> None:
         assert drive.suspected(drive.newest) == {0, 1}
         assert not thaw.answered
         drive.compensates()
-    assert call.code is Code.FREEZE_FAILED
-    assert "cancelled" in call.fault.text
+    call.refused(Code.FREEZE_FAILED, "cancelled")
     assert thaw.value == (2 if touched else 0)
-    assert drive.status().last.outcome == "cancelled"  # type: ignore[union-attr]
-    assert drive.idle()
-    assert drive.hold(1)[0].value == 1, "and the next freeze works"
+    ended(drive, "cancelled")
 
 
 # -- rubbish, and reports out of place
@@ -481,42 +415,35 @@ OUT_OF_PLACE: dict[str, list[str]] = {
     "spawned": [name for name in REPORTS if name != "Started"],
     "planning": ["Started", "bad Plan", "Step", "Held", "Progress to nowhere", "Progress to hold"],
     "syncing": ["Started", "Plan", "Step too far", "Step below 0", "Step to nowhere", "Held", "Progress to nowhere"],
-    "holding": ["Started", "Plan", "Frozen", "Step too far", "Step to nowhere", "Progress to nowhere"],
+    "held": ["Started", "Plan", "Frozen", "Step too far", "Step to nowhere", "Progress to nowhere"],
     "reported": list(REPORTS),
 }
 
 
-def played(drive: Drive, until: str) -> tuple[Any, int]:
-    if until in ("spawned", "planning"):
-        call = drive.ask("va.fsfreeze")
-        if until == "planning":
-            drive.report(drive.newest, messages.Started(1))
-        return call, drive.newest
-    if until == "syncing":
-        call, worker = drive.begin(2)
-        drive.report(worker, messages.Progress("sync", 1))
-        return call, worker
-    call, worker = drive.hold(2)
-    if until == "reported":
-        drive.report(worker, messages.Thawing("sigterm", drive.now), messages.Failed(8, "sigterm"))
+def at_moment(drive: Drive, moment: str) -> tuple[Asked, int]:
+    if moment != "reported":
+        return played(drive, moment)
+    call, worker = drive.hold()
+    drive.report(worker, messages.Thawing("sigterm", drive.now), messages.Failed(8, "sigterm"))
     return call, worker
 
 
 @pytest.mark.parametrize(("at", "name"), [(at, name) for at, names in OUT_OF_PLACE.items() for name in names])
 def test_a_report_out_of_place_is_rubbish(drive: Drive, at: str, name: str) -> None:
-    _, worker = played(drive, at)
+    _, worker = at_moment(drive, at)
     drive.report(worker, REPORTS[name](drive))
     assert drive.killed == {worker}
     assert drive.state is FreezeState.THAWINPROGRESS
-    finish(drive, worker)
+    settled(drive, worker, seconds=0)
+    assert drive.idle()
 
 
-@pytest.mark.parametrize("at", ["spawned", "planning", "syncing", "holding", "reported"])
+@pytest.mark.parametrize("at", OUT_OF_PLACE)
 def test_rubbish_is_killed_and_everything_that_was_planned_is_compensated(drive: Drive, at: str) -> None:
-    call, worker = played(drive, at)
+    call, worker = at_moment(drive, at)
     drive.feed(events.RubbishReported(worker, "not a msgpack message"))
     assert drive.killed == {worker}
-    planned = {0, 1} if at in ("syncing", "holding", "reported") else set()
+    planned = {0, 1} if at in ("syncing", "held", "reported") else set()
     assert len(drive.workers("thaw")) == bool(planned)
     if planned:
         assert drive.suspected(drive.newest) == planned, "a liar's steps prove nothing"
@@ -526,57 +453,37 @@ def test_rubbish_is_killed_and_everything_that_was_planned_is_compensated(drive:
         assert drive.suspected(drive.newest) == planned
         drive.compensates()
     if at in ("spawned", "planning", "syncing"):
-        assert call.code is Code.WORKER_DIED
-        assert "rubbish" in call.fault.text
+        call.refused(Code.WORKER_DIED, "rubbish")
+        ended(drive)
     else:
-        thaw = drive.ask("va.fsthaw")
-        assert thaw.code is Code.FREEZE_BROKEN
-    assert drive.idle()
+        ended(drive, "broken", tells=())
 
 
 @pytest.mark.parametrize("after", ["KILLED", "STUCK"])
 def test_rubbish_from_a_killed_worker_widens_what_is_thawed(drive: Drive, after: str) -> None:
-    call, worker = drive.begin(3)
-    drive.sync(worker, 3)
-    drive.freezes(worker, 0)
+    call, worker = played(drive, "freezing", 3, freezing=(0,))
     drive.wait(30)
     if after == "STUCK":
         drive.wait(1)
     drive.feed(events.RubbishReported(worker, "x"))
-    finish(drive, worker)
+    settled(drive, worker, seconds=0)
+    assert drive.idle()
     assert call.answered
     all_given = set().union(*(drive.suspected(w) for w in drive.spawned if drive.spawned[w].rpc == "thaw"))
     assert all_given == {0, 1, 2}
 
 
-def finish(drive: Drive, worker: int) -> None:
-    """Let everybody come to an end, and require that THAWED is reached."""
-    for thawer in drive.workers("thaw"):
-        drive.compensates(thawer)
-    drive.die(worker)
-    for _ in range(4):
-        for thawer in drive.workers("thaw"):
-            drive.compensates(thawer)
-    assert drive.idle()
-
-
 def test_done_without_frozen_is_no_success_if_something_was_frozen(drive: Drive) -> None:
-    call, worker = drive.begin(1)
-    drive.sync(worker, 1)
-    drive.freezes(worker, 0)
-    drive.frozen(worker, 0)
+    call, worker = played(drive, "frozen", 1)
     drive.report(worker, messages.Done(1))
     drive.exit(worker)
     drive.compensates()
-    assert drive.idle()
     assert call.fault
+    ended(drive)
 
 
 def test_frozen_that_contradicts_the_steps_is_not_believed(drive: Drive) -> None:
-    call, worker = drive.begin(2)
-    drive.sync(worker)
-    drive.freezes(worker, 0)
-    drive.frozen(worker, 0)
+    call, worker = played(drive, "frozen", 2, freezing=(0,))
     drive.report(worker, messages.Frozen(2, drive.now, drive.now + 60))
     assert not (call.answered and call.answers[0] == 2)
 
@@ -596,10 +503,7 @@ NAN, INF = float("nan"), float("inf")
 )
 def test_absurd_times_from_a_keeper_do_not_upset_the_clock(drive: Drive, kind: str, number: float) -> None:
     if kind == "Frozen":
-        _, worker = drive.begin(1)
-        drive.sync(worker, 1)
-        drive.freezes(worker, 0)
-        drive.frozen(worker, 0)
+        _, worker = played(drive, "frozen", 1)
         drive.report(worker, messages.Frozen(1, number, number))
     else:
         _, worker = drive.hold(1)

@@ -7,34 +7,11 @@ import itertools
 
 import pytest
 from fakes.drive import Drive
+from fakes.scenarios import ended, settled
 from virtagent.agent.api.errors import Code
 from virtagent.agent.api.states import FreezeState
 from virtagent.agent.worker import messages
 from virtagent.supervisor.core import events
-
-
-@pytest.fixture
-def drive() -> Drive:
-    return Drive()
-
-
-def outcome(drive: Drive) -> str:
-    last = drive.status().last
-    assert last is not None
-    assert last.held_continuously == (last.outcome == "thawed")
-    return last.outcome
-
-
-def told_once(drive: Drive, *words: str) -> None:
-    """Require that the next fsthaw, and only that, is told that the freeze was broken."""
-    thaw = drive.ask("va.fsthaw")
-    assert thaw.code is Code.FREEZE_BROKEN
-    for word in words:
-        assert word in thaw.fault.text
-    assert drive.ask("va.fsthaw").value == 0
-    assert drive.journal is None
-    assert drive.idle()
-
 
 # -- the hold passes
 
@@ -44,10 +21,15 @@ def test_the_keeper_reports_in_time_that_its_hold_has_passed(drive: Drive) -> No
     drive.now += 60
     drive.thaws(keeper, reason="the hold limit of 60 s passed")
     assert not drive.killed
-    assert outcome(drive) == "expired"
-    assert drive.journal is not None, "the next start must tell, too"
-    assert drive.journal["plan"]["mounts"] == []
-    told_once(drive, "hold limit", "60 s", "thawed 2 of 2")
+    ended(
+        drive,
+        "expired",
+        tells=(
+            "hold limit",
+            "60 s",
+            "thawed 2 of 2",
+        ),
+    )
 
 
 def test_the_keeper_reports_late(drive: Drive) -> None:
@@ -59,8 +41,7 @@ def test_the_keeper_reports_late(drive: Drive) -> None:
     drive.wait(1.5)
     drive.thaws(keeper, reason="the hold limit of 60 s passed")
     assert not drive.killed
-    assert outcome(drive) == "expired"
-    told_once(drive, "hold limit")
+    ended(drive, "expired", tells=("hold limit",))
 
 
 def test_the_keeper_never_reports(drive: Drive) -> None:
@@ -71,8 +52,7 @@ def test_the_keeper_never_reports(drive: Drive) -> None:
     drive.compensates()
     drive.die(keeper)
     drive.compensates()
-    assert outcome(drive) == "expired"
-    told_once(drive, "hold limit")
+    ended(drive, "expired", tells=("hold limit",))
 
 
 def test_the_keeper_begins_to_thaw_and_does_not_end(drive: Drive) -> None:
@@ -87,7 +67,7 @@ def test_the_keeper_begins_to_thaw_and_does_not_end(drive: Drive) -> None:
     drive.compensates()
     drive.die(keeper)
     drive.compensates()
-    told_once(drive)
+    ended(drive, "expired", tells=())
 
 
 def test_no_answer_is_given_on_a_hold_that_is_over(drive: Drive) -> None:
@@ -96,8 +76,7 @@ def test_no_answer_is_given_on_a_hold_that_is_over(drive: Drive) -> None:
     thaw = drive.ask("va.fsthaw")
     drive.thaws(keeper, 1)
     assert thaw.code is Code.FREEZE_BROKEN
-    assert outcome(drive) == "expired"
-    assert drive.idle()
+    ended(drive, "expired")
 
 
 def test_an_extension_that_comes_too_late_is_refused(drive: Drive) -> None:
@@ -105,7 +84,7 @@ def test_an_extension_that_comes_too_late_is_refused(drive: Drive) -> None:
     drive.now += 60
     assert drive.ask("va.fshold", 60).code is Code.WRONG_STATE
     drive.thaws(keeper, 1, "the hold limit passed")
-    told_once(drive)
+    ended(drive, "expired", tells=())
 
 
 def test_a_keeper_whose_clock_ran_out_after_thaw_was_asked_has_held_to_the_end(drive: Drive) -> None:
@@ -115,7 +94,7 @@ def test_a_keeper_whose_clock_ran_out_after_thaw_was_asked_has_held_to_the_end(d
     drive.now += 0.001
     drive.thaws(keeper, 1, "the hold limit of 60 s passed")
     assert thaw.value == 1
-    assert outcome(drive) == "thawed"
+    ended(drive, "thawed")
 
 
 def test_a_keeper_whose_clock_ran_out_before_thaw_was_asked_has_not(drive: Drive) -> None:
@@ -128,11 +107,8 @@ def test_a_keeper_whose_clock_ran_out_before_thaw_was_asked_has_not(drive: Drive
     drive.undo(keeper, 0)
     drive.report(keeper, messages.Failed(8, "worker 1 got SIGTERM"))
     drive.exit(keeper)
-    assert thaw.code is Code.FREEZE_BROKEN
-    assert "SIGTERM" in thaw.fault.text
-    assert outcome(drive) == "broken"
-    assert drive.ask("va.fsthaw").value == 0
-    assert drive.idle()
+    thaw.refused(Code.FREEZE_BROKEN, "SIGTERM")
+    ended(drive, "broken")
 
 
 def test_thawing_unasked_before_the_host_asks_breaks_the_freeze(drive: Drive) -> None:
@@ -144,7 +120,7 @@ def test_thawing_unasked_before_the_host_asks_breaks_the_freeze(drive: Drive) ->
     drive.report(keeper, messages.Failed(8, "worker 1 got SIGTERM"))
     drive.exit(keeper)
     assert thaw.code is Code.FREEZE_BROKEN
-    assert outcome(drive) == "broken"
+    ended(drive, "broken")
 
 
 def test_done_while_frozen_breaks_the_freeze(drive: Drive) -> None:
@@ -153,7 +129,7 @@ def test_done_while_frozen_breaks_the_freeze(drive: Drive) -> None:
     assert drive.state is FreezeState.THAWINPROGRESS
     drive.exit(keeper)
     drive.compensates()
-    told_once(drive)
+    ended(drive, "broken", tells=())
 
 
 def test_the_time_held_ends_when_the_hold_does(drive: Drive) -> None:
@@ -176,8 +152,15 @@ def test_the_keeper_dies_and_the_supervisor_thaws_at_once(drive: Drive) -> None:
     assert drive.state is FreezeState.THAWINPROGRESS
     assert drive.suspected(drive.newest) == {0, 1}
     drive.compensates()
-    assert outcome(drive) == "broken"
-    told_once(drive, f"worker {keeper}", "SIGKILL", "thawed 2 of 2")
+    ended(
+        drive,
+        "broken",
+        tells=(
+            f"worker {keeper}",
+            "SIGKILL",
+            "thawed 2 of 2",
+        ),
+    )
 
 
 def test_the_keeper_dies_and_the_host_asks_meanwhile(drive: Drive) -> None:
@@ -187,9 +170,7 @@ def test_the_keeper_dies_and_the_host_asks_meanwhile(drive: Drive) -> None:
     assert not thaw.answered
     drive.compensates()
     assert thaw.code is Code.FREEZE_BROKEN
-    assert drive.journal is None
-    assert drive.ask("va.fsthaw").value == 0
-    assert drive.idle()
+    ended(drive, "broken")
 
 
 def test_the_keeper_dies_after_thaw_was_asked_and_the_freeze_was_held(drive: Drive) -> None:
@@ -198,8 +179,7 @@ def test_the_keeper_dies_after_thaw_was_asked_and_the_freeze_was_held(drive: Dri
     drive.die(keeper)
     drive.compensates()
     assert thaw.value == 2
-    assert outcome(drive) == "thawed"
-    assert drive.idle()
+    ended(drive, "thawed")
 
 
 def test_the_keeper_dies_half_way_through_the_thaw(drive: Drive) -> None:
@@ -209,14 +189,10 @@ def test_the_keeper_dies_half_way_through_the_thaw(drive: Drive) -> None:
     drive.report(keeper, messages.Step(0, "thawed"))
     drive.die(keeper)
     assert drive.suspected(drive.newest) >= {1}
-    worker = drive.newest
-    drive.report(worker, messages.Started(1))
-    drive.undo(worker, *drive.suspected(worker), refused=errno.EINVAL)  # the keeper's last ioctl had done it
-    drive.report(worker, messages.Done(2))
-    drive.exit(worker)
+    nothing_left = dict.fromkeys(drive.suspected(drive.newest), errno.EINVAL)
+    drive.compensates(refused=nothing_left)  # the keeper's last ioctl had done it
     assert thaw.value == 2
-    assert outcome(drive) == "thawed"
-    assert drive.idle()
+    ended(drive, "thawed")
 
 
 def test_a_keeper_that_does_not_hear_is_killed(drive: Drive) -> None:
@@ -228,7 +204,7 @@ def test_a_keeper_that_does_not_hear_is_killed(drive: Drive) -> None:
     drive.die(keeper)
     drive.compensates()
     assert thaw.value == 2, "it was held until the thaw was asked"
-    assert drive.idle()
+    ended(drive, "thawed")
 
 
 def test_a_keeper_that_does_not_exit_after_its_report_is_killed(drive: Drive) -> None:
@@ -239,13 +215,9 @@ def test_a_keeper_that_does_not_exit_after_its_report_is_killed(drive: Drive) ->
     drive.report(keeper, messages.Done(1))
     drive.wait(1)
     assert drive.killed == {keeper}
-    for _ in range(3):
-        for thawer in drive.workers("thaw"):
-            drive.compensates(thawer)
-        if keeper in drive.live:
-            drive.die(keeper)
+    settled(drive, keeper)
     assert thaw.value == 1
-    assert drive.idle()
+    ended(drive, "thawed")
 
 
 # -- someone else thaws
@@ -259,25 +231,17 @@ def test_the_keeper_finds_that_someone_else_had_thawed(drive: Drive) -> None:
     drive.undo(keeper, 1, refused=errno.EINVAL)
     drive.report(keeper, messages.Failed(8, "someone else had thawed /srv/1"))
     drive.exit(keeper)
-    assert thaw.code is Code.FREEZE_BROKEN
-    assert "/srv/1" in thaw.fault.text
-    assert outcome(drive) == "broken"
-    assert drive.ask("va.fsthaw").value == 0
-    assert drive.idle()
+    thaw.refused(Code.FREEZE_BROKEN, "/srv/1")
+    ended(drive, "broken")
 
 
 def test_a_thaw_worker_finds_that_someone_else_had_thawed(drive: Drive) -> None:
     _, keeper = drive.hold(2)
     thaw = drive.ask("va.fsthaw")
     drive.die(keeper)  # before it touched anything
-    worker = drive.newest
-    drive.report(worker, messages.Started(1))
-    drive.undo(worker, 0)
-    drive.undo(worker, 1, refused=errno.EINVAL)
-    drive.report(worker, messages.Done(2))
-    drive.exit(worker)
-    assert thaw.code is Code.FREEZE_BROKEN
-    assert "/srv/1" in thaw.fault.text
+    drive.compensates(refused={1: errno.EINVAL})
+    thaw.refused(Code.FREEZE_BROKEN, "/srv/1")
+    ended(drive, "broken")
 
 
 def test_the_second_pass_finds_nothing_frozen_and_that_breaks_nothing(drive: Drive) -> None:
@@ -286,12 +250,9 @@ def test_the_second_pass_finds_nothing_frozen_and_that_breaks_nothing(drive: Dri
     drive.wait(2)
     drive.compensates()
     drive.die(keeper)
-    worker = drive.newest
-    drive.report(worker, messages.Started(1))
-    drive.undo(worker, 0, refused=errno.EINVAL)
-    drive.report(worker, messages.Done(1))
-    drive.exit(worker)
+    drive.compensates(refused={0: errno.EINVAL})
     assert thaw.value == 1
+    ended(drive, "thawed")
 
 
 # -- extending
@@ -311,7 +272,7 @@ def test_the_hold_is_extended_by_the_keepers_word(drive: Drive) -> None:
     drive.wait(0.1)
     assert drive.state is FreezeState.THAWINPROGRESS
     drive.thaws(keeper, 1, "the hold limit passed")
-    told_once(drive)
+    ended(drive, tells=())
 
 
 def test_the_hold_may_be_shortened(drive: Drive) -> None:
@@ -407,7 +368,7 @@ def test_an_extension_is_answered_when_thaw_is_asked_meanwhile(drive: Drive, lat
     drive.thaws(keeper, 1)
     assert thaw.value == 1
     assert hold.answered
-    assert drive.idle()
+    ended(drive, "thawed")
 
 
 def test_a_late_held_does_not_bring_a_hold_back(drive: Drive) -> None:
@@ -448,22 +409,17 @@ def test_success_means_held_until_asked_in_every_order(order: tuple[str, ...]) -
             drive.die(keeper)
         elif what == "gone" and thaw is not None and not thaw.answered:
             drive.hang_up(thaw)
-    for _ in range(5):
-        for thawer in drive.workers("thaw"):
-            drive.compensates(thawer)
-        drive.wait(1)
+    settled(drive, keeper)
     assert thaw is not None
     held = order.index("ask") < min(order.index("expire"), order.index("die"))
     faults = [thaw.answers[0]] if thaw.answered else []
     again = drive.ask("va.fsthaw")
     if held:
         assert again.value == 0
-        assert outcome(drive) == "thawed"
         if not thaw.gone:
             assert thaw.value == 1
     else:
         faults += again.answers
         broken = [f for f in faults if getattr(f, "code", None) is Code.FREEZE_BROKEN]
         assert len(broken) == 1, "told once, and to somebody who listens"
-    assert drive.ask("va.fsthaw").value == 0
-    assert drive.idle()
+    ended(drive, "thawed" if held else "")

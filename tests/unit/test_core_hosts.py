@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from fakes.drive import PEER, Asked, Drive
+from fakes.scenarios import brought_to, ended, played
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.methods import RPCS, Disk
 from virtagent.agent.api.records import Status
@@ -22,32 +23,6 @@ PARAMS: dict[str, list[Any]] = {
 }
 PUBLIC = [row.name for row in RPCS.values() if row.public and not row.is_guest]
 ESSENTIAL = {"va.ping", "va.capabilities", "va.fsstatus", "va.fsthaw"}
-
-
-@pytest.fixture
-def drive() -> Drive:
-    return Drive()
-
-
-def brought_to(state: str, **config: Any) -> tuple[Drive, int]:
-    """Return a core in that state, and its freeze worker (0 if there is none)."""
-    drive = Drive(**config)
-    if state == "THAWED":
-        return drive, 0
-    _, worker = drive.begin(1)
-    if state == "INPROGRESS":
-        return drive, worker
-    drive.sync(worker, 1)
-    drive.freezes(worker, 0)
-    drive.frozen(worker, 0)
-    drive.report(worker, messages.Frozen(1, drive.now, drive.now + 60))
-    if state == "FROZEN":
-        return drive, worker
-    drive.die(worker)
-    if state == "ERROR":
-        drive.refuses()
-    assert drive.state is FreezeState[state]
-    return drive, worker
 
 
 # -- admission
@@ -104,7 +79,7 @@ def test_a_wrong_count_or_type_costs_nothing(drive: Drive, method: str) -> None:
         assert call.code is Code.PARAMS
         assert method in call.fault.text
     assert not drive.spawned
-    assert drive.idle()
+    ended(drive)
 
 
 def test_blocked_and_unlisted_rpcs() -> None:
@@ -149,14 +124,12 @@ def test_a_worker_gives_its_value_fault_or_death(drive: Drive) -> None:
     drive.report(worker, messages.Started(1))
     drive.now += 3
     drive.exit(worker, number=11)
-    assert call.code is Code.WORKER_DIED
-    for word in (f"worker {worker}", "va.getfile", "SIGSEGV", "3.0 s"):
-        assert word in call.fault.text
+    call.refused(Code.WORKER_DIED, f"worker {worker}", "va.getfile", "SIGSEGV", "3.0 s")
 
     call = drive.ask("va.getfile", "/x")
     drive.exit(drive.newest, code=3)
     assert "exit code 3" in call.fault.text
-    assert drive.idle()
+    ended(drive)
 
 
 def test_an_overrun_is_killed_and_told_at_once(drive: Drive) -> None:
@@ -167,14 +140,13 @@ def test_an_overrun_is_killed_and_told_at_once(drive: Drive) -> None:
     assert not call.answered
     drive.wait(0.1)
     assert drive.killed == {worker}
-    assert call.code is Code.OVERRUN
-    assert "30 s" in call.fault.text
+    call.refused(Code.OVERRUN, "30 s")
     drive.wait(1000)
     assert drive.logged("stuck")
     assert drive.timers.nearest() is None
     drive.report(worker, messages.Done(b""))
     drive.die(worker)
-    assert drive.idle()
+    ended(drive)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +168,7 @@ def test_an_ordinary_worker_may_not_speak_of_freezing(drive: Drive, message: mes
     assert call.code is Code.WORKER_DIED
     assert drive.state is FreezeState.THAWED
     drive.die(worker)
-    assert drive.idle()
+    ended(drive)
 
 
 def test_rubbish_after_the_answer_changes_nothing_for_the_host(drive: Drive) -> None:
@@ -206,7 +178,7 @@ def test_rubbish_after_the_answer_changes_nothing_for_the_host(drive: Drive) -> 
     drive.feed(events.RubbishReported(worker, "x"))
     drive.die(worker)
     assert call.value == b"y"
-    assert drive.idle()
+    ended(drive)
 
 
 def test_an_ordinary_worker_does_not_disturb_a_freeze(drive: Drive) -> None:
@@ -268,8 +240,7 @@ def test_one_connection_has_64_calls_under_way(drive: Drive) -> None:
 
 
 def test_the_call_waits_as_long_as_its_host_chose_and_the_job_goes_on(drive: Drive) -> None:
-    call, keeper = drive.begin(1, {"wait": 5})
-    drive.sync(keeper, 1)
+    call, keeper = played(drive, "synced", 1, options={"wait": 5})
     drive.wait(4.9)
     assert not call.answered
     drive.wait(0.1)
@@ -283,8 +254,7 @@ def test_the_call_waits_as_long_as_its_host_chose_and_the_job_goes_on(drive: Dri
     drive.wait(1)
     assert thaw.code is Code.IN_PROGRESS
     drive.thaws(keeper, 1)
-    assert drive.ask("va.fsthaw").value == 0
-    assert drive.idle()
+    ended(drive)
 
 
 def test_wait_zero_answers_at_once(drive: Drive) -> None:
@@ -309,11 +279,7 @@ def test_a_failure_after_the_wait_is_told_by_the_next_thaw(drive: Drive) -> None
     drive.wait(1)
     assert call.code is Code.IN_PROGRESS
     drive.die(worker)
-    assert drive.state is FreezeState.THAWED
-    thaw = drive.ask("va.fsthaw")
-    assert thaw.code is Code.FREEZE_BROKEN
-    assert f"worker {worker}" in thaw.fault.text
-    assert drive.ask("va.fsthaw").value == 0
+    ended(drive, tells=(f"worker {worker}",))
 
 
 @pytest.mark.parametrize("wait", [-1, float("nan"), float("inf"), 1e20, "1", True])
@@ -346,14 +312,14 @@ def test_a_poll_answers_when_its_wait_has_passed(drive: Drive) -> None:
     assert not poll.answered
     drive.wait(0.1)
     assert poll.value.seq == seq
-    assert drive.idle()
+    ended(drive)
 
 
 def test_a_poll_without_wait_does_not_wait_for_ever(drive: Drive) -> None:
     poll = drive.ask("va.fsstatus", {"since": drive.status().seq})
     drive.wait(3600)
     assert poll.answered
-    assert drive.idle()
+    ended(drive)
 
 
 @pytest.mark.parametrize("since", [0, -1, 10**15, None])
@@ -371,14 +337,11 @@ def test_many_polls_are_all_answered_and_none_is_left(drive: Drive) -> None:
     assert all(p.answered != p.gone for p in polls)
     drive.ask("va.fsthaw")
     drive.thaws(keeper, 1)
-    assert drive.idle()
+    ended(drive)
 
 
 def test_frozen_wakes_the_poll_at_once(drive: Drive) -> None:
-    _, keeper = drive.begin(1)
-    drive.sync(keeper, 1)
-    drive.freezes(keeper, 0)
-    drive.frozen(keeper, 0)
+    _, keeper = played(drive, "frozen", 1)
     poll = drive.ask("va.fsstatus", {"since": drive.status().seq})
     drive.report(keeper, messages.Frozen(1, drive.now, drive.now + 60))
     assert poll.value.code == 2
@@ -412,10 +375,7 @@ def test_a_host_that_goes_away_changes_nothing_and_a_broken_freeze_is_told_to_th
     assert not drive.killed
     drive.die(worker)
     drive.compensates()
-    told = drive.ask("va.fsthaw")
-    assert told.code is Code.FREEZE_BROKEN
-    assert drive.ask("va.fsthaw").value == 0
-    assert drive.idle()
+    ended(drive, "broken", tells=())
 
 
 @pytest.mark.parametrize("gone", [0, 1, 2, 3])
@@ -428,14 +388,7 @@ def test_broken_is_told_to_a_live_caller_or_kept(drive: Drive, gone: int) -> Non
     drive.compensates()
     for call in callers[gone:]:
         assert call.code is Code.FREEZE_BROKEN, "none of them may take its snapshot for good"
-    last = drive.ask("va.fsthaw")
-    if gone == 3:
-        assert last.code is Code.FREEZE_BROKEN
-        assert drive.ask("va.fsthaw").value == 0
-    else:
-        assert last.value == 0
-    assert drive.journal is None
-    assert drive.idle()
+    ended(drive, "broken", tells=() if gone == 3 else None)
 
 
 def test_broken_is_kept_over_a_wait_that_passed(drive: Drive) -> None:
@@ -445,10 +398,7 @@ def test_broken_is_kept_over_a_wait_that_passed(drive: Drive) -> None:
     drive.wait(1)
     assert call.code is Code.IN_PROGRESS
     drive.compensates()
-    assert drive.journal is not None
-    assert drive.ask("va.fsthaw").code is Code.FREEZE_BROKEN
-    assert drive.ask("va.fsthaw").value == 0
-    assert drive.journal is None
+    ended(drive, "broken", tells=())
 
 
 def test_broken_survives_the_agents_own_end(drive: Drive) -> None:
@@ -467,8 +417,7 @@ def test_several_thaw_callers_of_a_good_freeze_all_learn_it(drive: Drive) -> Non
     drive.hang_up(callers[1])
     drive.thaws(keeper, 2)
     assert (callers[0].value, callers[2].value) == (2, 2)
-    assert drive.ask("va.fsthaw").value == 0
-    assert drive.idle()
+    ended(drive)
 
 
 def test_a_failed_freeze_whose_host_was_told_is_not_told_again(drive: Drive) -> None:
@@ -477,7 +426,7 @@ def test_a_failed_freeze_whose_host_was_told_is_not_told_again(drive: Drive) -> 
     drive.die(worker)
     assert call.code is Code.FREEZE_FAILED
     assert thaw_later.value == 0
-    assert drive.ask("va.fsthaw").value == 0
+    ended(drive, "cancelled")
 
 
 @pytest.mark.parametrize("gone", ["nobody", "freezer", "thawer", "both"])
@@ -491,7 +440,7 @@ def test_a_host_that_cancelled_is_not_told_that_anything_broke(drive: Drive, gon
     drive.die(worker)
     if not thaw.gone:
         assert thaw.value == 0
-    assert drive.ask("va.fsthaw").value == 0
+    ended(drive, "cancelled")
 
 
 def test_a_new_freeze_forgets_the_break_of_the_last(drive: Drive) -> None:
@@ -502,7 +451,7 @@ def test_a_new_freeze_forgets_the_break_of_the_last(drive: Drive) -> None:
     thaw = drive.ask("va.fsthaw")
     drive.thaws(keeper, 1)
     assert thaw.value == 1, "this one was held"
-    assert drive.ask("va.fsthaw").value == 0
+    ended(drive, "thawed")
 
 
 # -- SIGTERM
@@ -552,8 +501,7 @@ def test_sigterm_while_frozen_tells_the_thaw_that_comes_then(drive: Drive) -> No
     stops(drive)
     thaw = drive.ask("va.fsthaw")
     drive.thaws(keeper, 1)
-    assert thaw.code is Code.FREEZE_BROKEN
-    assert "SIGTERM" in thaw.fault.text
+    thaw.refused(Code.FREEZE_BROKEN, "SIGTERM")
     assert drive.of(events.Quit) == [events.Quit(0)]
     assert drive.journal is None
 
@@ -610,7 +558,7 @@ def test_shutdown_thaws_first_and_the_freeze_is_broken(drive: Drive) -> None:
     drive.report(worker, messages.Started(1), messages.Done("dummy"))
     drive.exit(worker)
     assert call.value == "dummy"
-    assert drive.idle()
+    ended(drive)
 
 
 def test_shutdown_cancels_a_freeze_in_progress(drive: Drive) -> None:
@@ -639,9 +587,7 @@ def test_shutdown_in_error_does_not_wait_for_long() -> None:
 
 
 def test_shutdown_does_not_wait_for_a_stuck_disk(drive: Drive) -> None:
-    _, worker = drive.begin(1)
-    drive.sync(worker, 1)
-    drive.freezes(worker, 0)
+    played(drive, "freezing", 1)
     drive.wait(31)
     drive.report(drive.newest, messages.Started(1), messages.Step(0, "thawing"))
     drive.wait(60)

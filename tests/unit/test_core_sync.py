@@ -9,8 +9,7 @@ from virtagent.agent.worker import messages
 from virtagent.agent.worker.freeze import OWN_LIMIT_LATER
 
 
-def test_the_number_of_file_systems_is_the_answer() -> None:
-    drive = Drive()
+def test_the_number_of_file_systems_is_the_answer(drive: Drive) -> None:
     call = drive.ask("va.fssync", {"include": ["/srv/*"]})
     worker = drive.newest
     options = drive.spawned[worker].args["options"]
@@ -49,8 +48,7 @@ def test_more_than_the_daemons_limit_is_refused() -> None:
     assert drive.ask("va.fssync", {"hold_limit": 1}).code is Code.PARAMS
 
 
-def test_the_call_waits_no_longer_than_asked_and_the_job_goes_on() -> None:
-    drive = Drive()
+def test_the_call_waits_no_longer_than_asked_and_the_job_goes_on(drive: Drive) -> None:
     call = drive.ask("va.fssync", {"wait": 2})
     drive.report(drive.newest, messages.Started(1))
     drive.wait(2)
@@ -58,14 +56,12 @@ def test_the_call_waits_no_longer_than_asked_and_the_job_goes_on() -> None:
     assert not drive.killed
 
 
-def test_it_is_refused_while_anything_may_be_frozen() -> None:
-    drive = Drive()
+def test_it_is_refused_while_anything_may_be_frozen(drive: Drive) -> None:
     drive.begin(2)
     assert drive.ask("va.fssync").code is Code.REFUSED_WHILE_FROZEN
 
 
-def test_a_worker_that_syncs_cannot_say_that_it_froze() -> None:
-    drive = Drive()
+def test_a_worker_that_syncs_cannot_say_that_it_froze(drive: Drive) -> None:
     call = drive.ask("va.fssync")
     worker = drive.newest
     drive.report(worker, messages.Started(1), messages.Frozen(1, 0, 0))

@@ -6,36 +6,17 @@ import errno
 
 import pytest
 from fakes.drive import Drive, plan_of
+from fakes.scenarios import attempts, ended, keeper_died, played, settled
 from virtagent.agent.api.errors import Code
 from virtagent.agent.api.states import FreezeState
 from virtagent.agent.worker import messages
 from virtagent.supervisor.core import events
 
-
-@pytest.fixture
-def drive() -> Drive:
-    return Drive()
-
-
-def broken(drive: Drive, count: int = 2) -> int:
-    """Play a freeze whose keeper dies; return the thaw worker."""
-    _, keeper = drive.hold(count)
-    drive.die(keeper)
-    return drive.newest
-
-
-def attempts(drive: Drive) -> int:
-    return sum(spawn.rpc == "thaw" for spawn in drive.spawned.values())
-
-
 # -- stuck
 
 
 def test_a_freeze_worker_that_is_stuck_makes_an_error_that_names_the_mount(drive: Drive) -> None:
-    call, worker = drive.begin(2)
-    drive.sync(worker)
-    drive.freezes(worker, 0, 1)
-    drive.frozen(worker, 0)
+    call, worker = played(drive, "freezing", 2, frozen=(0,))
     drive.wait(30)
     thawer = drive.newest
     drive.report(thawer, messages.Started(1))
@@ -72,14 +53,11 @@ def test_a_freeze_worker_that_is_stuck_makes_an_error_that_names_the_mount(drive
         drive.compensates(again)
     assert drive.state is FreezeState.THAWED
     assert drive.ask("va.fsthaw").value == 0, "the caller was told already"
-    assert drive.idle()
+    ended(drive)
 
 
 def test_the_others_are_thawed_while_one_is_stuck(drive: Drive) -> None:
-    _, worker = drive.begin(3)
-    drive.sync(worker, 3)
-    drive.freezes(worker, 0, 1, 2)
-    drive.frozen(worker, 0, 2)
+    played(drive, "freezing", 3, frozen=(0, 2))
     drive.wait(30)
     assert drive.suspected(drive.newest) == {0, 1, 2}
     states = [m.state for m in drive.status().mounts]
@@ -87,24 +65,20 @@ def test_the_others_are_thawed_while_one_is_stuck(drive: Drive) -> None:
 
 
 def test_thaw_while_a_worker_is_stuck_says_so_at_once(drive: Drive) -> None:
-    _, worker = drive.begin(1)
-    drive.sync(worker, 1)
-    drive.freezes(worker, 0)
+    _, worker = played(drive, "freezing", 1)
     drive.wait(31)
     assert drive.state is FreezeState.ERROR
     thaw = drive.ask("va.fsthaw")
-    assert thaw.code is Code.FAILED
-    assert "/srv/0" in thaw.fault.text
-    assert "stuck" in thaw.fault.text
+    thaw.refused(Code.FAILED, "/srv/0", "stuck")
     assert drive.state is FreezeState.ERROR
     drive.compensates()
     drive.die(worker)
     drive.compensates()
-    assert drive.idle()
+    ended(drive)
 
 
 def test_a_stuck_thaw_worker_is_waited_for_and_then_tried_again(drive: Drive) -> None:
-    thawer = broken(drive, 1)
+    thawer = keeper_died(drive, 1)
     drive.report(thawer, messages.Started(1), messages.Step(0, "thawing"))
     drive.wait(10)
     assert thawer in drive.killed
@@ -118,12 +92,11 @@ def test_a_stuck_thaw_worker_is_waited_for_and_then_tried_again(drive: Drive) ->
     drive.wait(1)
     assert attempts(drive) == 2
     drive.compensates()
-    assert drive.ask("va.fsthaw").code is Code.FREEZE_BROKEN
-    assert drive.idle()
+    ended(drive, "broken", tells=())
 
 
 def test_a_mount_is_tried_again_though_another_is_stuck(drive: Drive) -> None:
-    thawer = broken(drive, 2)
+    thawer = keeper_died(drive, 2)
     drive.report(thawer, messages.Started(1))
     drive.undo(thawer, 0, refused=errno.EIO)
     drive.report(thawer, messages.Step(1, "thawing"))
@@ -136,15 +109,9 @@ def test_a_mount_is_tried_again_though_another_is_stuck(drive: Drive) -> None:
 
 
 def test_nothing_to_thaw_is_no_proof_while_a_killed_worker_may_still_freeze(drive: Drive) -> None:
-    _, worker = drive.begin(1)
-    drive.sync(worker, 1)
-    drive.freezes(worker, 0)
+    _, worker = played(drive, "freezing", 1)
     drive.wait(30)
-    thawer = drive.newest
-    drive.report(thawer, messages.Started(1))
-    drive.undo(thawer, 0, refused=errno.EINVAL)  # its FIFREEZE waits for writers; it completes a moment later
-    drive.report(thawer, messages.Done(1))
-    drive.exit(thawer)
+    drive.compensates(refused={0: errno.EINVAL})  # its FIFREEZE waits for writers; it completes a moment later
     drive.wait(0.9)
     assert attempts(drive) > 1, "tried again before the worker is dead"
     assert drive.suspected(drive.newest) == {0}
@@ -154,14 +121,14 @@ def test_nothing_to_thaw_is_no_proof_while_a_killed_worker_may_still_freeze(driv
     assert attempts(drive) == count, "this one undid a freeze"
     drive.die(worker)
     drive.compensates()
-    assert drive.idle()
+    ended(drive)
 
 
 # -- refused
 
 
 def test_a_refused_thaw_is_an_error_and_is_tried_again_with_back_off(drive: Drive) -> None:
-    broken(drive, 1)
+    keeper_died(drive, 1)
     waits = []
     for _ in range(14):
         before = drive.now
@@ -180,14 +147,13 @@ def test_a_refused_thaw_is_an_error_and_is_tried_again_with_back_off(drive: Driv
     assert waits[-1] == pytest.approx(30)
     assert waits[1:] == pytest.approx([min(2 * wait, 30) for wait in waits[:-1]])
     drive.compensates()
-    assert drive.ask("va.fsthaw").code is Code.FREEZE_BROKEN
-    assert drive.idle()
+    ended(drive, "broken", tells=())
 
 
 def test_the_back_off_begins_anew_with_the_next_freeze(drive: Drive) -> None:
     firsts = []
     for _ in range(2):
-        broken(drive, 1)
+        keeper_died(drive, 1)
         drive.refuses()
         due = drive.timers.nearest()
         assert due is not None
@@ -202,18 +168,13 @@ def test_the_back_off_begins_anew_with_the_next_freeze(drive: Drive) -> None:
 
 
 def test_only_what_is_not_proved_thawed_is_tried_again(drive: Drive) -> None:
-    thawer = broken(drive, 3)
-    drive.report(thawer, messages.Started(1))
-    drive.undo(thawer, 0, 2)
-    drive.undo(thawer, 1, refused=errno.EIO)
-    drive.report(thawer, messages.Failed(Code.FAILED, "/srv/1: FITHAW: EIO"))
-    drive.exit(thawer)
+    drive.compensates(keeper_died(drive, 3), {1: errno.EIO})
     drive.wait(1)
     assert drive.suspected(drive.newest) == {1}
 
 
 def test_thaw_in_error_tries_at_once(drive: Drive) -> None:
-    broken(drive, 1)
+    keeper_died(drive, 1)
     for _ in range(6):
         drive.refuses()
         drive.wait(20)
@@ -224,30 +185,29 @@ def test_thaw_in_error_tries_at_once(drive: Drive) -> None:
     assert drive.state is FreezeState.THAWINPROGRESS
     drive.compensates()
     assert thaw.code is Code.FREEZE_BROKEN
-    assert drive.idle()
+    ended(drive)
 
 
 def test_thaw_in_error_that_fails_again_says_which_mount_and_the_break_is_still_told(drive: Drive) -> None:
-    broken(drive, 1)
+    keeper_died(drive, 1)
     drive.refuses()
     first = drive.ask("va.fsthaw")
     drive.refuses()
-    assert first.code is Code.FAILED
-    assert "/srv/0" in first.fault.text
+    first.refused(Code.FAILED, "/srv/0")
     second = drive.ask("va.fsthaw")
     drive.compensates()
     assert second.code is Code.FREEZE_BROKEN
-    assert drive.ask("va.fsthaw").value == 0
+    ended(drive, "broken")
 
 
 def test_many_callers_in_error_pile_up_nothing(drive: Drive) -> None:
-    broken(drive, 1)
+    keeper_died(drive, 1)
     drive.refuses()
     calls = [drive.ask("va.fsthaw") for _ in range(20)]
     assert len(drive.workers("thaw")) == 1
     drive.compensates()
     assert all(c.answered for c in calls)
-    assert drive.idle()
+    ended(drive)
 
 
 def test_a_keeper_that_could_not_thaw_is_followed_up(drive: Drive) -> None:
@@ -262,7 +222,7 @@ def test_a_keeper_that_could_not_thaw_is_followed_up(drive: Drive) -> None:
     assert drive.suspected(drive.newest) == {1}
     drive.compensates()
     assert thaw.value == 2
-    assert drive.idle()
+    ended(drive)
 
 
 def test_fork_fails_for_the_thaw_worker(drive: Drive) -> None:
@@ -277,20 +237,18 @@ def test_fork_fails_for_the_thaw_worker(drive: Drive) -> None:
     drive.wait(30)
     assert drive.live == {drive.newest}
     drive.compensates()
-    assert drive.ask("va.fsthaw").code is Code.FREEZE_BROKEN
-    assert drive.idle()
+    ended(drive, "broken", tells=())
 
 
 def test_a_thaw_worker_dies(drive: Drive) -> None:
-    thawer = broken(drive, 2)
+    thawer = keeper_died(drive, 2)
     drive.report(thawer, messages.Started(1))
     drive.undo(thawer, 0)
     drive.die(thawer)
     drive.wait(1)
     assert drive.suspected(drive.newest) == {1}
     drive.compensates()
-    assert drive.ask("va.fsthaw").code is Code.FREEZE_BROKEN
-    assert drive.idle()
+    ended(drive, "broken", tells=())
 
 
 @pytest.mark.parametrize(
@@ -307,7 +265,7 @@ def test_a_thaw_worker_dies(drive: Drive) -> None:
     ids=lambda m: type(m).__name__,
 )
 def test_a_thaw_worker_talks_rubbish(drive: Drive, message: messages.Report) -> None:
-    thawer = broken(drive, 1)
+    thawer = keeper_died(drive, 1)
     drive.report(thawer, messages.Started(1), message)
     assert drive.killed == {thawer}
     assert drive.state is not FreezeState.THAWED
@@ -315,18 +273,18 @@ def test_a_thaw_worker_talks_rubbish(drive: Drive, message: messages.Report) -> 
     drive.wait(1)
     assert drive.newest != thawer
     drive.compensates()
-    assert drive.state is FreezeState.THAWED
+    ended(drive, "broken", tells=())
 
 
 def test_a_thaw_worker_that_proves_nothing_is_not_believed(drive: Drive) -> None:
-    thawer = broken(drive, 1)
+    thawer = keeper_died(drive, 1)
     drive.report(thawer, messages.Started(1), messages.Done(1))
     drive.exit(thawer)
     assert drive.state is not FreezeState.THAWED
 
 
 def test_a_thaw_worker_that_proves_nothing_is_followed_with_back_off(drive: Drive) -> None:
-    thawer = broken(drive, 1)
+    thawer = keeper_died(drive, 1)
     for _ in range(5):
         thawer = drive.newest
         if thawer in drive.live:
@@ -337,7 +295,7 @@ def test_a_thaw_worker_that_proves_nothing_is_followed_with_back_off(drive: Driv
 
 def test_the_thaw_limit_bounds_an_attempt() -> None:
     drive = Drive(thaw_limit=3)
-    thawer = broken(drive, 1)
+    thawer = keeper_died(drive, 1)
     drive.report(thawer, messages.Started(1), messages.Step(0, "thawing"))
     drive.wait(2.9)
     assert not drive.killed
@@ -356,9 +314,8 @@ def test_a_freeze_worker_that_was_killed_is_waited_for_even_if_nothing_was_touch
     assert drive.state is FreezeState[state]
     assert drive.ask("va.fsfreeze").code is Code.WRONG_STATE
     drive.die(worker)
-    assert drive.state is FreezeState.THAWED
     assert call.code is Code.OVERRUN
-    assert drive.idle()
+    ended(drive, "overran")
 
 
 def test_the_end_of_a_report_pipe_is_not_an_exit(drive: Drive) -> None:
@@ -408,7 +365,7 @@ def test_a_worker_in_the_kernel_is_not_killed_but_named_and_waited_for(drive: Dr
         thaw = drive.ask("va.fsthaw")
         drive.report(worker, messages.Thawing("", drive.now))
     else:
-        worker = broken(drive, 2)
+        worker = keeper_died(drive, 2)
         thaw = drive.ask("va.fsthaw")
         drive.report(worker, messages.Started(1))
     drive.undo(worker, 0)
@@ -423,21 +380,17 @@ def test_a_worker_in_the_kernel_is_not_killed_but_named_and_waited_for(drive: Dr
     drive.undo(worker, 1)
     drive.report(worker, messages.Done(2))
     drive.exit(worker)
-    for _ in range(3):
-        for thawer in drive.workers("thaw"):
-            drive.compensates(thawer)
-        drive.wait(1)
-    assert drive.state is FreezeState.THAWED
+    settled(drive, worker)
 
 
-@pytest.mark.parametrize("ended", [True, False])
-def test_a_worker_that_left_the_kernel_and_does_not_end_is_killed(drive: Drive, ended: bool) -> None:
-    thawer = broken(drive, 1)
+@pytest.mark.parametrize("done", [True, False])
+def test_a_worker_that_left_the_kernel_and_does_not_end_is_killed(drive: Drive, done: bool) -> None:
+    thawer = keeper_died(drive, 1)
     drive.report(thawer, messages.Started(1), messages.Step(0, "thawing"))
     drive.in_kernel.add(thawer)
     drive.wait(11)
     drive.in_kernel.discard(thawer)
-    if ended:
+    if done:
         drive.undo(thawer, 0)
         drive.report(thawer, messages.Done(1))
     drive.wait(3600)
@@ -458,7 +411,7 @@ def test_the_thaw_limit_passes_in_the_turn_of_another_event(
         drive.ask("va.fsthaw")
         drive.report(worker, messages.Thawing("", drive.now))
     else:
-        worker = broken(drive, 1)
+        worker = keeper_died(drive, 1)
         drive.report(worker, messages.Started(1))
     drive.undo(worker, 0)
     if in_kernel:
@@ -470,49 +423,45 @@ def test_the_thaw_limit_passes_in_the_turn_of_another_event(
         drive.report(worker, messages.Done(1))
     else:
         drive.feed(events.RubbishReported(worker, "x"))
-    for _ in range(4):
-        for thawer in drive.workers("thaw"):
-            drive.compensates(thawer)
-        if worker in drive.live:
-            drive.die(worker)
-        drive.wait(1)
-    assert drive.state is FreezeState.THAWED
+    settled(drive, worker)
 
 
 # -- what a dead supervisor left
 
 
-def test_an_orphan_that_ends_by_itself_is_not_killed_but_not_trusted_either(drive: Drive) -> None:
-    drive.feed(events.JournalFound(5, plan_of(1), "freeze 5 was broken: the agent died", (4711, 99)))
+def adopted(drive: Drive, count: int) -> int:
+    """Find the journal of a dead agent whose freeze worker still lives; return that worker."""
+    drive.feed(events.JournalFound(5, plan_of(count), "freeze 5 was broken: the agent died", (4711, 99)))
     [adopt] = drive.of(events.Adopt)
     assert (adopt.pid, adopt.started) == (4711, 99)
+    return int(adopt.worker)
+
+
+def test_an_orphan_that_ends_by_itself_is_not_killed_but_not_trusted_either(drive: Drive) -> None:
+    orphan = adopted(drive, 1)
     assert not drive.workers("thaw"), "it is about to thaw by itself"
-    drive.die(adopt.worker)
+    drive.die(orphan)
     assert drive.killed == set()
     drive.compensates()
-    assert drive.ask("va.fsthaw").code is Code.FREEZE_BROKEN
-    assert drive.idle()
+    ended(drive, "broken", tells=())
 
 
 def test_an_orphan_that_does_not_end_is_killed_and_compensated_at_once_and_again(drive: Drive) -> None:
-    drive.feed(events.JournalFound(5, plan_of(1), "freeze 5 was broken: the agent died", (4711, 99)))
-    [adopt] = drive.of(events.Adopt)
+    orphan = adopted(drive, 1)
     drive.wait(0.6)
-    assert drive.killed == {adopt.worker}
+    assert drive.killed == {orphan}
     first = drive.newest
     drive.compensates(first)
     assert drive.state is not FreezeState.THAWED, "the orphan may still freeze"
-    drive.die(adopt.worker)
+    drive.die(orphan)
     assert drive.newest > first
     drive.compensates()
-    assert drive.ask("va.fsthaw").code is Code.FREEZE_BROKEN
-    assert drive.idle()
+    ended(drive, "broken", tells=())
 
 
 def test_an_orphan_in_the_kernel_is_left_alone_and_the_others_are_thawed(drive: Drive) -> None:
-    drive.feed(events.JournalFound(5, plan_of(2), "freeze 5 was broken: the agent died", (4711, 99)))
-    [adopt] = drive.of(events.Adopt)
-    drive.in_kernel.add(adopt.worker)
+    orphan = adopted(drive, 2)
+    drive.in_kernel.add(orphan)
     drive.wait(0.6)
     assert drive.killed == set()
     assert drive.workers("thaw")
@@ -520,11 +469,10 @@ def test_an_orphan_in_the_kernel_is_left_alone_and_the_others_are_thawed(drive: 
 
 
 def test_a_stuck_orphan_is_named(drive: Drive) -> None:
-    drive.feed(events.JournalFound(5, plan_of(1), "freeze 5 was broken: the agent died", (4711, 99)))
-    [adopt] = drive.of(events.Adopt)
+    orphan = adopted(drive, 1)
     drive.wait(2)
     assert drive.state is FreezeState.ERROR
-    assert f"worker {adopt.worker}" in drive.status().error
+    assert f"worker {orphan}" in drive.status().error
 
 
 def test_a_thaw_worker_answers_only_for_what_it_was_given(drive: Drive) -> None:
@@ -544,8 +492,8 @@ def test_a_thaw_worker_answers_only_for_what_it_was_given(drive: Drive) -> None:
     drive.wait(1)
     if drive.newest > second:
         drive.compensates(drive.newest)
-    assert drive.state is FreezeState.THAWED
     assert thaw.value == 2
+    ended(drive, "thawed")
 
 
 # -- grace periods that were expedited
@@ -593,17 +541,16 @@ def test_grace_periods_are_put_back_also_if_everything_was_refused_before_the_wo
         drive.report(worker, messages.Thawing("busy", drive.now), messages.Failed(Code.FREEZE_FAILED, "busy"))
         drive.exit(worker)
         assert attempts(drive) == 0, "it has put that back itself"
-        assert drive.state is FreezeState.THAWED
+        ended(drive, "failed")
         return
     drive.die(worker)
     thawer = drive.newest
     assert drive.spawned[thawer].args == {"mounts": {}, "expedited": True}, "who froze them is left alone"
     assert drive.state is FreezeState.THAWINPROGRESS
     assert drive.journal is not None
-    drive.report(thawer, messages.Started(1), messages.Done(0))
-    drive.exit(thawer)
-    assert drive.state is FreezeState.THAWED
+    drive.compensates(thawer)
     assert attempts(drive) == 1
+    ended(drive)
 
 
 def test_grace_periods_are_put_back_once_and_not_with_each_retry(drive: Drive) -> None:
@@ -611,11 +558,7 @@ def test_grace_periods_are_put_back_once_and_not_with_each_retry(drive: Drive) -
     drive.frozen(worker, 0, 1)
     drive.die(worker)
     first = drive.newest
-    drive.report(first, messages.Started(1))
-    drive.undo(first, 0)
-    drive.undo(first, 1, refused=errno.EIO)
-    drive.report(first, messages.Failed(Code.FAILED, "/srv/1: FITHAW"))
-    drive.exit(first)
+    drive.compensates(first, {1: errno.EIO})
     drive.wait(1)
     assert drive.newest != first
     assert drive.spawned[drive.newest].args["expedited"] is False

@@ -7,6 +7,7 @@ import functools
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from enum import Enum
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -157,7 +158,20 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(TREE).as_posix())
+def each_page(rule: Callable[[Path], None]) -> Callable[[], None]:
+    """Make one test of a rule for pages: it names each page that breaks it, and how."""
+
+    def test() -> None:
+        broken = []
+        for page in PAGES:
+            try:
+                rule(page)
+            except AssertionError as error:
+                broken.append(f"{page.relative_to(TREE)}: {error}")
+        assert not broken, "\n".join(broken)
+
+    test.__doc__ = rule.__doc__
+    return test
 
 
 @each_page
@@ -194,10 +208,11 @@ def test_files_that_are_named_are_there(page: Path) -> None:
     assert [path for path in paths if path.split("/")[0] in CODE and not (TREE / path).exists()] == []
 
 
-@each_page
-def test_python_files_that_are_named_without_a_folder_are_there(page: Path) -> None:
-    names = {word for word in quoted(page) if re.fullmatch(r"\w+\.py", word)}
-    assert names - {path.name for path in TREE.glob("*/**/*.py") if ".venv" not in path.parts} == set()
+def test_python_files_that_are_named_without_a_folder_are_there() -> None:
+    there = {path.name for path in TREE.glob("*/**/*.py") if ".venv" not in path.parts}
+    for page in PAGES:
+        names = {word for word in quoted(page) if re.fullmatch(r"\w+\.py", word)}
+        assert names - there == set(), page
 
 
 @each_page

@@ -222,7 +222,8 @@ def test_strings_that_do_not_end_cost_no_more_than_their_length(text: bytes) -> 
 @given(
     st.recursive(
         st.text() | st.integers(-(2**60), 2**60) | st.booleans() | st.none(),
-        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+        lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(), x, max_size=4),
+        max_leaves=20,
     )
 )
 def test_any_value_is_read_as_json_says(value: Any) -> None:

@@ -7,7 +7,7 @@ import configparser
 import functools
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,22 @@ MAY = {
 }
 EVERYBODY = {"agent.__version__"}
 
-each = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+
+def each(rule: Callable[[Path], None], files: Sequence[Path] = FILES) -> Callable[[], None]:
+    """Make one test of a rule for files: it names each file that breaks it, and how."""
+
+    def test() -> None:
+        broken = []
+        for path in files:
+            try:
+                rule(path)
+            except AssertionError as error:
+                broken.append(f"{path.relative_to(ROOT)}: {error}")
+        assert not broken, "\n".join(broken)
+
+    assert files
+    test.__doc__ = rule.__doc__
+    return test
 
 
 @functools.cache
@@ -169,7 +184,7 @@ def test_the_supervisor_has_no_threads_and_imports_nothing_after_start(path: Pat
                 assert not isinstance(inner, ast.Import | ast.ImportFrom), f"import in {node.name}"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if room_of(module_of(p)) == "supervisor.core"], ids=lambda p: p.stem)
+@functools.partial(each, files=[path for path in FILES if room_of(module_of(path)) == "supervisor.core"])
 def test_the_decisions_have_no_clock_and_no_io(path: Path) -> None:
     impure = {"os", "time", "socket", "select", "selectors", "subprocess", "threading", "ctypes", "fcntl", "random"}
     for node in nodes(path):

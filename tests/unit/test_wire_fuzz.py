@@ -155,7 +155,7 @@ def test_whatever_comes_a_stream_that_is_not_closing_can_expire_or_serve(data: b
 
 
 @settings(max_examples=25)  # each takes up to 0.2 s, since all that is allocated is traced
-@given(st.lists(PART, max_size=4), PART, st.integers(1, 2000))
+@given(st.lists(PART, max_size=4), PART, st.integers(1, 1000))
 def test_half_a_message_takes_no_more_than_the_limits(begin: list[bytes], again: bytes, times: int) -> None:
     pieces = [*begin, *[again] * times]
     stream = Session(LIMITS)
