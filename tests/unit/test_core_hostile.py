@@ -356,7 +356,7 @@ def test_whatever_one_worker_does_all_is_thawed_and_everybody_answered(situation
                 drive.finish()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(SITUATIONS), st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1 << 16)), max_size=30))
 def test_whatever_they_do_in_any_order(situation: Callable[[Watched], None], script: list[tuple[int, int]]) -> None:
     drive = Watched(**LIMITS)
