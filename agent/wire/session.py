@@ -160,7 +160,7 @@ class Session:
         while self._waiting:
             self._give_up(*self._waiting.popleft())
         events, self._events = list(self._events), deque()
-        return events
+        return [replace(event, unheard=True) if isinstance(event, Request) else event for event in events]
 
     @property
     def full(self) -> bool:

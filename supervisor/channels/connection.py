@@ -44,6 +44,14 @@ class Connection:
         self._refused = True
         self.patience.begin(REFUSED, now + REFUSED_AGE)
 
+    def exchange(self, now: float) -> None:
+        """Take note of what woke the loop, then write and read what goes."""
+        if self.transport.happened() and not self.reading:
+            self.drain()  # its replies are for nobody, and what it said last is not the next one's
+        self.write(now)
+        if self.reading:
+            self.read(now)
+
     def read(self, now: float) -> None:
         """Read once into the session.
 

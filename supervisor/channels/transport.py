@@ -18,6 +18,7 @@ from ..core.events import Peer
 from ..core.timing import Deadlines
 from ..io.log import Log
 from ..io.poller import HOSTS, READ, WRITE, Poller
+from ..io.troubles import Troubles
 
 
 class End(Enum):
@@ -67,6 +68,7 @@ class Hub(Protocol):
     timers: Deadlines
     log: Log
     config: Config
+    troubles: Troubles
 
     def clock(self) -> float:
         """Return the time of the loop's clock."""
@@ -139,8 +141,10 @@ class Socket:
 
     def finish(self) -> None:
         """Close."""
-        self._poller.unregister(self._sock.fileno())
-        self._sock.close()
+        try:
+            self._poller.unregister(self._sock.fileno())
+        finally:
+            self._sock.close()
 
     def close(self) -> None:
         """Close."""
