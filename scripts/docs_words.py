@@ -131,7 +131,7 @@ LIMITS = (
         "bytes",
     ),
     ("a message of `guest-file-write`, whatever `max-body` says", "LARGE_MAX", "", "bytes"),
-    ("values in a JSON message", "ITEMS_MAX", "", ""),
+    ("commas and brackets of a JSON request, or elements of an XML one", "ITEMS_MAX", "", ""),
     ("a text parameter", "TEXT_MAX", "", "characters"),
     ("globs in a request", "GLOBS_MAX", "", ""),
     ("a number of seconds in a request", "SECONDS_MAX", "", "s"),

@@ -173,6 +173,11 @@ class Session:
         return self._reading.held if self._reading is not None else 0
 
     @property
+    def backlog(self) -> int:
+        """Bytes that have come and were not looked at yet."""
+        return len(self._input)
+
+    @property
     def input_size(self) -> int:
         """How many bytes have come that were not given out as a request yet."""
         return len(self._input) + self.half_size + sum(message.size for message, _ in self._waiting)

@@ -15,8 +15,9 @@ from ..core.timing import Deadlines
 from .patience import DOUBT, HALF, REFUSED, UNREAD, Patience
 from .transport import End, Transport
 
-READ = 64 << 10
-UNREAD_MAX = 256 << 10  # bytes of replies that a host has not read; above that its requests are not read
+READ = 16 << 10  # bytes of one read: how much of one host's is looked at before the others have their turn
+RUN_AGE = 1.0  # seconds without anything said after which bytes that are no request are news again
+UNREAD_MAX = 256 << 10  # bytes of replies that a peer has not read, above which it is not listened to
 REFUSED_AGE = 5.0
 DOUBT_AGE = 0.1  # seconds after which the last words on a device are no longer taken for those of the next host
 
@@ -38,6 +39,20 @@ class Connection:
         self._refused = False
         self._answered = False
         self._heard_at = -math.inf
+        self._run_until = -math.inf
+        self._run_more = 0
+
+    def begins_run(self, now: float) -> bool:
+        """Note bytes that are no request; return whether they begin a run of such, of which only that is told."""
+        begins = now >= self._run_until
+        self._run_until = now + RUN_AGE
+        self._run_more += not begins
+        return begins
+
+    def end_run(self) -> int:
+        """A request came, or nothing more does: return how many more than one there were in the run."""
+        more, self._run_more, self._run_until = self._run_more, 0, -math.inf
+        return more
 
     def refuse(self, now: float) -> None:
         """Answer its first request with BUSY; it must come within REFUSED_AGE."""
@@ -49,7 +64,7 @@ class Connection:
         if self.transport.happened() and not self.reading:
             self.drain()  # its replies are for nobody, and what it said last is not the next one's
         self.write(now)
-        if self.reading:
+        if self.reading and self.session.backlog < READ:
             self.read(now)
 
     def read(self, now: float) -> None:

@@ -172,13 +172,19 @@ class Connections:
         """Give the core one event of the session."""
         match event:
             case Request(token, method, params):
+                self._end_run(connection)
                 crowded = self._unsent > UNSENT_MAX
                 peer, now = connection.peer, time.time()
                 self._feed(events.Requested(connection.id, token, method, params, peer, now, crowded, event.unheard))
             case Abandoned(token):
                 self._feed(events.GivenUp(connection.id, token))
-            case Refused(code, text) if not event.reset:
+            case Refused(code, text) if not event.reset and connection.begins_run(self.clock()):
                 self._feed(events.Malformed(code, text, connection.peer, time.time()))
+
+    def _end_run(self, connection: Connection) -> None:
+        if more := connection.end_run():
+            peer = connection.peer
+            self.log.add("notice", f"{peer.channel}: {peer.who}: {more} more in a row that were no requests")
 
     def _flush(self, connection: Connection) -> None:
         """Write what is pending, then end the connection or arm what it needs next."""
@@ -213,6 +219,7 @@ class Connections:
         self._try(connection, transport.finish)
         for event in asked or ():
             self._dispatch(connection, event)  # what it asked is done, though nobody waits for it
+        self._end_run(connection)
         self._feed(events.Disconnected(connection.id))
         self.has_room()
 

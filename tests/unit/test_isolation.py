@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any, cast
 import pytest
 from fakes.bench import Bench, Sink
 from virtagent.agent.worker import context, messages
-from virtagent.supervisor.channels import transport
+from virtagent.supervisor.channels import connection, transport
 from virtagent.supervisor.channels.listener import Listener
 from virtagent.supervisor.core import events
 from virtagent.supervisor.io.children import Child, Children
@@ -479,3 +480,43 @@ def test_a_worker_that_cannot_be_killed_is_waited_for(nursery: Nursery, number: 
     nursery.processes.end()
     nursery.turn()
     assert nursery.kinds()[-1] is events.Exited
+
+
+# -- a lot of it, in slices
+
+
+def test_a_run_of_garbage_is_one_line_and_others_have_their_turn(opened: Opened) -> None:
+    bench, _, tmp_path = opened
+    count = 50_000
+    with client(tmp_path) as noisy, client(tmp_path) as other:
+        bench.turn()
+        noisy.setblocking(False)
+        data = memoryview(b"no " * count)
+        most = 0
+        while data:
+            with contextlib.suppress(BlockingIOError):
+                data = data[noisy.send(data) :]
+            with contextlib.suppress(BlockingIOError):
+                noisy.recv(1 << 20)
+            other.sendall(SYNC)
+            bench.poller.turn(0)
+            bench.hosts.take_turns()
+            assert b"to " in other.recv(4096), "it waits for the noise"
+            most = max(most, *(each.session.input_size for each in bench.hosts._by_id.values()))
+        assert most <= 2 * connection.READ, "more is read than is looked at"
+    bench.turn()
+    for _ in range(count):
+        if not bench.hosts.take_turns():
+            break
+    assert len([e for e in bench.fed if isinstance(e, events.Malformed)]) == 1
+    assert any("more in a row that were no requests" in line for line in bench.lines())
+
+
+def test_a_run_ends_with_a_request_or_a_pause(opened: Opened) -> None:
+    bench, _, tmp_path = opened
+    with client(tmp_path) as sock:
+        for said, pause in ((b"no " * 3 + SYNC, 0), (b"no ", 0), (b"no ", 0), (b"no ", connection.RUN_AGE)):
+            bench.now += pause
+            sock.sendall(said)
+            bench.turn()
+    assert len([e for e in bench.fed if isinstance(e, events.Malformed)]) == 3
