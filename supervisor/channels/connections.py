@@ -19,6 +19,7 @@ from ..core.timing import Deadlines, Key
 from ..io.log import Log
 from ..io.poller import Poller
 from ..io.troubles import Troubles
+from .admission import Admits, admits
 from .connection import Connection
 from .patience import HALF
 from .transport import Endpoint, Transport
@@ -71,6 +72,7 @@ class Connections:
         connection = self._by_id.get(number)
         if connection is None:
             return
+        connection.settled(token, self.clock())
         send = connection.session.fault if isinstance(value, Fault) else connection.session.reply
         self._try(connection, partial(send, token, value))
         # What waited for its turn has it now, but must not be taken before what stands in the loop's queue. Where the
@@ -115,17 +117,40 @@ class Connections:
 
     # -- what endpoints and transports use (Hub)
 
-    def begin(self, transport: Transport, *, refused: bool = False) -> Connection:
-        """Begin a connection for a host that has come. `refused`: answer its first request with BUSY."""
-        config = self.config
+    def begin(self, transport: Transport) -> Connection:
+        """A host has come: begin a connection."""
+        config, now = self.config, self.clock()
         self._last_id += 1
         limits = Limits(config.max_header, config.max_body, config.max_nesting)
-        connection = Connection(self._last_id, transport, limits, config.message_age, self.timers)
+        connection = Connection(self._last_id, transport, limits, config.message_age, self.timers, now)
         self._by_id[connection.id] = self._by_transport[transport] = connection
-        self._on_channel[connection.peer.channel] = self.same_channel(connection.peer.channel) + 1
-        if refused:
-            connection.refuse(self.clock())
+        there = self.same_channel(connection.peer.channel)
+        self._on_channel[connection.peer.channel] = there + 1
+        connection.admit(admits(there, config.max_clients) or Admits.PROBES, now)
         return connection
+
+    def make_room(self, spec: str) -> bool:
+        """End the connection that has been idle the longest and is owed nothing; else the longest waiting va.fsstatus.
+
+        The status call is answered with the present record. Return whether a connection was ended; none is if all wait
+        for a freeze, a thaw, a hold or a worker.
+        """
+        here = [each for each in self._by_id.values() if each.peer.channel == spec]
+        if idle := [each for each in here if each.idle and each.id not in self._turns]:
+            victim = min(idle, key=lambda each: each.active_at)
+            victim.gone = True
+        elif news := [each for each in here if each.waiting and each.waits_for_news]:
+            victim = min(news, key=lambda each: min(at for _, at in each.waiting.values()))
+            self._feed(events.NewsCut(victim.id))
+            victim.leaving = True
+        else:
+            return False
+        self._flush(victim)
+        if victim.id in self._by_id:
+            return False
+        why = "for the one that was idle the longest" if idle else "for the one that waited for news the longest"
+        self.log.add("info", f"{spec}: full; the next is served {why}, {victim.peer.who}")
+        return True
 
     def same_channel(self, spec: str) -> int:
         """Return how many connections there are on a channel."""
@@ -169,14 +194,24 @@ class Connections:
             self._turns[connection.id] = connection  # it has read now, and nothing else will wake us for what it said
 
     def _dispatch(self, connection: Connection, event: Incoming) -> None:
-        """Give the core one event of the session."""
+        """Give the core one thing that the host has said, if that is for it."""
+        if (
+            connection.admits is not Admits.ALL
+            and self.same_channel(connection.peer.channel) <= self.config.max_clients
+        ):
+            connection.admit(Admits.ALL, self.clock())  # there is room by now
         match event:
+            case Request() if not self._try(connection, partial(connection.takes, event)):
+                pass  # it was answered, or went wrong
             case Request(token, method, params):
                 self._end_run(connection)
+                if not event.unheard:
+                    connection.asked(token, method, self.clock())
                 crowded = self._unsent > UNSENT_MAX
                 peer, now = connection.peer, time.time()
                 self._feed(events.Requested(connection.id, token, method, params, peer, now, crowded, event.unheard))
             case Abandoned(token):
+                connection.settled(token, self.clock())
                 self._feed(events.GivenUp(connection.id, token))
             case Refused(code, text) if not event.reset and connection.begins_run(self.clock()):
                 self._feed(events.Malformed(code, text, connection.peer, time.time()))

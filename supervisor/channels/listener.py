@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from ..core.events import Peer
 from ..io.poller import NEWCOMERS, READ
 from ..io.troubles import reason
+from .admission import admits
 from .transport import Hub, Socket
 
 PAUSE = 1.0  # seconds until a listener that could not accept tries again
 BACKLOG = 128
 HOST_CID = 2  # VMADDR_CID_HOST
-REFUSED_MAX = 16  # clients over max_clients that may be refused simultaneously; others wait in the backlog
-STRANGERS_MAX = 64  # rejected CIDs that the log has named
+STRANGERS_MAX = 64  # CIDs that are remembered as named in the log
 
 
 class PeerRejected(Exception):
@@ -116,8 +116,7 @@ class Listener:
 
     def _on_newcomer(self) -> None:
         hub = self._hub
-        there = hub.same_channel(self.spec)
-        if there >= hub.config.max_clients + REFUSED_MAX:
+        if admits(hub.same_channel(self.spec), hub.config.max_clients) is None and not hub.make_room(self.spec):
             self._pause()
             return
         try:
@@ -133,14 +132,16 @@ class Listener:
             self._pause()
             return
         if accepted is not None:
-            self._begin(*accepted, refused=there >= hub.config.max_clients)
+            while hub.same_channel(self.spec) >= hub.config.max_clients and hub.make_room(self.spec):
+                pass
+            self._begin(*accepted)
 
-    def _begin(self, sock: socket.socket, peer: Peer, *, refused: bool) -> None:
+    def _begin(self, sock: socket.socket, peer: Peer) -> None:
         """Begin the connection; if that goes wrong it is over."""
         transport = None
         try:
             transport = Socket(sock, peer, self._hub)
-            self._hub.begin(transport, refused=refused)
+            self._hub.begin(transport)
         except Exception as error:  # noqa: BLE001 - the boundary around one of many (promise 11)
             self._hub.troubles.tell(f"{self.spec}: a connection of {peer.who} was turned away", error)
             if transport is None:

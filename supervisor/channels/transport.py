@@ -73,14 +73,17 @@ class Hub(Protocol):
     def clock(self) -> float:
         """Return the time of the loop's clock."""
 
-    def begin(self, transport: Transport, *, refused: bool = False) -> object:
-        """Begin a connection for a host that has come. `refused`: answer its first request with BUSY."""
+    def begin(self, transport: Transport) -> object:
+        """A host has come: begin a connection."""
 
     def ready(self, transport: Transport) -> None:
         """Read, write, and do what the host asks: the transport's descriptor is ready."""
 
     def same_channel(self, spec: str) -> int:
         """Return how many connections there are on a channel."""
+
+    def make_room(self, spec: str) -> bool:
+        """End the connection of a full channel that is missed least; return whether there was one."""
 
 
 class Endpoint(Protocol):

@@ -17,6 +17,7 @@ from fakes.bench import Bench, Sink
 from virtagent.agent.worker import context, messages
 from virtagent.supervisor.channels import connection, transport
 from virtagent.supervisor.channels.listener import Listener
+from virtagent.supervisor.config import Config
 from virtagent.supervisor.core import events
 from virtagent.supervisor.io.children import Child, Children
 from virtagent.supervisor.io.log import Log
@@ -520,3 +521,99 @@ def test_a_run_ends_with_a_request_or_a_pause(opened: Opened) -> None:
             sock.sendall(said)
             bench.turn()
     assert len([e for e in bench.fed if isinstance(e, events.Malformed)]) == 3
+
+
+# -- a full house
+
+
+FREEZE = b'{"execute": "guest-fsfreeze-freeze"}'
+STATUS = b'{"execute": "va.fsstatus", "arguments": {"options": {"since": 1}}}'
+
+
+def full(bench: Bench, tmp_path: Path, said: list[bytes]) -> list[socket.socket]:
+    """Return as many clients as have room, each of which has said one of these, a second after the one before."""
+    bench.hosts.config = Config(message_age=5, max_clients=len(said))
+    bench.answered_methods = ("guest-sync",)
+    socks = []
+    for data in said:
+        socks.append(client(tmp_path))
+        socks[-1].sendall(data)
+        bench.turn()
+        bench.now += 1
+    return socks
+
+
+def is_over(sock: socket.socket) -> bool:
+    sock.settimeout(0)
+    try:
+        return sock.recv(1 << 16) == b"" or sock.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+def test_the_one_that_is_idle_the_longest_gives_way(opened: Opened) -> None:
+    bench, _, tmp_path = opened
+    socks = full(bench, tmp_path, [FREEZE, b"", SYNC, b""])
+    socks[1].sendall(SYNC)
+    bench.turn()  # the second has spoken last
+    socks.append(client(tmp_path))
+    socks[-1].sendall(SYNC)
+    bench.turn()
+    assert [is_over(sock) for sock in socks] == [False, False, True, False, False]
+    for sock in socks:
+        sock.close()
+
+
+def test_then_the_longest_waiting_status_call_is_answered_and_closed(opened: Opened) -> None:
+    bench, _, tmp_path = opened
+    socks = full(bench, tmp_path, [FREEZE, STATUS, STATUS])
+    feed = bench.hosts._feed
+
+    def cut(event: events.Event) -> None:
+        if isinstance(event, events.NewsCut):
+            for asked in bench.fed:
+                if isinstance(asked, events.Requested) and asked.connection == event.connection:
+                    bench.hosts.answer(asked.connection, asked.token, {"seq": 1})
+        feed(event)
+
+    bench.hosts._feed = cut
+    socks.append(client(tmp_path))
+    socks[-1].sendall(SYNC)
+    bench.turn()
+    assert b'"seq": 1' in socks[1].recv(4096)
+    assert [is_over(sock) for sock in socks] == [False, True, False, False]
+    for sock in socks:
+        sock.close()
+
+
+def test_then_two_more_are_served_what_is_essential_and_others_are_told_busy(opened: Opened) -> None:
+    bench, _, tmp_path = opened
+    socks = full(bench, tmp_path, [FREEZE, FREEZE])
+    bench.answered_methods = ("guest-sync", "guest-ping")
+    thaw = b'{"execute": "guest-fsfreeze-thaw"}'
+    third = client(tmp_path)
+    third.sendall(SYNC + SLOW + thaw)
+    bench.turn()
+    said = third.recv(4096)
+    assert said.count(b"\n") == 2
+    assert b"too many clients on this channel" in said
+    assert bench.methods()[-1] == (3, "guest-fsfreeze-thaw")
+    fourth = client(tmp_path)
+    fourth.sendall(thaw)
+    bench.turn()
+    assert bench.methods()[-1] == (4, "guest-fsfreeze-thaw")
+    fifth = client(tmp_path)
+    fifth.sendall(SYNC + thaw)
+    bench.turn()
+    said = fifth.recv(4096)
+    assert b"to 5" in said, "it learns who is there"
+    assert b"too many clients on this channel" in said
+    socks[0].close()
+    socks[1].close()
+    fifth.close()
+    bench.turn()
+    third.sendall(SLOW)
+    bench.turn()
+    assert bench.methods()[-1] == (3, "guest-get-host-name"), "there is room by now"
+    third.close()
+    fourth.close()
