@@ -105,7 +105,8 @@ RECORD = {
     "uptime": "seconds since the daemon started",
 }
 LIMITS = (
-    ("clients over `max-clients` that are told BUSY; more of them wait to be accepted", "REFUSED_MAX", "", ""),
+    ("clients over `max-clients` for whom essential methods are served", "RESERVE_MAX", "", ""),
+    ("clients over these that are told BUSY; more of them wait to be accepted", "REFUSED_MAX", "", ""),
     ("calls under way on one connection", "CALLS_MAX", "", ""),
     ("calls under way whose replies may be tens of megabytes", "BULKY_MAX", "", ""),
     ("calls of `va.fshold` under way", "HOLDS_MAX", "", ""),

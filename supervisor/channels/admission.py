@@ -10,7 +10,7 @@ from enum import Enum
 
 from ...agent.api.methods import RPCS
 
-RESERVE = 2  # clients over max_clients for whom essential methods are served
+RESERVE_MAX = 2  # clients over max_clients for whom essential methods are served
 REFUSED_MAX = 16  # clients over these that are told BUSY; others wait in the backlog
 STATUS = "va.fsstatus"
 PROBES = frozenset({"guest-sync", "guest-sync-delimited", "guest-info", "guest-ping", "va.ping", "va.capabilities"})
@@ -36,6 +36,6 @@ def admits(there: int, most: int) -> Admits | None:
     """Return what one more connection may ask where `there` are and `most` have room; None if it is to wait."""
     if there < most:
         return Admits.ALL
-    if there < most + RESERVE:
+    if there < most + RESERVE_MAX:
         return Admits.ESSENTIAL
-    return Admits.PROBES if there < most + RESERVE + REFUSED_MAX else None
+    return Admits.PROBES if there < most + RESERVE_MAX + REFUSED_MAX else None
