@@ -6,6 +6,7 @@ its own endpoint, and carries one connection after another. Only these two class
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from ..core.timing import Deadlines
 from ..io.log import Log
 from ..io.poller import HOSTS, READ, WRITE, Poller
 from ..io.troubles import Troubles
+
+PAST, PAST_MAX = 16 << 10, 64 << 10  # bytes of one read, and of all, that are thrown away before a close
 
 
 class End(Enum):
@@ -143,9 +146,13 @@ class Socket:
         """Do nothing: what the kernel has taken is for this host, and a close does not wait for it."""
 
     def finish(self) -> None:
-        """Close."""
+        """Close, after throwing away what is there to read, up to a bound: bytes unread would reset the connection."""
         try:
             self._poller.unregister(self._sock.fileno())
+            with contextlib.suppress(OSError):
+                for _ in range(PAST_MAX // PAST):
+                    if not self.recv(PAST):
+                        break
         finally:
             self._sock.close()
 
