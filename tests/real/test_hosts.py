@@ -6,6 +6,8 @@ import contextlib
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 import xmlrpc.client
 from pathlib import Path
@@ -360,9 +362,10 @@ def test_a_house_full_of_work_serves_what_is_essential_and_tells_the_others(rig:
     stall = rig.stall("ext4")
     daemon = rig.daemon([stall.fs], ["--max-clients", "2"])
     stall.stall()
-    freezes, waits = daemon.raw(30), daemon.raw(30)
+    freezes = daemon.raw(30)
     freezes.sendall(call("va.fsfreeze"))
     daemon.wait_status(lambda r: r["phase"] == "sync")
+    waits = daemon.raw(30)
     waits.sendall(b'{"execute": "guest-fsfreeze-status"}')
     third = daemon.raw(30)
     third.sendall(call("va.getdmesg"))
@@ -371,10 +374,18 @@ def test_a_house_full_of_work_serves_what_is_essential_and_tells_the_others(rig:
     assert "too many clients" in value.faultString
     third.sendall(call("va.ping"))
     assert reply(third)[1] == "dummy"
+    # All four wait now; whoever comes is told so in words, and not by a closed connection.
+    third.sendall(b'{"execute": "guest-fsfreeze-status"}')
+    fourth = daemon.raw(30)
+    fourth.sendall(b'{"execute": "guest-fsfreeze-status"}')
+    ctl = [sys.executable, "-m", "virtagent.host.main", "--agent", daemon.url, "call", "va.getdmesg"]
+    asked = subprocess.run(ctl, capture_output=True, text=True, timeout=60, check=False)
+    assert asked.returncode == 1, asked.stderr
+    assert "too many clients on this channel" in asked.stderr
     stall.release()
     assert reply(freezes)[1] == 1
     assert daemon.proxy().va.fsthaw() == 1
-    for sock in (freezes, waits, third):
+    for sock in (freezes, waits, third, fourth):
         sock.close()
 
 
