@@ -105,7 +105,8 @@ RECORD = {
     "uptime": "seconds since the daemon started",
 }
 LIMITS = (
-    ("clients over `max-clients` that are told BUSY; more of them wait to be accepted", "REFUSED_MAX", "", ""),
+    ("clients over `max-clients` for whom essential methods are served", "RESERVE_MAX", "", ""),
+    ("clients over these that are told BUSY; more of them wait to be accepted", "REFUSED_MAX", "", ""),
     ("calls under way on one connection", "CALLS_MAX", "", ""),
     ("calls under way whose replies may be tens of megabytes", "BULKY_MAX", "", ""),
     ("calls of `va.fshold` under way", "HOLDS_MAX", "", ""),
@@ -131,7 +132,7 @@ LIMITS = (
         "bytes",
     ),
     ("a message of `guest-file-write`, whatever `max-body` says", "LARGE_MAX", "", "bytes"),
-    ("values in a JSON message", "ITEMS_MAX", "", ""),
+    ("commas and brackets of a JSON request, or elements of an XML one", "ITEMS_MAX", "", ""),
     ("a text parameter", "TEXT_MAX", "", "characters"),
     ("globs in a request", "GLOBS_MAX", "", ""),
     ("a number of seconds in a request", "SECONDS_MAX", "", "s"),

@@ -15,12 +15,15 @@ import h11
 
 from ..api.errors import Code, Fault
 from .messages import Limits, Refused, Request
-from .xmlrpc import dump_fault, dump_reply, excerpt, load_call
+from .xmlrpc import CallReader, dump_fault, dump_reply, excerpt
 
 TAG_HEADER = "X-Virtagent-Client-Tag"
 TAG_MAX = 256
 DISCARD_MAX = 64 << 20
 """A body over the limit, but not over this, is read and thrown away, so that the connection can go on."""
+
+SLICE = 16 << 10
+"""Bytes of the body that are read as XML in one go, as they come: a long body costs no turn of the loop much."""
 
 _REASON = {
     200: "OK",
@@ -47,15 +50,17 @@ class Message:
         self._limits = limits
         self._write = write
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.header - 1)
-        self._body = bytearray()
+        self._body = bytearray()  # what was not read as XML yet
         self._body_size = 0
+        self._reader = CallReader(limits.nesting)
+        self._wrong: Fault | None = None  # what is wrong with the XML
         self._status = 200
         self._refusal: Fault | None = None
 
     @property
     def held(self) -> int:
-        """How many bytes of the half message are stored."""
-        return len(self._body)
+        """Return how many bytes of the half message are kept."""
+        return self._body_size if self._refusal is None and self._wrong is None else 0
 
     def read(self, source: bytearray) -> Request | Refused | None:
         """Take the bytes of the message off the front of `source`; return None if more are needed."""
@@ -128,8 +133,19 @@ class Message:
     def _take(self, data: bytes) -> None:
         self._body_size += len(data)
         self._check_size(self._body_size)
-        if self._refusal is None:
+        if self._refusal is None and self._wrong is None:
             self._body += data
+            while len(self._body) >= SLICE:
+                self._read_xml(self._body[:SLICE])
+                del self._body[:SLICE]
+
+    def _read_xml(self, piece: bytearray) -> None:
+        """Read on; after something wrong no more is read."""
+        if self._wrong is None:
+            try:
+                self._reader.feed(piece)
+            except Fault as fault:
+                self._wrong = fault
 
     def _check_size(self, size: int) -> None:
         if size > DISCARD_MAX:
@@ -139,11 +155,14 @@ class Message:
 
     def _whole(self) -> Request | Refused:
         self.last = self._http.their_state is h11.MUST_CLOSE
-        body, self._body = self._body, bytearray()
         try:
             if self._refusal is not None:
                 raise self._refusal
-            method, params = load_call(body, self._limits.nesting)
+            self._read_xml(self._body)
+            self._body = bytearray()
+            if self._wrong is not None:
+                raise self._wrong
+            method, params = self._reader.close()
         except Fault as fault:
             return Refused(fault.code, fault.text)
         return Request(self._token, method, params, self.tag)

@@ -13,8 +13,6 @@ from typing import Any
 
 from ..api.errors import Code, Fault
 
-_QUOTE = re.compile(r'\\.|"')
-_QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -23,18 +21,16 @@ def _parse_error(text: str) -> Fault:
     return Fault(Code.PARSE, f"JSON parse error, {text}")
 
 
-def load(data: bytes | bytearray, *, single_quotes: bool = False, lone_surrogates: bool = False) -> Any:
+def load(data: bytes | bytearray, *, lone_surrogates: bool = False) -> Any:
     """Return the value of a JSON text; raise Fault PARSE in qemu-ga's words.
 
-    The caller bounds its nesting and its number of values. `single_quotes`: strings may stand in single quotes.
-    `lone_surrogates`: half a surrogate pair is accepted, since the other side may be unable to avoid it.
+    What it may nest and hold is for the caller to bound. `lone_surrogates` says that half a surrogate pair is taken,
+    since the other side is not trusted to know better.
     """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         raise _parse_error("invalid UTF-8 sequence in string") from None
-    if single_quotes:
-        text = _QUOTED.sub(_doubled, text)
     try:
         value = _decoder.decode(text)
     except json.JSONDecodeError as error:
@@ -42,14 +38,6 @@ def load(data: bytes | bytearray, *, single_quotes: bool = False, lone_surrogate
     if not lone_surrogates and _ESCAPED_SURROGATE.search(text):
         _refuse_lone_surrogates(value)
     return value
-
-
-def _doubled(match: re.Match[str]) -> str:
-    quoted = match[0]
-    if quoted[0] == '"':
-        return quoted
-    inside = quoted[1:-1].replace("\\'", "'")
-    return '"' + _QUOTE.sub(lambda found: found[0] if found[0][0] == "\\" else '\\"', inside) + '"'
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

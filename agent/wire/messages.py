@@ -45,6 +45,10 @@ class Refused:
 Incoming = Request | Abandoned | Refused
 
 
+ITEMS_MAX = 100_000
+"""Commas and brackets, or elements, of one request: what is made of them costs time, and memory many times theirs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one session may cost: bytes of a header and of a body, levels of nesting."""

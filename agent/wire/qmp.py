@@ -16,7 +16,7 @@ from typing import Any
 
 from ..api.errors import Code, Fault
 from . import json_values
-from .messages import Limits, Refused, Request
+from .messages import ITEMS_MAX, Limits, Refused, Request
 
 SYNCS = frozenset({"guest-sync", "guest-sync-delimited"})
 """What a host sends when it has given up on all that it asked for before."""
@@ -42,9 +42,11 @@ _IN_STRING = {ord('"'): re.compile(rb'[^"\\\x00-\x1f\xff]*'), ord("'"): re.compi
 _WORD = re.compile(rb"[0-9a-zE+\-.]*")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 WORD_MAX = 64
-"""Bytes of a word outside of any bracket. A longer one is an error whatever follows."""
-ITEMS_MAX = 100_000
-"""Commas and brackets of one message: each value costs the supervisor time, and much more memory than its bytes."""
+"""Bytes of a word outside of any bracket, which is an error however it goes on."""
+SLICE_MIN, SLICE = 64, 16 << 10
+"""Bytes that are taken and looked at in one step: as many as before, so that little is taken of what comes next."""
+QUOTED = 64
+"""Characters of a string that an error quotes, its last ones."""
 
 SKIP_GARBAGE = re.compile(rb"[^\x00-\x1f{}\[\],:\xfe\xff]*")
 """What is skipped after a byte that is not JSON: everything up to a byte that could begin a message."""
@@ -68,14 +70,16 @@ class Message:
         self._echo: dict[str, Any] = {}
         self._text = bytearray()
         self._at = 0
-        self._quote = 0  # the quote of the string that is open, 0 if none is
-        self._quote_at = 0
-        self._open = bytearray()  # the brackets that are open, down to the limit of nesting
-        self._beyond = 0  # how many more are open
+        self._quote = 0  # of the string that is open
+        self._done = 0  # how far that string is JSON already, and `_tail` the last bytes of it before, as they came
+        self._tail = b""
+        self._grown = 0  # bytes that the text is longer than what came
+        self._ascii = True
+        self._open = bytearray()  # the brackets that are, at most as deep as the limit
+        self._beyond = 0  # how many more
         self._items = 0
         self._desc = ""
         self._reset = False
-        self._single = False
         self._trouble = ""
 
     @property
@@ -84,16 +88,16 @@ class Message:
         return len(self._text)
 
     def read(self, source: bytearray) -> Request | Refused | None:
-        """Take the bytes of the message off the front of `source`; return None if more are needed."""
-        before = len(self._text)
-        self._text += source
+        """Take some of the message's bytes off the front of `source`; None means that more are needed."""
+        piece = source[: min(max(SLICE_MIN, len(self._text)), SLICE)]
+        self._text += piece
+        self._ascii = self._ascii and piece.isascii()
         wrong, ended = self._scan()
-        if not wrong and not ended:
-            source.clear()
-            self._check_size()
-            return None
-        del source[: self._at - before]
+        more = not wrong and not ended
+        del source[: len(piece) if more else len(piece) - (len(self._text) - self._at)]
         self._check_size()
+        if more:
+            return None
         if wrong:
             return self._refuse(wrong)
         if self._trouble:
@@ -143,18 +147,23 @@ class Message:
             if self._quote:
                 self._at = _match_end(_IN_STRING[self._quote], text, self._at)
                 if self._at == end:
+                    self._requote()
                     break
                 byte = text[self._at]
                 if byte == 0x5C:  # a backslash: the next byte does not end the string
                     if self._at + 1 == end:
+                        self._requote()
                         break
                     if text[self._at + 1] >= 0x20 and text[self._at + 1] != 0xFF:
                         self._at += 2
                         continue
                     self._at += 1
-                    return self._stray(self._quote_at), True
+                    return self._stray(), True
                 if byte != self._quote:
-                    return self._stray(self._quote_at), True
+                    return self._stray(), True
+                self._requote()
+                end = len(text)
+                text[self._at] = 0x22
                 self._at += 1
                 self._quote = 0
                 if not self._open:
@@ -172,8 +181,8 @@ class Message:
                 break
             byte = text[self._at]
             if byte in _IN_STRING:
-                self._quote, self._quote_at = byte, self._at
-                self._single = self._single or byte == 0x27
+                self._quote, self._tail, self._done = byte, bytes([byte]), self._at + 1
+                text[self._at] = 0x22
                 self._at += 1
                 continue
             self._at += 1
@@ -186,7 +195,7 @@ class Message:
                     self._trouble = self._trouble or "JSON nesting depth limit exceeded"
             elif byte not in b"}]":
                 self._at -= 1
-                return self._stray(self._at), True
+                return self._stray(), True
             elif self._beyond:
                 self._beyond -= 1
             elif not self._open or self._open.pop() != byte - 2:  # "{" and "}" are 2 apart, and so are "[" and "]"
@@ -216,33 +225,67 @@ class Message:
         self.skip = SKIP_GARBAGE
         return f"JSON parse error, stray '{word}'"
 
-    def _stray(self, begin: int) -> str:
+    def _requote(self) -> None:
+        """Turn what was looked at of a string in single quotes into JSON.
+
+        Only what is between `_done` and `_at`, and at once: a long message is never copied as a whole. The bytes 0 and
+        1, which do not stand in a string, keep what is escaped already apart.
+        """
+        if self._quote != 0x27:
+            return
+        came = bytes(self._text[self._done : self._at])
+        if b'"' in came or b"\\" in came:
+            json = came.replace(b"\\\\", b"\0").replace(b'\\"', b"\1").replace(b"\\'", b"'")
+            json = json.replace(b'"', b'\\"').replace(b"\1", b'\\"').replace(b"\0", b"\\\\")
+            self._text[self._done : self._at] = json
+            self._at += len(json) - len(came)
+            self._grown += len(json) - len(came)
+        self._looked_at(came)
+
+    def _looked_at(self, came: bytes) -> None:
+        self._tail = (self._tail + came)[-4 * QUOTED - 4 :]
+        self._done = self._at
+
+    def _stray(self) -> str:
+        """Return what to say of the byte that may not stand here; a string that it stands in is quoted."""
+        begin = self._at
         byte = self._text[self._at] if self._at < len(self._text) else 0
         self._at += 1
-        self._reset = byte == 0xFF and not self._open and begin == self._at - 1
+        self._reset = byte == 0xFF and not self._open and not self._quote
         if byte != 0xFF:
             self.skip = SKIP_GARBAGE
-        token = bytes(self._text[begin : self._at]).decode("utf-8", "replace")[-64:]
-        return f"JSON parse error, stray '{token}'"
+        if self._quote:
+            begin = max(self._done, self._at - 4 * QUOTED - 4)
+        token = bytes(self._text[begin : self._at])
+        if self._quote and begin == self._done:
+            token = self._tail + token
+        return f"JSON parse error, stray '{token.decode('utf-8', 'replace')[-QUOTED:]}'"
 
     def _check_size(self) -> None:
-        """Store no more than the limit; the scan goes on to the end of the message."""
-        limit = self._limits.body
-        if len(self._text) > limit and LARGE.search(self._text, 0, LARGE_WITHIN):
+        """Keep no more than the limit; the scan goes on to where the message ends.
+
+        A large one must be ASCII and have few quotes in quotes: all else takes a multiple of its length as JSON and as
+        Python's text, and base64 has neither.
+        """
+        limit, size = self._limits.body, self._at - self._grown
+        plain = self._ascii and self._grown <= LARGE_WITHIN
+        if size > limit and plain and LARGE.search(self._text, 0, LARGE_WITHIN):
             limit = max(limit, LARGE_MAX)
         if self._items > ITEMS_MAX:
             self._trouble = self._trouble or "JSON token count limit exceeded"
-        if self._at > limit:
+        if size > limit:
             self._trouble = self._trouble or "JSON token size limit exceeded"
         if self._trouble:
+            if self._quote:
+                self._looked_at(bytes(self._text[max(self._done, self._at - 4 * QUOTED - 4) : self._at]))
             del self._text[: self._at]
-            self._quote_at = self._at = 0
+            self._done = self._at = 0
 
     def _whole(self) -> Request | Refused:
         text, self._text = self._text, bytearray()
-        self.size = len(text)
+        self.size = len(text) - self._grown
         try:
-            request = self._request(json_values.load(text, single_quotes=self._single))
+            request = self._request(json_values.load(text))
         except Fault as fault:
             return self._refuse(fault.text)
         if self.size > self._limits.body and request.method != "guest-file-write":

@@ -160,7 +160,7 @@ class Session:
         while self._waiting:
             self._give_up(*self._waiting.popleft())
         events, self._events = list(self._events), deque()
-        return events
+        return [replace(event, unheard=True) if isinstance(event, Request) else event for event in events]
 
     @property
     def full(self) -> bool:
@@ -171,6 +171,11 @@ class Session:
     def half_size(self) -> int:
         """How many bytes the half message has."""
         return self._reading.held if self._reading is not None else 0
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that have come and were not looked at yet."""
+        return len(self._input)
 
     @property
     def input_size(self) -> int:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from xml.parsers import expat
 
-from ..api.errors import Code, Fault, reported_by_other
+from ..api.errors import Code, Fault, told_by_other
+from .messages import ITEMS_MAX
 
 METHOD_NAME_MAX = 256
 
@@ -109,17 +110,26 @@ def _visible(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-def load_call(body: bytes | bytearray, nesting: int) -> tuple[str, list[Any]]:
-    """Return the method's name and parameters of the methodCall `body`, at most `nesting` arrays and structs deep.
+class CallReader:
+    """Reads one methodCall as it comes in, at most `nesting` arrays and structs deep and ITEMS_MAX elements long.
 
-    Raises Fault: PARSE if it is not well-formed XML or has a DTD, REQUEST if it is not a methodCall or over a limit,
-    PARAMS for errors inside <params>.
+    Both methods raise Fault: PARSE if it is not well-formed XML or has a DTD, REQUEST if it is no methodCall or over a
+    limit, PARAMS for what stands inside <params>.
     """
-    # In one piece: expat before 2.6 reads a long token from its start again for every piece of it (CVE-2023-52425).
-    reader = _Reader(_CALL, nesting)
-    _parse(reader.parser(), body, last=True)
-    method, *params = reader.result()
-    return method, params[0] if params else []
+
+    def __init__(self, nesting: int) -> None:
+        self._reader = _Reader(_CALL, nesting, ITEMS_MAX)
+        self._parser = self._reader.parser()
+
+    def feed(self, data: bytes | bytearray) -> None:
+        """Take more of it; not too little: expat before 2.6 reads a long token anew for each piece (CVE-2023-52425)."""
+        _parse(self._parser, data, last=False)
+
+    def close(self) -> tuple[str, list[Any]]:
+        """Return method name and parameters."""
+        _parse(self._parser, b"", last=True)
+        method, *params = self._reader.result()
+        return method, params[0] if params else []
 
 
 class ReplyReader:
@@ -304,8 +314,9 @@ class _Open:
 class _Reader:
     """The state of parsing one document: the stack of open elements, with the document itself at the bottom."""
 
-    def __init__(self, document: _Document, nesting: int) -> None:
+    def __init__(self, document: _Document, nesting: int, items: float = math.inf) -> None:
         self._document = document
+        self._items = items  # elements that may still come
         self._open = [_Open("", document.elements[""])]
         self._nesting = nesting
         self._nested = 0
@@ -336,7 +347,10 @@ class _Reader:
         raise Fault(Code.PARSE, "a document type declaration is refused, and so are entities")
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
-        """Open an element; a namespace prefix, as in <ex:nil/>, is ignored."""
+        """Open an element; its namespace prefix, as in <ex:nil/>, is ignored."""
+        self._items -= 1
+        if self._items < 0:
+            raise Fault(Code.REQUEST, f"more elements than the limit of {ITEMS_MAX}")
         name = name.rpartition(":")[2]
         parent = self._open[-1]
         place = 0 if parent.row.repeats else len(parent.items)

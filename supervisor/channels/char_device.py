@@ -11,6 +11,7 @@ terminal that was hung up, or a port that was unplugged, is dead: it is closed, 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -20,6 +21,7 @@ from functools import partial
 
 from ..core.events import Peer
 from ..io.poller import HOSTS, PATHS, READ
+from ..io.troubles import reason
 from .path_watch import PathWatch
 from .transport import End, Hub
 
@@ -73,14 +75,19 @@ class CharDevice:
         hub, before = self._hub, self.why
         self._close_watch()
         hub.timers.cancel(("device", self.spec))
-        if self._try(again=again):
-            hub.log.add("notice", f"{self.spec}: open")
-            hub.poller.register(self._edges_fd(), HOSTS, READ, partial(hub.ready, self))
-            return
+        try:
+            if self._try(again=again):
+                hub.poller.register(self._edges_fd(), HOSTS, READ, partial(hub.ready, self))
+                hub.log.add("notice", f"{self.spec}: open")
+                return
+            if self.watch is not None:
+                hub.poller.register(self.watch.fileno(), PATHS, READ, self._on_path)
+        except OSError as error:
+            self._close_fds()
+            self.why = f"it cannot be waited for: {reason(error)}"
+            hub.timers.arm(("device", self.spec), hub.clock() + BLIND)
         if self.why != before:
             hub.log.add("warning", f"{self.spec}: {self.why}; waiting for that to change")
-        if self.watch is not None:
-            hub.poller.register(self.watch.fileno(), PATHS, READ, self._on_path)
 
     def _try(self, *, again: bool) -> bool:
         """Set the watch, then open the device; return whether it is open."""
@@ -104,7 +111,12 @@ class CharDevice:
         return True
 
     def _on_path(self) -> None:
-        if self.watch is not None and self.watch.happened():
+        try:
+            changed = self.watch is None or self.watch.happened()
+        except OSError as error:
+            self._hub.troubles.tell(f"{self.spec}: the watch of its path is set anew", error)
+            changed = True
+        if changed:
             self._look()
 
     def _open(self, died: _Identity | None, watch: PathWatch | None) -> None:
@@ -131,30 +143,42 @@ class CharDevice:
         self.dead = self.at_end = self._heard = False
 
     def close(self) -> None:
-        """Close the device and end the watch; a terminal first sends what it has taken."""
-        if self._edges is not None:
-            self._edges.close()
-            self._edges = None
-            os.close(self._fd)
-            self._fd = -1
+        """Close the device and watch no more; a terminal first sends what it has taken."""
         self._close_watch()
+        self._close_fds()
 
     def _close_watch(self) -> None:
         if self.watch is not None:
             self._hub.poller.unregister(self.watch.fileno())
-            self.watch.close()
+            self._close_fds()
+
+    def _close_fds(self) -> None:
+        """Close whatever is open; a close that fails has closed all the same (close(2))."""
+        if self._edges is not None:
+            self._edges.close()
+            self._edges = None
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+            self._fd = -1
+        if self.watch is not None:
+            with contextlib.suppress(OSError):
+                self.watch.close()
             self.watch = None
 
     def finish(self) -> None:
-        """Be ready for the next host, or for what this one says next; open the device again if it is dead."""
+        """Be ready for the host that comes next, or for what this one says next; look anew if the device is dead."""
+        if not self.dead and not self.at_end:
+            try:
+                self.arm(reading=True, writing=False)
+            except OSError as error:
+                self._hub.troubles.tell(f"{self.spec}: it is opened anew", error)
+                self.dead = True
         if self.dead:
             self._hub.poller.unregister(self._edges_fd())
             self.drop_unsent()
             self.close()
             self._hub.log.add("notice", f"{self.spec}: hung up, unplugged or failed")
             self._look()
-        elif not self.at_end:
-            self.arm(reading=True, writing=False)
 
     def drop_unsent(self) -> None:
         """Drop what a terminal has not sent: the next host must not get it, and a close would wait for it."""

@@ -1,7 +1,8 @@
 """One connection: a host on a transport. It reads and writes without blocking, and decides nothing.
 
-While a host does not take its replies, nothing is read from it. Half a message and an unread reply may each become
-`message_age` seconds old. Above `max_clients` a client's first request is answered with BUSY.
+A connection whose host does not read is not read either, until the host has taken its replies; half a message and an
+unread reply may each be `message_age` seconds old. What is not asked of the core on a full channel (admission.py) is
+answered with BUSY.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from ...agent.api.errors import Code, Fault
 from ...agent.wire.messages import Incoming, Limits, Request
 from ...agent.wire.session import Session
 from ..core.timing import Deadlines
+from .admission import STATUS, Admits
 from .patience import DOUBT, HALF, REFUSED, UNREAD, Patience
 from .transport import End, Transport
 
-READ = 64 << 10
-UNREAD_MAX = 256 << 10  # bytes of replies that a host has not read; above that its requests are not read
+READ = 16 << 10  # bytes of one read: how much of one host's is looked at before the others have their turn
+RUN_AGE = 1.0  # seconds without anything said after which bytes that are no request are news again
+UNREAD_MAX = 256 << 10  # bytes of replies that a peer has not read, above which it is not listened to
 REFUSED_AGE = 5.0
 DOUBT_AGE = 0.1  # seconds after which the last words on a device are no longer taken for those of the next host
 
@@ -24,8 +27,10 @@ DOUBT_AGE = 0.1  # seconds after which the last words on a device are no longer 
 class Connection:
     """One host. `unsent` is how many bytes of its replies are counted in the sum over all connections."""
 
-    def __init__(self, number: int, transport: Transport, limits: Limits, age: float, timers: Deadlines) -> None:
-        """Allow `age` seconds for the rest of a message, and for a reply to be taken."""
+    def __init__(
+        self, number: int, transport: Transport, limits: Limits, age: float, timers: Deadlines, now: float = 0.0
+    ) -> None:
+        """Begin `now`; it waits `age` seconds for the rest of a message, and for a reply to be taken."""
         self.id = number
         self.transport = transport
         self.peer = transport.peer
@@ -35,14 +40,60 @@ class Connection:
         self.unsent = 0
         self._age = age
         self._at_end = False
-        self._refused = False
-        self._answered = False
+        self.admits = Admits.ALL
+        self.leaving = False
+        self.active_at = now  # when something was last said on it, by either side
+        self.waiting: dict[int, tuple[str, float]] = {}  # what the core was asked: method and when, by token
         self._heard_at = -math.inf
+        self._run_until = -math.inf
+        self._run_more = 0
 
-    def refuse(self, now: float) -> None:
-        """Answer its first request with BUSY; it must come within REFUSED_AGE."""
-        self._refused = True
-        self.patience.begin(REFUSED, now + REFUSED_AGE)
+    def begins_run(self, now: float) -> bool:
+        """Note bytes that are no request; return whether they begin a run of such, of which only that is told."""
+        begins = now >= self._run_until
+        self._run_until = now + RUN_AGE
+        self._run_more += not begins
+        return begins
+
+    def end_run(self) -> int:
+        """A request came, or nothing more does: return how many more than one there were in the run."""
+        more, self._run_more, self._run_until = self._run_more, 0, -math.inf
+        return more
+
+    def admit(self, admits: Admits, now: float) -> None:
+        """Let it ask that; if it is next to nothing, it has not long to do so."""
+        self.admits = admits
+        if admits is Admits.PROBES:
+            self.patience.begin(REFUSED, now + REFUSED_AGE)
+        else:
+            self.patience.end(REFUSED)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is owed nothing."""
+        return not self.session.owing
+
+    @property
+    def waits_for_news(self) -> bool:
+        """Whether all that it is owed are status records."""
+        return all(method == STATUS for method, _ in self.waiting.values()) and not self.session.output_size
+
+    def asked(self, token: int, method: str, now: float) -> None:
+        """The core was asked that."""
+        self.waiting[token] = method, now
+
+    def settled(self, token: int, now: float) -> None:
+        """The core was told that nobody waits for it any more, or has answered it."""
+        self.active_at = now
+        self.waiting.pop(token, None)
+
+    def exchange(self, now: float) -> None:
+        """Take note of what woke the loop, then write and read what goes."""
+        if self.transport.happened() and not self.reading:
+            self.drain()  # its replies are for nobody, and what it said last is not the next one's
+        self.write(now)
+        if self.reading and self.session.backlog < READ:
+            self.read(now)
 
     def read(self, now: float) -> None:
         """Read once into the session.
@@ -61,7 +112,7 @@ class Connection:
             self.gone = True
             return
         if data:
-            self._heard_at = now
+            self._heard_at = self.active_at = now
             self.session.receive_data(data)
             return
         end = self.transport.end()
@@ -94,11 +145,15 @@ class Connection:
             self.patience.begin(HALF, now + self._age)
         elif HALF in self.patience.until:
             self.patience.end(HALF)
-        if self._refused and isinstance(event, Request):
-            session.fault(event.token, Fault(Code.BUSY, "too many clients on this channel; call again later"))
-            self._answered = True
-            return None
         return event
+
+    def takes(self, event: Incoming) -> bool:
+        """Return whether that is for the core; else it is answered with BUSY."""
+        if not isinstance(event, Request) or self.admits.take(event.method):
+            return True
+        text = f"{event.method[:80]}: too many clients on this channel; call again later"
+        self.session.fault(event.token, Fault(Code.BUSY, text))
+        return False
 
     def write(self, now: float) -> None:
         """Write as much of the replies as the transport takes."""
@@ -119,7 +174,7 @@ class Connection:
         session = self.session
         if self.gone or (self._at_end and not session.owing):
             return True
-        return (session.closing or self._answered) and not session.output_size
+        return (session.closing or self.leaving) and not session.output_size
 
     @property
     def unheeding(self) -> bool:

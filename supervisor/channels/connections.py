@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from ...agent.api.errors import Code, Fault
 from ...agent.wire.messages import Abandoned, Incoming, Limits, Refused, Request
@@ -17,18 +18,24 @@ from ..core import events
 from ..core.timing import Deadlines, Key
 from ..io.log import Log
 from ..io.poller import Poller
+from ..io.troubles import Troubles
+from .admission import Admits, admits
 from .connection import Connection
 from .patience import HALF
 from .transport import Endpoint, Transport
 
-UNSENT_MAX = 64 << 20  # bytes of replies that hosts have not read; above that only essential RPCs are admitted
-INPUT_MAX = 112 << 20  # bytes of requests that have come and are not answered yet; enough for two of the longest
-HALF_MAX = 1 << 20  # bytes; a half message of this size is never refused for lack of room
-EVENTS_MAX = 64  # events that are taken from one host in one turn of the loop
+UNSENT_MAX = 64 << 20  # bytes of replies that hosts have not read, above which only essential RPCs are admitted
+INPUT_MAX = 112 << 20  # bytes of requests that have come and cannot be answered yet; two of the longest have room
+HALF_MAX = 1 << 20  # bytes of half a message that is never refused for lack of room
+EVENTS_MAX = 64  # things that one host says in one turn of the loop
+T = TypeVar("T")
 
 
 class Connections:
-    """All connections, and the endpoints that hosts come to."""
+    """All connections, and the endpoints that hosts come to.
+
+    What is done for one connection stands inside its boundary (`_try`); what the core does with what it says does not.
+    """
 
     def __init__(
         self,
@@ -44,6 +51,7 @@ class Connections:
         self.timers = timers
         self.log = log
         self.clock = clock
+        self.troubles = Troubles(log)
         self._feed = feed
         self._endpoints: dict[str, Endpoint] = {}
         self._by_id: dict[int, Connection] = {}
@@ -64,12 +72,11 @@ class Connections:
         connection = self._by_id.get(number)
         if connection is None:
             return
-        if isinstance(value, Fault):
-            connection.session.fault(token, value)
-        else:
-            connection.session.reply(token, value)
-        # A request that waited has its turn now, but not before the events in the loop's queue. If this is called
-        # while the connection is pumped, that goes on anyway.
+        connection.settled(token, self.clock())
+        send = connection.session.fault if isinstance(value, Fault) else connection.session.reply
+        self._try(connection, partial(send, token, value))
+        # What waited for its turn has it now, but must not be taken before what stands in the loop's queue. Where the
+        # host is being heard right now, that goes on anyway.
         if connection is not self._pumping:
             self._turns[number] = connection
         self._flush(connection)
@@ -87,7 +94,7 @@ class Connections:
         match key:
             case ("connection", int(number), str(what)):
                 connection = self._by_id[number]
-                connection.due(what)
+                self._try(connection, partial(connection.due, what))
                 self._pump(connection)
             case (_, str(spec)):
                 self._endpoints[spec].due()
@@ -100,41 +107,59 @@ class Connections:
     def close(self) -> None:
         """Write what can be written now, and close everything."""
         for connection in self._by_id.values():
-            connection.write(self.clock())
+            self._try(connection, partial(connection.write, self.clock()))
             if connection.session.output_size:
-                connection.transport.drop_unsent()  # the host does not read, and a close would wait for it
-            connection.transport.close()
+                # The host does not read, and closing would wait for it.
+                self._try(connection, connection.transport.drop_unsent)
+            self._try(connection, connection.transport.close)
         for endpoint in self._endpoints.values():
             endpoint.close()
 
     # -- what endpoints and transports use (Hub)
 
-    def begin(self, transport: Transport, *, refused: bool = False) -> Connection:
-        """Begin a connection for a host that has come. `refused`: answer its first request with BUSY."""
-        config = self.config
+    def begin(self, transport: Transport) -> Connection:
+        """A host has come: begin a connection."""
+        config, now = self.config, self.clock()
         self._last_id += 1
         limits = Limits(config.max_header, config.max_body, config.max_nesting)
-        connection = Connection(self._last_id, transport, limits, config.message_age, self.timers)
+        connection = Connection(self._last_id, transport, limits, config.message_age, self.timers, now)
         self._by_id[connection.id] = self._by_transport[transport] = connection
-        self._on_channel[connection.peer.channel] = self.same_channel(connection.peer.channel) + 1
-        if refused:
-            connection.refuse(self.clock())
+        there = self.same_channel(connection.peer.channel)
+        self._on_channel[connection.peer.channel] = there + 1
+        connection.admit(admits(there, config.max_clients) or Admits.PROBES, now)
         return connection
+
+    def make_room(self, spec: str) -> bool:
+        """End the connection that has been idle the longest and is owed nothing; else the longest waiting va.fsstatus.
+
+        The status call is answered with the present record. Return whether a connection was ended; none is if all wait
+        for a freeze, a thaw, a hold or a worker.
+        """
+        here = [each for each in self._by_id.values() if each.peer.channel == spec]
+        if idle := [each for each in here if each.idle and each.id not in self._turns]:
+            victim = min(idle, key=lambda each: each.active_at)
+            victim.gone = True
+        elif news := [each for each in here if each.waiting and each.waits_for_news]:
+            victim = min(news, key=lambda each: min(at for _, at in each.waiting.values()))
+            self._feed(events.NewsCut(victim.id))
+            victim.leaving = True
+        else:
+            return False
+        self._flush(victim)
+        if victim.id in self._by_id:
+            return False
+        why = "for the one that was idle the longest" if idle else "for the one that waited for news the longest"
+        self.log.add("info", f"{spec}: full; the next is served {why}, {victim.peer.who}")
+        return True
 
     def same_channel(self, spec: str) -> int:
         """Return how many connections there are on a channel."""
         return self._on_channel.get(spec, 0)
 
     def ready(self, transport: Transport) -> None:
-        """Write and read what is possible, and do what the host asks."""
-        hung_up = transport.happened()
+        """Write and read what goes, and do what the host asks."""
         connection = self._by_transport.get(transport) or self.begin(transport)
-        if hung_up and not connection.reading:
-            connection.drain()  # nobody reads its replies, and the next host must not inherit its last words
-        now = self.clock()
-        connection.write(now)
-        if connection.reading:
-            connection.read(now)
+        self._try(connection, partial(connection.exchange, self.clock()))
         self._pump(connection)
         if connection.session.input_size > HALF_MAX:
             self._make_room()
@@ -148,14 +173,15 @@ class Connections:
             if not halves:
                 return  # the rest waits for its turn, and is within the limit for half messages
             newest = max(halves, key=lambda each: each.patience.until.get(HALF, 0.0))
-            newest.session.refuse(Fault(Code.BUSY, "other hosts are sending too much at once; call again later"))
+            fault = Fault(Code.BUSY, "other hosts are sending too much at once; call again later")
+            self._try(newest, partial(newest.session.refuse, fault))
             self._pump(newest)
 
     def _pump(self, connection: Connection) -> None:
         """Give the core what the host said, then write the answers."""
         self._pumping = connection
         for _ in range(EVENTS_MAX):
-            event = None if connection.gone else connection.next_event(self.clock())
+            event = None if connection.gone else self._try(connection, partial(connection.next_event, self.clock()))
             if event is None:
                 break
             self._dispatch(connection, event)
@@ -168,43 +194,76 @@ class Connections:
             self._turns[connection.id] = connection  # it has read now, and nothing else will wake us for what it said
 
     def _dispatch(self, connection: Connection, event: Incoming) -> None:
-        """Give the core one event of the session."""
+        """Give the core one thing that the host has said, if that is for it."""
+        if (
+            connection.admits is not Admits.ALL
+            and self.same_channel(connection.peer.channel) <= self.config.max_clients
+        ):
+            connection.admit(Admits.ALL, self.clock())  # there is room by now
         match event:
+            case Request() if not self._try(connection, partial(connection.takes, event)):
+                pass  # it was answered, or went wrong
             case Request(token, method, params):
+                self._end_run(connection)
+                if not event.unheard:
+                    connection.asked(token, method, self.clock())
                 crowded = self._unsent > UNSENT_MAX
                 peer, now = connection.peer, time.time()
                 self._feed(events.Requested(connection.id, token, method, params, peer, now, crowded, event.unheard))
             case Abandoned(token):
+                connection.settled(token, self.clock())
                 self._feed(events.GivenUp(connection.id, token))
-            case Refused(code, text) if not event.reset:
+            case Refused(code, text) if not event.reset and connection.begins_run(self.clock()):
                 self._feed(events.Malformed(code, text, connection.peer, time.time()))
+
+    def _end_run(self, connection: Connection) -> None:
+        if more := connection.end_run():
+            peer = connection.peer
+            self.log.add("notice", f"{peer.channel}: {peer.who}: {more} more in a row that were no requests")
 
     def _flush(self, connection: Connection) -> None:
         """Write what is pending, then end the connection or arm what it needs next."""
         if connection.id not in self._by_id:
             return
-        connection.write(self.clock())
+        self._try(connection, partial(connection.write, self.clock()))
         self._count_unsent(connection, connection.session.output_size)
+        if not connection.over:
+            self._try(connection, connection.arm)
         if connection.over:
             self._hang_up(connection)
-        else:
-            connection.arm()
 
     def _count_unsent(self, connection: Connection, size: int) -> None:
         self._unsent += size - connection.unsent
         connection.unsent = size
 
     def _hang_up(self, connection: Connection) -> None:
+        """End the connection. Whatever is said to it from now on is dropped: it is in no table any more."""
         transport, channel = connection.transport, connection.peer.channel
         connection.gone = True  # whoever is at it just now, or has noted it for its turn, leaves it alone
         del self._by_id[connection.id], self._by_transport[transport]
+        self._turns.pop(connection.id, None)
         self._on_channel[channel] -= 1
         for event in connection.session.give_up():
             self._dispatch(connection, event)  # what it asked for is done, although nobody waits for it
         self._count_unsent(connection, 0)
         connection.patience.end_all()
+        connection.gone = True
         if connection.session.output_size:
-            transport.drop_unsent()
-        transport.finish()
+            self._try(connection, transport.drop_unsent)
+        asked = self._try(connection, connection.session.give_up)
+        self._try(connection, transport.finish)
+        for event in asked or ():
+            self._dispatch(connection, event)  # what it asked is done, though nobody waits for it
+        self._end_run(connection)
         self._feed(events.Disconnected(connection.id))
         self.has_room()
+
+    def _try(self, connection: Connection, work: Callable[[], T]) -> T | None:
+        """Do some work for one connection; whatever goes wrong in it ends that connection, with a line in the log."""
+        try:
+            return work()
+        except Exception as error:  # noqa: BLE001 - the boundary around one of many (promise 11)
+            peer = connection.peer
+            self.troubles.tell(f"{peer.channel}: the connection of {peer.who} was dropped", error)
+            connection.gone = True
+            return None

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 
 from ..core.events import Peer
 from ..io.poller import NEWCOMERS, READ
+from ..io.troubles import reason
+from .admission import admits
 from .transport import Hub, Socket
 
 PAUSE = 1.0  # seconds until a listener that could not accept tries again
 BACKLOG = 128
 HOST_CID = 2  # VMADDR_CID_HOST
-REFUSED_MAX = 16  # clients over max_clients that may be refused simultaneously; others wait in the backlog
-STRANGERS_MAX = 64  # rejected CIDs that the log has named
+STRANGERS_MAX = 64  # CIDs that are remembered as named in the log
 
 
 class PeerRejected(Exception):
@@ -49,22 +50,34 @@ class Listener:
         return cls(spec, _unix(rest), rest)
 
     def accept(self) -> tuple[socket.socket, Peer] | None:
-        """Accept one peer; return None if nobody waits. Raises PeerRejected; OSError if accept failed (EMFILE)."""
+        """Accept one peer, None if nobody waits. Raises PeerRejected, or OSError if none can be had (EMFILE).
+
+        A peer that came and of which a call then failed is rejected, too; that failure is the cause of PeerRejected.
+        """
         try:
             sock, address = self.sock.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return None
+        try:
+            return sock, self._identify(sock, address)
+        except PeerRejected:
+            sock.close()
+            raise
+        except Exception as error:
+            sock.close()
+            raise PeerRejected("") from error
+
+    def _identify(self, sock: socket.socket, address: tuple[int, int]) -> Peer:
         if self.path:
             pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             who = f"pid:{pid},uid:{uid}"
         else:
             cid = address[0]
             if cid != HOST_CID and not self.any_cid:
-                sock.close()
                 raise PeerRejected(self._about(cid))
             who = f"cid:{cid}"
         sock.setblocking(False)
-        return sock, Peer(self.spec, who)
+        return Peer(self.spec, who)
 
     def _about(self, cid: int) -> str:
         """Return what the log is to say about a CID; only once for each, so that nobody can fill the log."""
@@ -89,8 +102,12 @@ class Listener:
             self._resume()
 
     def _resume(self) -> None:
-        self._paused = False
-        self._hub.poller.register(self.sock.fileno(), NEWCOMERS, READ, self._on_newcomer)
+        try:
+            self._hub.poller.register(self.sock.fileno(), NEWCOMERS, READ, self._on_newcomer)
+            self._paused = False
+        except OSError as error:
+            self._hub.log.add("warning", f"{self.spec}: nobody is accepted for now: {reason(error)}")
+            self._hub.timers.arm(("listener", self.spec), self._hub.clock() + PAUSE)
 
     def _pause(self) -> None:
         self._paused = True
@@ -99,14 +116,15 @@ class Listener:
 
     def _on_newcomer(self) -> None:
         hub = self._hub
-        there = hub.same_channel(self.spec)
-        if there >= hub.config.max_clients + REFUSED_MAX:
+        if admits(hub.same_channel(self.spec), hub.config.max_clients) is None and not hub.make_room(self.spec):
             self._pause()
             return
         try:
             accepted = self.accept()
         except PeerRejected as rejected:
-            if text := str(rejected):
+            if isinstance(rejected.__cause__, Exception):
+                hub.troubles.tell(f"{self.spec}: a client was turned away", rejected.__cause__)
+            elif text := str(rejected):
                 hub.log.add("warning", f"{self.spec}: {text}")
             return
         except OSError as error:
@@ -114,7 +132,22 @@ class Listener:
             self._pause()
             return
         if accepted is not None:
-            hub.begin(Socket(*accepted, hub), refused=there >= hub.config.max_clients)
+            while hub.same_channel(self.spec) >= hub.config.max_clients and hub.make_room(self.spec):
+                pass
+            self._begin(*accepted)
+
+    def _begin(self, sock: socket.socket, peer: Peer) -> None:
+        """Begin the connection; if that goes wrong it is over."""
+        transport = None
+        try:
+            transport = Socket(sock, peer, self._hub)
+            self._hub.begin(transport)
+        except Exception as error:  # noqa: BLE001 - the boundary around one of many (promise 11)
+            self._hub.troubles.tell(f"{self.spec}: a connection of {peer.who} was turned away", error)
+            if transport is None:
+                sock.close()
+            else:
+                transport.finish()
 
     def close(self) -> None:
         """Stop listening, and remove the socket's name."""

@@ -6,6 +6,7 @@ its own endpoint, and carries one connection after another. Only these two class
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from ..core.events import Peer
 from ..core.timing import Deadlines
 from ..io.log import Log
 from ..io.poller import HOSTS, READ, WRITE, Poller
+from ..io.troubles import Troubles
+
+PAST, PAST_MAX = 16 << 10, 64 << 10  # bytes of one read, and of all, that are thrown away before a close
 
 
 class End(Enum):
@@ -67,18 +71,22 @@ class Hub(Protocol):
     timers: Deadlines
     log: Log
     config: Config
+    troubles: Troubles
 
     def clock(self) -> float:
         """Return the time of the loop's clock."""
 
-    def begin(self, transport: Transport, *, refused: bool = False) -> object:
-        """Begin a connection for a host that has come. `refused`: answer its first request with BUSY."""
+    def begin(self, transport: Transport) -> object:
+        """A host has come: begin a connection."""
 
     def ready(self, transport: Transport) -> None:
         """Read, write, and do what the host asks: the transport's descriptor is ready."""
 
     def same_channel(self, spec: str) -> int:
         """Return how many connections there are on a channel."""
+
+    def make_room(self, spec: str) -> bool:
+        """End the connection of a full channel that is missed least; return whether there was one."""
 
 
 class Endpoint(Protocol):
@@ -138,9 +146,15 @@ class Socket:
         """Do nothing: what the kernel has taken is for this host, and a close does not wait for it."""
 
     def finish(self) -> None:
-        """Close."""
-        self._poller.unregister(self._sock.fileno())
-        self._sock.close()
+        """Close, after throwing away what is there to read, up to a bound: bytes unread would reset the connection."""
+        try:
+            self._poller.unregister(self._sock.fileno())
+            with contextlib.suppress(OSError):
+                for _ in range(PAST_MAX // PAST):
+                    if not self.recv(PAST):
+                        break
+        finally:
+            self._sock.close()
 
     def close(self) -> None:
         """Close."""

@@ -168,6 +168,9 @@ class Engine:
     def _given_up(self, turn: Turn, event: events.GivenUp) -> None:
         self._pending.abandon(turn, event.connection, event.token)
 
+    def _news_cut(self, turn: Turn, event: events.NewsCut) -> None:
+        self._pending.cut(turn, event.connection)
+
     def _disconnected(self, turn: Turn, event: events.Disconnected) -> None:
         self._pending.abandon(turn, event.connection, None)
 
@@ -408,6 +411,7 @@ class Engine:
         Requested: _requested,
         events.Malformed: _malformed,
         events.GivenUp: _given_up,
+        events.NewsCut: _news_cut,
         events.Disconnected: _disconnected,
         events.Reported: _reported,
         events.RubbishReported: _rubbish_reported,

@@ -58,7 +58,14 @@ class GivenUp:
     token: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class NewsCut:
+    """The status calls of this connection are to be answered now: its place is needed."""
+
+    connection: int
+
+
+@dataclass(frozen=True, slots=True)
 class Disconnected:
     """The connection is closed; none of its replies will be read."""
 
@@ -185,6 +192,7 @@ Event = (
     Requested
     | Malformed
     | GivenUp
+    | NewsCut
     | Disconnected
     | Spawned
     | SpawnFailed

@@ -143,6 +143,11 @@ class Pending:
         """Answer a call whose `wait` has passed with the present record."""
         self.answer(turn, number, self._status(turn))
 
+    def cut(self, turn: Turn, connection: int) -> None:
+        """Answer now the calls of this connection that wait for news."""
+        for number in sorted(self._by_connection.get(connection, set()) & self._since.keys()):
+            self.answer(turn, number, self._status(turn))
+
     def settled(self, call: Call, state: FreezeState) -> str | Deferred:
         """Return "thawed" or "frozen"; if neither is true, answer the call when one is."""
         answer = SETTLED[state]

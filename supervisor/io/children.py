@@ -5,6 +5,7 @@ All that a worker wrote before it died is true, and is read before its death is 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -18,6 +19,7 @@ from ..core import events
 from . import poller as ranks
 from .poller import Poller
 from .process import Ended, Processes
+from .troubles import Troubles
 
 READ = 64 << 10
 PIPE_SIZE = 1 << 20  # a report pipe that is not read for a while must not block a freeze worker (F_SETPIPE_SZ)
@@ -73,7 +75,7 @@ class Child:
 
     def close_report(self) -> None:
         """Close the report pipe at its end."""
-        os.close(self.report_fd)
+        _close([self.report_fd])
         self.report_fd = -1
 
     def close(self) -> None:
@@ -82,7 +84,11 @@ class Child:
 
 
 class Children:
-    """All children that are not reaped; it calls `ended` after each reaping."""
+    """All children that are not reaped; `ended` is called after each reaping.
+
+    Whatever goes wrong with the pipes or the pidfd of one is told in one line, and that worker is killed and
+    compensated as after rubbish: what it says can no longer be heard, or what it is told no longer be said.
+    """
 
     def __init__(
         self,
@@ -90,11 +96,13 @@ class Children:
         poller: Poller,
         feed: Callable[[events.Event], None],
         ended: Callable[[], None],
+        troubles: Troubles,
     ) -> None:
         self._processes = processes
         self._poller = poller
         self._feed = feed
         self._ended = ended
+        self._troubles = troubles
         self._by_id: dict[int, Child] = {}
         self._lost: list[int] = []
 
@@ -108,12 +116,30 @@ class Children:
         Raises OSError if a pipe, the fork or the pidfd was refused; then nothing is left behind.
         """
         child = self._fork(job)
-        self._poller.register(child.report_fd, ranks.REPORTS, ranks.READ, partial(self._report, child))
-        self._poller.register(child.pidfd, ranks.EXITS, ranks.READ, partial(self._reap, child))
+        try:
+            self._watch(child)
+        except OSError:
+            # What cannot be heard cannot be supervised. It has frozen nothing: for that it needs our word.
+            self._processes.kill(child.pidfd)
+            self._lost.append(child.pid)
+            child.close()
+            raise
+        self._by_id[child.id] = child
         return child
 
+    def _watch(self, child: Child) -> None:
+        """Wait for what it says and for its end; raise OSError, and wait for neither, if that is refused."""
+        if child.report_fd >= 0:
+            self._poller.register(child.report_fd, ranks.REPORTS, ranks.READ, partial(self._report, child))
+        try:
+            self._poller.register(child.pidfd, ranks.EXITS, ranks.READ, partial(self._reap, child))
+        except OSError:
+            if child.report_fd >= 0:
+                self._poller.unregister(child.report_fd)
+            raise
+
     def _fork(self, job: context.Job) -> Child:
-        self._lost = [pid for pid in self._lost if os.waitpid(pid, os.WNOHANG)[0] == 0]
+        self._lost = [pid for pid in self._lost if _is_unreaped(pid)]
         fds: list[int] = []
         supervisor = os.getpid()
         try:
@@ -149,15 +175,17 @@ class Children:
             os.close(report_r)
             os.close(control_w)
             raise
-        child = Child(job.worker, pid, pidfd, report_r, control_w)
-        self._by_id[child.id] = child
-        return child
+        return Child(job.worker, pid, pidfd, report_r, control_w)
 
     def adopt(self, number: int, pid: int) -> Child:
-        """Watch a process that is not a child; raise OSError if there is no such process."""
+        """Watch a process that is not a child; raises OSError if there is none, or if it cannot be watched."""
         child = Child(number, pid, self._processes.open_pidfd(pid), -1, -1, adopted=True)
+        try:
+            self._watch(child)
+        except OSError:
+            child.close()
+            raise
         self._by_id[number] = child
-        self._poller.register(child.pidfd, ranks.EXITS, ranks.READ, partial(self._reap, child))
         return child
 
     def forget(self, child: Child) -> None:
@@ -174,21 +202,39 @@ class Children:
             self._write_to(child)
 
     def _write_to(self, child: Child) -> None:
-        more = child.write()
-        if more and not child.waits:
-            self._poller.register(child.control_fd, ranks.WRITES, ranks.WRITE, partial(self._write_to, child))
-        elif child.waits and not more:
+        why = ""
+        try:
+            more = child.write()
+            if more and not child.waits:
+                self._poller.register(child.control_fd, ranks.WRITES, ranks.WRITE, partial(self._write_to, child))
+        except Exception as error:  # noqa: BLE001 - the boundary around one of many (promise 11)
+            why = self._tell(child, "what it is to do cannot be told to it", error)
+            child.unsent.clear()
+            more = False
+        if child.waits and not more:
             self._poller.unregister(child.control_fd)
         child.waits = more
+        if why:
+            self._feed(events.RubbishReported(child.id, why))
+
+    def _tell(self, child: Child, what: str, error: Exception) -> str:
+        return self._troubles.tell(f"worker {child.id} (pid {child.pid}): {what}", error)
 
     def kill(self, number: int) -> None:
-        """Send SIGKILL to the child, unless it was reaped in this turn, or was gone before its adoption."""
-        if number in self._by_id:
-            self._processes.kill(self._by_id[number].pidfd)
+        """SIGKILL the child; nothing if it was reaped in this turn, or was to be adopted and was gone."""
+        child = self._by_id.get(number)
+        if child is not None:
+            try:
+                self._processes.kill(child.pidfd)
+            except OSError as error:
+                self._tell(child, "it cannot be killed, and is waited for", error)
 
     def _report(self, child: Child) -> bool:
-        """Take what the worker reported; return whether there may be more."""
-        taken = child.read()
+        """Take what the worker said; return whether there may be more."""
+        try:
+            taken = child.read()
+        except Exception as error:  # noqa: BLE001 - the boundary around one of many (promise 11)
+            taken = [], self._tell(child, "its reports cannot be read, and it is killed", error), True
         if taken is None:
             return False
         said, wrong, end = taken
@@ -204,8 +250,13 @@ class Children:
 
     def _reap(self, child: Child) -> None:
         """Reap the child if it has ended, and forget it."""
-        # How an adopted process ended cannot be seen, since it is not our child: it counts as killed.
-        ended = Ended(signal.SIGKILL, 0) if child.adopted else self._processes.reap(child.pidfd)
+        # Of another's child only the end is to be seen, not how; it was killed.
+        ended: Ended | None = Ended(signal.SIGKILL, 0)
+        try:
+            if not child.adopted:
+                ended = self._processes.reap(child.pidfd)
+        except OSError as error:  # the descriptor is readable: it has ended
+            self._tell(child, "how it ended cannot be known, and is taken for a kill", error)
         if ended is None:
             return
         del self._by_id[child.id]
@@ -223,12 +274,22 @@ class Children:
 
 
 def _close(fds: Iterable[int]) -> None:
+    """Close them; a close that fails has closed all the same (close(2))."""
     for fd in fds:
-        os.close(fd)
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def _is_unreaped(pid: int) -> bool:
+    """Reap the child if it has ended; return whether it is to be reaped later."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == 0
+    except ChildProcessError:
+        return False
 
 
 def _widen(fd: int) -> None:
     try:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-    except PermissionError:
-        return  # over the user's pipe quota: the default size will do, with less slack
+    except OSError:
+        return  # over the user's pipe quota, or no memory: the default size does, only less slack

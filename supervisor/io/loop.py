@@ -26,6 +26,7 @@ from .notify import Notify
 from .poller import READ, REPORTS, WRITE, WRITES, Poller
 from .process import Processes
 from .timers import Timers
+from .troubles import Troubles
 
 LONGEST = 86400.0  # seconds of one wait; epoll_wait(2) takes at most 2**31 ms
 _WATCHDOG = ("watchdog",)
@@ -62,7 +63,7 @@ class Loop:
         self._hurry = False
         self._poller = Poller()
         self._connections = Connections(config, self._poller, timers, log, clock, self.feed)
-        children = Children(processes, self._poller, self.feed, self._connections.has_room)
+        children = Children(processes, self._poller, self.feed, self._connections.has_room, Troubles(log))
         self._effects = Effects(children, self._connections, journal, log, processes, clock)
         self._due: dict[object, Callable[[timing.Key], None]] = {
             timing.OWNER: lambda key: self.feed(events.Due(key)),

@@ -6,6 +6,8 @@ import contextlib
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 import xmlrpc.client
 from pathlib import Path
@@ -327,26 +329,64 @@ def test_replies_that_are_not_read_crowd_out_what_is_not_essential(rig: Rig) -> 
 
 
 def test_seventeen_clients(daemon: Daemon) -> None:
+    """Of sixteen that say nothing the one that has been idle the longest gives way."""
     sixteen = [daemon.raw() for _ in range(16)]
     for sock in sixteen:
         sock.sendall(call("va.ping"))
         assert reply(sock)[1] == "dummy"
     seventeenth = daemon.raw()
     seventeenth.sendall(call("va.ping"))
-    _, value = reply(seventeenth)
-    assert value.faultCode == Code.BUSY
-    assert seventeenth.recv(1) == b""
+    assert reply(seventeenth)[1] == "dummy"
+    assert sixteen.pop(0).recv(1) == b""
     for sock in sixteen:
         sock.sendall(call("va.ping"))
         assert reply(sock)[1] == "dummy"
-    sixteen.pop().close()
-    eventually = daemon.raw()
-    eventually.sendall(call("va.ping"))
-    _, value = reply(eventually)
-    assert value == "dummy" or value.faultCode == Code.BUSY
-    for sock in (*sixteen, eventually):
+    for sock in (*sixteen, seventeenth):
         sock.close()
     still_well(daemon)
+
+
+@pytest.mark.parametrize("count", [16, 40])
+def test_a_thaw_comes_through_a_full_house(rig: Rig, count: int) -> None:
+    fs = rig.fs("ext4")
+    daemon = rig.daemon([fs])
+    assert daemon.proxy().va.fsfreeze() == 1
+    silent = [daemon.raw() for _ in range(count)]
+    assert daemon.proxy().va.fsthaw() == 1
+    for sock in silent:
+        sock.close()
+    still_well(daemon)
+
+
+def test_a_house_full_of_work_serves_what_is_essential_and_tells_the_others(rig: Rig) -> None:
+    stall = rig.stall("ext4")
+    daemon = rig.daemon([stall.fs], ["--max-clients", "2"])
+    stall.stall()
+    freezes = daemon.raw(30)
+    freezes.sendall(call("va.fsfreeze"))
+    daemon.wait_status(lambda r: r["phase"] == "sync")
+    waits = daemon.raw(30)
+    waits.sendall(b'{"execute": "guest-fsfreeze-status"}')
+    third = daemon.raw(30)
+    third.sendall(call("va.getdmesg"))
+    _, value = reply(third)
+    assert value.faultCode == Code.BUSY
+    assert "too many clients" in value.faultString
+    third.sendall(call("va.ping"))
+    assert reply(third)[1] == "dummy"
+    # All four wait now; whoever comes is told so in words, and not by a closed connection.
+    third.sendall(b'{"execute": "guest-fsfreeze-status"}')
+    fourth = daemon.raw(30)
+    fourth.sendall(b'{"execute": "guest-fsfreeze-status"}')
+    ctl = [sys.executable, "-m", "virtagent.host.main", "--agent", daemon.url, "call", "va.getdmesg"]
+    asked = subprocess.run(ctl, capture_output=True, text=True, timeout=60, check=False)
+    assert asked.returncode == 1, asked.stderr
+    assert "too many clients on this channel" in asked.stderr
+    stall.release()
+    assert reply(freezes)[1] == 1
+    assert daemon.proxy().va.fsthaw() == 1
+    for sock in (freezes, waits, third, fourth):
+        sock.close()
 
 
 def test_a_hundred_clients_at_once(daemon: Daemon) -> None:

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fakes.counting import assert_linear
 from fakes.json_cases import BAD, READ, WRITTEN
+from hypothesis import given
+from hypothesis import strategies as st
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.wire import qmp
 from virtagent.agent.wire.messages import Abandoned, Incoming, Limits, Refused, Request
@@ -409,3 +414,78 @@ def test_half_a_message_that_grows_old_is_told_and_another_host_is_served() -> N
     assert not stream.closing
     assert len(lines(stream)) == 1
     assert receive(stream, say("guest-ping")) == [Request(1, "guest-ping", {})]
+
+
+# -- linear work: counted, not timed
+
+
+def quoted(size: int, inside: bytes = b"A") -> bytes:
+    return (
+        b"{\"execute\":\"guest-file-write\",'arguments':{'handle':1,'buf-b64':'"
+        + inside * (size // len(inside))
+        + b"'}}"
+    )
+
+
+def fed(data: bytes, at_once: int = 16 << 10) -> Incoming:
+    """Have it come as a channel reads it; return the one event that it is."""
+    stream = Session()
+    found: list[Incoming] = []
+    for at in range(0, len(data), at_once):
+        found += receive(stream, data[at : at + at_once])
+    [event] = found
+    return event
+
+
+@pytest.mark.parametrize("inside", [b"A", b"\\\\", b"\\'", b'\\"', b"\\u0041"])
+def test_single_quotes_take_linear_work_and_less_than_four_times_the_memory(inside: bytes) -> None:
+    scale = 1024 if inside == b"A" else 64  # an escape is a step, a plain run is one a slice
+    assert_linear(lambda size: lambda: fed(quoted(size * scale, inside)), 300)
+    data = quoted(3072 * scale, inside)
+    tracemalloc.start()
+    try:
+        event = fed(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(event, Request)
+    assert peak < 4 * len(data), f"{peak / len(data):.1f} times the message"
+
+
+@given(
+    st.lists(st.sampled_from(["a", "'", '"', "\\", "\u00e9", "\n", "/"]), max_size=30).map("".join), st.integers(1, 9)
+)
+def test_a_string_in_single_quotes_is_the_same_in_double_ones(text: str, at_once: int) -> None:
+    single = "'" + "".join({"'": "\\'", "\\": "\\\\", "\n": "\\n"}.get(c, c) for c in text) + "'"
+    event = fed(f"{{'execute':'x','arguments':{{'a':{single}}}}}".encode(), at_once)
+    assert isinstance(event, Request)
+    assert event.params == {"a": text}
+
+
+@pytest.mark.parametrize(
+    "data", [quoted(3 << 20).replace(b"'handle'", "'\u00e9'".encode()), quoted(3 << 20, b'"')], ids=["letter", "quotes"]
+)
+def test_a_large_message_that_would_grow_is_refused_for_its_memory(data: bytes) -> None:
+    event = fed(data)
+    assert isinstance(event, Refused)
+    assert event.text == "JSON token size limit exceeded"
+
+
+def test_each_of_many_messages_costs_what_it_costs_alone() -> None:
+    """All of them stand in the input at once; today's mistake would be to copy the rest for each."""
+
+    def words(count: int) -> Callable[[], object]:
+        return lambda: receive(Session(), b"no " * count)
+
+    assert_linear(words, 1000)
+    message = qmp.Message(0, Limits(), lambda _data: None)
+    source = bytearray(b"no " * 500_000)
+    before = len(source)
+    tracemalloc.start()
+    try:
+        assert message.read(source) is not None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert before - len(source) <= 3
+    assert peak < 64 << 10, "the rest was copied"

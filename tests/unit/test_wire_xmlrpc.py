@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fakes.counting import assert_linear, calls
 from fakes.xmlrpc_cases import BAD_IN_CALLS, BAD_VALUES, BAD_XML, READ, READ_IN_CALLS, UNSENDABLE, WRITTEN
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -525,3 +526,31 @@ def test_a_long_binary_reply() -> None:
 def test_a_date_is_not_sent() -> None:
     with pytest.raises(TypeError, match="datetime has no form"):
         codec.dump_reply(datetime.datetime(2011, 10, 1))
+
+
+def test_as_many_elements_as_items_of_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "ITEMS_MAX", 1000)
+    for count, good in ((1000 - 7, True), (1000 - 6, False)):
+        body = value(f"<array><data>{'<value/>' * count}</data></array>")
+        [event] = receive(Session(), post(body))
+        assert isinstance(event, Request if good else Refused)
+        if isinstance(event, Refused):
+            assert event == Refused(Code.REQUEST, "more elements than the limit of 1000")
+
+
+def test_a_body_of_many_elements_or_chunks_takes_linear_work_in_slices() -> None:
+    def elements(count: int) -> Callable[[], object]:
+        return lambda: receive(Session(), post(value(f"<array><data>{'<value/>' * count}</data></array>")))
+
+    def chunks(count: int) -> Callable[[], object]:
+        return lambda: receive(Session(), chunked(value("A" * count), 1))
+
+    assert_linear(elements, 1000)
+    assert_linear(chunks, 1000)
+    # Half of it has come, and is read as far as that.
+    body = value(f"<array><data>{'<value/>' * 20_000}</data></array>")
+    whole = calls(lambda: receive(Session(), post(body)))
+    stream = Session()
+    data = post(body)
+    worst = max(calls(lambda at=at: receive(stream, data[at : at + 16384])) for at in range(0, len(data), 16384))  # type: ignore[misc]
+    assert worst < 3 * whole / (len(data) / 16384)
