@@ -9,11 +9,11 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .calls import Call
+from .calls import Call, Texts
 from .connection import CHUNK, Connection, drive, finish
 from .errors import FreezeBroken
 from .holding import CallOnOwnConnection, Freeze, Holding, Options, Pause, Script, Wanted, note
@@ -62,9 +62,7 @@ class Agent(Methods):
             self._lock.release()
 
     @contextlib.contextmanager
-    def frozen(
-        self, include: Sequence[str] = (), exclude: Sequence[str] = (), **options: Unpack[Options]
-    ) -> Iterator[Freeze]:
+    def frozen(self, include: Texts = (), exclude: Texts = (), **options: Unpack[Options]) -> Iterator[Freeze]:
         """Hold the guest frozen while the block runs, and thaw it whatever happens.
 
         Raises FreezeBroken after the block if the guest was not held frozen all the time, also NotThawed if it could

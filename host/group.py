@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..agent.api.errors import Fault
 from .aio import AsyncAgent
+from .calls import Texts, texts
 from .errors import FreezeBroken, GroupFailed, HostError, NotThawed
 from .holding import INTERRUPTS, Freeze, Holding, Options, Wanted, note, notes
 
@@ -52,8 +53,8 @@ class AsyncAgentGroup:
     `connects` is how many connections are opened at once; the other options are those of `AsyncAgent`.
     """
 
-    def __init__(self, urls: Iterable[str], *, connects: int = CONNECTS, **options: Any) -> None:
-        self.urls = tuple(urls)
+    def __init__(self, urls: Texts, *, connects: int = CONNECTS, **options: Any) -> None:
+        self.urls = texts("urls", urls)
         if not self.urls:
             raise ValueError("a group of no agents; name one at least")
         for url in self.urls:
@@ -65,8 +66,8 @@ class AsyncAgentGroup:
     @contextlib.asynccontextmanager
     async def frozen(
         self,
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
+        include: Texts = (),
+        exclude: Texts = (),
         *,
         freeze_wait: float = FREEZE_SECONDS,
         **options: Unpack[Options],
@@ -199,12 +200,12 @@ def _report(freezes: list[Freeze], holdings: list[Holding]) -> GroupFreeze:
 class AgentGroup:
     """Many agents, for a caller that blocks: see `AsyncAgentGroup`. One thread in all."""
 
-    def __init__(self, urls: Iterable[str], **options: Any) -> None:
+    def __init__(self, urls: Texts, **options: Any) -> None:
         self._options = options
         self.urls = AsyncAgentGroup(urls, **options).urls
 
     @contextlib.contextmanager
-    def frozen(self, include: Sequence[str] = (), exclude: Sequence[str] = (), **options: Any) -> Iterator[GroupFreeze]:
+    def frozen(self, include: Texts = (), exclude: Texts = (), **options: Any) -> Iterator[GroupFreeze]:
         """Hold all guests frozen while the block runs: see `AsyncAgentGroup.frozen`, whose options it takes."""
         with _Task(AsyncAgentGroup(self.urls, **self._options).frozen(include, exclude, **options)) as task:
             try:
