@@ -75,7 +75,7 @@ class Agent(Methods):
         stop = threading.Event()
         extender = threading.Thread(target=self._extend, args=(holding, stop), daemon=True, name="virtagent hold")
         try:
-            freeze = self._play(holding.begin())
+            freeze = self.play(holding.begin())
             if wanted.extend:
                 extender.start()
             yield freeze
@@ -83,18 +83,19 @@ class Agent(Methods):
             stop.set()
             if holding.frozen:
                 try:
-                    self._play(holding.end())
+                    self.play(holding.end())
                 except FreezeBroken as broken:
                     note(error, broken)
             raise
         else:
             stop.set()
-            self._play(holding.end())
+            self.play(holding.end())
         finally:
             if extender.ident is not None:
                 extender.join()
 
-    def _play(self, script: Script[T]) -> T:
+    def play(self, script: Script[T]) -> T:
+        """Run a script of `holding`."""
         never = threading.Event()
 
         def take(step: Call[Any] | Pause) -> Any:

@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -47,6 +48,13 @@ class GroupFreeze:
     broken: FreezeBroken | None = None
 
 
+def refuse_twice(urls: Sequence[str]) -> None:
+    """Raise ValueError if a URL stands twice."""
+    for url, count in Counter(urls).items():
+        if count > 1:
+            raise ValueError(f"{url!r} stands twice in the group")
+
+
 class AsyncAgentGroup:
     """Many agents, by their URLs. Raises ValueError if one is none, or stands twice.
 
@@ -57,9 +65,7 @@ class AsyncAgentGroup:
         self.urls = texts("urls", urls)
         if not self.urls:
             raise ValueError("a group of no agents; name one at least")
-        for url in self.urls:
-            if self.urls.count(url) > 1:
-                raise ValueError(f"{url!r} stands twice in the group")
+        refuse_twice(self.urls)
         self._agents = [AsyncAgent(url, **options) for url in self.urls]
         self._connects = connects
 
@@ -80,19 +86,9 @@ class AsyncAgentGroup:
         """
         wanted = Wanted(include, exclude, **options)
         holdings = [Holding(url, wanted) for url in self.urls]
-        gate = asyncio.Semaphore(self._connects)
         extenders: list[asyncio.Future[None]] = []
-
-        async def connect(n: int) -> None:
-            async with gate:
-                with contextlib.suppress(Fault):  # to refuse it is an answer, too
-                    await self._agents[n].ping()
-
         try:
-            await self._together("connect", connect)
-            await self._together("sync", lambda n: self._agents[n].carry_out(wanted.sync()))
-            freezes = await self._freeze(holdings, freeze_wait)
-            group = _report(freezes, holdings)
+            group = await self._begin(wanted, holdings, freeze_wait)
             if wanted.extend:
                 extenders = [
                     asyncio.ensure_future(agent.extend(holding, apart=False))
@@ -112,6 +108,38 @@ class AsyncAgentGroup:
             await _cancelled(extenders)
             for agent in self._agents:
                 agent.close()
+
+    async def freeze(
+        self,
+        include: Texts = (),
+        exclude: Texts = (),
+        *,
+        freeze_wait: float = FREEZE_SECONDS,
+        **options: Unpack[Options],
+    ) -> GroupFreeze:
+        """Freeze all guests, and leave them frozen until each is thawed or its hold ends; nothing extends the hold.
+
+        Raises GroupFailed as `frozen` does, and then all are thawed.
+        """
+        wanted = Wanted(include, exclude, **options)
+        try:
+            return await self._begin(wanted, [Holding(url, wanted) for url in self.urls], freeze_wait)
+        finally:
+            for agent in self._agents:
+                agent.close()
+
+    async def _begin(self, wanted: Wanted, holdings: list[Holding], within: float) -> GroupFreeze:
+        """Connect to all, sync all, and when all are flushed freeze all."""
+        gate = asyncio.Semaphore(self._connects)
+
+        async def connect(n: int) -> None:
+            async with gate:
+                with contextlib.suppress(Fault):  # to refuse it is an answer, too
+                    await self._agents[n].ping()
+
+        await self._together("connect", connect)
+        await self._together("sync", lambda n: self._agents[n].carry_out(wanted.sync()))
+        return _report(await self._freeze(holdings, within), holdings)
 
     async def _freeze(self, holdings: list[Holding], within: float) -> list[Freeze]:
         try:

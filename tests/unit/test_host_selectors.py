@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 from fakes.agent_socket import FakeAgent, status_record
 from fakes.many_agents import ManyAgents
-from virtagent.host import Agent, AgentGroup, AsyncAgent, AsyncAgentGroup, calls
+from virtagent.agent.api.errors import Fault
+from virtagent.host import Agent, AgentGroup, AsyncAgent, AsyncAgentGroup, HostError, calls
 from virtagent.host.holding import Wanted
 
 
@@ -33,10 +35,8 @@ def asked_by(frozen: Callable[[str], None], path: Path) -> list[Any]:
         return {"va.fsfreeze": 1, "va.fsthaw": 1, "va.fssync": 1, "va.ping": "dummy"}.get(method, status_record())
 
     with FakeAgent(path, answer) as fake:
-        try:
+        with contextlib.suppress(Fault, HostError):  # how the freeze ends is no matter here
             frozen(fake.url)
-        except Exception as error:  # noqa: BLE001 - how the freeze ends is no matter here
-            assert not isinstance(error, TypeError | ValueError)
         asked = [fake.asked.get() for _ in range(fake.asked.qsize())]
     return [params[0] for method, params in asked if method in ("va.fsfreeze", "va.fssync")]
 
