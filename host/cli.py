@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..agent.api import records
-from ..agent.api.errors import Fault
+from ..agent.api.errors import Fault, VirtagentError
 from ..agent.api.text import printable
 from . import calls, options, text
 from .client import Agent
 from .commands import COMMANDS
 from .connection import drive
-from .errors import HostError, NothingFrozen, Unsendable
+from .errors import HostError, NothingFrozen
 from .exits import DONE, FAILED, INTERRUPTED, MAY_BE_FROZEN, USAGE, complain, document, sentence
 from .options import PROG
 from .watch import watch_script
@@ -101,7 +101,7 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         unsure = run is not None and run.may_be_frozen
         return complain(f"interrupted; {MAY_BE_FROZEN}", INTERRUPTED) if unsure else INTERRUPTED
-    except (Fault, HostError, Unsendable) as error:
+    except VirtagentError as error:
         return complain(*sentence(error, may_be_frozen=run is not None and run.may_be_frozen))
 
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Any
 
-from ..agent.api.errors import Code, Fault
+from ..agent.api.errors import Code, Fault, VirtagentError
 from ..agent.api.text import printable
 from .errors import FreezeBroken, GroupFailed, HostError, Lost, NothingFrozen, TimedOut, Unreachable, Unsendable
 from .holding import notes
@@ -30,16 +30,17 @@ _ADVICE = {
     Code.INTERNAL: "report it with the agent's log",
 }
 _NAMES = {USAGE: "USAGE", NOTHING_TO_THAW: "NOTHING_TO_THAW", INTERRUPTED: "INTERRUPTED"}
+_ENDING = {Unreachable: UNREACHABLE, Lost: UNREACHABLE, TimedOut: TIMED_OUT, FreezeBroken: BROKEN}
 _EXIT = {Code.IN_PROGRESS: TIMED_OUT, Code.FREEZE_BROKEN: BROKEN}
 
 
-def sentence(error: Fault | HostError | Unsendable, *, may_be_frozen: bool = False) -> tuple[str, int]:
+def sentence(error: VirtagentError, *, may_be_frozen: bool = False) -> tuple[str, int]:
     """Return what went wrong and what to do next, in one sentence, and the exit code."""
     words, advice, ending = _explained(error, may_be_frozen)
     return "; ".join([*filter(None, (words, advice)), *notes(error)]), ending
 
 
-def document(wrong: str, code: int, error: BaseException | None = None) -> dict[str, Any]:
+def document(wrong: str, code: int, error: VirtagentError | None = None) -> dict[str, Any]:
     """Return what went wrong for programs: the sentence, the exit code, and of a fault its code and name."""
     name, number = _NAMES.get(code, "FAILED"), None
     match error:
@@ -50,20 +51,16 @@ def document(wrong: str, code: int, error: BaseException | None = None) -> dict[
     return {"error": {"code": number, "name": name, "text": wrong, "exit": code}}
 
 
-def _explained(error: Fault | HostError | Unsendable, may_be_frozen: bool) -> tuple[str, str, int]:
+def _explained(error: VirtagentError, may_be_frozen: bool) -> tuple[str, str, int]:
     match error:
         case Fault(code=code):
             return str(error), _ADVICE.get(code, ""), _EXIT.get(code, FAILED)
         case GroupFailed(causes=causes):
             first = next(iter(causes.values()), TimedOut())
-            if not isinstance(first, Fault | HostError | Unsendable):
-                return str(error), "", FAILED
             return str(error), "", _explained(first, False)[2]
         case Unsendable():
             return str(error), f"see `{PROG} --help`", USAGE
-    ending = {Unreachable: UNREACHABLE, Lost: UNREACHABLE, TimedOut: TIMED_OUT}.get(type(error), FAILED)
-    if isinstance(error, FreezeBroken):
-        ending = BROKEN
+    ending = next((code for kind, code in _ENDING.items() if isinstance(error, kind)), FAILED)
     unsure = may_be_frozen and type(error) not in (Unreachable, NothingFrozen)
     return str(error), MAY_BE_FROZEN if unsure else "", ending
 

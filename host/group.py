@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..agent.api.errors import Fault
+from ..agent.api.errors import Fault, VirtagentError
 from .aio import AsyncAgent
 from .calls import Texts, texts
-from .errors import FreezeBroken, GroupFailed, HostError, NotThawed
+from .errors import FreezeBroken, GroupFailed, NotThawed
 from .holding import INTERRUPTS, Freeze, Holding, Options, Wanted, note, notes
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class AsyncAgentGroup:
             await _cancelled(tasks)
         if not failed and not late:
             return [task.result() for task in tasks]
-        causes = {url: error for url, error in failed.items() if isinstance(error, Fault | HostError | ValueError)}
+        causes = {url: error for url, error in failed.items() if isinstance(error, VirtagentError)}
         if len(causes) < len(failed):
             raise next(error for error in failed.values() if error not in causes.values())
         done = "" if what == "freeze" else "; nothing was frozen"

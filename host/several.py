@@ -7,17 +7,16 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..agent.api.errors import Fault
+from ..agent.api.errors import VirtagentError
 from ..agent.api.text import printable
 from . import exits, signals, text
 from .aio import AsyncAgent
 from .commands import COMMANDS, Said
-from .errors import HostError, Unsendable
 from .exits import DONE
 from .group import CONNECTS, AsyncAgentGroup, GroupFreeze, refuse_twice
 
 _WORST_FIRST = (exits.BROKEN, exits.FAILED, exits.TIMED_OUT, exits.UNREACHABLE, exits.NOTHING_TO_THAW, exits.USAGE)
-Found = Mapping[str, "Said | Fault | HostError | Unsendable"]
+Found = Mapping[str, "Said | VirtagentError"]
 
 
 def ask(args: argparse.Namespace, urls: Sequence[str]) -> int:
@@ -44,11 +43,11 @@ def ask(args: argparse.Namespace, urls: Sequence[str]) -> int:
 async def _asked(args: argparse.Namespace, agents: Mapping[str, AsyncAgent]) -> Found:
     gate = asyncio.Semaphore(CONNECTS)
 
-    async def one(url: str, agent: AsyncAgent) -> Said | Fault | HostError | Unsendable:
+    async def one(url: str, agent: AsyncAgent) -> Said | VirtagentError:
         async with gate, agent:
             try:
                 said = await agent.play(COMMANDS[args.command](args, url))
-            except (Fault, HostError, Unsendable) as error:
+            except VirtagentError as error:
                 return error
         return said
 
@@ -63,13 +62,13 @@ def _lines(found: Found) -> Iterator[str]:
             yield from (f"  {line}" for line in lines)
 
 
-def _ending(said: Said | Fault | HostError | Unsendable, args: argparse.Namespace) -> tuple[str, int]:
+def _ending(said: Said | VirtagentError, args: argparse.Namespace) -> tuple[str, int]:
     if isinstance(said, Said):
         return said.wrong, said.code
     return exits.sentence(said, may_be_frozen=args.command in ("thaw", "hold"))
 
 
-def _document(said: Said | Fault | HostError | Unsendable, args: argparse.Namespace) -> Any:
+def _document(said: Said | VirtagentError, args: argparse.Namespace) -> Any:
     wrong, code = _ending(said, args)
     if isinstance(said, Said):
         return said.data | exits.document(wrong, code) if wrong else said.data
