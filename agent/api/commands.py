@@ -5,6 +5,8 @@ What a parameter means stands in QEMU's own reference (qga/qapi-schema.json).
 
 from __future__ import annotations
 
+from typing import Any
+
 from .params import Kind, Param
 from .rpc import Disk, Rpc, Runs
 
@@ -15,12 +17,12 @@ _FILES_MAX, _PROGRAMS_MAX = 64, 64
 _NO_HANDLE, _NO_PID = "handle '{}' has not been found", "Invalid parameter 'pid'"
 
 
-def _given(name: str, kind: Kind, *item: Param, secret: bool = False) -> Param:
-    return Param(name, kind, "", fields=item, secret=secret)
+def _given(name: str, kind: Kind, *item: Param, **more: Any) -> Param:
+    return Param(name, kind, "", fields=item, **more)
 
 
-def _may(name: str, kind: Kind, *item: Param, secret: bool = False) -> Param:
-    return Param(name, kind, "", required=False, fields=item, secret=secret)
+def _may(name: str, kind: Kind, *item: Param, **more: Any) -> Param:
+    return Param(name, kind, "", required=False, fields=item, **more)
 
 
 def _struct(name: str, *members: Param) -> Param:
@@ -33,7 +35,17 @@ _USER = _given("username", Kind.STRING)
 _WHENCE = Param("whence", Kind.WHENCE, "", choices=("set", "cur", "end"))
 _CAPTURES = ("none", "stdout", "stderr", "separated", "merged")
 _CAPTURE = Param("capture-output", Kind.CAPTURE, "", required=False, choices=_CAPTURES)
-_TEXTS = _given("item", Kind.STRING)
+_PATH = _given("path", Kind.STRING, any_value=True)
+_TEXTS = _given("item", Kind.STRING, any_value=True)
+FILE_MODES = tuple(base + more for base in "rwa" for more in ("", "b", "+", "b+", "+b"))
+_FILE_MODE = _may("mode", Kind.STRING, choices=FILE_MODES, refused="invalid file open mode '{}'")
+_SHUTDOWN_MODE = _may(
+    "mode",
+    Kind.STRING,
+    choices=("halt", "powerdown", "reboot"),
+    refused="mode is invalid (valid values are: halt|powerdown|reboot",  # sic
+)
+_INPUT = _may("input-data", Kind.BASE64, secret=True, refused="Base64 data contains invalid characters")
 _KEYS = _given("keys", Kind.LIST, _TEXTS)
 _BLOCK = _struct("block", _given("phys-index", Kind.INTEGER), _given("online", Kind.BOOLEAN))
 _CPU = _struct("cpu", _given("logical-id", Kind.INTEGER), _given("online", Kind.BOOLEAN))
@@ -174,7 +186,7 @@ GUEST_ROWS = (
         _WRITE,
         "Shut the guest down; thaws first.",
         "nothing, and no reply",
-        (_may("mode", Kind.STRING),),
+        (_SHUTDOWN_MODE,),
         limit=30,
         thaws_first=True,
         adds=("command",),
@@ -189,7 +201,7 @@ GUEST_ROWS = (
         _WRITE,
         "Open a file and keep it open.",
         "its handle",
-        (_given("path", Kind.STRING), _may("mode", Kind.STRING)),
+        (_PATH, _FILE_MODE),
         limit=30,
         holds=_FILES_MAX,
         adds=("handle",),
@@ -213,10 +225,10 @@ GUEST_ROWS = (
         "Start a program, and keep what it prints and how it ends; it may run for the option exec-limit.",
         "its pid",
         (
-            _given("path", Kind.STRING),
+            _PATH,
             _may("arg", Kind.LIST, _TEXTS),
             _may("env", Kind.LIST, _TEXTS, secret=True),
-            _may("input-data", Kind.STRING, secret=True),
+            _INPUT,
             _CAPTURE,
         ),
         limit=30,

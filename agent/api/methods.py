@@ -202,7 +202,8 @@ _ROWS = (
 def table(rows: tuple[Rpc, ...]) -> Mapping[str, Rpc]:
     """Return the rows by name; raise ValueError if a row could leave something undone.
 
-    Every compensation exists, runs in a worker, writes no disk, and has none of its own; what freezes has one.
+    Every compensation exists, runs in a worker, writes no disk, and has none of its own; what freezes has one. What
+    thaws first, is held or needs a compensation leaves no check of a value to its handler: that comes too late.
     """
     by_name = {row.name: row for row in rows}
     if len(by_name) != len(rows):
@@ -220,6 +221,9 @@ def table(rows: tuple[Rpc, ...]) -> Mapping[str, Rpc]:
             raise ValueError(f"{row.name}: {row.of} does not keep what it names")
         if row.holds and row.runs is not Runs.WORKER:
             raise ValueError(f"{row.name} keeps something and does not run in a worker")
+        if row.thaws_first or row.holds or row.compensation:
+            for name in (name for param in row.params for name in param.unchecked()):
+                raise ValueError(f"{row.name}: which values {name} takes is not said, and its handler is too late")
         if row.compensation is None:
             continue
         undo = by_name.get(row.compensation)
