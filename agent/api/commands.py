@@ -59,7 +59,9 @@ def _act(name: str, handler: str, doc: str, *params: Param) -> Rpc:
     return Rpc(f"guest-{name}", handler, _W, _WRITE, doc, "nothing", params, limit=60)
 
 
-def _of_file(name: str, handler: str, doc: str, *more: Param, bulky: bool = False) -> Rpc:
+def _of_file(
+    name: str, handler: str, doc: str, *more: Param, bulky: bool = False, blocked_with: tuple[str, ...] = ()
+) -> Rpc:
     return Rpc(
         f"guest-file-{name}",
         handler,
@@ -72,6 +74,7 @@ def _of_file(name: str, handler: str, doc: str, *more: Param, bulky: bool = Fals
         of="guest-file-open",
         unknown=_NO_HANDLE,
         bulky=bulky,
+        blocked_with=blocked_with,
     )
 
 
@@ -85,10 +88,39 @@ GUEST_ROWS = (
         "id",
         (_ID,),
         essential=True,
+        needed_frozen=True,
     ),
-    Rpc("guest-sync", "inline.sync", _I, _NONE, "Answer; drop replies to what is older.", "id", (_ID,), essential=True),
-    Rpc("guest-ping", "inline.ping", _I, _NONE, "Answer, to show that the agent lives.", "nothing", essential=True),
-    Rpc("guest-info", "inline.info", _I, _NONE, "Tell which commands are admitted now.", "as qemu-ga", essential=True),
+    Rpc(
+        "guest-sync",
+        "inline.sync",
+        _I,
+        _NONE,
+        "Answer; drop replies to what is older.",
+        "id",
+        (_ID,),
+        essential=True,
+        needed_frozen=True,
+    ),
+    Rpc(
+        "guest-ping",
+        "inline.ping",
+        _I,
+        _NONE,
+        "Answer, to show that the agent lives.",
+        "nothing",
+        essential=True,
+        needed_frozen=True,
+    ),
+    Rpc(
+        "guest-info",
+        "inline.info",
+        _I,
+        _NONE,
+        "Tell which commands are admitted now.",
+        "as qemu-ga",
+        essential=True,
+        needed_frozen=True,
+    ),
     Rpc(
         "guest-fsfreeze-status",
         "inline.fsfreeze_status",
@@ -97,6 +129,8 @@ GUEST_ROWS = (
         "Tell whether the guest is frozen; in the middle of a freeze or thaw the answer waits for the outcome.",
         "the string thawed or frozen",
         essential=True,
+        blocked_with=("va.fsstatus",),
+        needed_frozen=True,
     ),
     Rpc(
         "guest-fsfreeze-freeze",
@@ -107,6 +141,7 @@ GUEST_ROWS = (
         "number of file systems frozen",
         compensation="thaw",
         outlives=True,
+        blocked_with=("va.fsfreeze",),
     ),
     Rpc(
         "guest-fsfreeze-freeze-list",
@@ -118,6 +153,7 @@ GUEST_ROWS = (
         (_may("mountpoints", Kind.LIST, _TEXTS),),
         compensation="thaw",
         outlives=True,
+        blocked_with=("va.fsfreeze", "guest-fsfreeze-freeze"),
     ),
     Rpc(
         "guest-fsfreeze-thaw",
@@ -127,6 +163,8 @@ GUEST_ROWS = (
         "Thaw, as va.fsthaw does; tells once if the freeze was broken.",
         "number of file systems thawed",
         essential=True,
+        blocked_with=("va.fsthaw",),
+        needed_frozen=True,
     ),
     _fact("get-time", "system.get_time", _NONE, "Tell the time of day."),
     _fact("get-host-name", "system.get_host_name", _NONE, "Tell the host name."),
@@ -190,6 +228,7 @@ GUEST_ROWS = (
         limit=30,
         thaws_first=True,
         adds=("command",),
+        blocked_with=("va.shutdown",),
     ),
     _act("suspend-disk", "machine.suspend_disk", "Suspend to the disk; no reply."),
     _act("suspend-ram", "machine.suspend_ram", "Suspend to memory; no reply."),
@@ -207,7 +246,14 @@ GUEST_ROWS = (
         adds=("handle",),
     ),
     _of_file("close", "files.file_close", "Close the file."),
-    _of_file("read", "files.file_read", "Read from the file, at most 48 MiB.", _may("count", Kind.INTEGER), bulky=True),
+    _of_file(
+        "read",
+        "files.file_read",
+        "Read from the file, at most 48 MiB.",
+        _may("count", Kind.INTEGER),
+        bulky=True,
+        blocked_with=("va.getfile",),
+    ),
     _of_file(
         "write",
         "files.file_write",

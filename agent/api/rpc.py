@@ -38,7 +38,9 @@ class Rpc:
     or the option that `limited_by` names is the limit, which the worker keeps itself. `compensation` names the row that
     undoes what a dead or killed worker may have left. A row that `thaws_first` is admitted in any state and starts once
     the file systems are thawed, or cannot be. A row that `outlives` the supervisor goes on when that dies, to thaw or
-    to end what it has started; the others die with it. A row that is not `public` is the agent's own.
+    to end what it has started; the others die with it. A row that is not `public` is the agent's own. `blocked_with`
+    names the rows that do the same, in whole or in part: who blocks one of them has blocked this one. What a frozen
+    guest needs (`needed_frozen`) is admitted until the guest is thawed, whatever is blocked.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Rpc:
     adds: tuple[str, ...] = ()
     bulky: bool = False
     limited_by: str = ""
+    blocked_with: tuple[str, ...] = ()
+    needed_frozen: bool = False
 
     def help(self) -> str:
         """Return what it does, takes and returns, a line each."""
