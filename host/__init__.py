@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..agent.api.errors import Code, Fault
+    from ..agent.api.errors import Code, Fault, VirtagentError
     from .aio import AsyncAgent
     from .client import Agent
     from .errors import (
@@ -43,6 +43,7 @@ __all__ = [
     "Unreachable",
     "Unsendable",
     "Unsupported",
+    "VirtagentError",
 ]
 
 _WHERE = {
@@ -54,6 +55,7 @@ _WHERE = {
     "Fault": "..agent.api.errors",
     "Freeze": ".holding",
     "GroupFreeze": ".group",
+    "VirtagentError": "..agent.api.errors",
 }
 
 

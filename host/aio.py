@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .calls import Call
+from .calls import Call, Texts
 from .connection import CHUNK, Connection, drive_async, left_until
 from .errors import FreezeBroken
 from .holding import CallOnOwnConnection, Freeze, Holding, Options, Pause, Script, Wanted, note
@@ -72,7 +72,7 @@ class AsyncAgent(Methods):
 
     @contextlib.asynccontextmanager
     async def frozen(
-        self, include: Sequence[str] = (), exclude: Sequence[str] = (), **options: Unpack[Options]
+        self, include: Texts = (), exclude: Texts = (), **options: Unpack[Options]
     ) -> AsyncIterator[Freeze]:
         """Hold the guest frozen while the block runs: see `Agent.frozen`. A task extends the hold."""
         wanted = Wanted(include, exclude, **options)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -15,6 +15,8 @@ from ..agent.api.records import Capabilities, Misshapen, Plan, Status, load
 from .errors import BadReply
 
 T = TypeVar("T")
+Texts = str | Iterable[str]
+"""Texts, or one: what takes several takes one string as one of them, not as its letters."""
 
 FREEZE_WAIT = 900.0  # the default limits of all phases together, and a margin
 SYNC_WAIT = 630.0
@@ -61,15 +63,15 @@ def capabilities() -> Call[Capabilities]:
     return _ask("va.capabilities", Capabilities)
 
 
-def plan(include: Sequence[str] = (), exclude: Sequence[str] = (), *, strict: bool = False) -> Call[Plan]:
+def plan(include: Texts = (), exclude: Texts = (), *, strict: bool = False) -> Call[Plan]:
     """Return what `freeze` would do, freezing nothing."""
     options = _select(include, exclude, strict)
     return _ask("va.fsplan", Plan, options)
 
 
 def sync(
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Texts = (),
+    exclude: Texts = (),
     *,
     wait: float | None = None,
     sync_limit: float | None = None,
@@ -84,8 +86,8 @@ def sync(
 
 
 def freeze(
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Texts = (),
+    exclude: Texts = (),
     *,
     strict: bool = False,
     wait: float | None = None,
@@ -189,6 +191,18 @@ def _given(**limits: float | None) -> dict[str, Any]:
     return {name: value for name, value in limits.items() if value is not None}
 
 
-def _select(include: Sequence[str], exclude: Sequence[str], strict: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {"include": list(include), "exclude": list(exclude), "strict": strict}
+def texts(name: str, value: Texts) -> tuple[str, ...]:
+    """Return the texts that the argument `name` has, of one string that string; raise TypeError if it has others."""
+    if isinstance(value, str):
+        return (value,)
+    found = tuple(value)
+    for one in found:
+        if not isinstance(one, str):
+            raise TypeError(f"{name} has {one!r:.80}, expected a string or several")
+    return found
+
+
+def _select(include: Texts, exclude: Texts, strict: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"include": list(texts("include", include)), "exclude": list(texts("exclude", exclude))}
+    options["strict"] = strict
     return {name: value for name, value in options.items() if value}

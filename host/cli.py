@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..agent.api import records
-from ..agent.api.errors import Fault
+from ..agent.api.errors import Fault, VirtagentError
 from ..agent.api.text import printable
 from . import calls, options, text
 from .client import Agent
+from .commands import COMMANDS
 from .connection import drive
-from .errors import HostError, NothingFrozen, Unsendable
-from .exits import DONE, FAILED, INTERRUPTED, MAY_BE_FROZEN, USAGE, complain, sentence
+from .errors import HostError, NothingFrozen
+from .exits import DONE, FAILED, INTERRUPTED, MAY_BE_FROZEN, USAGE, complain, document, sentence
 from .options import PROG
 from .watch import watch_script
 
@@ -76,28 +76,48 @@ def _run(args: argparse.Namespace) -> int:
         return completion(args.shell)
     run = None
     try:
+        try:
+            agent = Agent(args.agent, timeout=args.timeout)
+        except ValueError as error:
+            raise options.Bad(str(error)) from None
         run = Run(
-            Agent(args.agent, timeout=args.timeout),
+            agent,
             args,
             may_be_frozen=args.command in ("freeze", "thaw", "hold"),
             screen=None if args.json else _screen(sys.stdout),
         )
         if args.command == "snapshot":
             return snapshot(run)
+        if len(args.agents) > 1:
+            return several_agents(run)
         with run.agent:
-            _COMMANDS[args.command](run)
+            if args.command == "freeze":
+                return freeze(run)
+            if args.command == "watch":
+                return watch(run)
+            said = run.agent.play(COMMANDS[args.command](args, args.agent))
+            run.show(said.lines, said.data | document(said.wrong, said.code) if said.wrong else said.data, said.draw)
+            return complain(said.wrong, said.code) if said.wrong else said.code
     except KeyboardInterrupt:
         unsure = run is not None and run.may_be_frozen
         return complain(f"interrupted; {MAY_BE_FROZEN}", INTERRUPTED) if unsure else INTERRUPTED
-    except (Fault, HostError) as error:
+    except VirtagentError as error:
         return complain(*sentence(error, may_be_frozen=run is not None and run.may_be_frozen))
-    except Unsendable as error:
-        return complain(f"{error}; see `{PROG} --help`", USAGE)
+
+
+def several_agents(run: Run) -> int:
+    """Ask all agents of the command line; raise Bad if the command is for one."""
+    from . import several  # asyncio takes long
+
+    args = run.args
+    if args.command == "watch":
+        raise options.Bad(f"`watch` takes one --agent, and {len(args.agents)} are given; watch each by itself")
+    if args.command == "freeze" and args.wait is not None:
+        raise options.Bad("`freeze --wait` takes one --agent; several freeze together or not at all")
+    try:
+        return several.freeze(args, args.agents) if args.command == "freeze" else several.ask(args, args.agents)
     except ValueError as error:
-        if run is not None:
-            raise
-        return complain(str(error), USAGE)
-    return DONE
+        raise options.Bad(str(error)) from None
 
 
 def _screen(stream: Any) -> ModuleType | None:
@@ -110,34 +130,8 @@ def _screen(stream: Any) -> ModuleType | None:
     return screen
 
 
-def ping(run: Run) -> None:
-    began = time.monotonic()
-    answer = run.agent.ping()
-    seconds = round(time.monotonic() - began, 6)
-    lines = [f"{run.args.agent} answers after {text.duration(seconds)}"]
-    run.show(lines, {"answer": answer, "seconds": seconds})
-
-
-def capabilities(run: Run) -> None:
-    able = run.agent.capabilities()
-    lines = [f"virtagentd {able.version}", *(f"  {name}" for name in able.methods)]
-    run.show(lines, records.dump(able), lambda screen: screen.capabilities(able))
-
-
-def plan(run: Run) -> None:
-    args = run.args
-    found = run.agent.plan(args.include, args.exclude, strict=args.strict)
-    run.show(text.plan_lines(found), records.dump(found), lambda screen: screen.plan(found))
-
-
-def sync(run: Run) -> None:
-    args = run.args
-    synced = run.agent.sync(args.include, args.exclude, wait=args.wait, sync_limit=args.sync_limit)
-    done = f"synced {text.count(synced)}; nothing was frozen"
-    run.show([done], {"synced": synced})
-
-
-def freeze(run: Run) -> None:
+def freeze(run: Run) -> int:
+    """Freeze one guest, and say how long it is held."""
     args = run.args
     wanted = calls.freeze(
         args.include,
@@ -146,7 +140,7 @@ def freeze(run: Run) -> None:
         wait=args.wait,
         sync_limit=args.sync_limit,
         freeze_limit=args.freeze_limit,
-        hold_limit=args.hold_limit,
+        hold_limit=args.hold,
     )
     if run.screen is None:
         frozen = run.agent.carry_out(wanted)
@@ -162,23 +156,15 @@ def freeze(run: Run) -> None:
     except (Fault, HostError):
         # The freeze succeeded, which is what was asked for; only how long it is held is unknown.
         run.show([done], {"frozen": frozen, "freeze_id": -1, "hold_left": -1.0})
-        return
+        return DONE
     lines = [done + text.held(now), *text.not_frozen(now.mounts)]
     data = {"frozen": frozen, "freeze_id": now.freeze_id, "hold_left": now.hold_left}
     run.show(lines, data, lambda screen: screen.frozen(done + text.held(now), now))
+    return DONE
 
 
-def thaw(run: Run) -> None:
-    thawed = run.agent.thaw(run.args.wait)
-    run.show([f"thawed {text.count(thawed)}" if thawed else "nothing was frozen"], {"thawed": thawed})
-
-
-def status(run: Run) -> None:
-    record = run.agent.status()
-    run.show(text.status_lines(record), records.dump(record), lambda screen: screen.status(record))
-
-
-def watch(run: Run) -> None:
+def watch(run: Run) -> int:
+    """Say what changes in one guest."""
     args = run.args
     deadline = math.inf if args.timeout is None else time.monotonic() + args.timeout
     last: records.Status | None = None
@@ -205,24 +191,7 @@ def watch(run: Run) -> None:
         from . import live_view  # needed only on a terminal
 
         live_view.watch(args.agent, args.timeout, args.until, deadline, put)
-
-
-def hold(run: Run) -> None:
-    left = run.agent.hold(run.args.seconds)
-    run.show([f"held for {text.duration(left)} from now"], {"hold_left": left})
-
-
-def call(run: Run) -> None:
-    value = run.agent.call(run.args.method, *map(_argument, run.args.arguments))
-    lines = value.expandtabs().splitlines() if isinstance(value, str) else text.to_json(value, indent=2).splitlines()
-    run.show(lines, value)
-
-
-def _argument(argument: str) -> Any:
-    try:
-        return json.loads(argument)
-    except (ValueError, RecursionError):
-        return argument
+    return DONE
 
 
 def snapshot(run: Run) -> int:
@@ -262,8 +231,3 @@ def completion(shell: str) -> int:
 
     print(SHELLS[shell](options.parser()), end="")
     return DONE
-
-
-_COMMANDS: Mapping[str, Callable[[Run], None]] = {
-    run.__name__: run for run in (ping, capabilities, plan, sync, freeze, thaw, status, watch, hold, call)
-}

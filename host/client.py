@@ -9,11 +9,11 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .calls import Call
+from .calls import Call, Texts
 from .connection import CHUNK, Connection, drive, finish
 from .errors import FreezeBroken
 from .holding import CallOnOwnConnection, Freeze, Holding, Options, Pause, Script, Wanted, note
@@ -62,9 +62,7 @@ class Agent(Methods):
             self._lock.release()
 
     @contextlib.contextmanager
-    def frozen(
-        self, include: Sequence[str] = (), exclude: Sequence[str] = (), **options: Unpack[Options]
-    ) -> Iterator[Freeze]:
+    def frozen(self, include: Texts = (), exclude: Texts = (), **options: Unpack[Options]) -> Iterator[Freeze]:
         """Hold the guest frozen while the block runs, and thaw it whatever happens.
 
         Raises FreezeBroken after the block if the guest was not held frozen all the time; NotThawed, which is a
@@ -78,7 +76,7 @@ class Agent(Methods):
         stop = threading.Event()
         extender = threading.Thread(target=self._extend, args=(holding, stop), daemon=True, name="virtagent hold")
         try:
-            freeze = self._play(holding.begin())
+            freeze = self.play(holding.begin())
             if wanted.extend:
                 extender.start()
             yield freeze
@@ -86,18 +84,19 @@ class Agent(Methods):
             stop.set()
             if holding.frozen:
                 try:
-                    self._play(holding.end())
+                    self.play(holding.end())
                 except FreezeBroken as broken:
                     note(error, broken)
             raise
         else:
             stop.set()
-            self._play(holding.end())
+            self.play(holding.end())
         finally:
             if extender.ident is not None:
                 extender.join()
 
-    def _play(self, script: Script[T]) -> T:
+    def play(self, script: Script[T]) -> T:
+        """Run a script of `holding`."""
         never = threading.Event()
 
         def take(step: Call[Any] | Pause) -> Any:

@@ -1,12 +1,14 @@
-"""What can go wrong between a host and an agent. What the agent itself refuses is an `agent.errors.Fault`."""
+"""What can go wrong between a host and an agent. What the agent itself refuses is a `Fault` (agent/api/errors.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..agent.api.errors import VirtagentError
 
-class HostError(Exception):
-    """The call has no answer that can be trusted. One sentence says why and, after a semicolon, what to do next.
+
+class HostError(VirtagentError):
+    """The call has no answer to trust: one sentence says why and, after a semicolon, what to do next.
 
     `asked` is False if nothing of the call was sent, so that it has no effect.
     """
@@ -18,7 +20,7 @@ class Unreachable(HostError):
     """There is no connection; nothing was asked."""
 
 
-class Lost(Unreachable):
+class Lost(HostError):
     """The connection ended before the agent answered a byte. What was asked for may still happen."""
 
 
@@ -37,7 +39,7 @@ class Unsupported(HostError):
 class GroupFailed(HostError):
     """Not all guests of a group could be frozen; those that were are thawed. `causes` has the errors by URL."""
 
-    def __init__(self, text: str, causes: Mapping[str, BaseException]) -> None:
+    def __init__(self, text: str, causes: Mapping[str, VirtagentError]) -> None:
         super().__init__(text)
         self.causes = causes
 
@@ -54,5 +56,5 @@ class NotThawed(FreezeBroken):
     """The agent could not be told to thaw, or could not thaw yet: the guest may be frozen, and the freeze is broken."""
 
 
-class Unsendable(ValueError):
-    """An argument cannot be sent to the agent; nothing was asked."""
+class Unsendable(VirtagentError, ValueError):
+    """An argument that cannot travel to the agent; nothing was asked."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import sys
+from typing import Any
 
-from ..agent.api.errors import Code, Fault
+from ..agent.api.errors import Code, Fault, VirtagentError
 from ..agent.api.text import printable
-from .errors import FreezeBroken, GroupFailed, HostError, Lost, NothingFrozen, TimedOut, Unreachable
+from .errors import FreezeBroken, GroupFailed, HostError, Lost, NothingFrozen, TimedOut, Unreachable, Unsendable
 from .holding import notes
 from .options import PROG
 
-DONE, FAILED, USAGE, UNREACHABLE, TIMED_OUT, BROKEN = range(6)
+DONE, FAILED, USAGE, UNREACHABLE, TIMED_OUT, BROKEN, NOTHING_TO_THAW = range(7)
 INTERRUPTED = 128 + signal.SIGINT
 
 _SENTENCE_MAX = 1000
@@ -27,28 +29,40 @@ _ADVICE = {
     Code.AUDIT_FULL: f"`{PROG} thaw` first",
     Code.INTERNAL: "report it with the agent's log",
 }
+_NAMES = {USAGE: "USAGE", NOTHING_TO_THAW: "NOTHING_TO_THAW", INTERRUPTED: "INTERRUPTED"}
+_ENDING = {Unreachable: UNREACHABLE, Lost: UNREACHABLE, TimedOut: TIMED_OUT, FreezeBroken: BROKEN}
 _EXIT = {Code.IN_PROGRESS: TIMED_OUT, Code.FREEZE_BROKEN: BROKEN}
 
 
-def sentence(error: Fault | HostError, *, may_be_frozen: bool = False) -> tuple[str, int]:
+def sentence(error: VirtagentError, *, may_be_frozen: bool = False) -> tuple[str, int]:
     """Return what went wrong and what to do next, in one sentence, and the exit code."""
-    words, ending = _sentence(error, may_be_frozen)
-    return "; ".join([words, *notes(error)]), ending
+    words, advice, ending = _explained(error, may_be_frozen)
+    return "; ".join([*filter(None, (words, advice)), *notes(error)]), ending
 
 
-def _sentence(error: Fault | HostError, may_be_frozen: bool) -> tuple[str, int]:
+def document(wrong: str, code: int, error: VirtagentError | None = None) -> dict[str, Any]:
+    """Return what went wrong for programs: the sentence, the exit code, and of a fault its code and name."""
+    name, number = _NAMES.get(code, "FAILED"), None
+    match error:
+        case Fault(code=fault):
+            name, number = fault.name, fault.value
+        case HostError():
+            name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).upper()
+    return {"error": {"code": number, "name": name, "text": wrong, "exit": code}}
+
+
+def _explained(error: VirtagentError, may_be_frozen: bool) -> tuple[str, str, int]:
     match error:
         case Fault(code=code):
-            advice = _ADVICE.get(code, "")
-            return (f"{error}; {advice}" if advice else str(error)), _EXIT.get(code, FAILED)
+            return str(error), _ADVICE.get(code, ""), _EXIT.get(code, FAILED)
         case GroupFailed(causes=causes):
             first = next(iter(causes.values()), TimedOut())
-            return str(error), _sentence(first, False)[1] if isinstance(first, Fault | HostError) else FAILED
-    ending = {Unreachable: UNREACHABLE, Lost: UNREACHABLE, TimedOut: TIMED_OUT}.get(type(error), FAILED)
-    if isinstance(error, FreezeBroken):
-        ending = BROKEN
+            return str(error), "", _explained(first, False)[2]
+        case Unsendable():
+            return str(error), f"see `{PROG} --help`", USAGE
+    ending = next((code for kind, code in _ENDING.items() if isinstance(error, kind)), FAILED)
     unsure = may_be_frozen and type(error) not in (Unreachable, NothingFrozen)
-    return (f"{error}; {MAY_BE_FROZEN}" if unsure else str(error)), ending
+    return str(error), MAY_BE_FROZEN if unsure else "", ending
 
 
 def complain(words: str, code: int) -> int:

@@ -10,14 +10,16 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..agent.api.errors import Fault
+from ..agent.api.errors import Fault, VirtagentError
 from .aio import AsyncAgent
-from .errors import FreezeBroken, GroupFailed, HostError, NotThawed
+from .calls import Texts, texts
+from .errors import FreezeBroken, GroupFailed, NotThawed
 from .holding import INTERRUPTS, Freeze, Holding, Options, Wanted, note, notes
 
 if TYPE_CHECKING:
@@ -46,27 +48,32 @@ class GroupFreeze:
     broken: FreezeBroken | None = None
 
 
+def refuse_twice(urls: Sequence[str]) -> None:
+    """Raise ValueError if a URL stands twice."""
+    for url, count in Counter(urls).items():
+        if count > 1:
+            raise ValueError(f"{url!r} stands twice in the group")
+
+
 class AsyncAgentGroup:
     """Many agents, by their URLs. Raises ValueError if a URL is invalid, or is there twice.
 
     `connects` is how many connections are opened simultaneously; the other options are those of `AsyncAgent`.
     """
 
-    def __init__(self, urls: Iterable[str], *, connects: int = CONNECTS, **options: Any) -> None:
-        self.urls = tuple(urls)
+    def __init__(self, urls: Texts, *, connects: int = CONNECTS, **options: Any) -> None:
+        self.urls = texts("urls", urls)
         if not self.urls:
             raise ValueError("a group of no agents; name one at least")
-        for url in self.urls:
-            if self.urls.count(url) > 1:
-                raise ValueError(f"{url!r} stands twice in the group")
+        refuse_twice(self.urls)
         self._agents = [AsyncAgent(url, **options) for url in self.urls]
         self._connects = connects
 
     @contextlib.asynccontextmanager
     async def frozen(
         self,
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
+        include: Texts = (),
+        exclude: Texts = (),
         *,
         freeze_wait: float = FREEZE_SECONDS,
         **options: Unpack[Options],
@@ -79,19 +86,9 @@ class AsyncAgentGroup:
         """
         wanted = Wanted(include, exclude, **options)
         holdings = [Holding(url, wanted) for url in self.urls]
-        gate = asyncio.Semaphore(self._connects)
         extenders: list[asyncio.Future[None]] = []
-
-        async def connect(n: int) -> None:
-            async with gate:
-                with contextlib.suppress(Fault):  # a refusal is an answer, too
-                    await self._agents[n].ping()
-
         try:
-            await self._together("connect", connect)
-            await self._together("sync", lambda n: self._agents[n].carry_out(wanted.sync()))
-            freezes = await self._freeze(holdings, freeze_wait)
-            group = _report(freezes, holdings)
+            group = await self._begin(wanted, holdings, freeze_wait)
             if wanted.extend:
                 extenders = [
                     asyncio.ensure_future(agent.extend(holding, apart=False))
@@ -111,6 +108,38 @@ class AsyncAgentGroup:
             await _cancelled(extenders)
             for agent in self._agents:
                 agent.close()
+
+    async def freeze(
+        self,
+        include: Texts = (),
+        exclude: Texts = (),
+        *,
+        freeze_wait: float = FREEZE_SECONDS,
+        **options: Unpack[Options],
+    ) -> GroupFreeze:
+        """Freeze all guests, and leave them frozen until each is thawed or its hold ends; nothing extends the hold.
+
+        Raises GroupFailed as `frozen` does, and then all are thawed.
+        """
+        wanted = Wanted(include, exclude, **options)
+        try:
+            return await self._begin(wanted, [Holding(url, wanted) for url in self.urls], freeze_wait)
+        finally:
+            for agent in self._agents:
+                agent.close()
+
+    async def _begin(self, wanted: Wanted, holdings: list[Holding], within: float) -> GroupFreeze:
+        """Connect to all, sync all, and when all are flushed freeze all."""
+        gate = asyncio.Semaphore(self._connects)
+
+        async def connect(n: int) -> None:
+            async with gate:
+                with contextlib.suppress(Fault):  # to refuse it is an answer, too
+                    await self._agents[n].ping()
+
+        await self._together("connect", connect)
+        await self._together("sync", lambda n: self._agents[n].carry_out(wanted.sync()))
+        return _report(await self._freeze(holdings, within), holdings)
 
     async def _freeze(self, holdings: list[Holding], within: float) -> list[Freeze]:
         try:
@@ -156,7 +185,7 @@ class AsyncAgentGroup:
             await _cancelled(tasks)
         if not failed and not late:
             return [task.result() for task in tasks]
-        causes = {url: error for url, error in failed.items() if isinstance(error, Fault | HostError | ValueError)}
+        causes = {url: error for url, error in failed.items() if isinstance(error, VirtagentError)}
         if len(causes) < len(failed):
             raise next(error for error in failed.values() if error not in causes.values())
         done = "" if what == "freeze" else "; nothing was frozen"
@@ -199,12 +228,12 @@ def _report(freezes: list[Freeze], holdings: list[Holding]) -> GroupFreeze:
 class AgentGroup:
     """Many agents, for a caller that blocks: see `AsyncAgentGroup`. It uses one thread for all."""
 
-    def __init__(self, urls: Iterable[str], **options: Any) -> None:
+    def __init__(self, urls: Texts, **options: Any) -> None:
         self._options = options
         self.urls = AsyncAgentGroup(urls, **options).urls
 
     @contextlib.contextmanager
-    def frozen(self, include: Sequence[str] = (), exclude: Sequence[str] = (), **options: Any) -> Iterator[GroupFreeze]:
+    def frozen(self, include: Texts = (), exclude: Texts = (), **options: Any) -> Iterator[GroupFreeze]:
         """Hold all guests frozen while the block runs: see `AsyncAgentGroup.frozen`, whose options it takes."""
         with _Task(AsyncAgentGroup(self.urls, **self._options).frozen(include, exclude, **options)) as task:
             try:

@@ -8,14 +8,14 @@ answer to freeze. A freeze that is not known to be good counts as broken.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
 from ..agent.api.errors import Code, Fault
 from ..agent.api.records import Status
 from . import calls
-from .calls import Call
+from .calls import Call, Texts
 from .errors import BadReply, FreezeBroken, HostError, Lost, NothingFrozen, NotThawed, TimedOut, Unsendable, Unsupported
 
 T = TypeVar("T")
@@ -64,14 +64,19 @@ class Wanted:
     `hold` is the hold limit, None for the agent's own; `extend`: extend it; `thaw_wait` is how long to try the thaw.
     """
 
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
+    include: Texts = ()
+    exclude: Texts = ()
     strict: bool = False
     hold: float | None = None
     extend: bool = False
     sync_limit: float | None = None
     freeze_limit: float | None = None
     thaw_wait: float = calls.THAW_WAIT
+
+    def __post_init__(self) -> None:
+        """Take the selectors now, so that each call has the same; raise TypeError if one is no string."""
+        for name in ("include", "exclude"):
+            object.__setattr__(self, name, calls.texts(name, getattr(self, name)))
 
     def freeze(self) -> Call[int]:
         """Return the call that freezes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -108,7 +108,7 @@ def watch(url: str, timeout: float | None, until: str | None, deadline: float, p
 
                 await agent.play(watch_script(both, until, deadline))
 
-    _interruptible(run())
+    signals.interruptible(run())
 
 
 def during_call(url: str, title: str, call: Call[T], timeout: float | None) -> T:
@@ -122,30 +122,4 @@ def during_call(url: str, title: str, call: Call[T], timeout: float | None) -> T
             picture.watch([url])
             return await agent.carry_out(call)
 
-    return _interruptible(run())
-
-
-def _interruptible(doing: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `doing`; a signal cancels it, so that the picture ends, and raises KeyboardInterrupt."""
-    interrupted = False
-
-    async def run() -> list[T]:
-        task = asyncio.current_task()
-        assert task is not None
-
-        def note(_number: int) -> None:
-            nonlocal interrupted
-            interrupted = True
-            task.cancel()
-
-        signals.on_signal(note)
-        try:
-            return [await doing]
-        except asyncio.CancelledError:
-            return []
-
-    # asyncio.run alone would raise KeyboardInterrupt inside the loop in Python 3.10, and print tracebacks.
-    found = asyncio.run(run())
-    if interrupted or not found:
-        raise KeyboardInterrupt
-    return found[0]
+    return signals.interruptible(run())

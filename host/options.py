@@ -28,6 +28,7 @@ EXIT_CODES = (
     (3, "no connection"),
     (4, "timed out"),
     (5, "the freeze was broken (the snapshot is not consistent)"),
+    (6, "`thaw` found nothing frozen and no freeze under way (what was copied in between is not consistent)"),
     (130, "interrupted"),
 )
 _TIMEOUT_MAX = 10_000_000
@@ -84,7 +85,6 @@ def parser() -> Parser:
     _selection(freezing)
     freezing.add_argument("--wait", type=_seconds, metavar="S", help="wait at most so long; the freeze goes on")
     _limits(freezing)
-    freezing.add_argument("--hold-limit", type=_seconds, metavar="S", help="thaw by itself after so long")
     thawing = command("thaw", "thaw, or cancel a freeze; fails if the freeze was broken")
     thawing.add_argument("--wait", type=_seconds, default=calls.THAW_WAIT, metavar="S", help="wait at most so long")
     command("status", "show the state, each file system, and the last freeze")
@@ -130,7 +130,6 @@ def _snapshot(command: Callable[..., argparse.ArgumentParser], common: Parser) -
     )
     _selection(taking)
     _limits(taking)
-    taking.add_argument("--hold", type=_seconds, metavar="S", help="the guest thaws by itself after so long")
     taking.add_argument("--extend", action="store_true", help="extend the hold as long as COMMAND runs")
     taking.add_argument("words", nargs="+", metavar="COMMAND", help="a program and its arguments, after --")
 
@@ -163,6 +162,14 @@ def _selection(one: argparse.ArgumentParser) -> None:
 def _limits(one: argparse.ArgumentParser) -> None:
     one.add_argument("--sync-limit", type=_seconds, metavar="S", help="limit of the sync, before anything freezes")
     one.add_argument("--freeze-limit", type=_seconds, metavar="S", help="limit of the freezing itself")
+    one.add_argument(
+        "--hold",
+        "--hold-limit",
+        dest="hold",
+        type=_seconds,
+        metavar="S",
+        help="the guest thaws by itself after so long",
+    )
 
 
 def _seconds(value: str) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
-from ..agent.api.methods import RPCS
+from ..agent.api.methods import RPCS, allows
 from ..agent.api.params import seconds
 
 CONFIG_FILE = "/etc/virtagent/virtagentd.conf"
@@ -61,8 +61,8 @@ class Config:
     given: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def allows(self, rpc: str) -> bool:
-        """Return whether the configuration lets a host call this RPC."""
-        return rpc not in self.block_rpcs and (not self.allow_rpcs or rpc in self.allow_rpcs)
+        """Return whether the configuration lets a host call this RPC, by this name."""
+        return allows(RPCS[rpc], self.allow_rpcs, self.block_rpcs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,15 +19,6 @@ from .io import journal, process
 from .io.log_writer import have_nothing_at
 from .main import ensure_fd, serve
 
-SAME_AS = {
-    "guest-file-open": "va.getfile",
-    "guest-file-read": "va.getfile",
-    "guest-shutdown": "va.shutdown",
-    "guest-fsfreeze-freeze": "va.fsfreeze",
-    "guest-fsfreeze-freeze-list": "va.fsfreeze",
-}
-"""The methods that a host could call instead of a command; they are blocked together with it."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the agent; return its exit code: 0 and 1 as in qemu-ga, 2 for what only virtagentd refuses."""
@@ -124,8 +115,6 @@ def _known(option: str, names: Sequence[str], notes: list[str]) -> list[str]:
             found.append(name)
         else:
             notes.append(f"{option}: there is no RPC {name!r:.80}")
-        if option == "block-rpcs" and name in SAME_AS:
-            found.append(SAME_AS[name])
     if option == "allow-rpcs" and names and not found:
         raise BadUsage(f"allow-rpcs: none of {','.join(names)!r:.200} is here, so that nothing would be allowed")
     return list(dict.fromkeys(found))

@@ -5,6 +5,8 @@ QEMU's own reference (qga/qapi-schema.json) says what each parameter means.
 
 from __future__ import annotations
 
+from typing import Any
+
 from .params import Kind, Param
 from .rpc import Disk, Rpc, Runs
 
@@ -15,12 +17,12 @@ _FILES_MAX, _PROGRAMS_MAX = 64, 64
 _NO_HANDLE, _NO_PID = "handle '{}' has not been found", "Invalid parameter 'pid'"
 
 
-def _given(name: str, kind: Kind, *item: Param, secret: bool = False) -> Param:
-    return Param(name, kind, "", fields=item, secret=secret)
+def _given(name: str, kind: Kind, *item: Param, **more: Any) -> Param:
+    return Param(name, kind, "", fields=item, **more)
 
 
-def _may(name: str, kind: Kind, *item: Param, secret: bool = False) -> Param:
-    return Param(name, kind, "", required=False, fields=item, secret=secret)
+def _may(name: str, kind: Kind, *item: Param, **more: Any) -> Param:
+    return Param(name, kind, "", required=False, fields=item, **more)
 
 
 def _struct(name: str, *members: Param) -> Param:
@@ -33,7 +35,17 @@ _USER = _given("username", Kind.STRING)
 _WHENCE = Param("whence", Kind.WHENCE, "", choices=("set", "cur", "end"))
 _CAPTURES = ("none", "stdout", "stderr", "separated", "merged")
 _CAPTURE = Param("capture-output", Kind.CAPTURE, "", required=False, choices=_CAPTURES)
-_TEXTS = _given("item", Kind.STRING)
+_PATH = _given("path", Kind.STRING, any_value=True)
+_TEXTS = _given("item", Kind.STRING, any_value=True)
+FILE_MODES = tuple(base + more for base in "rwa" for more in ("", "b", "+", "b+", "+b"))
+_FILE_MODE = _may("mode", Kind.STRING, choices=FILE_MODES, refused="invalid file open mode '{}'")
+_SHUTDOWN_MODE = _may(
+    "mode",
+    Kind.STRING,
+    choices=("halt", "powerdown", "reboot"),
+    refused="mode is invalid (valid values are: halt|powerdown|reboot",  # sic
+)
+_INPUT = _may("input-data", Kind.BASE64, secret=True, refused="Base64 data contains invalid characters")
 _KEYS = _given("keys", Kind.LIST, _TEXTS)
 _BLOCK = _struct("block", _given("phys-index", Kind.INTEGER), _given("online", Kind.BOOLEAN))
 _CPU = _struct("cpu", _given("logical-id", Kind.INTEGER), _given("online", Kind.BOOLEAN))
@@ -47,7 +59,9 @@ def _act(name: str, handler: str, doc: str, *params: Param) -> Rpc:
     return Rpc(f"guest-{name}", handler, _W, _WRITE, doc, "nothing", params, limit=60)
 
 
-def _of_file(name: str, handler: str, doc: str, *more: Param, bulky: bool = False) -> Rpc:
+def _of_file(
+    name: str, handler: str, doc: str, *more: Param, bulky: bool = False, blocked_with: tuple[str, ...] = ()
+) -> Rpc:
     return Rpc(
         f"guest-file-{name}",
         handler,
@@ -60,6 +74,7 @@ def _of_file(name: str, handler: str, doc: str, *more: Param, bulky: bool = Fals
         of="guest-file-open",
         unknown=_NO_HANDLE,
         bulky=bulky,
+        blocked_with=blocked_with,
     )
 
 
@@ -73,10 +88,39 @@ GUEST_ROWS = (
         "id",
         (_ID,),
         essential=True,
+        needed_frozen=True,
     ),
-    Rpc("guest-sync", "inline.sync", _I, _NONE, "Answer; drop replies to what is older.", "id", (_ID,), essential=True),
-    Rpc("guest-ping", "inline.ping", _I, _NONE, "Answer, to show that the agent lives.", "nothing", essential=True),
-    Rpc("guest-info", "inline.info", _I, _NONE, "Tell which commands are admitted now.", "as qemu-ga", essential=True),
+    Rpc(
+        "guest-sync",
+        "inline.sync",
+        _I,
+        _NONE,
+        "Answer; drop replies to what is older.",
+        "id",
+        (_ID,),
+        essential=True,
+        needed_frozen=True,
+    ),
+    Rpc(
+        "guest-ping",
+        "inline.ping",
+        _I,
+        _NONE,
+        "Answer, to show that the agent lives.",
+        "nothing",
+        essential=True,
+        needed_frozen=True,
+    ),
+    Rpc(
+        "guest-info",
+        "inline.info",
+        _I,
+        _NONE,
+        "Tell which commands are admitted now.",
+        "as qemu-ga",
+        essential=True,
+        needed_frozen=True,
+    ),
     Rpc(
         "guest-fsfreeze-status",
         "inline.fsfreeze_status",
@@ -85,6 +129,8 @@ GUEST_ROWS = (
         "Tell whether the guest is frozen; in the middle of a freeze or thaw the answer waits for the outcome.",
         "the string thawed or frozen",
         essential=True,
+        blocked_with=("va.fsstatus",),
+        needed_frozen=True,
     ),
     Rpc(
         "guest-fsfreeze-freeze",
@@ -95,6 +141,7 @@ GUEST_ROWS = (
         "number of file systems frozen",
         compensation="thaw",
         outlives=True,
+        blocked_with=("va.fsfreeze",),
     ),
     Rpc(
         "guest-fsfreeze-freeze-list",
@@ -106,6 +153,7 @@ GUEST_ROWS = (
         (_may("mountpoints", Kind.LIST, _TEXTS),),
         compensation="thaw",
         outlives=True,
+        blocked_with=("va.fsfreeze", "guest-fsfreeze-freeze"),
     ),
     Rpc(
         "guest-fsfreeze-thaw",
@@ -115,6 +163,8 @@ GUEST_ROWS = (
         "Thaw, as va.fsthaw does; tells once if the freeze was broken.",
         "number of file systems thawed",
         essential=True,
+        blocked_with=("va.fsthaw",),
+        needed_frozen=True,
     ),
     _fact("get-time", "system.get_time", _NONE, "Tell the time of day."),
     _fact("get-host-name", "system.get_host_name", _NONE, "Tell the host name."),
@@ -174,10 +224,11 @@ GUEST_ROWS = (
         _WRITE,
         "Shut the guest down; thaws first.",
         "nothing, and no reply",
-        (_may("mode", Kind.STRING),),
+        (_SHUTDOWN_MODE,),
         limit=30,
         thaws_first=True,
         adds=("command",),
+        blocked_with=("va.shutdown",),
     ),
     _act("suspend-disk", "machine.suspend_disk", "Suspend to the disk; no reply."),
     _act("suspend-ram", "machine.suspend_ram", "Suspend to memory; no reply."),
@@ -189,13 +240,20 @@ GUEST_ROWS = (
         _WRITE,
         "Open a file and keep it open.",
         "its handle",
-        (_given("path", Kind.STRING), _may("mode", Kind.STRING)),
+        (_PATH, _FILE_MODE),
         limit=30,
         holds=_FILES_MAX,
         adds=("handle",),
     ),
     _of_file("close", "files.file_close", "Close the file."),
-    _of_file("read", "files.file_read", "Read from the file, at most 48 MiB.", _may("count", Kind.INTEGER), bulky=True),
+    _of_file(
+        "read",
+        "files.file_read",
+        "Read from the file, at most 48 MiB.",
+        _may("count", Kind.INTEGER),
+        bulky=True,
+        blocked_with=("va.getfile",),
+    ),
     _of_file(
         "write",
         "files.file_write",
@@ -213,10 +271,10 @@ GUEST_ROWS = (
         "Start a program, and keep what it prints and how it ends; it may run for the option exec-limit.",
         "its pid",
         (
-            _given("path", Kind.STRING),
+            _PATH,
             _may("arg", Kind.LIST, _TEXTS),
             _may("env", Kind.LIST, _TEXTS, secret=True),
-            _may("input-data", Kind.STRING, secret=True),
+            _INPUT,
             _CAPTURE,
         ),
         limit=30,

@@ -73,7 +73,11 @@ MEANING: dict[Code, tuple[str, str]] = {
 }
 
 
-class Fault(Exception):
+class VirtagentError(Exception):
+    """Whatever goes wrong between a host and an agent."""
+
+
+class Fault(VirtagentError):
     """An error reply: a code and one sentence for an operator.
 
     `text` says which mount or path, which errno and what was undone.

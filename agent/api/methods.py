@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from . import params
@@ -12,7 +12,7 @@ from .params import Kind, Param
 from .rpc import Disk, Rpc, Runs
 from .states import FreezeState
 
-__all__ = ["RPCS", "Disk", "Rpc", "Runs", "arguments", "public", "refusal", "table"]
+__all__ = ["RPCS", "Disk", "Rpc", "Runs", "allows", "arguments", "public", "refusal", "table"]
 
 
 _I, _W = Runs.INLINE, Runs.WORKER
@@ -74,6 +74,7 @@ _ROWS = (
         params=(Param("path", Kind.STRING, "absolute path"),),
         limit=30,
         bulky=True,
+        blocked_with=("guest-file-open", "guest-file-read"),
     ),
     Rpc(
         "va.getdmesg",
@@ -95,6 +96,7 @@ _ROWS = (
         limit=30,
         thaws_first=True,
         adds=("command",),
+        blocked_with=("guest-shutdown",),
     ),
     Rpc(
         "va.fsfreeze",
@@ -106,6 +108,7 @@ _ROWS = (
         params=_struct(*_FREEZE),
         compensation="thaw",
         outlives=True,
+        blocked_with=("guest-fsfreeze-freeze", "guest-fsfreeze-freeze-list"),
     ),
     Rpc(
         "va.fsthaw",
@@ -116,6 +119,8 @@ _ROWS = (
         "number of file systems thawed",
         params=_struct(_WAIT),
         essential=True,
+        blocked_with=("guest-fsfreeze-thaw",),
+        needed_frozen=True,
     ),
     Rpc(
         "va.fsstatus",
@@ -129,6 +134,8 @@ _ROWS = (
             Param("wait", Kind.SECONDS, "at the latest after this many seconds (default 30)", required=False),
         ),
         essential=True,
+        blocked_with=("guest-fsfreeze-status",),
+        needed_frozen=True,
     ),
     Rpc(
         "va.fshold",
@@ -203,12 +210,15 @@ def table(rows: tuple[Rpc, ...]) -> Mapping[str, Rpc]:
     """Return the rows by name; raise ValueError if a row could leave something behind.
 
     A row that freezes must have a compensation. Each compensation must be a row that runs in a worker, writes to no
-    disk and needs no compensation itself.
+    disk and needs no compensation itself. A row that thaws first, is held or needs a compensation leaves no check of a
+    value to its handler: that would come too late.
     """
     by_name = {row.name: row for row in rows}
     if len(by_name) != len(rows):
         raise ValueError("an RPC name stands twice")
     for row in rows:
+        if not by_name.keys() >= set(row.blocked_with):
+            raise ValueError(f"{row.name}: one of {', '.join(row.blocked_with)} does not exist")
         if row.disk is Disk.FREEZES and row.compensation is None:
             raise ValueError(f"{row.name} freezes and has no compensation")
         limited = row.limit or row.limited_by
@@ -221,6 +231,9 @@ def table(rows: tuple[Rpc, ...]) -> Mapping[str, Rpc]:
             raise ValueError(f"{row.name}: {row.of} does not keep what it names")
         if row.holds and row.runs is not Runs.WORKER:
             raise ValueError(f"{row.name} keeps something and does not run in a worker")
+        if row.thaws_first or row.holds or row.compensation:
+            for name in (name for param in row.params for name in param.unchecked()):
+                raise ValueError(f"{row.name}: which values {name} takes is not said, and its handler is too late")
         if row.compensation is None:
             continue
         undo = by_name.get(row.compensation)
@@ -247,9 +260,19 @@ def public(name: str) -> Rpc:
     return row
 
 
+def allows(row: Rpc, allow: Collection[str], block: Collection[str]) -> bool:
+    """Return whether these lists let a host call `row`. What is blocked is blocked under all its names.
+
+    What is allowed is allowed by the name that stands in the list, and by no other; an empty list allows all.
+    """
+    if any(name in block for name in (row.name, *row.blocked_with)):
+        return False
+    return not allow or row.name in allow
+
+
 def refusal(row: Rpc, state: FreezeState, *, blocked: bool, audit_full: bool, stopping: bool) -> Fault | None:
     """Return why a request for `row` is not admitted in this state; None if it is admitted."""
-    if blocked:
+    if blocked and not (row.needed_frozen and state is not FreezeState.THAWED):
         return Fault(Code.BLOCKED, f"{row.name} is blocked by the agent's configuration")
     if audit_full and not row.essential:
         return Fault(Code.AUDIT_FULL, f"{row.name} is refused: the ring of audit records is full until the thaw")

@@ -7,7 +7,8 @@ the latter were taken from the replies of QEMU 7.2 (qapi/qobject-input-visitor.c
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -16,6 +17,7 @@ from .errors import Code, Fault
 SECONDS_MAX = 10_000_000.0
 GLOBS_MAX = 256
 TEXT_MAX = 4096
+_FOREIGN = re.compile(r"[^A-Za-z0-9+/=\n]")
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -29,6 +31,7 @@ class Kind(enum.Enum):
     GLOBS = "array of globs"
     STRUCT = "struct"
     LIST = "array"
+    BASE64 = "base64 (string)"
     WHENCE = "integer or string"
     CAPTURE = "boolean or string"
 
@@ -37,7 +40,8 @@ class Kind(enum.Enum):
 class Param:
     """One parameter, or one member of a struct. `fields` are the members of a struct, or the one item type of a list.
 
-    The value of a `secret` one is not written to the audit records.
+    What is `secret` is not written to the audit records. `refused` are a command's own words for a value that is none
+    of its `choices`, or no base64; {} in it is the value. `any_value` says that there is none to refuse.
     """
 
     name: str
@@ -47,7 +51,20 @@ class Param:
     choices: tuple[str, ...] = ()
     fields: tuple[Param, ...] = ()
     secret: bool = False
+    refused: str = ""
+    any_value: bool = False
 
+    def unchecked(self) -> Iterator[str]:
+        """Name what of it could have a value that only a handler would refuse."""
+        if self.fields:
+            for field in self.fields:
+                yield from (f"{self.name}.{name}" for name in field.unchecked())
+        elif not (self.choices or self.any_value or self.kind in _WHOLE):
+            yield self.name
+
+
+_WHOLE = (Kind.BOOLEAN, Kind.SECONDS, Kind.GLOBS, Kind.BASE64, Kind.STRUCT)
+"""Kinds of which `check` knows every value; a glob is one whatever it matches."""
 
 _TYPES: dict[Kind, tuple[type, ...]] = {
     Kind.STRING: (str,),
@@ -57,6 +74,7 @@ _TYPES: dict[Kind, tuple[type, ...]] = {
     Kind.GLOBS: (list,),
     Kind.STRUCT: (dict,),
     Kind.LIST: (list,),
+    Kind.BASE64: (str,),
     Kind.WHENCE: (int, str),
     Kind.CAPTURE: (bool, str),
 }
@@ -121,6 +139,7 @@ class _QemuGa:
     _names: ClassVar[dict[Kind, str]] = {
         Kind.INTEGER: "integer",
         Kind.STRING: "string",
+        Kind.BASE64: "string",
         Kind.BOOLEAN: "boolean",
         Kind.LIST: "array",
         Kind.STRUCT: "object",
@@ -143,7 +162,7 @@ class _QemuGa:
         # qemu-ga accepts a NUL that is an overlong UTF-8 sequence; no path, name or argument needs one.
         if param.kind is Kind.STRING and "\0" in value:
             raise ValueError(f"Parameter '{path}' has a NUL")
-        if isinstance(value, str) and param.choices and value not in param.choices:
+        if isinstance(value, str) and param.choices and not param.refused and value not in param.choices:
             raise ValueError(f"Parameter '{path}' does not accept value '{value[:80]}'")
 
 
@@ -180,9 +199,19 @@ def check_guest(method: str, signature: tuple[Param, ...], given: list[Any] | di
     if not isinstance(given, dict):
         raise Fault(Code.PARAMS, f"{method} takes its arguments by name")
     try:
-        return _members(signature, given, "", QEMU_GA)
+        found = _members(signature, given, "", QEMU_GA)
+        for param in signature:  # what qemu-ga's commands themselves refuse, after all types are right
+            if found[param.name] is not None and not _is_taken(param, found[param.name]):
+                raise ValueError(param.refused.replace("{}", str(found[param.name])[:80]))
+        return found
     except ValueError as error:
         raise Fault(Code.PARAMS, str(error)) from None
+
+
+def _is_taken(param: Param, value: Any) -> bool:
+    if param.kind is Kind.BASE64:
+        return _FOREIGN.search(value) is None
+    return not (param.refused and param.choices) or value in param.choices
 
 
 def _members(members: tuple[Param, ...], given: dict[str, Any], inside: str, wording: Wording) -> dict[str, Any]:

@@ -39,7 +39,9 @@ class Rpc:
     worker keeps itself. `compensation` names the row that undoes what a dead or killed worker may have left. A row that
     `thaws_first` is admitted in any state, and starts once the file systems are thawed, or cannot be. The worker of a
     row that `outlives` the supervisor goes on when the supervisor dies, to thaw or to end what it has started; the
-    others die with it. Only `public` rows may be called by hosts.
+    others die with it. Only `public` rows may be called by hosts. `blocked_with` names the rows that do the same, in
+    whole or in part: whoever blocks one of them has blocked this one. What a frozen guest needs (`needed_frozen`) is
+    admitted until the guest is thawed, whatever is blocked.
     """
 
     name: str
@@ -61,6 +63,8 @@ class Rpc:
     adds: tuple[str, ...] = ()
     bulky: bool = False
     limited_by: str = ""
+    blocked_with: tuple[str, ...] = ()
+    needed_frozen: bool = False
 
     def help(self) -> str:
         """Return what the RPC does, takes and returns, a line each."""

@@ -108,7 +108,7 @@ def test_all_is_there_and_nothing_is_written_later(rig: Rig, built: Installed) -
     built.ctl(daemon, "freeze")
     fs.assert_frozen()
     assert json.loads(built.ctl(daemon, "status"))["state"] == "FROZEN"
-    assert json.loads(built.ctl(daemon, "thaw")) == {"thawed": 1}
+    assert json.loads(built.ctl(daemon, "thaw")) == {"thawed": 1, "cancelled": False}
     fs.assert_thawed()
     assert daemon.stop() == 0
     for program in (built.daemon, built.control):

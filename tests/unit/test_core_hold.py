@@ -341,6 +341,18 @@ def test_not_too_many_extensions_wait_at_once(drive: Drive) -> None:
     assert all(c.answered for c in calls)
 
 
+@pytest.mark.parametrize("mode", ["bogus", "", "POWERDOWN", "halt "])
+def test_a_shutdown_that_is_refused_thaws_nothing(drive: Drive, mode: str) -> None:
+    _, keeper = drive.hold(1)
+    told = list(drive.told)
+    refused = drive.ask_by_name("guest-shutdown", {"mode": mode}), drive.ask("va.shutdown", mode)
+    assert [one.code for one in refused] == [Code.PARAMS, Code.PARAMS]
+    assert (drive.state, drive.told, len(drive.spawned)) == (FreezeState.FROZEN, told, 1)
+    thaw = drive.ask("va.fsthaw")
+    drive.thaws(keeper, 1)
+    assert thaw.value == 1
+
+
 @pytest.mark.parametrize("end", ["died", "passed", "stopped", "rubbish", "shutdown"])
 def test_an_extension_is_answered_when_the_hold_ends_meanwhile(drive: Drive, end: str) -> None:
     _, keeper = drive.hold(1)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.api.methods import RPCS, arguments
 from virtagent.agent.worker.commands import files
 
 
@@ -63,7 +64,7 @@ def refused(text: str, code: Code = Code.FAILED) -> Any:
 @pytest.mark.parametrize("mode", ["", "x", "wx", "br", "rr", "r++", "rb++", "rbb", "+r", "R", "r ", "rw"])
 def test_no_mode(mode: str) -> None:
     with refused(f"invalid file open mode '{mode}'".replace("+", r"\+"), Code.PARAMS):
-        files.flags_of(mode)
+        arguments(RPCS["guest-file-open"], {"path": "/x", "mode": mode})
 
 
 @pytest.mark.parametrize("mode", ["r", "rb", "r+", "rb+", "r+b", "w", "wb", "w+", "wb+", "w+b", "a", "ab", "a+", "a+b"])

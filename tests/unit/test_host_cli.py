@@ -52,8 +52,9 @@ def test_ping(run: Run, tmp_path: Path) -> None:
     assert json.loads(out).keys() == {"answer", "seconds"}
 
 
-def test_no_agent_there(run: Run, tmp_path: Path) -> None:
-    code, out, err = run("--agent", f"unix:{tmp_path}/none", "ping", answer=returning("dummy"))
+def test_no_agent_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main(["--agent", f"unix:{tmp_path}/none", "ping"])
+    out, err = capsys.readouterr()
     assert (code, out) == (3, "")
     assert err == (
         f"virtagentctl: no connection to unix:{tmp_path}/none (No such file or directory); "
@@ -173,10 +174,57 @@ def test_a_freeze_is_done_though_the_status_after_it_fails(run: Run) -> None:
 
 def test_thaw_and_hold(run: Run) -> None:
     assert run("thaw", answer=returning(3)) == (0, "thawed 3 file systems\n", "")
-    assert run("thaw", answer=returning(0)) == (0, "nothing was frozen\n", "")
-    assert json.loads(run("thaw", "--json", answer=returning(3))[1]) == {"thawed": 3}
+    assert json.loads(run("thaw", "--json", answer=returning(3))[1]) == {"thawed": 3, "cancelled": False}
     assert run("hold", "90", answer=returning(90)) == (0, "held for 1 min 30 s from now\n", "")
     assert json.loads(run("--json", "hold", "90", answer=returning(90))[1]) == {"hold_left": 90.0}
+
+
+def thawing(number: int, state: str) -> Answer:
+    """Answer a thaw with `number`, by an agent that is in the state before it."""
+    return lambda method, params: number if method == "va.fsthaw" else status_record(state=state)
+
+
+NOTHING = "nothing was frozen, and no freeze was under way; what was copied in between is not consistent"
+
+
+@pytest.mark.parametrize("before", [thawing(0, "THAWED"), returning(0)])
+def test_a_thaw_of_nothing_has_an_exit_code_of_its_own(run: Run, before: Answer) -> None:
+    assert run("thaw", answer=before) == (6, "", f"virtagentctl: {NOTHING}\n")
+    code, out, _ = run("--json", "thaw", answer=before)
+    assert (code, json.loads(out)) == (
+        6,
+        {
+            "thawed": 0,
+            "cancelled": False,
+            "error": {"code": None, "name": "NOTHING_TO_THAW", "text": NOTHING, "exit": 6},
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "said"),
+    [
+        (0, "INPROGRESS", "cancelled the freeze under way; nothing was frozen\n"),
+        (2, "INPROGRESS", "cancelled the freeze under way; thawed 2 file systems\n"),
+        (2, "FROZEN", "thawed 2 file systems\n"),
+        (2, "THAWED", "thawed 2 file systems\n"),
+        (0, "THAWINPROGRESS", "all is thawed\n"),
+        (0, "ERROR", "all is thawed\n"),
+    ],
+)
+def test_a_thaw_says_what_it_ended(run: Run, number: int, state: str, said: str) -> None:
+    assert run("thaw", answer=thawing(number, state)) == (0, said, "")
+    cancelled = {"thawed": number, "cancelled": state == "INPROGRESS"}
+    assert json.loads(run("--json", "thaw", answer=thawing(number, state))[1]) == cancelled
+
+
+def test_a_thaw_that_tells_a_broken_freeze_is_no_thaw_of_nothing(run: Run) -> None:
+    def answer(method: str, params: list[Any]) -> Any:
+        if method == "va.fsthaw":
+            raise xmlrpc.Fault(8, "the keeper died")
+        return status_record(state="THAWED")
+
+    assert run("thaw", answer=answer)[0] == 5
 
 
 def test_status(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from virtagent.agent.api.errors import MEANING, Code, Fault, failed, from_number
 from virtagent.agent.api.methods import RPCS, Disk, Rpc, Runs, public, refusal, table
-from virtagent.agent.api.params import Kind
+from virtagent.agent.api.params import Kind, Param
 from virtagent.agent.api.states import FreezeState
+from virtagent.agent.worker.handlers import HANDLERS
 
 FSFREEZE = {"include", "exclude", "strict", "wait", "sync_limit", "freeze_limit", "hold_limit"}
 FSSYNC = {"include", "exclude", "wait", "sync_limit"}
@@ -102,6 +104,8 @@ def test_a_good_table_is_taken() -> None:
     assert list(table(GOOD)) == ["freeze", "undo", "ping"]
 
 
+MODE = Param("mode", Kind.STRING, "")
+TEXTS = Param("texts", Kind.LIST, "", fields=(Param("item", Kind.STRING, ""),))
 BAD = {
     "a name twice": (row("a"), row("a")),
     "no such compensation": (row("freeze", disk=Disk.FREEZES, compensation="nothing"),),
@@ -111,11 +115,27 @@ BAD = {
     "a compensation with one of its own": (GOOD[0], row("undo", compensation="u"), row("u")),
     "a compensation of itself": (row("freeze", disk=Disk.FREEZES, compensation="freeze"),),
     "freezing without compensation": (row("freeze", disk=Disk.FREEZES),),
+    "a value that the handler refuses, of what thaws first": (row("a", limit=5, thaws_first=True, params=(MODE,)),),
+    "a value that the handler refuses, of what is held": (row("a", limit=5, holds=1, params=(TEXTS,)),),
+    "a value that the handler refuses, of what needs undoing": (replace(GOOD[0], params=(MODE,)), GOOD[1]),
     "inline and freezing": (row("freeze", Runs.INLINE, Disk.FREEZES, compensation="undo"), GOOD[1]),
     "inline and writing": (row("a", Runs.INLINE, Disk.WRITE),),
     "inline with a limit": (row("a", Runs.INLINE, limit=5),),
     "inline with a compensation": (row("a", Runs.INLINE, compensation="undo"), GOOD[1]),
 }
+
+
+def test_a_value_that_is_checked_is_taken_by_any_row() -> None:
+    taken = (replace(MODE, choices=("a",)), replace(MODE, name="b", any_value=True))
+    assert table((row("a", limit=5, thaws_first=True, params=taken),))
+
+
+def test_handlers_of_such_rows_check_no_value() -> None:
+    """What `any_value` says is true: they raise no PARAMS themselves."""
+    rows = [r for r in RPCS.values() if r.thaws_first or r.holds or r.compensation]
+    assert {"va.shutdown", "guest-shutdown", "guest-exec", "guest-file-open", "va.fsfreeze"} <= {r.name for r in rows}
+    for rpc in rows:
+        assert "PARAMS" not in inspect.getsource(HANDLERS[rpc.handler])
 
 
 @pytest.mark.parametrize("rows", BAD.values(), ids=BAD.keys())

@@ -22,7 +22,7 @@ from virtagent.host import Agent, AgentGroup, FreezeBroken, Unreachable
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "host.md").read_text(encoding="utf-8")
 RECIPES = [text for text in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if "libvirt:" in text]
-BROKEN, UNREACHABLE = 5, 3
+BROKEN, UNREACHABLE, NOTHING_TO_THAW = 5, 3, 6
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_a_broken_freeze_is_told(domain: Domain) -> None:
     domain.wait_writing()
     until(lambda: domain.agent_status() == "thawed", HOLD, "thawed by itself")
     assert "broke" in ctl(domain, "thaw", code=BROKEN)
-    ctl(domain, "thaw")
+    assert "nothing was frozen" in ctl(domain, "thaw", code=NOTHING_TO_THAW)
 
 
 def test_a_stock_qemu_ga_does_what_it_can(domain: Domain) -> None:

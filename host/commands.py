@@ -1,0 +1,107 @@
+"""What each command of virtagentctl asks of one agent, and what it says of the answer. No I/O.
+
+A command is a script: it yields calls and is sent what came of them, by whatever carries them out for one agent or for
+several at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..agent.api import records
+from ..agent.api.errors import Fault
+from . import calls, text
+from .errors import HostError, Unreachable
+from .exits import DONE, NOTHING_TO_THAW
+from .holding import Script
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a command says: plain lines, the same for programs, and what a terminal draws, None if nothing else.
+
+    `wrong` is a sentence that goes with an exit code other than DONE.
+    """
+
+    lines: Iterable[str]
+    data: Any
+    draw: Callable[[Any], Any] | None = None
+    wrong: str = ""
+    code: int = DONE
+
+
+def ping(args: argparse.Namespace, url: str) -> Script[Said]:
+    began = time.monotonic()
+    answer = yield calls.ping()
+    seconds = round(time.monotonic() - began, 6)
+    return Said([f"{url} answers after {text.duration(seconds)}"], {"answer": answer, "seconds": seconds})
+
+
+def capabilities(args: argparse.Namespace, url: str) -> Script[Said]:
+    able: records.Capabilities = yield calls.capabilities()
+    lines = [f"virtagentd {able.version}", *(f"  {name}" for name in able.methods)]
+    return Said(lines, records.dump(able), lambda screen: screen.capabilities(able))
+
+
+def plan(args: argparse.Namespace, url: str) -> Script[Said]:
+    found: records.Plan = yield calls.plan(args.include, args.exclude, strict=args.strict)
+    return Said(text.plan_lines(found), records.dump(found), lambda screen: screen.plan(found))
+
+
+def sync(args: argparse.Namespace, url: str) -> Script[Said]:
+    synced = yield calls.sync(args.include, args.exclude, wait=args.wait, sync_limit=args.sync_limit)
+    return Said([f"synced {text.count(synced)}; nothing was frozen"], {"synced": synced})
+
+
+def thaw(args: argparse.Namespace, url: str) -> Script[Said]:
+    # Only the state before tells a freeze that is cancelled while it syncs from one that never was: both answer 0.
+    before = None
+    try:
+        before = yield calls.status()
+    except Unreachable:
+        raise
+    except (Fault, HostError):
+        pass  # the thaw matters, and is asked all the same
+    thawed = yield calls.thaw(args.wait)
+    was = before.state if before is not None else ""
+    if was == "INPROGRESS":
+        done = f"thawed {text.count(thawed)}" if thawed else "nothing was frozen"
+        return Said([f"cancelled the freeze under way; {done}"], {"thawed": thawed, "cancelled": True})
+    data = {"thawed": thawed, "cancelled": False}
+    if thawed or was in ("FROZEN", "THAWINPROGRESS", "ERROR"):
+        return Said([f"thawed {text.count(thawed)}" if thawed else "all is thawed"], data)
+    wrong = "nothing was frozen, and no freeze was under way; what was copied in between is not consistent"
+    return Said((), data, wrong=wrong, code=NOTHING_TO_THAW)
+
+
+def status(args: argparse.Namespace, url: str) -> Script[Said]:
+    record: records.Status = yield calls.status()
+    return Said(text.status_lines(record), records.dump(record), lambda screen: screen.status(record))
+
+
+def hold(args: argparse.Namespace, url: str) -> Script[Said]:
+    left = yield calls.hold(args.seconds)
+    return Said([f"held for {text.duration(left)} from now"], {"hold_left": left})
+
+
+def call(args: argparse.Namespace, url: str) -> Script[Said]:
+    value = yield calls.call(args.method, *map(_argument, args.arguments))
+    lines = value.expandtabs().splitlines() if isinstance(value, str) else text.to_json(value, indent=2).splitlines()
+    return Said(lines, value)
+
+
+def _argument(argument: str) -> Any:
+    try:
+        return json.loads(argument)
+    except (ValueError, RecursionError):
+        return argument
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace, str], Script[Said]]] = {
+    command.__name__: command for command in (ping, capabilities, plan, sync, thaw, status, hold, call)
+}

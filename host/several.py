@@ -1,0 +1,111 @@
+"""virtagentctl with several agents: each is asked, what each answers is said, and none is left out without a word."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..agent.api.errors import VirtagentError
+from ..agent.api.text import printable
+from . import exits, signals, text
+from .aio import AsyncAgent
+from .commands import COMMANDS, Said
+from .exits import DONE
+from .group import CONNECTS, AsyncAgentGroup, GroupFreeze, refuse_twice
+
+_WORST_FIRST = (exits.BROKEN, exits.FAILED, exits.TIMED_OUT, exits.UNREACHABLE, exits.NOTHING_TO_THAW, exits.USAGE)
+Found = Mapping[str, "Said | VirtagentError"]
+
+
+def ask(args: argparse.Namespace, urls: Sequence[str]) -> int:
+    """Have all agents asked at the same time, whatever becomes of the others; return the worst exit code.
+
+    Raises ValueError if a URL is none, or stands twice; then nobody is asked.
+    """
+    refuse_twice(urls)
+    agents = {url: AsyncAgent(url, timeout=args.timeout) for url in urls}
+    found = signals.interruptible(_asked(args, agents))
+    if args.json:
+        print(text.to_json({url: _document(one, args) for url, one in found.items()}, indent=2))
+    else:
+        for line in _lines(found):
+            print(printable(line), flush=True)
+    endings = [(url, *_ending(one, args)) for url, one in found.items()]
+    for url, wrong, code in endings:
+        if wrong:
+            exits.complain(wrong if url in wrong else f"{url}: {wrong}", code)
+    codes = {code for *_, code in endings}
+    return next((code for code in _WORST_FIRST if code in codes), DONE)
+
+
+async def _asked(args: argparse.Namespace, agents: Mapping[str, AsyncAgent]) -> Found:
+    gate = asyncio.Semaphore(CONNECTS)
+
+    async def one(url: str, agent: AsyncAgent) -> Said | VirtagentError:
+        async with gate, agent:
+            try:
+                said = await agent.play(COMMANDS[args.command](args, url))
+            except VirtagentError as error:
+                return error
+        return said
+
+    answers = await asyncio.gather(*(one(url, agent) for url, agent in agents.items()))
+    return dict(zip(agents, answers, strict=True))
+
+
+def _lines(found: Found) -> Iterator[str]:
+    for url, said in found.items():
+        if isinstance(said, Said) and (lines := list(said.lines)):
+            yield url
+            yield from (f"  {line}" for line in lines)
+
+
+def _ending(said: Said | VirtagentError, args: argparse.Namespace) -> tuple[str, int]:
+    if isinstance(said, Said):
+        return said.wrong, said.code
+    return exits.sentence(said, may_be_frozen=args.command in ("thaw", "hold"))
+
+
+def _document(said: Said | VirtagentError, args: argparse.Namespace) -> Any:
+    wrong, code = _ending(said, args)
+    if isinstance(said, Said):
+        return said.data | exits.document(wrong, code) if wrong else said.data
+    return exits.document(wrong, code, said)
+
+
+def freeze(args: argparse.Namespace, urls: Sequence[str]) -> int:
+    """Freeze all guests at one point, and leave them frozen; if one cannot be, all are thawed. Return the exit code.
+
+    Raises ValueError if a URL is none or stands twice, or GroupFailed.
+    """
+    group = AsyncAgentGroup(urls, timeout=args.timeout)
+    frozen = signals.interruptible(
+        group.freeze(
+            args.include,
+            args.exclude,
+            strict=args.strict,
+            sync_limit=args.sync_limit,
+            freeze_limit=args.freeze_limit,
+            hold=args.hold,
+        )
+    )
+    if args.json:
+        guests = {
+            url: {"frozen": one.count, "freeze_id": one.freeze_id, "hold_left": one.hold_left}
+            for url, one in frozen.guests.items()
+        }
+        print(text.to_json({"skew": frozen.skew, "guests": guests}, indent=2))
+    else:
+        for line in _frozen_lines(frozen):
+            print(printable(line), flush=True)
+    return DONE
+
+
+def _frozen_lines(frozen: GroupFreeze) -> Iterator[str]:
+    count = text.count(sum(one.count for one in frozen.guests.values()))
+    yield f"frozen {count} of {len(frozen.guests)} guests within {text.duration(frozen.skew)}"
+    for url, one in frozen.guests.items():
+        yield f"{url}: {text.count(one.count)}{text.held(one.status)}"
+        yield from text.not_frozen(one.status.mounts)
