@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from xml.parsers import expat
 
-from ..api.errors import Code, Fault, told_by_other
+from ..api.errors import Code, Fault, reported_by_other
 from .messages import ITEMS_MAX
 
 METHOD_NAME_MAX = 256

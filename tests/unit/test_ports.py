@@ -18,6 +18,7 @@ from virtagent.supervisor.channels import char_device, connection, connections, 
 from virtagent.supervisor.channels.char_device import CharDevice
 from virtagent.supervisor.channels.listener import Listener, PeerRejected
 from virtagent.supervisor.core import events
+from virtagent.supervisor.io.poller import READ, REPORTS
 
 
 class Transport(CharDevice):
