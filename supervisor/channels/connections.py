@@ -243,11 +243,8 @@ class Connections:
         del self._by_id[connection.id], self._by_transport[transport]
         self._turns.pop(connection.id, None)
         self._on_channel[channel] -= 1
-        for event in connection.session.give_up():
-            self._dispatch(connection, event)  # what it asked for is done, although nobody waits for it
         self._count_unsent(connection, 0)
         connection.patience.end_all()
-        connection.gone = True
         if connection.session.output_size:
             self._try(connection, transport.drop_unsent)
         asked = self._try(connection, connection.session.give_up)
