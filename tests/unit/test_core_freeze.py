@@ -81,7 +81,8 @@ def test_a_journal_that_cannot_be_written_fails_the_freeze(drive: Drive) -> None
     assert drive.killed == {worker}
     assert drive.state is FreezeState.THAWINPROGRESS
     drive.die(worker)
-    call.refused(Code.FREEZE_FAILED, "the journal could not be written, so nothing was frozen: No space left on device")
+    assert call.code is Code.FREEZE_FAILED
+    assert call.fault.text == "the journal could not be written, so nothing was frozen: No space left on device"
     assert drive.logged("killed by SIGKILL after 0.0 s: the journal could not be written")[0].endswith("be written")
     assert not attempts(drive), "nothing was frozen"
     drive.journal_error = None
