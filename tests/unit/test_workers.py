@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 import pytest
+from fakes.bench import Sink
 from fakes.drive import Drive
 from virtagent.agent.api.methods import RPCS
 from virtagent.agent.api.states import Phase, Unlisted, WorkerEvent, WorkerState
@@ -17,9 +18,11 @@ from virtagent.supervisor.core.turn import Turn
 from virtagent.supervisor.core.workers import Worker, Workers, signal_name, while_clause
 from virtagent.supervisor.io import process
 from virtagent.supervisor.io.children import Child, Children
+from virtagent.supervisor.io.log import Log
 from virtagent.supervisor.io.poller import READ, Poller
 from virtagent.supervisor.io.process import Ended, System
 from virtagent.supervisor.io.timers import Timers
+from virtagent.supervisor.io.troubles import Troubles
 
 NOW = 100.0
 POLLER = Poller()
@@ -169,7 +172,8 @@ def child_with_pipes() -> tuple[Child, int, int]:
 
 def children_of(processes: NoProcesses, fed: list[events.Event] | None = None) -> Children:
     """Return children whose events go to `fed`."""
-    return Children(processes, POLLER, ([] if fed is None else fed).append, lambda: None)
+    troubles = Troubles(Log(Sink(), "info"))
+    return Children(processes, POLLER, ([] if fed is None else fed).append, lambda: None, troubles)
 
 
 def descriptors() -> set[str]:
