@@ -350,7 +350,7 @@ class Freeze:
         # Before a success is answered, nothing on disk may contradict it; a fault stays there until it is answered.
         if fault is None and not self.unreported:
             self._keep_unreported(turn, transaction.id)
-        reported = self._pending.answer(turn, transaction.caller, fault or thawed_count) or transaction.reported
+        reported = self._pending.answer(turn, transaction.caller, fault or 0) or transaction.reported
         cancelled = transaction.outcome is Outcome.CANCELLED
         mine = fault.text if fault is not None and not reported and not cancelled else ""
         news = "; ".join(filter(None, (self.unreported, mine)))

@@ -15,7 +15,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from fakes.drive import Drive, plan_of
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.states import FreezeState, MountState
 from virtagent.agent.worker import messages
@@ -33,10 +33,13 @@ class Watched(Drive):
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
+        self.started: set[int] = set()
+        self.ended: set[int] = set()
         self.doubtful: set[int] = set()
         self.announced: set[int] = set()
         self.attempted: set[int] = set()
-        self.freezer = self.planned = 0
+        self.freezer = 0
+        self.planned: int | None = None
         self.reaped_at: int | None = None
         self.seen = FreezeState.THAWED
 
@@ -47,7 +50,7 @@ class Watched(Drive):
         for effect in done:
             match effect:
                 case events.Spawn(worker, "va.fsfreeze"):
-                    self.freezer, self.planned, self.reaped_at = worker, 0, None
+                    self.freezer, self.planned, self.reaped_at = worker, None, None
                     self.doubtful, self.announced, self.attempted = set(), set(), set()
                 case events.Log(_, text) if " -> " in text and text.partition(" -> ")[0] in FreezeState.__members__:
                     self._entered(FreezeState[text.partition(" -> ")[2].partition(":")[0]])
@@ -57,13 +60,22 @@ class Watched(Drive):
 
     def _account(self, event: events.Event) -> None:
         match event:
-            case events.Reported(worker, messages.Plan(plan)) if worker == self.freezer and not self.planned:
-                self.planned = len(plan["mounts"])
-            case events.Reported(worker, messages.Step(mount, state, error)) if mount in range(self.planned):
+            case events.Reported(worker, messages.Started()):
+                self.started.add(worker)
+            case events.Reported(worker, messages.Plan({"mounts": list(mounts), "left_out": list()})) if (
+                worker == self.freezer and self.planned is None
+            ):
+                # Before Started it is rubbish: not taken, not journaled, and the worker is never told to go on.
+                if worker in self.started | self.killed:
+                    self.planned = len(mounts)
+            case events.Reported(worker, messages.Step(mount, state, error)) if mount in range(self.planned or 0):
                 self._step(worker, mount, state, error)
-            case events.Exited(worker, number) if worker == self.freezer:
+            case events.Reported(worker, messages.Done() | messages.Failed()) if worker in self.started - self.killed:
+                self.ended.add(worker)
+            case events.Exited(worker) if worker == self.freezer:
                 self.reaped_at = self.newest
-                if number or worker in self.killed:
+                # One that has told its end has no call in the kernel any more, however it then dies.
+                if worker in self.killed or worker not in self.ended:
                     self.doubtful |= self.attempted
 
     def _step(self, worker: int, mount: int, state: str, error: int) -> None:
@@ -357,6 +369,7 @@ def test_whatever_one_worker_does_all_is_thawed_and_everybody_answered(situation
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@example(SITUATIONS[1], [(1, 2), (1, 10)])
 @given(st.sampled_from(SITUATIONS), st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1 << 16)), max_size=30))
 def test_whatever_they_do_in_any_order(situation: Callable[[Watched], None], script: list[tuple[int, int]]) -> None:
     drive = Watched(**LIMITS)
@@ -413,3 +426,11 @@ def test_a_hold_that_was_extended_and_had_ended_when_that_was_heard_says_how_lon
     assert drive.logged("the hold limit of 40 s passed")
     drive.exit(keeper, signal.SIGKILL)
     drive.finish()
+
+
+def test_one_that_ends_with_nothing_frozen_and_then_freezes_leaves_the_host_told_of_nothing_frozen() -> None:
+    drive = Watched(**LIMITS)
+    call, worker = drive.begin()
+    drive.report(worker, messages.Done(None), messages.Step(0, "freezing"))
+    drive.finish()
+    assert call.value == 0
