@@ -44,7 +44,7 @@ def containers(count: int) -> tuple[list[str], list[BlockDevice]]:
 def loops(count: int) -> tuple[list[str], list[BlockDevice]]:
     """Return file systems on loop devices over images on the root."""
     lines = [f"{i + 2} 1 7:{i} / /mnt/{i} rw - ext4 /dev/loop{i} rw" for i in range(count)]
-    return lines, [BlockDevice(f"loop{i}", f"7:{i}", backing_file=f"/images/{i}") for i in range(count)]
+    return lines, [BlockDevice(f"loop{i}", f"7:{i}", file_on="8:1") for i in range(count)]
 
 
 def stacked(count: int) -> tuple[list[str], list[BlockDevice]]:
@@ -108,7 +108,7 @@ def test_a_mountinfo_of_one_megabyte() -> None:
 def test_sixty_four_levels_are_ordered_inside_out() -> None:
     deepest = 64
     lines = [f"{i + 2} 1 7:{i} / /mnt/{i} rw - ext4 /dev/loop{i} rw" for i in range(deepest)]
-    devices = [BlockDevice(f"loop{i}", f"7:{i}", backing_file=f"/mnt/{i - 1}/i" if i else "/i") for i in range(deepest)]
+    devices = [BlockDevice(f"loop{i}", f"7:{i}", file_on=f"7:{i - 1}" if i else "8:1") for i in range(deepest)]
     plan = build_plan(parse_mountinfo("\n".join([ROOT, *lines]) + "\n"), TYPES, [*DEVICES, *devices], Rules())
     assert [m.mountpoint for m in plan.mounts] == [*(f"/mnt/{i}" for i in reversed(range(deepest))), "/"]
     assert [m.level for m in plan.mounts] == list(range(deepest + 1))

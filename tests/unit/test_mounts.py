@@ -7,7 +7,9 @@ import itertools
 import json
 import string
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import msgpack
@@ -22,10 +24,11 @@ from virtagent.agent.worker.plan import (
     MountInfo,
     Server,
     build_plan,
-    named_below,
+    named_devices,
     parse_filesystems,
     parse_mountinfo,
     server_of,
+    upper_folder,
     walk_down,
 )
 
@@ -42,14 +45,35 @@ def mount(device: str, point: str, fstype: str = "ext4", **fields: Any) -> Mount
     return MountInfo(device=device, mountpoint=point, fstype=fstype, **{**defaults, **fields})
 
 
-def loop(number: int, backing_file: str, **fields: Any) -> BlockDevice:
-    return BlockDevice(f"loop{number}", f"7:{number}", backing_file=backing_file, **fields)
+def loop(number: int, path: str, **fields: Any) -> BlockDevice:
+    """Return a loop device over a file or a device; `placed` finds out on what that lies."""
+    below = {"slaves": (path.removeprefix("/dev/"),)} if path.startswith("/dev/") else {"file_on": path}
+    return BlockDevice(f"loop{number}", f"7:{number}", **{**below, **fields})
+
+
+def placed(mounts: Sequence[MountInfo], devices: Sequence[BlockDevice]) -> list[BlockDevice]:
+    """Return the devices with the number of the file system for the path of each loop device's file."""
+
+    def holder(path: str) -> str:
+        at = {m.mountpoint: m.device for m in mounts}
+        return max(((len(p), d) for p, d in at.items() if f"{path}/".startswith(f"{p.rstrip('/')}/")))[1]
+
+    return [replace(d, file_on=holder(d.file_on)) if d.file_on.startswith("/") else d for d in devices]
 
 
 def plan(
-    mounts: Sequence[MountInfo], devices: Sequence[BlockDevice] = (), types: frozenset[str] = BLOCK_TYPES, **rules: Any
+    mounts: Sequence[MountInfo],
+    devices: Sequence[BlockDevice] = (),
+    types: frozenset[str] = BLOCK_TYPES,
+    uppers: Mapping[str, str] = MappingProxyType({}),
+    **rules: Any,
 ) -> Plan:
-    return build_plan([ROOT, *mounts], types, [SDA, SDA1, *devices], Rules(**rules))
+    """Return the plan of these mounts over a root; a mounted device that is not named is a plain disk."""
+    mounts = [ROOT, *mounts]
+    known = {SDA.number, SDA1.number, *(d.number for d in devices)}
+    numbers = {m.device for m in mounts} - known
+    disks = [BlockDevice(f"disk{n.replace(':', '-')}", n) for n in sorted(numbers) if not n.startswith("0:")]
+    return build_plan(mounts, types, [SDA, SDA1, *disks, *placed(mounts, devices)], Rules(**rules), uppers)
 
 
 def levels(found: Plan) -> dict[str, int]:
@@ -384,41 +408,12 @@ def test_a_loop_image_lies_on_the_file_system_that_holds_it() -> None:
     assert disks(found, "/db") == ("loop3",)
 
 
-def test_the_longest_mount_point_at_a_component_boundary_holds_the_image() -> None:
-    mounts = [mount("8:2", "/srv"), mount("8:3", "/srv/im"), mount("8:4", "/srv/images"), mount("7:0", "/db")]
-    assert lies_on(plan(mounts, [loop(0, "/srv/images/db.img")]))["/db"] == {"/srv/images"}
-    assert lies_on(plan(mounts, [loop(0, "/srv/imagesque/db.img")]))["/db"] == {"/srv"}
-    assert lies_on(plan(mounts, [loop(0, "/db.img")]))["/db"] == {"/"}
-
-
-def test_of_mounts_on_the_same_point_the_last_holds_the_image() -> None:
-    mounts = [mount("8:2", "/srv", mount_id=10), mount("8:3", "/srv", mount_id=11, parent_id=10), mount("7:0", "/db")]
-    found = plan(mounts, [loop(0, "/srv/db.img")])
-    assert [found.mounts[i].device for m in found.mounts if m.mountpoint == "/db" for i in m.hosts] == ["8:3"]
-
-
 def test_a_file_system_mounted_over_the_folder_of_its_own_image() -> None:
     mounts = [mount("8:2", "/srv", mount_id=10), mount("7:0", "/srv", mount_id=11, parent_id=10)]
-    found = plan(mounts, [loop(0, "/srv/db.img")])
+    found = plan(mounts, [BlockDevice("loop0", "7:0", file_on="8:2")])
     assert [(m.device, [found.mounts[i].device for i in m.hosts]) for m in found.mounts if m.hosts] == [
         ("7:0", ["8:2"])
     ]
-
-
-def test_any_mount_point_of_the_holder_will_do() -> None:
-    found = plan([mount("8:2", "/srv"), mount("8:2", "/bind"), mount("7:0", "/db")], [loop(0, "/bind/db.img")])
-    assert lies_on(found)["/db"] == {"/srv"}
-
-
-def test_an_image_that_is_bind_mounted_as_a_file() -> None:
-    mounts = [mount("8:2", "/srv"), mount("8:2", "/image", root="/db.img"), mount("7:0", "/db")]
-    assert lies_on(plan(mounts, [loop(0, "/image")]))["/db"] == {"/srv"}
-    assert lies_on(plan(mounts, [loop(0, "/image (deleted)")]))["/db"] == {"/srv"}
-
-
-def test_a_mount_point_that_is_really_called_deleted() -> None:
-    mounts = [mount("8:2", "/a"), mount("8:3", "/a (deleted)", root="/img"), mount("7:0", "/db")]
-    assert lies_on(plan(mounts, [loop(0, "/a (deleted)")]))["/db"] == {"/a (deleted)"}
 
 
 def test_a_partition_of_a_loop_device() -> None:
@@ -442,7 +437,7 @@ def test_slaves_are_followed_to_the_end() -> None:
     assert disks(found, "/db") == ("dm-1",)
 
 
-@pytest.mark.parametrize("path", ["/dev/loop0", "/dev/mapper/vg-x", "/dev/loop0 (deleted)"])
+@pytest.mark.parametrize("path", ["/dev/loop0", "/dev/dm-0"])
 def test_a_loop_device_on_a_block_device(path: str) -> None:
     devices = [loop(1, path), loop(0, "/srv/0.img"), BlockDevice("dm-0", "253:0", mapper="vg-x", slaves=("loop0",))]
     assert lies_on(plan([mount("8:2", "/srv"), mount("7:1", "/db")], devices))["/db"] == {"/srv"}
@@ -457,12 +452,6 @@ def test_a_partition_writes_to_its_disk_and_a_slash_is_not_a_bang() -> None:
     found = plan([mount("104:1", "/srv")], [BlockDevice("cciss!c0d0p1", "104:1", disk="cciss!c0d0")])
     assert disks(found, "/") == ("sda",)
     assert disks(found, "/srv") == ("cciss/c0d0",)
-
-
-def test_a_device_that_sysfs_no_longer_knows() -> None:
-    found = plan([mount("7:9", "/db"), mount("253:0", "/x")], [BlockDevice("dm-0", "253:0", slaves=("loop9",))])
-    assert lies_on(found) == {"/": set(), "/db": set(), "/x": set()}
-    assert disks(found, "/db") == ()
 
 
 BTRFS = [loop(0, "/srv/0.img", pool=("loop0", "loop1")), loop(1, "/home/1.img", pool=("loop0", "loop1"))]
@@ -533,20 +522,85 @@ def test_what_is_left_out_passes_on_what_it_lies_on() -> None:
         loop(4, "/home/4"),
         loop(5, "/excluded/5"),
     ]
-    found = lies_on(plan(mounts, devices, exclude=("/excluded",)))
+    found = lies_on(plan(mounts, devices, uppers={"0:60": "8:2"}, exclude=("/excluded",)))
     assert found["/db"] == {"/srv"}
     assert found["/on-overlay"] == {"/srv"}
-    assert found["/on-fuse"] == {"/home"}
     assert found["/on-excluded"] == {"/home"}
+    assert found["/on-fuse"] == {"/", "/srv", "/home", "/db", "/on-overlay"}, "a source text of FUSE says nothing"
+
+
+# What is not understood
+
+
+EARLY, LATE = mount("8:2", "/early"), mount("8:3", "/late")
+UNKNOWN = BlockDevice("nbd0", "43:0", understood=False)
+
+
+@pytest.mark.parametrize(
+    ("mounts", "devices"),
+    [
+        ([mount("43:0", "/x")], [UNKNOWN]),
+        ([mount("7:0", "/x")], [BlockDevice("loop0", "7:0", understood=False)]),
+        ([mount("7:0", "/x")], [loop(0, "/pool/x"), BlockDevice("sdb", "8:16")]),
+        ([mount("7:0", "/x")], [BlockDevice("loop0", "7:0", file_on="0:99")]),
+        ([mount("253:0", "/x")], [BlockDevice("dm-0", "253:0", slaves=("sdc", "gone"))]),
+        ([mount("253:0", "/x")], [BlockDevice("dm-0", "253:0", slaves=("nbd0",)), UNKNOWN]),
+        ([mount("0:70", "/x", "btrfs", source="/dev/root")], []),
+        ([mount("8:16", "/x", "xfs", super_options="rw,logdev=/dev/gone")], [BlockDevice("sdb", "8:16")]),
+        ([mount("8:16", "/x")], [BlockDevice("sdb", "8:16", journal="nbd0"), UNKNOWN]),
+        ([mount("0:70", "/up", "overlay", super_options="rw,upperdir=u"), mount("7:0", "/x")], [loop(0, "/up/x")]),
+        ([mount("0:70", "/e", "ecryptfs", source="/late"), mount("7:0", "/x")], [loop(0, "/e/x")]),
+    ],
+)
+def test_what_is_not_understood_lies_on_all_that_was_mounted_before(
+    mounts: list[MountInfo], devices: list[BlockDevice]
+) -> None:
+    pool = mount("0:80", "/pool", "fuse.mergerfs", source="/early:/late")
+    found = plan([EARLY, pool, *mounts, LATE], devices)
+    assert lies_on(found) == {"/x": {"/", "/early"}, "/": set(), "/early": set(), "/late": set()}
+
+
+def test_a_device_that_sysfs_no_longer_knows_is_not_understood() -> None:
+    found = build_plan([ROOT, EARLY, mount("7:9", "/db")], BLOCK_TYPES, [SDA, SDA1, BlockDevice("s", "8:2")], Rules())
+    assert lies_on(found) == {"/": set(), "/early": set(), "/db": {"/", "/early"}}
+    assert disks(found, "/db") == ()
+
+
+@pytest.mark.parametrize("fstype", ["tmpfs", "ramfs"])
+def test_an_image_in_memory_lies_on_nothing(fstype: str) -> None:
+    found = plan([EARLY, mount("0:70", "/run", fstype), mount("7:0", "/db")], [loop(0, "/run/x")])
+    assert lies_on(found)["/db"] == set()
+
+
+def test_an_overlay_without_an_upper_layer_lies_on_nothing() -> None:
+    overlay = mount("0:70", "/o", "overlay", super_options="ro,lowerdir=/early")
+    assert lies_on(plan([EARLY, overlay, mount("7:0", "/db")], [loop(0, "/o/x")]))["/db"] == set()
+
+
+def test_what_lies_on_the_unknown_is_not_taken_to_be_under_it_and_that_is_noted() -> None:
+    found = plan(
+        [EARLY, mount("7:0", "/on-it"), mount("43:0", "/x")], [UNKNOWN, BlockDevice("loop0", "7:0", file_on="43:0")]
+    )
+    assert lies_on(found) == {"/on-it": {"/", "/early", "/x"}, "/x": {"/", "/early"}, "/": set(), "/early": set()}
+    assert found.notes == ("/x is not taken to lie on /on-it: mounted before it, but known to lie on it",)
+
+
+def test_ext4_lies_on_its_journal_too() -> None:
+    devices = [BlockDevice("sdb", "8:16", journal="loop0"), loop(0, "/late/journal")]
+    found = plan([EARLY, mount("8:16", "/x"), LATE], devices)
+    assert lies_on(found)["/x"] == {"/late"}
+    assert set(disks(found, "/x")) == {"sdb", "loop0"}
 
 
 def test_an_upper_folder_is_unescaped_after_the_options_are_split() -> None:
     overlay = mount("0:60", "/m", "overlay", source="overlay", super_options=r"rw,upperdir=/a\054b\040c,workdir=/w")
-    assert named_below(overlay) == ["/a,b c"]
+    assert upper_folder(overlay) == "/a,b c"
+    assert upper_folder(ROOT) == ""
 
 
-def test_a_network_source_is_no_path() -> None:
-    assert named_below(mount("0:60", "/m", "nfs", source="host:/export")) == []
+@pytest.mark.parametrize("fstype", ["nfs", "fuse.x", "tmpfs", "overlay"])
+def test_a_source_that_a_user_may_write_names_no_device(fstype: str) -> None:
+    assert named_devices(mount("0:60", "/m", fstype, source="/dev/sda1", super_options="rw,x=1")) == []
 
 
 # The order
@@ -641,7 +695,7 @@ def systems(draw: st.DrawFn) -> tuple[list[MountInfo], list[BlockDevice], Rules]
         options = draw(st.sampled_from(["rw", "rw", "rw", "ro"]))
         mounts.append(mount(f"253:{i}", f"/m{i}", super_options=options, mount_id=i + 2))
     excluded = draw(st.lists(st.integers(0, count - 1), max_size=2))
-    return draw(st.permutations(mounts)), devices, Rules(exclude=tuple(f"/m{i}" for i in excluded))
+    return draw(st.permutations(mounts)), placed(mounts, devices), Rules(exclude=tuple(f"/m{i}" for i in excluded))
 
 
 @given(systems())
