@@ -43,13 +43,14 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A file system that is left out of the freeze, and why (a `states.Reason` value)."""
+    """A file system that is not frozen, and why (a `states.Reason` value); `strict_error`: an error under strict."""
 
     mountpoint: str
     aliases: tuple[str, ...] = ()
     device: str = ""
     fstype: str = ""
     reason: str = ""
+    strict_error: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,11 @@ NETWORK_TYPES = frozenset({
     "orangefs", "prl_fs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs",
 })
 # fmt: on
+DAMAGED = frozenset({"emergency_ro", "shutdown"})  # options of a superblock that writes no more, after an error
+PATH_MAX = 4096  # bytes, with the NUL at the end
 IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "rootfs", "hugetlbfs"})
 NOTES_MAX = 20
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Server(enum.Enum):
@@ -164,18 +167,28 @@ def build_plan(
     block_types: frozenset[str],
     devices: Iterable[BlockDevice],
     rules: Rules,
-    uppers: Mapping[str, str] = MappingProxyType({}),
+    uppers: Mapping[str, str] = NOTHING,
+    shown: Mapping[str, str] = NOTHING,
+    links: Mapping[str, str] = NOTHING,
 ) -> Plan:
     """Return what to freeze in which order, and what is left out for which reason.
 
-    `uppers` gives for overlays the superblock of the upper layer, both major:minor; others are not understood.
+    What was found out: `uppers` gives for overlays the superblock of the upper layer, both major:minor; others are not
+    understood. `shown` gives for superblocks a mount point that leads to them, "" if there is none. `links` gives for
+    paths of selectors the path of the device that they lead to.
     Raises Fault: PARAMS if a selector is malformed or one of the request's include matches nothing that is planned,
     FREEZE_FAILED if file systems that are planned are known to lie on each other in a circle.
     """
     found = superblocks(mountinfo)
-    reasons = _reasons(found, block_types, rules)
-    below, disks = _lies_on(found, devices, uppers)
-    planned = [i for i, reason in enumerate(reasons) if reason is None]
+    if shown:
+        found = [_as_shown(superblock, shown) for superblock in found]
+    devices = list(devices)
+    by_path = _paths_of(devices)
+    below, members = _lies_on(found, devices, by_path, uppers)
+    numbers = [frozenset((s.info.device, *(d.number for d in on))) for s, on in zip(found, members, strict=True)]
+    by_path |= {path: by_path[leads_to] for path, leads_to in links.items() if leads_to in by_path}
+    reasons = _reasons(found, numbers, by_path, block_types, rules)
+    planned = [i for i, (reason, _) in enumerate(reasons) if reason is None]
     reach, notes = _reach(found, planned, below)
 
     level = [0] * len(planned)
@@ -188,24 +201,38 @@ def build_plan(
     place = {at: index for index, at in enumerate(order)}
 
     def mount(at: int) -> Mount:
-        info, (mountpoint, *aliases) = found[planned[at]]
+        info, (mountpoint, *aliases), *_ = found[planned[at]]
         under = tuple(sorted(place[host] for host in hosts[at]))
-        on = disks[planned[at]]
-        return Mount(mountpoint, tuple(aliases), info.device, info.fstype, info.source, level[at], under, on)
+        disks = tuple(dict.fromkeys((d.disk or d.name).replace("!", "/") for d in members[planned[at]]))
+        return Mount(mountpoint, tuple(aliases), info.device, info.fstype, info.source, level[at], under, disks)
 
     left_out = [
-        LeftOut(points[0], points[1:], info.device, info.fstype, reason.value)
-        for (info, points), reason in zip(found, reasons, strict=True)
+        LeftOut(points[0], points[1:], info.device, info.fstype, reason.value, is_error)
+        for (info, points, *_), (reason, is_error) in zip(found, reasons, strict=True)
         if reason is not None
     ]
     return Plan(tuple(map(mount, order)), tuple(left_out), tuple(notes))
 
 
+def _as_shown(superblock: Superblock, shown: Mapping[str, str]) -> Superblock:
+    point = shown.get(superblock.info.device)
+    if point is None:
+        return superblock
+    points = dict.fromkeys((point, *superblock.points) if point else superblock.points)
+    return superblock._replace(points=tuple(points), shown=superblock.shown if point else frozenset())
+
+
 class Superblock(NamedTuple):
-    """A file system: its primary mount, and all its mount points, that of the primary first."""
+    """A file system: its primary mount and all its mount points, that of the primary first.
+
+    `shown` are the mount points whose paths lead to it. It is `sure` that the primary is one of them, if no program and
+    no other machine has to answer on the way and the root of the file system is mounted there, which is a folder.
+    """
 
     info: MountInfo
     points: tuple[str, ...]
+    shown: frozenset[str]
+    sure: bool
 
 
 def superblocks(mountinfo: Sequence[MountInfo]) -> list[Superblock]:
@@ -214,13 +241,34 @@ def superblocks(mountinfo: Sequence[MountInfo]) -> list[Superblock]:
     for mount in mountinfo:
         mounts.setdefault(mount.device, []).append(mount)
     leads_to = path_walk(mountinfo)
+    served = behind_servers(mountinfo)
     found = []
     for same in mounts.values():
-        # A path that leads to another mount is of no use. A mount of the whole file system is certainly a folder.
-        primary = min(same, key=lambda m: (leads_to[m.mountpoint] != m.mount_id, m.root != "/"))
+        # A path that leads elsewhere is of no use; a mount of the whole file system is known to be a folder.
+        shown = [m for m in same if leads_to[m.mountpoint] == m.mount_id and len(m.mountpoint) < PATH_MAX]
+        shown = [m for m in shown if len(m.mountpoint.encode("utf-8", "surrogateescape")) < PATH_MAX]
+        primary = min(shown or same, key=lambda m: (m.mount_id in served, m.root != "/"))
         points = dict.fromkeys((primary.mountpoint, *(m.mountpoint for m in same)))
-        found.append(Superblock(primary, tuple(points)))
+        sure = bool(shown) and primary.mount_id not in served and primary.root == "/"
+        found.append(Superblock(primary, tuple(points), frozenset(m.mountpoint for m in shown), sure))
     return found
+
+
+def behind_servers(mountinfo: Sequence[MountInfo]) -> frozenset[int]:
+    """Return the ids of the mounts that a path reaches only if a program or another machine answers, or mounts it."""
+    by_id = {m.mount_id: m for m in mountinfo}
+    behind: dict[int, bool] = {}
+    for mount in mountinfo:
+        way = []
+        here: MountInfo | None = mount
+        while here is not None and here.mount_id not in behind:
+            behind[here.mount_id] = here.fstype == "autofs" or server_of(here.fstype) is not Server.KERNEL
+            way.append(here.mount_id)
+            here = by_id.get(here.parent_id)
+        above = here is not None and behind[here.mount_id]
+        for one in reversed(way):
+            above = behind[one] = behind[one] or above
+    return frozenset(one for one, is_behind in behind.items() if is_behind)
 
 
 def path_walk(mountinfo: Sequence[MountInfo]) -> dict[str, int]:
@@ -247,70 +295,125 @@ def path_walk(mountinfo: Sequence[MountInfo]) -> dict[str, int]:
     return leads_to
 
 
-def _reasons(found: Sequence[Superblock], block_types: frozenset[str], rules: Rules) -> list[Reason | None]:
-    """Return why each file system is left out, None for those that are planned.
+class _Selector(NamedTuple):
+    """What a text selects: by mount point (`type:` and `dev:` aside), by type, by the number of a device."""
 
-    The reason is the first that applies in the order of `states.Reason`: what the file system is comes before what was
-    asked for, and an exclude before an include.
+    text: str
+    matches: Callable[[Superblock, frozenset[str]], object]
+
+
+def _selectors(texts: Iterable[str], by_path: Mapping[str, BlockDevice]) -> list[_Selector]:
+    return [_Selector(text, _matcher(text, by_path)) for text in texts]
+
+
+def _matcher(text: str, by_path: Mapping[str, BlockDevice]) -> Callable[[Superblock, frozenset[str]], object]:
+    if text.startswith("dev:"):
+        number = text.removeprefix("dev:")
+        if number.startswith("/"):
+            number = by_path[number].number if number in by_path else ""
+        elif not re.fullmatch("[0-9]+:[0-9]+", number):
+            raise Fault(Code.PARAMS, f"malformed selector {text!r}: dev:PATH or dev:MAJOR:MINOR; nothing was frozen")
+        return lambda _, numbers: number in numbers
+    try:
+        # Compiled here, since fnmatch forgets its patterns after 256.
+        glob = re.compile(fnmatch.translate(text.removeprefix("type:"))).match
+    except re.error as error:
+        raise Fault(Code.PARAMS, f"malformed glob {error.pattern!r}: {error}; nothing was frozen") from None
+    if text.startswith("type:"):
+        return lambda superblock, _: glob(superblock.info.fstype)
+    return lambda superblock, _: any(glob(point) for point in superblock.points)
+
+
+def _reasons(
+    found: Sequence[Superblock],
+    numbers: Sequence[frozenset[str]],
+    by_path: Mapping[str, BlockDevice],
+    block_types: frozenset[str],
+    rules: Rules,
+) -> list[tuple[Reason | None, bool]]:
+    """Return why each file system is left out, None for those that are planned, and whether that is a strict error.
+
+    What a file system is comes before what was asked for, and an exclude before an include: the reason given is the
+    first that applies in the order of `states.Reason`. What was not asked for is no error. `numbers` are those of the
+    devices of each file system and its own.
     """
-    include, exclude = _globs(rules.include), _globs(rules.exclude + rules.request_exclude)
-    wanted = _globs(rules.request_include)
+    exclude = _selectors(rules.exclude + rules.request_exclude, by_path)
+    wanted = _selectors(rules.request_include, by_path)
+    includes = [those for those in (_selectors(rules.include, by_path), wanted) if those]
     literal = None if rules.literal is None else frozenset(rules.literal)
 
-    def reason(superblock: Superblock) -> Reason | None:
-        info, points = superblock
-        if server_of(info.fstype) is not Server.KERNEL:
-            return Reason.NETWORK
-        if info.fstype not in block_types or info.fstype == "autofs":
-            return Reason.PSEUDO
-        if "ro" in info.super_options.split(","):
-            return Reason.READ_ONLY
-        if _any(exclude, points):
+    def choice(superblock: Superblock, own: frozenset[str]) -> Reason | None:
+        if any(one.matches(superblock, own) for one in exclude):
             return Reason.EXCLUDED
-        if any(globs and not _any(globs, points) for globs in (include, wanted)):
+        if not all(any(one.matches(superblock, own) for one in those) for those in includes):
             return Reason.NOT_INCLUDED
-        if literal is not None and literal.isdisjoint(points):
+        # A list of mount points means what is seen there.
+        if literal is not None and literal.isdisjoint(superblock.shown or superblock.points):
             return Reason.NOT_INCLUDED
         return None
 
-    reasons = [reason(superblock) for superblock in found]
-    for glob, matches in wanted.items():  # ADR 0007: each must match, not any
-        matched = [(s.points[0], r) for s, r in zip(found, reasons, strict=True) if any(map(matches, s.points))]
-        left_out = [f"{mountpoint} ({r.value})" for mountpoint, r in matched if r is not None]
+    reasons = []
+    for superblock, own in zip(found, numbers, strict=True):
+        reason, is_error = _nature(superblock, block_types)
+        if reason is None or is_error:
+            chosen = choice(superblock, own)
+            reason, is_error = reason or chosen, is_error and chosen is None
+        reasons.append((reason, is_error))
+    for selector in wanted:
+        matched = [
+            (superblock.points[0], reason)
+            for superblock, own, (reason, _) in zip(found, numbers, reasons, strict=True)
+            if selector.matches(superblock, own)
+        ]
+        left_out = [f"{mountpoint} ({reason.value})" for mountpoint, reason in matched if reason is not None]
         if len(left_out) == len(matched):
             why = f"matches only what is left out: {', '.join(left_out[:5])}" if left_out else "matches no file system"
-            raise Fault(Code.PARAMS, f"include glob {glob!r} {why}; nothing was frozen")
+            raise Fault(Code.PARAMS, f"include {selector.text!r} {why}; nothing was frozen")
     return reasons
 
 
-_Globs = Mapping[str, Callable[[str], object]]
-
-
-def _globs(globs: Iterable[str]) -> _Globs:
-    # Compiled here, since fnmatch remembers only 256 patterns.
-    try:
-        return {glob: re.compile(fnmatch.translate(glob)).match for glob in globs}
-    except re.error as error:
-        raise Fault(Code.PARAMS, f"malformed glob {error.pattern!r}: {error}; nothing was frozen") from None
-
-
-def _any(globs: _Globs, points: Iterable[str]) -> bool:
-    return any(matches(point) for point in points for matches in globs.values())
+def _nature(superblock: Superblock, block_types: frozenset[str]) -> tuple[Reason | None, bool]:
+    """Return why a file system cannot be frozen, None if it can, and whether that is an error under strict."""
+    info = superblock.info
+    options = info.super_options.split(",")
+    match server_of(info.fstype):
+        case Server.NETWORK:
+            return Reason.NETWORK, False
+        case Server.FUSE_ON_DISK:
+            return Reason.FUSE, True
+        case Server.FUSE:
+            return Reason.FUSE, "user_id=0" in options and info.source.startswith("/dev/")
+    if info.fstype == "zfs":
+        return Reason.ZFS, "ro" not in options
+    if info.fstype not in block_types or info.fstype == "autofs":
+        return Reason.PSEUDO, False
+    if "ro" in options:
+        return Reason.READ_ONLY, False
+    if not DAMAGED.isdisjoint(options):
+        return Reason.DAMAGED, True
+    if not superblock.shown:
+        return Reason.UNREACHABLE, True
+    return None, False
 
 
 _Node = int | str | None
 """A file system (its index), a block device (its name), or what is not understood (None)."""
 
 
+def _paths_of(devices: Sequence[BlockDevice]) -> dict[str, BlockDevice]:
+    by_path = {"/dev/" + d.name.replace("!", "/"): d for d in devices}
+    return by_path | {"/dev/mapper/" + d.mapper: d for d in devices if d.mapper}
+
+
 def _lies_on(
-    found: Sequence[Superblock], devices: Iterable[BlockDevice], uppers: Mapping[str, str]
-) -> tuple[Callable[[_Node], list[_Node]], list[tuple[str, ...]]]:
-    """Return what gives that on which a node lies directly, and the disks of each file system."""
-    devices = list(devices)
+    found: Sequence[Superblock],
+    devices: Sequence[BlockDevice],
+    by_path: Mapping[str, BlockDevice],
+    uppers: Mapping[str, str],
+) -> tuple[Callable[[_Node], list[_Node]], list[list[BlockDevice]]]:
+    """Return what gives that on which a node lies directly, and the devices of each file system."""
     by_name = {d.name: d for d in devices}
     by_number = {d.number: d for d in devices}
-    by_path = {"/dev/" + d.name.replace("!", "/"): d for d in devices}
-    by_path |= {"/dev/mapper/" + d.mapper: d for d in devices if d.mapper}
     claimed = {name for s in found if s.info.source in by_path for name in by_path[s.info.source].pool}
     unclaimed = [d for d in devices if d.pool and d.name not in claimed]
     index = {s.info.device: i for i, s in enumerate(found)}
@@ -353,11 +456,7 @@ def _lies_on(
             nodes.append(index.get(device.file_on))
         return nodes if device.understood else [*nodes, None]
 
-    disks = []
-    for names, _ in members:
-        known = (by_name[name] for name in names if name in by_name)
-        disks.append(tuple(dict.fromkeys((d.disk or d.name).replace("!", "/") for d in known)))
-    return below, disks
+    return below, [[by_name[name] for name in names if name in by_name] for names, _ in members]
 
 
 def _reach(

@@ -13,11 +13,11 @@ import os
 import queue
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from . import kernel
-from .plan import MountInfo, Server, path_walk, server_of, upper_folder
+from .plan import MountInfo, Server, Superblock, behind_servers, path_walk, server_of, upper_folder
 
 PATIENCE = 1.0  # seconds
 T = TypeVar("T")
@@ -68,6 +68,27 @@ class Probe:
                     pending |= {upper.device} - wanted.keys()
         return wanted
 
+    def shown(self, superblocks: Iterable[Superblock], block_types: frozenset[str]) -> Mapping[str, str]:
+        """Return for superblocks of which the mounts do not tell it the mount point to open, "" if there is none.
+
+        That is a folder or a file, so that opening it does not block, and no FUSE or network file system stands on the
+        way if that can be avoided. A disk that is slow to answer is no reason to leave a file system out.
+        """
+        questions = {}
+        avoidable = set()
+        for one in superblocks:
+            if one.sure or not one.shown or one.info.fstype not in block_types:
+                continue
+            if server_of(one.info.fstype) is not Server.KERNEL:
+                continue
+            mounts = [m for m in self._mountinfo if m.device == one.info.device and m.mountpoint in one.shown]
+            mounts.sort(key=lambda m: m.mount_id in self._behind)
+            if mounts[0].mount_id not in self._behind:
+                avoidable.add(one.info.device)
+            questions[one.info.device] = functools.partial(_first_to_open, mounts)
+        answers = ask(questions)
+        return {d: answers.get(d, "") for d in questions if d in answers or d not in avoidable}
+
     def _superblock(self, st_dev: str) -> str:
         """Return the superblock, as mountinfo has it, of files with that device number; "" if none is known."""
         return st_dev if st_dev in self._numbers else self._anonymous.get(st_dev, "")
@@ -80,7 +101,7 @@ class Probe:
             for m in self._mountinfo
             if m.fstype in ("btrfs", "overlay")
             and self._leads_to.get(m.mountpoint) == m.mount_id
-            and self._is_trusted(m)
+            and m.mount_id not in self._behind
         }
         opened = ask({point: functools.partial(_mount_at, point) for point in dict.fromkeys(points.values())})
         return {
@@ -100,24 +121,16 @@ class Probe:
     def _first(self, superblock: str) -> int:
         return self._firsts[superblock]
 
-    def _is_trusted(self, mount: MountInfo) -> bool:
-        """Return whether the way to a mount is the kernel's alone."""
-        return all(server_of(m.fstype) is Server.KERNEL and m.fstype != "autofs" for m in self._way(mount))
-
-    def _way(self, mount: MountInfo) -> Iterator[MountInfo]:
-        seen = set()
-        here: MountInfo | None = mount
-        while here and here.mount_id not in seen:
-            seen.add(here.mount_id)
-            yield here
-            here = self._by_id.get(here.parent_id)
+    @functools.cached_property
+    def _behind(self) -> frozenset[int]:
+        return behind_servers(self._mountinfo)
 
     def _is_safe(self, path: str) -> bool:
         folder = path
         while folder not in self._leads_to and folder != "/":
             folder = folder.rpartition("/")[0] or "/"
         mount = self._by_id.get(self._leads_to.get(folder, -1))
-        return mount is not None and self._is_trusted(mount)
+        return mount is not None and mount.mount_id not in self._behind
 
 
 def ask(questions: Mapping[str, Callable[[], T]], patience: float = PATIENCE) -> dict[str, T]:
@@ -164,6 +177,21 @@ def _status_of(name: str, number: str) -> tuple[int, int]:
         return kernel.loop_backing(fd)
     finally:
         os.close(fd)
+
+
+def _first_to_open(mounts: Sequence[MountInfo]) -> str:
+    for mount in mounts:
+        try:
+            fd = os.open(mount.mountpoint, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            continue  # another one may lead there
+        try:
+            kind = os.fstat(fd).st_mode
+            if mount_id(fd) == mount.mount_id and (stat.S_ISDIR(kind) or stat.S_ISREG(kind)):
+                return mount.mountpoint
+        finally:
+            os.close(fd)
+    return ""
 
 
 def _mount_at(path: str) -> tuple[int, int]:

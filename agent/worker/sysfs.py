@@ -17,7 +17,16 @@ from dataclasses import replace
 from ..api.errors import failed
 from ..api.options import Rules
 from ..api.records import Plan
-from .plan import BlockDevice, MountInfo, build_plan, is_anonymous, named_devices, parse_filesystems, parse_mountinfo
+from .plan import (
+    BlockDevice,
+    MountInfo,
+    build_plan,
+    is_anonymous,
+    named_devices,
+    parse_filesystems,
+    parse_mountinfo,
+    superblocks,
+)
 from .probe import Probe
 
 LOOP = "7:"
@@ -40,8 +49,18 @@ def read_plan(rules: Rules, *, ask: bool = True) -> Plan:
         devices = read_devices(mountinfo, probe)
     except OSError as error:
         raise failed(error, f"read {error.filename}") from error
-    uppers = probe.uppers(d.file_on for d in devices if d.file_on) if probe else {}
-    return build_plan(mountinfo, block_types, devices, rules, uppers)
+    if probe is None:
+        return build_plan(mountinfo, block_types, devices, rules)
+    uppers = probe.uppers(d.file_on for d in devices if d.file_on)
+    shown = probe.shown(superblocks(mountinfo), block_types)
+    return build_plan(mountinfo, block_types, devices, rules, uppers, shown, _links(rules))
+
+
+def _links(rules: Rules) -> dict[str, str]:
+    """Return where the paths below /dev that selectors name lead to; any other path could hang."""
+    selectors = (*rules.include, *rules.exclude, *rules.request_include, *rules.request_exclude)
+    paths = (one.removeprefix("dev:") for one in selectors if one.startswith("dev:/dev/"))
+    return {path: os.path.realpath(path) for path in paths if os.path.islink(path)}
 
 
 def read_mountinfo() -> list[MountInfo]:

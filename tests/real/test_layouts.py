@@ -9,6 +9,7 @@ import contextlib
 import os
 import subprocess
 import time
+import xmlrpc.client
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -165,3 +166,57 @@ def test_an_ext4_with_its_journal_elsewhere(rig: Rig, monkeypatch: pytest.Monkey
     freezes_and_thaws(daemon, fs, outer)
     fs.unmount()
     fs.detach()
+
+
+def reason(daemon: Daemon, number: str) -> str:
+    """Return why the file system with that number is left out."""
+    left_out = daemon.proxy().va.fsplan()["left_out"]
+    (found,) = [m["reason"] for m in left_out if m["device"] == number]
+    return str(found)
+
+
+def test_a_covered_file_system_is_left_out_and_the_others_are_frozen(rig: Rig) -> None:
+    fs, other = rig.fs("ext4"), rig.fs("ext4")
+    number = fs.number
+    cover(fs.path)
+    with unmounted_after(fs.path):
+        daemon = daemon_for(rig)
+        assert reason(daemon, number) == "unreachable"
+        freezes_and_thaws(daemon, other)
+        with pytest.raises(xmlrpc.client.Fault, match="unreachable"):
+            daemon.proxy().va.fsfreeze({"strict": True})
+
+
+def test_a_file_system_of_which_only_a_fifo_is_mounted(rig: Rig) -> None:
+    fs, other = rig.fs("ext4"), rig.fs("ext4")
+    number = fs.number
+    fifo, place = fs.path / "fifo", rig.area.fresh("fifo")
+    os.mkfifo(fifo)
+    place.touch()
+    linux.mount(str(fifo), str(place), flags=linux.MS_BIND)
+    linux.umount(str(fs))
+    with unmounted_after(place):
+        daemon = daemon_for(rig)
+        assert reason(daemon, number) == "unreachable"
+        freezes_and_thaws(daemon, other)
+    fs.mount()
+
+
+def test_a_file_system_that_stopped_writing_after_an_error(rig: Rig) -> None:
+    fs, other = rig.fs("ext4"), rig.fs("ext4")
+    linux.mount("", str(fs), flags=linux.MS_REMOUNT, data="errors=remount-ro")
+    Path("/sys/fs/ext4", Path(fs.device).name, "trigger_fs_error").write_text("a test")
+    daemon = daemon_for(rig)
+    why = reason(daemon, fs.number)
+    if why == "read-only":
+        pytest.skip("this kernel calls it read-only, as it was before 6.12")
+    assert why == "damaged"
+    freezes_and_thaws(daemon, other)
+
+
+def test_selectors_by_device_and_type(rig: Rig) -> None:
+    ext4, xfs = rig.fs("ext4"), rig.fs("xfs")
+    host = daemon_for(rig).proxy()
+    for selector, chosen in ((f"dev:{ext4.device}", ext4), (f"dev:{xfs.number}", xfs), ("type:xf?", xfs)):
+        (mount,) = host.va.fsplan({"include": [selector]})["mounts"]
+        assert mount["mountpoint"] == str(chosen)

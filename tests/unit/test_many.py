@@ -69,7 +69,15 @@ def escaped(count: int) -> tuple[list[str], list[BlockDevice]]:
     return [f"{i + 2} 1 8:1 /c /{i}{chr(92)}040{chr(92)}012 rw - ext4 /dev/sda1 rw" for i in range(count)], []
 
 
-SHAPES: Sequence[Shape] = (containers, loops, stacked, in_each_other, at_long_paths, escaped)
+def not_understood(count: int) -> tuple[list[str], list[BlockDevice]]:
+    """Return one file system on a network block device after many bind mounts and FUSE mounts."""
+    lines = [f"{i + 2} 1 8:1 /c /b{i} rw - ext4 /dev/sda1 rw" for i in range(count)]
+    lines += [f"{i + count + 2} 1 0:{i + 50} / /f{i} rw - fuse.x x rw" for i in range(count)]
+    lines.append(f"{2 * count + 2} 1 43:0 / /nbd rw - ext4 /dev/nbd0 rw")
+    return lines, [BlockDevice("nbd0", "43:0", understood=False)]
+
+
+SHAPES: Sequence[Shape] = (containers, loops, stacked, in_each_other, at_long_paths, escaped, not_understood)
 
 
 def planned(shape: Shape, count: int) -> Callable[[], Plan]:

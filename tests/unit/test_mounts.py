@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import json
+import re
 import string
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from virtagent.agent.worker.plan import (
     parse_filesystems,
     parse_mountinfo,
     server_of,
+    superblocks,
     upper_folder,
     walk_down,
 )
@@ -218,9 +220,75 @@ def test_types_that_are_not_nodev() -> None:
     "fstype",
     [*["smbfs", "cifs", "smb3", "nfs", "nfs4", "ceph", "9p", "afs"], "fuse", "fuse.sshfs", "fuseblk", "virtiofs"],
 )
-def test_network_types_are_never_planned_even_if_block_types(fstype: str) -> None:
+def test_what_others_serve_is_never_planned_even_if_its_type_is_a_block_type(fstype: str) -> None:
     found = plan([mount("0:50", "/net", fstype)], types=BLOCK_TYPES | {fstype})
-    assert reasons(found) == {"/net": "network"}
+    assert reasons(found) == {"/net": "fuse" if fstype.startswith("fuse") else "network"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "is_error"),
+    [
+        ({"fstype": "fuseblk", "source": "/dev/sdb1"}, "fuse", True),
+        ({"fstype": "fuse.fuse2fs", "source": "/dev/sdb1", "super_options": "rw,user_id=0,group_id=0"}, "fuse", True),
+        ({"fstype": "fuse.x", "source": "/dev/sdb1", "super_options": "rw,user_id=1000,group_id=0"}, "fuse", False),
+        ({"fstype": "fuse.x", "source": "x", "super_options": "rw,user_id=0,group_id=0"}, "fuse", False),
+        ({"fstype": "nfs4", "source": "/dev/sdb1"}, "network", False),
+        ({"fstype": "zfs", "source": "tank/a"}, "zfs", True),
+        ({"fstype": "zfs", "source": "tank/a", "super_options": "ro"}, "zfs", False),
+        ({"super_options": "rw,errors=remount-ro,emergency_ro"}, "damaged", True),
+        ({"super_options": "rw,shutdown"}, "damaged", True),
+        ({"super_options": "ro,emergency_ro"}, "read-only", False),
+        ({"fstype": "proc"}, "pseudo", False),
+    ],
+)
+def test_what_it_is_and_whether_that_is_an_error_under_strict(
+    fields: dict[str, Any], reason: str, is_error: bool
+) -> None:
+    (left,) = plan([mount("8:16", "/x", **fields)]).left_out
+    assert (left.reason, left.strict_error) == (reason, is_error)
+    (left,) = plan([mount("8:16", "/x", **fields)], exclude=("/x",)).left_out
+    assert (left.reason, left.strict_error) == (reason, False), "what was not asked for is no error"
+
+
+# How it is reached
+
+
+def test_a_file_system_of_which_all_mount_points_are_covered_is_unreachable() -> None:
+    covered, over = mount("8:2", "/srv", mount_id=10), mount("8:3", "/srv", mount_id=11, parent_id=10)
+    found = plan([covered, over])
+    assert reasons(found) == {"/srv": "unreachable"}
+    assert [m.device for m in found.mounts if m.mountpoint == "/srv"] == ["8:3"]
+    assert found.left_out[0].strict_error
+    assert set(levels(plan([covered, over, mount("8:2", "/bind")]))) == {"/", "/srv", "/bind"}
+
+
+def test_a_list_of_mount_points_means_what_is_seen_there() -> None:
+    covered, over = mount("8:2", "/srv", mount_id=10), mount("8:3", "/srv", mount_id=11, parent_id=10)
+    found = plan([covered, over, mount("8:2", "/bind")], literal=("/srv",))
+    assert [m.device for m in found.mounts] == ["8:3"]
+
+
+def test_a_path_that_is_too_long_leads_nowhere() -> None:
+    long = "/" + "\udcff" * 4095
+    assert reasons(plan([mount("8:2", long)])) == {long: "unreachable"}
+    assert the(plan([mount("8:2", long), mount("8:2", "/b", root="/sub")]), "8:2") == ("/b", (long,))
+
+
+@pytest.mark.parametrize("fstype", ["fuse.x", "nfs4", "autofs"])
+def test_a_way_past_servers_is_chosen_if_there_is_one(fstype: str) -> None:
+    behind = [mount("0:50", "/f", fstype, mount_id=20), mount("8:2", "/f/in", parent_id=20)]
+    assert the(plan([*behind, mount("8:2", "/other", root="/sub")]), "8:2") == ("/other", ("/f/in",))
+    assert the(plan(behind), "8:2") == ("/f/in", ())
+    assert [s.sure for s in superblocks([ROOT, *behind])] == [True, False, False]
+
+
+def test_what_was_found_out_about_mount_points_counts() -> None:
+    fifo, file = mount("8:2", "/fifo", root="/fifo"), mount("8:2", "/file", root="/file")
+    assert not superblocks([ROOT, fifo])[1].sure
+    found = build_plan([ROOT, fifo, file], BLOCK_TYPES, [SDA, SDA1], Rules(), shown={"8:2": "/file"})
+    assert the(found, "8:2") == ("/file", ("/fifo",))
+    found = build_plan([ROOT, fifo], BLOCK_TYPES, [SDA, SDA1], Rules(), shown={"8:2": ""})
+    assert reasons(found) == {"/fifo": "unreachable"}
 
 
 @pytest.mark.parametrize("fstype", ["tmpfs", "proc", "overlay", "fusectl", "unheardof"])
@@ -339,6 +407,50 @@ def test_globs_are_those_of_fnmatchcase(glob: str) -> None:
     assert found == {m.mountpoint for m in [ROOT, *SRV] if fnmatch.fnmatchcase(m.mountpoint, glob)}
 
 
+DB = BlockDevice("dm-7", "253:7", mapper="vg-db")
+POOL = [BlockDevice("sdp", "8:240", pool=("sdp", "sdq")), BlockDevice("sdq", "65:0", pool=("sdp", "sdq"))]
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        ("type:ext?", {"/", "/db", "/srv"}),
+        ("type:btrfs", {"/pool"}),
+        ("type:", set()),
+        ("dev:8:2", {"/srv"}),
+        ("dev:65:0", {"/pool"}),
+        ("dev:0:40", {"/pool"}),
+        ("dev:/dev/sdq", {"/pool"}),
+        ("dev:/dev/dm-7", {"/db"}),
+        ("dev:/dev/mapper/vg-db", {"/db"}),
+        ("dev:/dev/by-uuid/db", {"/db"}),
+        ("dev:/dev/gone", set()),
+    ],
+)
+def test_selectors_by_type_and_device(selector: str, expected: set[str]) -> None:
+    mounts = [ROOT, mount("8:2", "/srv"), mount("253:7", "/db"), mount("0:40", "/pool", "btrfs", source="/dev/sdp")]
+    devices = [SDA, SDA1, BlockDevice("sdb", "8:2"), DB, *POOL]
+    links = {"/dev/by-uuid/db": "/dev/dm-7"}
+
+    def chosen(**rules: Any) -> set[str]:
+        return set(levels(build_plan(mounts, BLOCK_TYPES, devices, Rules(**rules), links=links)))
+
+    assert chosen(include=(selector,)) == expected
+    assert chosen(exclude=(selector,)) == {"/", "/db", "/srv", "/pool"} - expected
+    if expected:
+        assert chosen(request_include=(selector,)) == expected
+    else:
+        with pytest.raises(Fault, match="matches no file system"):
+            chosen(request_include=(selector,))
+
+
+@pytest.mark.parametrize("selector", ["dev:", "dev:8", "dev:sda", "dev:8:1:2", "dev:8:*"])
+def test_a_malformed_device_is_refused_by_name(selector: str) -> None:
+    with pytest.raises(Fault, match=re.escape(repr(selector))) as caught:
+        plan(SRV, include=(selector,))
+    assert caught.value.code is Code.PARAMS
+
+
 # One entry a superblock
 
 
@@ -366,7 +478,6 @@ def test_a_covered_mount_is_not_the_primary() -> None:
     over = mount("8:3", "/srv", mount_id=11, parent_id=10)
     assert the(plan([lower, over, mount("8:2", "/bind", root="/sub")]), "8:2") == ("/bind", ("/srv",))
     assert the(plan([lower, over]), "8:3") == ("/srv", ())
-    assert the(plan([lower, over]), "8:2") == ("/srv", ())
 
 
 def test_a_mount_under_a_covered_folder_is_not_the_primary() -> None:
@@ -410,10 +521,8 @@ def test_a_loop_image_lies_on_the_file_system_that_holds_it() -> None:
 
 def test_a_file_system_mounted_over_the_folder_of_its_own_image() -> None:
     mounts = [mount("8:2", "/srv", mount_id=10), mount("7:0", "/srv", mount_id=11, parent_id=10)]
-    found = plan(mounts, [BlockDevice("loop0", "7:0", file_on="8:2")])
-    assert [(m.device, [found.mounts[i].device for i in m.hosts]) for m in found.mounts if m.hosts] == [
-        ("7:0", ["8:2"])
-    ]
+    found = plan([*mounts, mount("8:2", "/bind")], [BlockDevice("loop0", "7:0", file_on="8:2")])
+    assert lies_on(found) == {"/srv": {"/bind"}, "/bind": set(), "/": set()}
 
 
 def test_a_partition_of_a_loop_device() -> None:
@@ -713,6 +822,78 @@ def test_every_host_has_a_higher_level_and_every_level_a_reason(system: Any) -> 
     assert not planned & left_out
     assert planned | left_out == {m.device for m in mounts}
     assert Plan.load(msgpack.unpackb(msgpack.packb(found.dump()))) == found
+
+
+# Made-up stacks
+
+DISK, NBD = "disk", "nbd"
+
+
+@st.composite
+def stacks(draw: st.DrawFn) -> tuple[list[MountInfo], list[BlockDevice], dict[str, str], dict[str, set[str]], set[str]]:
+    """Return mounts in the order of mounting, devices, upper layers, and what is true of each planned one.
+
+    That is on which others it lies, by device number, and which have something below that nobody can tell.
+    """
+    mounts, devices, uppers = [], [], {}
+    lies: dict[str, set[str]] = {}
+    unknown: set[str] = set()
+    passes_on: set[str] = set()
+    for i in range(draw(st.integers(1, 14))):
+        kind = draw(st.sampled_from(["disk", "nbd", "loop", "partition", "dm", "pool", "overlay", "fuse", "cover"]))
+        number = f"{'0' if kind in ('pool', 'overlay', 'fuse') else '250'}:{i + 100}"
+        holder = draw(st.sampled_from(sorted(lies))) if lies else ""
+        holders = {holder} if holder else set()
+        under = set(holders).union(*(lies[one] for one in holders))
+        is_unknown = holder in unknown & passes_on  # what lies on a planned one is known to
+        loop_device = BlockDevice(f"loop{i}", f"7:{i}", file_on=holder)
+        fields: dict[str, Any] = {"mount_id": i + 2}
+        point = f"/m{i}"
+        match kind:
+            case "loop" | "cover":
+                if kind == "cover" and mounts:
+                    point, fields["parent_id"] = mounts[-1].mountpoint, mounts[-1].mount_id
+                devices.append(replace(loop_device, number=number))
+            case "partition":
+                devices += [loop_device, BlockDevice(f"loop{i}p1", number, disk=f"loop{i}")]
+            case "dm":
+                devices += [loop_device, BlockDevice(f"dm-{i}", number, slaves=(f"loop{i}",))]
+            case "pool":
+                devices.append(replace(loop_device, pool=(f"loop{i}",)))
+                fields |= {"fstype": "btrfs", "source": f"/dev/loop{i}"}
+            case "overlay":
+                fields |= {"fstype": "overlay", "super_options": "rw,upperdir=/u"}
+                uppers |= {number: holder} if holder else {}
+                is_unknown |= not holder
+                passes_on.add(number)
+            case "fuse":
+                passes_on.add(number)
+                fields |= {"fstype": "fuse.x", "source": holder}
+                under, is_unknown = set(), True
+            case _:
+                under = set()
+                is_unknown = kind == NBD
+                devices.append(BlockDevice(f"{kind}{i}", number, understood=kind == DISK))
+        mounts.append(mount(number, point, **fields))
+        if is_unknown:
+            unknown.add(number)
+            under = under if number in passes_on else {*lies}
+        lies[number] = under
+    return mounts, devices, uppers, lies, unknown
+
+
+@given(stacks())
+def test_nothing_freezes_beside_or_after_what_it_lies_on(stack: Any) -> None:
+    mounts, devices, uppers, lies, unknown = stack
+    found = build_plan(mounts, BLOCK_TYPES, devices, Rules(), uppers)
+    level = {m.device: m.level for m in found.mounts}
+    at = {m.device: i for i, m in enumerate(mounts)}
+    for upper in level:
+        for lower in lies[upper] & level.keys():
+            assert level[upper] < level[lower]
+        if upper in unknown:
+            assert all(level[upper] < level[lower] for lower in level if at[lower] < at[upper])
+    assert found.notes == (), "what lies on it was mounted later"
 
 
 def test_it_is_quick_enough() -> None:

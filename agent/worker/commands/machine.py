@@ -155,7 +155,7 @@ def fstrim(
     except OSError as error:
         raise Fault(Code.FAILED, f"failed to open mtab file: '/proc/self/mountinfo': {error.strerror}") from None
     paths = []
-    for info, points in reversed(found):
+    for info, points, *_ in reversed(found):
         anonymous = info.device.startswith("0:") and info.fstype != "btrfs"
         if anonymous or server_of(info.fstype) is Server.NETWORK:
             continue
