@@ -11,7 +11,7 @@ import time
 
 from ..api import records
 from . import sysfs
-from .plan import MountInfo
+from .mountinfo import MountInfo
 from .probe import mount_id
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from . import kernel
-from .plan import MountInfo, Server, Superblock, behind_servers, path_walk, server_of, upper_folder
+from .mountinfo import MountInfo, Server, Superblock, behind_servers, path_walk, server_of, upper_folder
 
 PATIENCE = 1.0  # seconds
 T = TypeVar("T")

@@ -17,16 +17,8 @@ from dataclasses import replace
 from ..api.errors import failed
 from ..api.options import Rules
 from ..api.records import Plan
-from .plan import (
-    BlockDevice,
-    MountInfo,
-    build_plan,
-    is_anonymous,
-    named_devices,
-    parse_filesystems,
-    parse_mountinfo,
-    superblocks,
-)
+from .mountinfo import MountInfo, is_anonymous, named_devices, parse_filesystems, parse_mountinfo, superblocks
+from .plan import BlockDevice, build_plan
 from .probe import Probe
 
 LOOP = "7:"

@@ -16,7 +16,8 @@ from virtagent.agent.api.states import FreezeState
 from virtagent.agent.api.text import NAMED_MAX, TITLE_MAX
 from virtagent.agent.wire import xmlrpc
 from virtagent.agent.worker import messages
-from virtagent.agent.worker.plan import BlockDevice, MountInfo, build_plan, parse_mountinfo
+from virtagent.agent.worker.mountinfo import MountInfo, parse_mountinfo
+from virtagent.agent.worker.plan import BlockDevice, build_plan
 from virtagent.supervisor.core import events, status
 from virtagent.supervisor.io import journal as journal_of
 

@@ -20,19 +20,17 @@ from hypothesis import strategies as st
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.options import Rules
 from virtagent.agent.api.records import Plan
-from virtagent.agent.worker.plan import (
-    BlockDevice,
+from virtagent.agent.worker.mountinfo import (
     MountInfo,
     Server,
-    build_plan,
     named_devices,
     parse_filesystems,
     parse_mountinfo,
     server_of,
     superblocks,
     upper_folder,
-    walk_down,
 )
+from virtagent.agent.worker.plan import BlockDevice, build_plan, walk_down
 
 BLOCK_TYPES = frozenset({"ext4", "xfs", "btrfs", "vfat", "fuseblk", "bcachefs", "squashfs"})
 ROOT = MountInfo(1, 0, "8:1", "/", "/", "ext4", "/dev/sda1", "rw")

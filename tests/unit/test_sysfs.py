@@ -12,7 +12,8 @@ import pytest
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.options import Rules
 from virtagent.agent.worker import sysfs
-from virtagent.agent.worker.plan import BlockDevice, MountInfo
+from virtagent.agent.worker.mountinfo import MountInfo
+from virtagent.agent.worker.plan import BlockDevice
 from virtagent.agent.worker.probe import Backing, Probe
 
 Add = Callable[..., None]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ...api.errors import Code, Fault
 from ...api.records import Mount
 from .. import kernel, methods, programs, sysfs
+from ..mountinfo import MountInfo, Server, server_of, superblocks
 from ..open_fs import Mounted, open_file_system
-from ..plan import MountInfo, Server, server_of, superblocks
 
 if TYPE_CHECKING:
     from ..context import Args, Worker
