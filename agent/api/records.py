@@ -28,7 +28,7 @@ class Mount:
     `device` is major:minor of the superblock as in mountinfo. `aliases` are its other mount points. `level` is its
     place in the order of freezing: 0 first. `hosts` are the indices of the planned file systems that this one lies on
     (by device numbers, also through file systems that are left out, or assumed to): they are frozen after it and thawed
-    before it. `disks` are the names in /proc/diskstats that its writes go to.
+    before it. `disks` are the disks, as /proc/diskstats names them, that its writes go to.
     """
 
     mountpoint: str
@@ -43,7 +43,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A file system that is not frozen, and why (a `states.Reason` value); `strict_error`: an error under strict."""
+    """A file system that is left out, and why (a `states.Reason` value); `strict_error`: an error under strict."""
 
     mountpoint: str
     aliases: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The file systems to freeze in the order of freezing (by level, inside a level in reverse mount order).
+    """The file systems to freeze, in that order: by level, and within a level in reverse mount order.
 
     `notes` are sentences about what in that order is not as it was assumed to be.
     """

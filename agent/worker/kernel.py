@@ -1,8 +1,8 @@
 """The only place that issues FIFREEZE, FITHAW, FITRIM, LOOP_GET_STATUS64, syncfs, mlockall, prctl and inotify.
 
-The first five may block in D state for as long as a disk is stuck, so the supervisor calls none of them; inotify only
-looks up a path, and the supervisor asks it for paths of devices.
-fcntl.ioctl and ctypes release the interpreter lock: the threads of one worker freeze in parallel.
+The first five may block in state D for as long as a disk is stuck, so the supervisor calls none of them. inotify only
+looks up a path; the supervisor uses it for paths of devices. fcntl.ioctl and ctypes release the interpreter lock, so
+the threads of one worker freeze in parallel.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ PATH_MAX = 4096  # bytes, with the NUL at the end
 
 
 class Server(enum.Enum):
-    """Who answers for what a file system does. Opening what is not the kernel's may block for ever."""
+    """Who serves a file system. Opening one that the kernel does not serve by itself may block for ever."""
 
     KERNEL = "kernel"
     NETWORK = "network"
@@ -26,7 +26,7 @@ class Server(enum.Enum):
 
 
 def server_of(fstype: str) -> Server:
-    """Return who serves the file systems of a type, as mountinfo names it ("ext4", "nfs4", "fuse.sshfs")."""
+    """Return who serves file systems of this type; mountinfo names types ("ext4", "nfs4", "fuse.sshfs")."""
     if fstype in NETWORK_TYPES:
         return Server.NETWORK
     family = fstype.partition(".")[0]
@@ -34,7 +34,7 @@ def server_of(fstype: str) -> Server:
 
 
 class MountInfo(NamedTuple):
-    """One line of mountinfo; the texts are unescaped, only `super_options` is as the kernel wrote it."""
+    """One line of mountinfo; the texts are unescaped, except `super_options`."""
 
     mount_id: int
     parent_id: int
@@ -49,7 +49,7 @@ class MountInfo(NamedTuple):
 def parse_mountinfo(text: str) -> list[MountInfo]:
     """Return the mounts of a mountinfo text (decoded as UTF-8 with surrogateescape).
 
-    Raises ValueError, which names the line, if one is malformed.
+    Raises ValueError that names the line if one is malformed.
     """
     mounts = []
     # No splitlines: of what Python takes for the end of a line, the kernel escapes only the newline.
@@ -70,7 +70,7 @@ def parse_mountinfo(text: str) -> list[MountInfo]:
 
 
 def parse_filesystems(text: str) -> frozenset[str]:
-    """Return the types in a text of /proc/filesystems that are not nodev."""
+    """Return the types in the text of /proc/filesystems that are not nodev."""
     return frozenset(line.strip() for line in text.split("\n") if line.strip() and not line.startswith("nodev"))
 
 
@@ -160,9 +160,9 @@ def behind_servers(mountinfo: Sequence[MountInfo]) -> frozenset[int]:
 
 
 def path_walk(mountinfo: Sequence[MountInfo]) -> dict[str, int]:
-    """Return for each mount point the id of the mount to which its path leads, as the kernel walks: from the root.
+    """Return for each mount point the id of the mount that its path leads to, as the kernel walks: from the root.
 
-    The order in mountinfo does not tell what covers what: the root is often mounted after /proc and /dev, moved there.
+    The order in mountinfo does not say what covers what: the root is often mounted after /proc and /dev.
     """
     outside = -1
     ids = {m.mount_id for m in mountinfo}
@@ -184,7 +184,7 @@ def path_walk(mountinfo: Sequence[MountInfo]) -> dict[str, int]:
 
 
 def _unescape(text: str) -> str:
-    """Return the text with its octal escapes (\\040) as the bytes they stand for."""
+    """Return the text with its octal escapes (\\040) replaced by the bytes that they mean."""
     if "\\" not in text:
         return text
     raw = re.sub(rb"\\([0-3][0-7]{2})", lambda m: bytes([int(m[1], 8)]), text.encode("utf-8", "surrogateescape"))

@@ -186,7 +186,7 @@ def _reasons(
             chosen = choice(superblock, own)
             reason, is_error = reason or chosen, is_error and chosen is None
         reasons.append((reason, is_error))
-    for selector in wanted:
+    for selector in wanted:  # ADR 0007: each must match, not any
         matched = [
             (superblock.points[0], reason)
             for superblock, own, (reason, _) in zip(found, numbers, reasons, strict=True)
