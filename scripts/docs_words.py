@@ -43,11 +43,16 @@ MOUNT_STATE = {
     states.MountState.LEFT_OUT: "not in the plan; the reason says why",
 }
 REASON = {
-    states.Reason.NETWORK: "a network or FUSE file system, which is never opened",
+    states.Reason.NETWORK: "a network file system, which is never opened",
+    states.Reason.FUSE: "a FUSE file system, which is never opened; with `strict` an error if it is on a local disk",
+    states.Reason.ZFS: "ZFS, which cannot freeze; an error with `strict`",
     states.Reason.PSEUDO: "its type is `nodev` in /proc/filesystems, or it is an automount point",
     states.Reason.READ_ONLY: "its superblock is read-only",
-    states.Reason.EXCLUDED: "an exclude glob matches one of its mount points",
-    states.Reason.NOT_INCLUDED: "there are include globs, and none matches",
+    states.Reason.DAMAGED: "it stopped writing after an error (`emergency_ro`, `shutdown`); an error with `strict`",
+    states.Reason.UNREACHABLE: "no path leads to it: all its mount points are covered or too long, are no folder and "
+    "no file, or lie behind a FUSE or network file system that does not answer; an error with `strict`",
+    states.Reason.EXCLUDED: "an exclude selector matches it",
+    states.Reason.NOT_INCLUDED: "there are include selectors, and none matches it",
 }
 OUTCOME = {
     states.Outcome.THAWED: "held without a break until the thaw was asked",

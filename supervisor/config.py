@@ -175,8 +175,10 @@ OPTIONS: Mapping[str, Option] = {
         "serve hosts here: unix:PATH (default unix:STATE-DIR/virtagentd.sock), vsock:PORT, virtio[:PATH], serial:PATH",
         repeats=True,
     ),
-    "include": Option(_text, "GLOB", "freeze only file systems with a mount point that matches", repeats=True),
-    "exclude": Option(_text, "GLOB", "never freeze file systems with a mount point that matches", repeats=True),
+    "include": Option(
+        _text, "GLOB", "freeze only file systems that match: a mount point, type:GLOB or dev:PATH", repeats=True
+    ),
+    "exclude": Option(_text, "GLOB", "never freeze file systems that match", repeats=True),
     "plan-limit": Option(_over_zero, "S", "limit of the plan phase"),
     "sync-limit": Option(_limit, "S", "limit of the sync phase, and the most that a request may ask for"),
     "freeze-limit": Option(_limit, "S", "limit of the freeze phase, and the most that a request may ask for"),

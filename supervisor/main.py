@@ -76,6 +76,7 @@ def describe(plan: Plan) -> str:
         lines.append(f"  level {mount.level}  {mount.mountpoint} ({mount.fstype}, {mount.device}){also}")
     lines.append(f"left out: {len(plan.left_out)}")
     lines += [f"  {left.reason:<12}  {left.mountpoint} ({left.fstype}, {left.device})" for left in plan.left_out]
+    lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(map(printable, lines)) + "\n"
 
 
@@ -154,7 +155,7 @@ def _found(journal_file: journal.Journal, config: Config, log: Log) -> JournalFo
     except (ValueError, OSError) as error:
         log.add("err", f"the journal cannot be read ({error}); thawing whatever can be frozen")
         try:
-            plan = sysfs.read_plan(Rules(config.include, config.exclude))
+            plan = sysfs.read_plan(Rules(config.include, config.exclude), ask=False)
         except Fault as fault:
             log.add("err", f"no plan to thaw by: {fault}")
             plan = Plan((), ())

@@ -23,8 +23,8 @@ def _struct(*fields: Param) -> tuple[Param, ...]:
 
 
 _SELECT = (
-    Param("include", Kind.GLOBS, "freeze only file systems with a mount point that matches", required=False),
-    Param("exclude", Kind.GLOBS, "leave out file systems with a mount point that matches", required=False),
+    Param("include", Kind.GLOBS, "freeze only file systems that match", required=False),
+    Param("exclude", Kind.GLOBS, "leave out file systems that match", required=False),
     Param("strict", Kind.BOOLEAN, "a file system that cannot be frozen is an error", required=False),
 )
 _WAIT = Param("wait", Kind.SECONDS, "how long the call waits; then fault IN_PROGRESS, the job goes on", required=False)

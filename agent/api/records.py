@@ -27,8 +27,8 @@ class Mount:
 
     `device` is major:minor of the superblock as in mountinfo. `aliases` are its other mount points. `level` is its
     place in the order of freezing: 0 first. `hosts` are the indices of the planned file systems that this one lies on
-    (through loop backing files and dm/md slaves, also through file systems that are left out): they are frozen after
-    it and thawed before it. `disks` are the disks, as /proc/diskstats names them, that its writes go to.
+    (by device numbers, also through file systems that are left out, or assumed to): they are frozen after it and thawed
+    before it. `disks` are the disks, as /proc/diskstats names them, that its writes go to.
     """
 
     mountpoint: str
@@ -43,26 +43,31 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A file system that is left out of the freeze, and why (a `states.Reason` value)."""
+    """A file system that is left out, and why (a `states.Reason` value); `strict_error`: an error under strict."""
 
     mountpoint: str
     aliases: tuple[str, ...] = ()
     device: str = ""
     fstype: str = ""
     reason: str = ""
+    strict_error: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The file systems to freeze, in that order: by level, and within a level in reverse mount order."""
+    """The file systems to freeze, in that order: by level, and within a level in reverse mount order.
+
+    `notes` are sentences about what in that order is not as it was assumed to be.
+    """
 
     mounts: tuple[Mount, ...]
     left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def dump(self) -> dict[str, Any]:
         """Return the plan as dicts and lists, for the report pipe, the journal and va.fsplan."""
         found = dump(self)
-        for record in (*found["mounts"], *found["left_out"]):
+        for record in (found, *found["mounts"], *found["left_out"]):
             record |= {name: list(value) for name, value in record.items() if type(value) is tuple}
         return found
 

@@ -338,7 +338,11 @@ class Reason(str, enum.Enum):
     """Why a file system is not part of the plan."""
 
     NETWORK = "network"
+    FUSE = "fuse"
+    ZFS = "zfs"
     PSEUDO = "pseudo"
     READ_ONLY = "read-only"
+    DAMAGED = "damaged"
+    UNREACHABLE = "unreachable"
     EXCLUDED = "excluded"
     NOT_INCLUDED = "not-included"

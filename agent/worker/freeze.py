@@ -245,6 +245,9 @@ class FreezeScript(_Together):
         yield steps.LockMemory()
         yield steps.Send(messages.Progress(Phase.PLAN.value))
         plan: records.Plan = yield steps.ReadPlan(self._options.rules)
+        refused = [f"{left.mountpoint} ({left.reason})" for left in plan.left_out if left.strict_error]
+        if self._options.strict and refused:
+            raise Fault(Code.FREEZE_FAILED, f"strict: cannot be frozen: {listed(refused)}; nothing was frozen")
         expedites: bool = yield steps.PrepareToExpedite()
         yield steps.Send(messages.Plan(plan.dump(), int(expedites)))
         yield from self._take(plan, obeys=True)

@@ -1,6 +1,6 @@
-"""The only place that issues FIFREEZE, FITHAW, FITRIM, syncfs, mlockall, prctl and inotify.
+"""The only place that issues FIFREEZE, FITHAW, FITRIM, LOOP_GET_STATUS64, syncfs, mlockall, prctl and inotify.
 
-The first four may block in state D for as long as a disk is stuck, so the supervisor calls none of them. inotify only
+The first five may block in state D for as long as a disk is stuck, so the supervisor calls none of them. inotify only
 looks up a path; the supervisor uses it for paths of devices. fcntl.ioctl and ctypes release the interpreter lock, so
 the threads of one worker freeze in parallel.
 """
@@ -20,6 +20,9 @@ _FITHAW = 0xC0045878
 _FITRIM = 0xC0185879
 _FSTRIM_RANGE = struct.Struct("=QQQ")  # start, len, minlen
 _U64_MAX = (1 << 64) - 1
+# linux/loop.h: the number, and the first three members of struct loop_info64: lo_device, lo_inode, lo_rdevice
+_LOOP_GET_STATUS64 = 0x4C05
+_LOOP_INFO64 = struct.Struct("=QQQ208x")
 # linux/prctl.h, sys/mman.h
 _PR_SET_PDEATHSIG = 1
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
@@ -51,6 +54,18 @@ def trim(fd: int, minimum: int) -> tuple[int, int]:
     fcntl.ioctl(fd, _FITRIM, wanted)
     _, trimmed, gone_by = _FSTRIM_RANGE.unpack(wanted)
     return trimmed, gone_by
+
+
+def loop_backing(fd: int) -> tuple[int, int]:
+    """Return the device numbers of what the loop device that `fd` is open on lies on.
+
+    The first is the st_dev of the backing file, the second its st_rdev, 0 unless it is a device itself. Whoever serves
+    the file is asked: a FUSE server that hangs blocks this. Raises OSError: ENXIO if nothing is set up.
+    """
+    told = bytearray(_LOOP_INFO64.size)
+    fcntl.ioctl(fd, _LOOP_GET_STATUS64, told)
+    device, _inode, rdevice = _LOOP_INFO64.unpack(told)
+    return device, rdevice
 
 
 def syncfs(fd: int) -> None:

@@ -11,7 +11,8 @@ import time
 
 from ..api import records
 from . import sysfs
-from .plan import MountInfo
+from .mountinfo import MountInfo
+from .probe import mount_id
 
 
 class Mounted:
@@ -53,7 +54,7 @@ def open_file_system(mount: records.Mount, mounted: Mounted) -> int:
         else:
             try:
                 mode = os.fstat(handle).st_mode
-                found = mounted.now(time.monotonic()).get(_mount_id(handle))
+                found = mounted.now(time.monotonic()).get(mount_id(handle))
                 if found and found.device == mount.device and (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
                     return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
@@ -65,11 +66,3 @@ def open_file_system(mount: records.Mount, mounted: Mounted) -> int:
             paths = sorted(there - tried)
             refused = refused if there else OSError(errno.ENODEV, "not mounted any more")
     raise refused
-
-
-def _mount_id(fd: int) -> int:
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
-        for line in info:
-            if line.startswith("mnt_id:"):
-                return int(line.split()[1])
-    raise OSError(errno.ENODEV, "no mnt_id in fdinfo")

@@ -1,17 +1,20 @@
 """From the text of mountinfo and sysfs to the plan of a freeze. Pure: opens no mount point, asks no device.
 
-The order must not be wrong: to freeze a file system before another one that lies on it deadlocks the machine. So "lies
-on" is followed through everything that passes writes down (loop devices, dm, md, partitions, btrfs members, xfs logs,
-overlays), also through file systems that are not frozen themselves.
+What may not go wrong here is the order: a file system that is frozen while another one that lies on it is not yet
+deadlocks the machine. So "lies on" is followed through everything that can carry writes down (loop devices, dm, md,
+partitions, btrfs members, journals and logs, overlays), also through file systems that are not frozen themselves, and
+by device numbers, never by the text of a path, which may lead elsewhere by now. What is not understood (a loop file on
+FUSE or on a network file system, nbd, drbd) lies on all that was mounted before it: an edge too many costs some
+milliseconds, one too few stops the guest.
 """
 
 from __future__ import annotations
 
-import enum
 import fnmatch
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from ..api.errors import Code, Fault
@@ -19,31 +22,12 @@ from ..api.options import Rules
 from ..api.records import LeftOut, Mount, Plan
 from ..api.states import Reason
 from ..api.text import listed
+from .mountinfo import MountInfo, Server, Superblock, as_shown, is_anonymous, named_devices, server_of, superblocks
 
-# fmt: off
-NETWORK_TYPES = frozenset({
-    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4",
-    "orangefs", "prl_fs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs",
-})
-# fmt: on
-DELETED = " (deleted)"  # the kernel appends this to the path of a file that has no name any more
-
-
-class Server(enum.Enum):
-    """Who serves a file system. Opening one that the kernel does not serve by itself may block for ever."""
-
-    KERNEL = "kernel"
-    NETWORK = "network"
-    FUSE = "fuse"
-    FUSE_ON_DISK = "fuseblk"
-
-
-def server_of(fstype: str) -> Server:
-    """Return who serves file systems of this type; mountinfo names types ("ext4", "nfs4", "fuse.sshfs")."""
-    if fstype in NETWORK_TYPES:
-        return Server.NETWORK
-    family = fstype.partition(".")[0]
-    return {"fuse": Server.FUSE, "fuseblk": Server.FUSE_ON_DISK}.get(family, Server.KERNEL)
+DAMAGED = frozenset({"emergency_ro", "shutdown"})  # options of a superblock that writes no more, after an error
+IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "rootfs", "hugetlbfs"})
+NOTES_MAX = 20
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 T = TypeVar("T", bound=Hashable)
@@ -64,277 +48,284 @@ def walk_down(start: Iterable[T], below: Callable[[T], Iterable[T]]) -> Iterator
             pending += [*below(here)][::-1]
 
 
-class MountInfo(NamedTuple):
-    """One line of mountinfo; the texts are unescaped, except `super_options`."""
-
-    mount_id: int
-    parent_id: int
-    device: str
-    root: str
-    mountpoint: str
-    fstype: str
-    source: str
-    super_options: str
-
-
 @dataclass(frozen=True, slots=True)
 class BlockDevice:
     """One block device as in sysfs.
 
     `name` is its name in /sys/class/block and `number` its major:minor. `mapper` is its name below /dev/mapper, `disk`
-    the disk that it is a partition of, `backing_file` the text of loop/backing_file, `slaves` the devices that dm or md
-    made it of, `pool` the members, including itself, of the mounted btrfs that it belongs to.
+    the disk that it is a partition of, `slaves` the devices that dm or md made it of, or that a loop device lies over,
+    `file_on` the superblock (major:minor) that has a loop device's file, `pool` the members, itself among them, of the
+    mounted btrfs that it belongs to, `journal` the device with the journal of the ext4 on it. Where it is not
+    `understood`, it may lie on anything else, too.
     """
 
     name: str
     number: str
     mapper: str = ""
     disk: str = ""
-    backing_file: str = ""
+    file_on: str = ""
     slaves: tuple[str, ...] = ()
     pool: tuple[str, ...] = ()
-
-
-def parse_mountinfo(text: str) -> list[MountInfo]:
-    """Return the mounts of a mountinfo text (decoded as UTF-8 with surrogateescape).
-
-    Raises ValueError that names the line if one is malformed.
-    """
-    mounts = []
-    # Not splitlines: of the characters that it splits at, the kernel escapes only the newline.
-    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
-        try:
-            mount, _, file_system = line.partition(" - ")
-            mount_id, parent_id, device, root, mountpoint, _ = mount.split(" ", 5)
-            fstype, source, options = file_system.split(" ", 2)
-            major, minor = device.split(":")
-            if not all(map(str.isdecimal, (mount_id, parent_id, major, minor))) or not mountpoint.startswith("/"):
-                raise ValueError
-            if "\\" in line:
-                root, mountpoint, fstype, source = map(_unescape, (root, mountpoint, fstype, source))
-            mounts.append(MountInfo(int(mount_id), int(parent_id), device, root, mountpoint, fstype, source, options))
-        except ValueError:
-            raise ValueError(f"mountinfo line {number} is malformed: {line[:200]!r}") from None
-    return mounts
-
-
-def parse_filesystems(text: str) -> frozenset[str]:
-    """Return the types in the text of /proc/filesystems that are not nodev."""
-    return frozenset(line.strip() for line in text.split("\n") if line.strip() and not line.startswith("nodev"))
-
-
-def named_below(mount: MountInfo) -> list[str]:
-    """Return the devices, files and folders that a file system names in addition to its device number."""
-    paths = []
-    if mount.device.startswith("0:"):  # btrfs, overlay, ecryptfs, fuse: an anonymous number, which is not a device's
-        paths.append(mount.source)
-        if mount.source.startswith("/dev/") and ":" in mount.source:  # bcachefs joins its devices like this
-            paths += mount.source.split(":")
-    if "dev=" in mount.super_options or "upperdir=" in mount.super_options:
-        for option in mount.super_options.split(","):
-            key, _, value = option.partition("=")
-            if key in ("logdev", "rtdev", "upperdir"):
-                paths.append(_unescape(value))
-    return [path for path in paths if path.startswith("/")]
+    journal: str = ""
+    understood: bool = True
 
 
 def build_plan(
-    mountinfo: Sequence[MountInfo], block_types: frozenset[str], devices: Iterable[BlockDevice], rules: Rules
+    mountinfo: Sequence[MountInfo],
+    block_types: frozenset[str],
+    devices: Iterable[BlockDevice],
+    rules: Rules,
+    uppers: Mapping[str, str] = NOTHING,
+    shown: Mapping[str, str] = NOTHING,
+    links: Mapping[str, str] = NOTHING,
 ) -> Plan:
     """Return what to freeze in which order, and what is left out for which reason.
 
-    Raises Fault: PARAMS if a glob is malformed or an include glob of the request matches nothing that is planned,
-    FREEZE_FAILED if file systems that are planned lie on each other in a circle.
+    What was found out: `uppers` gives for overlays the superblock of the upper layer, both major:minor; others are not
+    understood. `shown` gives for superblocks a mount point that leads to them, "" if there is none. `links` gives for
+    paths of selectors the path of the device that they lead to.
+    Raises Fault: PARAMS if a selector is malformed or one of the request's include matches nothing that is planned,
+    FREEZE_FAILED if file systems that are planned are known to lie on each other in a circle.
     """
     found = superblocks(mountinfo)
-    reasons = _reasons(found, block_types, rules)
-    edges, disks = _lies_on(mountinfo, found, devices)
-    planned = {i for i, reason in enumerate(reasons) if reason is None}
-    hosts = {i: set(walk_down(edges[i], lambda j: edges[j])) & planned - {i} for i in planned}
-    for i in planned:
-        if circle := [j for j in hosts[i] if i in hosts[j]]:
-            names = listed(found[j].points[0] for j in sorted([i, *circle]))
-            why = f"{names} lie on each other in a circle; exclude one of them"
-            raise Fault(Code.FREEZE_FAILED, f"no order of freezing: {why}; nothing was frozen")
+    if shown:
+        found = [as_shown(superblock, shown) for superblock in found]
+    devices = list(devices)
+    by_path = _paths_of(devices)
+    below, members = _lies_on(found, devices, by_path, uppers)
+    numbers = [frozenset((s.info.device, *(d.number for d in on))) for s, on in zip(found, members, strict=True)]
+    by_path |= {path: by_path[leads_to] for path, leads_to in links.items() if leads_to in by_path}
+    reasons = _reasons(found, numbers, by_path, block_types, rules)
+    planned = [i for i, (reason, _) in enumerate(reasons) if reason is None]
+    reach, notes = _reach(found, planned, below)
 
-    level = dict.fromkeys(planned, 0)
-    # What lies on another one has more hosts than that one. So from the most hosts to the fewest is inside out.
-    for i in sorted(planned, key=lambda i: -len(hosts[i])):
-        for host in hosts[i]:
-            level[host] = max(level[host], level[i] + 1)
-    order = sorted(planned, key=lambda i: (level[i], -i))
-    place = {i: index for index, i in enumerate(order)}
+    level = [0] * len(planned)
+    # What lies on another one has that one and all its hosts: so from the most hosts to the fewest is inside out.
+    hosts = [_bits(mask) for mask in reach]
+    for at in sorted(range(len(planned)), key=lambda at: -len(hosts[at])):
+        for host in hosts[at]:
+            level[host] = max(level[host], level[at] + 1)
+    order = sorted(range(len(planned)), key=lambda at: (level[at], -at))
+    place = {at: index for index, at in enumerate(order)}
 
-    def mount(i: int) -> Mount:
-        info, (mountpoint, *aliases) = found[i]
-        below = tuple(sorted(place[host] for host in hosts[i]))
-        return Mount(mountpoint, tuple(aliases), info.device, info.fstype, info.source, level[i], below, disks[i])
+    def mount(at: int) -> Mount:
+        info, (mountpoint, *aliases), *_ = found[planned[at]]
+        under = tuple(sorted(place[host] for host in hosts[at]))
+        disks = tuple(dict.fromkeys((d.disk or d.name).replace("!", "/") for d in members[planned[at]]))
+        return Mount(mountpoint, tuple(aliases), info.device, info.fstype, info.source, level[at], under, disks)
 
     left_out = [
-        LeftOut(points[0], points[1:], info.device, info.fstype, reason.value)
-        for (info, points), reason in zip(found, reasons, strict=True)
+        LeftOut(points[0], points[1:], info.device, info.fstype, reason.value, is_error)
+        for (info, points, *_), (reason, is_error) in zip(found, reasons, strict=True)
         if reason is not None
     ]
-    return Plan(tuple(map(mount, order)), tuple(left_out))
+    return Plan(tuple(map(mount, order)), tuple(left_out), tuple(notes))
 
 
-class Superblock(NamedTuple):
-    """A file system: its primary mount, and all its mount points, that of the primary first."""
+class _Selector(NamedTuple):
+    """What a text selects: by mount point (`type:` and `dev:` aside), by type, by the number of a device."""
 
-    info: MountInfo
-    points: tuple[str, ...]
-
-
-def superblocks(mountinfo: Sequence[MountInfo]) -> list[Superblock]:
-    """Return the file systems in the order of their first mounts."""
-    mounts: dict[str, list[MountInfo]] = {}
-    for mount in mountinfo:
-        mounts.setdefault(mount.device, []).append(mount)
-    leads_to = _path_walk(mountinfo)
-    found = []
-    for same in mounts.values():
-        # A path that leads to another mount is of no use. A mount of the whole file system is certainly a folder.
-        primary = min(same, key=lambda m: (leads_to[m.mountpoint] != m.mount_id, m.root != "/"))
-        points = dict.fromkeys((primary.mountpoint, *(m.mountpoint for m in same)))
-        found.append(Superblock(primary, tuple(points)))
-    return found
+    text: str
+    matches: Callable[[Superblock, frozenset[str]], object]
 
 
-def _path_walk(mountinfo: Sequence[MountInfo]) -> dict[str, int]:
-    """Return for each mount point the id of the mount that its path leads to, as the kernel walks: from the root.
+def _selectors(texts: Iterable[str], by_path: Mapping[str, BlockDevice]) -> list[_Selector]:
+    return [_Selector(text, _matcher(text, by_path)) for text in texts]
 
-    The order in mountinfo does not say what covers what: the root is often mounted after /proc and /dev.
+
+def _matcher(text: str, by_path: Mapping[str, BlockDevice]) -> Callable[[Superblock, frozenset[str]], object]:
+    if text.startswith("dev:"):
+        number = text.removeprefix("dev:")
+        if number.startswith("/"):
+            number = by_path[number].number if number in by_path else ""
+        elif not re.fullmatch("[0-9]+:[0-9]+", number):
+            raise Fault(Code.PARAMS, f"malformed selector {text!r}: dev:PATH or dev:MAJOR:MINOR; nothing was frozen")
+        return lambda _, numbers: number in numbers
+    try:
+        # Compiled here, since fnmatch forgets its patterns after 256.
+        glob = re.compile(fnmatch.translate(text.removeprefix("type:"))).match
+    except re.error as error:
+        raise Fault(Code.PARAMS, f"malformed glob {error.pattern!r}: {error}; nothing was frozen") from None
+    if text.startswith("type:"):
+        return lambda superblock, _: glob(superblock.info.fstype)
+    return lambda superblock, _: any(glob(point) for point in superblock.points)
+
+
+def _reasons(
+    found: Sequence[Superblock],
+    numbers: Sequence[frozenset[str]],
+    by_path: Mapping[str, BlockDevice],
+    block_types: frozenset[str],
+    rules: Rules,
+) -> list[tuple[Reason | None, bool]]:
+    """Return why each file system is left out, None for those that are planned, and whether that is a strict error.
+
+    What a file system is comes before what was asked for, and an exclude before an include: the reason given is the
+    first that applies in the order of `states.Reason`. What was not asked for is no error. `numbers` are those of the
+    devices of each file system and its own.
     """
-    outside = -1
-    ids = {m.mount_id for m in mountinfo}
-    on: dict[str, dict[int, int]] = {}
-    for m in mountinfo:
-        inside = m.parent_id in ids and m.parent_id != m.mount_id  # the very first root is its own parent
-        on.setdefault(m.mountpoint, {})[m.parent_id if inside else outside] = m.mount_id
-    leads_to: dict[str, int] = {}
-    # Sorted by path, not folder by folder: with FUSE any user may make a thousand mounts at paths of 4 KiB.
-    way: list[str] = []
-    for path in sorted(on, key=lambda path: path.rstrip("/").replace("/", "\0")):
-        while way and not path.startswith(way[-1].rstrip("/") + "/"):
-            way.pop()
-        leads_to[path] = leads_to[way[-1]] if way else outside
-        while (top := on[path].pop(leads_to[path], None)) is not None:
-            leads_to[path] = top
-        way.append(path)
-    return leads_to
-
-
-def _parents(path: str) -> Iterator[str]:
-    while path != "/":
-        path = path.rpartition("/")[0] or "/"
-        yield path
-
-
-def _reasons(found: Sequence[Superblock], block_types: frozenset[str], rules: Rules) -> list[Reason | None]:
-    """Return why each file system is left out, None for those that are planned.
-
-    The reason is the first that applies in the order of `states.Reason`: what the file system is comes before what was
-    asked for, and an exclude before an include.
-    """
-    include, exclude = _globs(rules.include), _globs(rules.exclude + rules.request_exclude)
-    wanted = _globs(rules.request_include)
+    exclude = _selectors(rules.exclude + rules.request_exclude, by_path)
+    wanted = _selectors(rules.request_include, by_path)
+    includes = [those for those in (_selectors(rules.include, by_path), wanted) if those]
     literal = None if rules.literal is None else frozenset(rules.literal)
 
-    def reason(superblock: Superblock) -> Reason | None:
-        info, points = superblock
-        if server_of(info.fstype) is not Server.KERNEL:
-            return Reason.NETWORK
-        if info.fstype not in block_types or info.fstype == "autofs":
-            return Reason.PSEUDO
-        if "ro" in info.super_options.split(","):
-            return Reason.READ_ONLY
-        if _any(exclude, points):
+    def choice(superblock: Superblock, own: frozenset[str]) -> Reason | None:
+        if any(one.matches(superblock, own) for one in exclude):
             return Reason.EXCLUDED
-        if any(globs and not _any(globs, points) for globs in (include, wanted)):
+        if not all(any(one.matches(superblock, own) for one in those) for those in includes):
             return Reason.NOT_INCLUDED
-        if literal is not None and literal.isdisjoint(points):
+        # A list of mount points means what is seen there.
+        if literal is not None and literal.isdisjoint(superblock.shown or superblock.points):
             return Reason.NOT_INCLUDED
         return None
 
-    reasons = [reason(superblock) for superblock in found]
-    for glob, matches in wanted.items():  # ADR 0007: each must match, not any
-        matched = [(s.points[0], r) for s, r in zip(found, reasons, strict=True) if any(map(matches, s.points))]
-        left_out = [f"{mountpoint} ({r.value})" for mountpoint, r in matched if r is not None]
+    reasons = []
+    for superblock, own in zip(found, numbers, strict=True):
+        reason, is_error = _nature(superblock, block_types)
+        if reason is None or is_error:
+            chosen = choice(superblock, own)
+            reason, is_error = reason or chosen, is_error and chosen is None
+        reasons.append((reason, is_error))
+    for selector in wanted:  # ADR 0007: each must match, not any
+        matched = [
+            (superblock.points[0], reason)
+            for superblock, own, (reason, _) in zip(found, numbers, reasons, strict=True)
+            if selector.matches(superblock, own)
+        ]
+        left_out = [f"{mountpoint} ({reason.value})" for mountpoint, reason in matched if reason is not None]
         if len(left_out) == len(matched):
             why = f"matches only what is left out: {', '.join(left_out[:5])}" if left_out else "matches no file system"
-            raise Fault(Code.PARAMS, f"include glob {glob!r} {why}; nothing was frozen")
+            raise Fault(Code.PARAMS, f"include {selector.text!r} {why}; nothing was frozen")
     return reasons
 
 
-_Globs = Mapping[str, Callable[[str], object]]
+def _nature(superblock: Superblock, block_types: frozenset[str]) -> tuple[Reason | None, bool]:
+    """Return why a file system cannot be frozen, None if it can, and whether that is an error under strict."""
+    info = superblock.info
+    options = info.super_options.split(",")
+    match server_of(info.fstype):
+        case Server.NETWORK:
+            return Reason.NETWORK, False
+        case Server.FUSE_ON_DISK:
+            return Reason.FUSE, True
+        case Server.FUSE:
+            return Reason.FUSE, "user_id=0" in options and info.source.startswith("/dev/")
+    if info.fstype == "zfs":
+        return Reason.ZFS, "ro" not in options
+    if info.fstype not in block_types or info.fstype == "autofs":
+        return Reason.PSEUDO, False
+    if "ro" in options:
+        return Reason.READ_ONLY, False
+    if not DAMAGED.isdisjoint(options):
+        return Reason.DAMAGED, True
+    if not superblock.shown:
+        return Reason.UNREACHABLE, True
+    return None, False
 
 
-def _globs(globs: Iterable[str]) -> _Globs:
-    # Compiled here, since fnmatch remembers only 256 patterns.
-    try:
-        return {glob: re.compile(fnmatch.translate(glob)).match for glob in globs}
-    except re.error as error:
-        raise Fault(Code.PARAMS, f"malformed glob {error.pattern!r}: {error}; nothing was frozen") from None
+_Node = int | str | None
+"""A file system (its index), a block device (its name), or what is not understood (None)."""
 
 
-def _any(globs: _Globs, points: Iterable[str]) -> bool:
-    return any(matches(point) for point in points for matches in globs.values())
+def _paths_of(devices: Sequence[BlockDevice]) -> dict[str, BlockDevice]:
+    by_path = {"/dev/" + d.name.replace("!", "/"): d for d in devices}
+    return by_path | {"/dev/mapper/" + d.mapper: d for d in devices if d.mapper}
 
 
 def _lies_on(
-    mountinfo: Sequence[MountInfo], found: Sequence[Superblock], devices: Iterable[BlockDevice]
-) -> tuple[list[set[int]], list[tuple[str, ...]]]:
-    """Return for each file system the indices of those that it lies on directly, and for each its disks."""
-    devices = list(devices)
+    found: Sequence[Superblock],
+    devices: Sequence[BlockDevice],
+    by_path: Mapping[str, BlockDevice],
+    uppers: Mapping[str, str],
+) -> tuple[Callable[[_Node], list[_Node]], list[list[BlockDevice]]]:
+    """Return what gives that on which a node lies directly, and the devices of each file system."""
     by_name = {d.name: d for d in devices}
     by_number = {d.number: d for d in devices}
-    by_path = {"/dev/" + d.name.replace("!", "/"): d for d in devices}
-    by_path |= {"/dev/mapper/" + d.mapper: d for d in devices if d.mapper}
     claimed = {name for s in found if s.info.source in by_path for name in by_path[s.info.source].pool}
     unclaimed = [d for d in devices if d.pool and d.name not in claimed]
     index = {s.info.device: i for i, s in enumerate(found)}
-    at: dict[str, list[int]] = {}
-    for mount in mountinfo:
-        at.setdefault(mount.mountpoint, []).append(index[mount.device])
 
-    def device(path: str) -> BlockDevice | None:
-        return by_path.get(path) or by_path.get(path.removesuffix(DELETED))
-
-    def holder(path: str, guest: int) -> int | None:
-        if path not in at:
-            path = path.removesuffix(DELETED)
-        for folder in (path, *_parents(path)):
-            for i in reversed(at.get(folder, ())):
-                if i != guest:  # it may be mounted over the folder of its own image
-                    return i
-        return None
-
-    def below(upper: BlockDevice) -> list[BlockDevice]:
-        known = (by_name.get(name) for name in (upper.disk, *upper.slaves))
-        return [d for d in (*known, device(upper.backing_file)) if d]
-
-    edges, disks = [], []
-    for guest, (info, _) in enumerate(found):
-        named = named_below(info)
-        members = [d for d in (by_number.get(info.device), *map(device, named)) if d]
+    def members_of(info: MountInfo) -> tuple[list[str], bool]:
+        """Return the block devices of a file system, and whether these are all."""
+        named = named_devices(info)
+        on = [by_number.get(info.device), *map(by_path.get, named)]
+        members = [d for d in on if d]
+        whole = len(members) == len(named) + (not is_anonymous(info))
         if info.fstype == "btrfs" and not members:
-            # sysfs does not know its source (/dev/root, a link). An edge too many is better than one too few.
-            members = unclaimed
-        names = dict.fromkeys(name for d in members for name in (d.name, *d.pool))
-        members = [by_name[name] for name in names if name in by_name]
-        disks.append(tuple(dict.fromkeys((d.disk or d.name).replace("!", "/") for d in members)))
+            # Its source is a name that sysfs does not know (/dev/root, a link): an edge too many is better than none.
+            members, whole = unclaimed, bool(unclaimed)
+        return list(dict.fromkeys(name for d in members for name in (d.name, d.journal, *d.pool) if name)), whole
 
-        files = [path for path in named if not path.startswith("/dev/")]
-        for d in walk_down(members, below):
-            if d.backing_file and not device(d.backing_file):
-                files.append(d.backing_file)
-        edges.append({i for path in files if (i := holder(path, guest)) is not None})
-    return edges, disks
+    members = [members_of(s.info) for s in found]
+
+    def below_file_system(i: int) -> list[_Node]:
+        info = found[i].info
+        names, whole = members[i]
+        if names or not is_anonymous(info):
+            return [*names, *(() if whole else (None,))]
+        if info.fstype == "overlay":
+            if "upperdir=" not in info.super_options:
+                return []  # nothing is written to it
+            return [index.get(uppers.get(info.device, ""))]
+        return [] if info.fstype in IN_MEMORY else [None]
+
+    def below(node: _Node) -> list[_Node]:
+        if node is None:
+            return []
+        if isinstance(node, int):
+            server = server_of(found[node].info.fstype)
+            return [None] if server in (Server.NETWORK, Server.FUSE) else below_file_system(node)
+        device = by_name.get(node)
+        if device is None:  # it vanished meanwhile
+            return [None]
+        nodes: list[_Node] = [name for name in (device.disk, *device.slaves) if name]
+        if device.file_on:
+            nodes.append(index.get(device.file_on))
+        return nodes if device.understood else [*nodes, None]
+
+    return below, [[by_name[name] for name in names if name in by_name] for names, _ in members]
 
 
-def _unescape(text: str) -> str:
-    """Return the text with its octal escapes (\\040) replaced by the bytes that they mean."""
-    if "\\" not in text:
-        return text
-    raw = re.sub(rb"\\([0-3][0-7]{2})", lambda m: bytes([int(m[1], 8)]), text.encode("utf-8", "surrogateescape"))
-    return raw.decode("utf-8", "surrogateescape")
+def _reach(
+    found: Sequence[Superblock], planned: Sequence[int], below: Callable[[_Node], list[_Node]]
+) -> tuple[list[int], list[str]]:
+    """Return for each planned file system all those that it lies on, and notes on what was not assumed.
+
+    Both are places in `planned` (in the order of mounting), those below as bits. Known edges come first; then what is
+    not understood lies on all that was mounted before it, except on what lies on it. Raises Fault for a circle of known
+    edges.
+    """
+    place = {i: at for at, i in enumerate(planned)}
+    direct: list[list[int]] = []
+    unknown: list[int] = []
+    for at, i in enumerate(planned):
+        # What lies below another planned one is that one's own.
+        nodes = list(walk_down(below(i), lambda node: () if node in place else below(node)))
+        direct.append([place[node] for node in nodes if isinstance(node, int) and node in place and node != i])
+        if None in nodes:
+            unknown.append(at)
+    hosts = [set(walk_down(below_it, direct.__getitem__)) - {at} for at, below_it in enumerate(direct)]
+    for at, those in enumerate(hosts):
+        if circle := [other for other in those if at in hosts[other]]:
+            names = listed(found[planned[other]].points[0] for other in sorted([at, *circle]))
+            why = f"{names} lie on each other in a circle; exclude one of them"
+            raise Fault(Code.FREEZE_FAILED, f"no order of freezing: {why}; nothing was frozen")
+
+    reach = [sum(1 << host for host in those) for those in hosts]
+    notes = []
+    for at in unknown:
+        on_it = [other for other, mask in enumerate(reach) if mask >> at & 1]
+        earlier = [other for other in range(at) if not reach[other] >> at & 1]
+        for other in earlier:
+            reach[at] |= reach[other] | 1 << other
+        for other in on_it:
+            reach[other] |= reach[at]
+        if refused := [found[planned[other]].points[0] for other in on_it if other < at]:
+            what = f"{found[planned[at]].points[0]} is not taken to lie on {listed(refused)}"
+            notes.append(f"{what}: mounted before it, but known to lie on it")
+    return reach, notes[:NOTES_MAX]
+
+
+def _bits(mask: int) -> list[int]:
+    text = bin(mask)[:1:-1]
+    return [at for at, bit in enumerate(text) if bit == "1"]

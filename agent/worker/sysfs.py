@@ -1,7 +1,8 @@
 """Reading what a plan is made from: procfs, and the parts of sysfs that show what the mounted file systems lie on.
 
-It opens nothing else: no device, no mount point. A device that vanishes meanwhile is ignored. Any other error ends the
-plan, since a guessed order can deadlock the machine.
+It opens nothing else itself: what only opened devices and folders tell, a `Probe` asks. A device that vanishes
+meanwhile is as if it had never been there; any other error ends the plan, since an order that is guessed can deadlock
+the machine.
 """
 
 from __future__ import annotations
@@ -9,29 +10,49 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from ..api.errors import failed
 from ..api.options import Rules
 from ..api.records import Plan
-from .plan import DELETED, BlockDevice, MountInfo, build_plan, named_below, parse_filesystems, parse_mountinfo
+from .mountinfo import MountInfo, is_anonymous, named_devices, parse_filesystems, parse_mountinfo, superblocks
+from .plan import BlockDevice, build_plan
+from .probe import Probe
 
+LOOP = "7:"
+_TOLD_BY_THE_KERNEL = ("loop", "dm-", "md", "ram", "zram", "nullb", "bcache", "nvme")
+_SERVED = re.compile("/session[0-9]+/|/devices/rbd/")  # iSCSI, Ceph
 _CHUNK = 1 << 20
 _VANISHED = (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR)
 
 
-def read_plan(rules: Rules) -> Plan:
-    """Return the plan for the present mounts of this machine.
+def read_plan(rules: Rules, *, ask: bool = True) -> Plan:
+    """Return the plan for this machine's mounts as they are now.
 
-    Raises Fault as `build_plan` does, and FAILED if procfs or sysfs cannot be read.
+    To `ask` opens loop devices and folders; the supervisor must not, then what these tell is not understood.
+    Raises Fault: as `build_plan`, and FAILED if procfs or sysfs cannot be read.
     """
     try:
         mountinfo = read_mountinfo()
         block_types = parse_filesystems(_read("/proc/filesystems"))
-        devices = read_devices(mountinfo)
+        probe = Probe(mountinfo) if ask else None
+        devices = read_devices(mountinfo, probe)
     except OSError as error:
         raise failed(error, f"read {error.filename}") from error
-    return build_plan(mountinfo, block_types, devices, rules)
+    if probe is None:
+        return build_plan(mountinfo, block_types, devices, rules)
+    uppers = probe.uppers(d.file_on for d in devices if d.file_on)
+    shown = probe.shown(superblocks(mountinfo), block_types)
+    return build_plan(mountinfo, block_types, devices, rules, uppers, shown, _links(rules))
+
+
+def _links(rules: Rules) -> dict[str, str]:
+    """Return where the paths below /dev that selectors name lead to; any other path could hang."""
+    selectors = (*rules.include, *rules.exclude, *rules.request_include, *rules.request_exclude)
+    paths = (one.removeprefix("dev:") for one in selectors if one.startswith("dev:/dev/"))
+    return {path: os.path.realpath(path) for path in paths if os.path.islink(path)}
 
 
 def read_mountinfo() -> list[MountInfo]:
@@ -39,8 +60,10 @@ def read_mountinfo() -> list[MountInfo]:
     return parse_mountinfo(_read("/proc/self/mountinfo"))
 
 
-def read_devices(mountinfo: Iterable[MountInfo], sysfs: str = "/sys") -> list[BlockDevice]:
-    """Return the block devices that the mounted file systems lie on, and those below them.
+def read_devices(
+    mountinfo: Iterable[MountInfo], probe: Probe | None = None, sysfs: str = "/sys", procfs: str = "/proc"
+) -> list[BlockDevice]:
+    """Return the block devices on which the mounted file systems lie, and those below them.
 
     Raises OSError, FileNotFoundError if sysfs is not mounted there.
     """
@@ -48,6 +71,7 @@ def read_devices(mountinfo: Iterable[MountInfo], sysfs: str = "/sys") -> list[Bl
     mounts = list({m.device: m for m in mountinfo}.values())
     pools = _read_pools(sysfs) if any(m.fstype == "btrfs" for m in mounts) else {}
     known = frozenset(_list(f"{sysfs}/class/block"))
+    journals = frozenset(_list(f"{procfs}/fs/jbd2"))
 
     @functools.cache
     def mapped() -> dict[str, str]:
@@ -56,20 +80,35 @@ def read_devices(mountinfo: Iterable[MountInfo], sysfs: str = "/sys") -> list[Bl
     def name_of(path: str) -> str:
         if path.startswith("/dev/mapper/"):
             return mapped().get(path.removeprefix("/dev/mapper/"), "")
-        return path.removeprefix("/dev/").replace("/", "!") if path.startswith("/dev/") else ""
+        return path.removeprefix("/dev/").replace("/", "!")
 
-    folders = [f"{sysfs}/dev/block/{m.device}" for m in mounts if not m.device.startswith("0:")]
-    names = {*pools, *(name_of(path) for m in mounts for path in named_below(m))}
+    def with_journal(device: BlockDevice) -> BlockDevice:
+        journal = _journal_of(device.name, journals, sysfs, procfs)
+        return device if journal == "" else replace(device, journal=journal or "", understood=journal is not None)
+
+    folders = [f"{sysfs}/dev/block/{m.device}" for m in mounts if not is_anonymous(m)]
+    names = {*pools, *(name_of(path) for m in mounts for path in named_devices(m))}
     found: dict[str, BlockDevice] = {}
     while folders or names:
         folders += [f"{sysfs}/class/block/{name}" for name in sorted(names & known - found.keys())]
         names.clear()
-        for folder in folders:
-            device = _read_device(folder, pools)
-            if device is not None and device.name not in found:
-                found[device.name] = device
-                names |= {device.disk, *device.slaves, name_of(device.backing_file.removesuffix(DELETED))}
+        read = [device for folder in folders if (device := _read_device(folder, pools)) is not None]
         folders.clear()
+        new = {device.name: with_journal(device) for device in read if device.name not in found}
+        loops = [(d.name, d.number) for d in new.values() if d.number.startswith(LOOP)]
+        backings = probe.loops(loops) if probe and loops else {}
+        for name, _ in loops:
+            backing = backings.get(name)
+            if backing is None:
+                new[name] = replace(new[name], understood=False)
+            elif backing.superblock:
+                new[name] = replace(new[name], file_on=backing.superblock)
+            else:
+                below = _read_device(f"{sysfs}/dev/block/{backing.device}", pools)
+                new[name] = replace(new[name], slaves=(below.name,) if below else (), understood=below is not None)
+        found |= new
+        for device in new.values():
+            names |= {device.disk, device.journal, *device.slaves}
     return list(found.values())
 
 
@@ -78,19 +117,45 @@ def _read_device(folder: str, pools: dict[str, tuple[str, ...]]) -> BlockDevice 
     try:
         real = os.path.normpath(os.path.join(folder, "..", os.readlink(folder)))
         name = os.path.basename(real)
+        disk = os.path.basename(os.path.dirname(real)) if os.path.exists(f"{real}/partition") else ""
         return BlockDevice(
             name=name,
             number=_read(f"{real}/dev").strip(),
             mapper=_read_if_any(f"{real}/dm/name"),
-            disk=os.path.basename(os.path.dirname(real)) if os.path.exists(f"{real}/partition") else "",
-            backing_file=_read_if_any(f"{real}/loop/backing_file"),
+            disk=disk,
             slaves=tuple(_list(f"{real}/slaves")),
             pool=pools.get(name, ()),
+            understood=_is_understood(real, disk or name),
         )
     except OSError as error:
         if error.errno in _VANISHED:
             return None
         raise
+
+
+def _is_understood(folder: str, disk: str) -> bool:
+    """Return whether the kernel tells on what a disk lies: not of one that a program or another machine serves."""
+    if "/devices/virtual/" in folder:
+        return disk.startswith(_TOLD_BY_THE_KERNEL)
+    return _SERVED.search(folder) is None
+
+
+def _journal_of(name: str, journals: frozenset[str], sysfs: str, procfs: str) -> str | None:
+    """Return the device with the journal of the ext4 on a device, "" if it has it inside or none, None if unknown.
+
+    The kernel names a journal after its device, one inside a file system with the number of its inode, too; and its
+    thread after the journal.
+    """
+    task = _read_if_any(f"{sysfs}/fs/ext4/{name}/journal_task")
+    if not task or task.strip("0123456789"):
+        return ""  # no ext4, or one without a journal
+    if any(one.startswith(f"{name}-") and one.removeprefix(f"{name}-").isdecimal() for one in journals):
+        return ""
+    called = _read_if_any(f"{procfs}/{task}/comm")
+    journal = called.removeprefix("jbd2/")
+    if journal.startswith(f"{name}-"):
+        return ""
+    return journal if called != journal and journal in journals else None
 
 
 def _read_pools(sysfs: str) -> dict[str, tuple[str, ...]]:

@@ -37,9 +37,20 @@ def require(kind: str) -> None:
 
 
 class LoopFs:
-    """A mounted file system on a loop device over an image in the area or on another LoopFs (`outer`)."""
+    """A mounted file system on a loop device over an image in the area or on another LoopFs (`outer`).
 
-    def __init__(self, area: Area, kind: str, size: int = 0, outer: LoopFs | None = None, name: str = "") -> None:
+    `folder` is where the image lies, if not where these are mounted.
+    """
+
+    def __init__(
+        self,
+        area: Area,
+        kind: str,
+        size: int = 0,
+        outer: LoopFs | None = None,
+        name: str = "",
+        folder: Path | None = None,
+    ) -> None:
         require(kind)
         self.area, self.kind, self.outer = area, kind, outer
         self.aliases: list[Path] = []
@@ -47,7 +58,7 @@ class LoopFs:
         self._probes: list[Child] = []
         self._device_fd = -1
         self.path = area.fresh(name or kind)
-        folder = outer.path if outer else area.root
+        folder = folder or (outer.path if outer else area.root)
         self.image = folder / f"{self.path.name}.img"
         with open(self.image, "wb") as image:
             image.truncate(size or LEAST[kind])

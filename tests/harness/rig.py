@@ -61,9 +61,14 @@ class Rig:
         """The include glob for every file system of this test."""
         return self.area.everywhere
 
-    def fs(self, kind: str, size: int = 0, outer: LoopFs | None = None, name: str = "") -> LoopFs:
-        """Make and mount a file system; `outer`: its image lies on that one. `name` may hold any characters."""
-        made = LoopFs(self.area, kind, size, outer, name)
+    def fs(
+        self, kind: str, size: int = 0, outer: LoopFs | None = None, name: str = "", folder: Path | None = None
+    ) -> LoopFs:
+        """Make and mount a file system; `outer`: its image lies on that one, in `folder` if that is given.
+
+        `name` may hold any characters.
+        """
+        made = LoopFs(self.area, kind, size, outer, name, folder)
         self.filesystems.append(made)
         return made
 

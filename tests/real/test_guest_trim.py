@@ -9,7 +9,7 @@ from harness.filesystems import KINDS
 from harness.rig import Rig
 from virtagent.agent.worker import sysfs
 from virtagent.agent.worker.commands import machine
-from virtagent.agent.worker.plan import MountInfo
+from virtagent.agent.worker.mountinfo import MountInfo
 
 
 class _Worker:

@@ -11,7 +11,7 @@ from fakes.devices import PCI, Devices, add_zoo
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.worker.commands import disk_addresses, disks
 from virtagent.agent.worker.commands.disk_addresses import Tree
-from virtagent.agent.worker.plan import MountInfo, parse_mountinfo
+from virtagent.agent.worker.mountinfo import MountInfo, parse_mountinfo
 
 
 @pytest.fixture

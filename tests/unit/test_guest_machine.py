@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.worker.commands import machine
-from virtagent.agent.worker.plan import MountInfo
+from virtagent.agent.worker.mountinfo import MountInfo
 
 
 class _Worker:

@@ -92,9 +92,24 @@ PLAN = {
         },
     ],
     "left_out": [
-        {"mountpoint": "/proc", "aliases": [], "device": "0:2", "fstype": "proc", "reason": "pseudo"},
-        {"mountpoint": "/net", "aliases": [], "device": "0:9", "fstype": "nfs4", "reason": "network"},
+        {
+            "mountpoint": "/proc",
+            "aliases": [],
+            "device": "0:2",
+            "fstype": "proc",
+            "reason": "pseudo",
+            "strict_error": False,
+        },
+        {
+            "mountpoint": "/net",
+            "aliases": [],
+            "device": "0:9",
+            "fstype": "nfs4",
+            "reason": "network",
+            "strict_error": False,
+        },
     ],
+    "notes": [],
 }
 
 

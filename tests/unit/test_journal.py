@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from virtagent.agent.api.records import Plan
 from virtagent.agent.worker import sysfs
-from virtagent.agent.worker.plan import MountInfo
+from virtagent.agent.worker.mountinfo import MountInfo
 from virtagent.supervisor.core.events import JournalFound
 from virtagent.supervisor.core.ledger import journal as record
 from virtagent.supervisor.io import journal as module

@@ -16,7 +16,8 @@ from virtagent.agent.api.states import FreezeState
 from virtagent.agent.api.text import NAMED_MAX, TITLE_MAX
 from virtagent.agent.wire import xmlrpc
 from virtagent.agent.worker import messages
-from virtagent.agent.worker.plan import BlockDevice, MountInfo, build_plan, parse_mountinfo
+from virtagent.agent.worker.mountinfo import MountInfo, parse_mountinfo
+from virtagent.agent.worker.plan import BlockDevice, build_plan
 from virtagent.supervisor.core import events, status
 from virtagent.supervisor.io import journal as journal_of
 
@@ -44,7 +45,7 @@ def containers(count: int) -> tuple[list[str], list[BlockDevice]]:
 def loops(count: int) -> tuple[list[str], list[BlockDevice]]:
     """Return file systems on loop devices over images on the root."""
     lines = [f"{i + 2} 1 7:{i} / /mnt/{i} rw - ext4 /dev/loop{i} rw" for i in range(count)]
-    return lines, [BlockDevice(f"loop{i}", f"7:{i}", backing_file=f"/images/{i}") for i in range(count)]
+    return lines, [BlockDevice(f"loop{i}", f"7:{i}", file_on="8:1") for i in range(count)]
 
 
 def stacked(count: int) -> tuple[list[str], list[BlockDevice]]:
@@ -69,7 +70,15 @@ def escaped(count: int) -> tuple[list[str], list[BlockDevice]]:
     return [f"{i + 2} 1 8:1 /c /{i}{chr(92)}040{chr(92)}012 rw - ext4 /dev/sda1 rw" for i in range(count)], []
 
 
-SHAPES: Sequence[Shape] = (containers, loops, stacked, in_each_other, at_long_paths, escaped)
+def not_understood(count: int) -> tuple[list[str], list[BlockDevice]]:
+    """Return one file system on a network block device after many bind mounts and FUSE mounts."""
+    lines = [f"{i + 2} 1 8:1 /c /b{i} rw - ext4 /dev/sda1 rw" for i in range(count)]
+    lines += [f"{i + count + 2} 1 0:{i + 50} / /f{i} rw - fuse.x x rw" for i in range(count)]
+    lines.append(f"{2 * count + 2} 1 43:0 / /nbd rw - ext4 /dev/nbd0 rw")
+    return lines, [BlockDevice("nbd0", "43:0", understood=False)]
+
+
+SHAPES: Sequence[Shape] = (containers, loops, stacked, in_each_other, at_long_paths, escaped, not_understood)
 
 
 def planned(shape: Shape, count: int) -> Callable[[], Plan]:
@@ -108,7 +117,7 @@ def test_a_mountinfo_of_one_megabyte() -> None:
 def test_sixty_four_levels_are_ordered_inside_out() -> None:
     deepest = 64
     lines = [f"{i + 2} 1 7:{i} / /mnt/{i} rw - ext4 /dev/loop{i} rw" for i in range(deepest)]
-    devices = [BlockDevice(f"loop{i}", f"7:{i}", backing_file=f"/mnt/{i - 1}/i" if i else "/i") for i in range(deepest)]
+    devices = [BlockDevice(f"loop{i}", f"7:{i}", file_on=f"7:{i - 1}" if i else "8:1") for i in range(deepest)]
     plan = build_plan(parse_mountinfo("\n".join([ROOT, *lines]) + "\n"), TYPES, [*DEVICES, *devices], Rules())
     assert [m.mountpoint for m in plan.mounts] == [*(f"/mnt/{i}" for i in reversed(range(deepest))), "/"]
     assert [m.level for m in plan.mounts] == list(range(deepest + 1))

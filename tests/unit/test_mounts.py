@@ -5,9 +5,12 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import json
+import re
 import string
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import msgpack
@@ -17,17 +20,17 @@ from hypothesis import strategies as st
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.options import Rules
 from virtagent.agent.api.records import Plan
-from virtagent.agent.worker.plan import (
-    BlockDevice,
+from virtagent.agent.worker.mountinfo import (
     MountInfo,
     Server,
-    build_plan,
-    named_below,
+    named_devices,
     parse_filesystems,
     parse_mountinfo,
     server_of,
-    walk_down,
+    superblocks,
+    upper_folder,
 )
+from virtagent.agent.worker.plan import BlockDevice, build_plan, walk_down
 
 BLOCK_TYPES = frozenset({"ext4", "xfs", "btrfs", "vfat", "fuseblk", "bcachefs", "squashfs"})
 ROOT = MountInfo(1, 0, "8:1", "/", "/", "ext4", "/dev/sda1", "rw")
@@ -42,14 +45,35 @@ def mount(device: str, point: str, fstype: str = "ext4", **fields: Any) -> Mount
     return MountInfo(device=device, mountpoint=point, fstype=fstype, **{**defaults, **fields})
 
 
-def loop(number: int, backing_file: str, **fields: Any) -> BlockDevice:
-    return BlockDevice(f"loop{number}", f"7:{number}", backing_file=backing_file, **fields)
+def loop(number: int, path: str, **fields: Any) -> BlockDevice:
+    """Return a loop device over a file or a device; `placed` finds out on what that lies."""
+    below = {"slaves": (path.removeprefix("/dev/"),)} if path.startswith("/dev/") else {"file_on": path}
+    return BlockDevice(f"loop{number}", f"7:{number}", **{**below, **fields})
+
+
+def placed(mounts: Sequence[MountInfo], devices: Sequence[BlockDevice]) -> list[BlockDevice]:
+    """Return the devices with the number of the file system for the path of each loop device's file."""
+
+    def holder(path: str) -> str:
+        at = {m.mountpoint: m.device for m in mounts}
+        return max(((len(p), d) for p, d in at.items() if f"{path}/".startswith(f"{p.rstrip('/')}/")))[1]
+
+    return [replace(d, file_on=holder(d.file_on)) if d.file_on.startswith("/") else d for d in devices]
 
 
 def plan(
-    mounts: Sequence[MountInfo], devices: Sequence[BlockDevice] = (), types: frozenset[str] = BLOCK_TYPES, **rules: Any
+    mounts: Sequence[MountInfo],
+    devices: Sequence[BlockDevice] = (),
+    types: frozenset[str] = BLOCK_TYPES,
+    uppers: Mapping[str, str] = MappingProxyType({}),
+    **rules: Any,
 ) -> Plan:
-    return build_plan([ROOT, *mounts], types, [SDA, SDA1, *devices], Rules(**rules))
+    """Return the plan of these mounts over a root; a mounted device that is not named is a plain disk."""
+    mounts = [ROOT, *mounts]
+    known = {SDA.number, SDA1.number, *(d.number for d in devices)}
+    numbers = {m.device for m in mounts} - known
+    disks = [BlockDevice(f"disk{n.replace(':', '-')}", n) for n in sorted(numbers) if not n.startswith("0:")]
+    return build_plan(mounts, types, [SDA, SDA1, *disks, *placed(mounts, devices)], Rules(**rules), uppers)
 
 
 def levels(found: Plan) -> dict[str, int]:
@@ -194,9 +218,75 @@ def test_types_that_are_not_nodev() -> None:
     "fstype",
     [*["smbfs", "cifs", "smb3", "nfs", "nfs4", "ceph", "9p", "afs"], "fuse", "fuse.sshfs", "fuseblk", "virtiofs"],
 )
-def test_network_types_are_never_planned_even_if_block_types(fstype: str) -> None:
+def test_what_others_serve_is_never_planned_even_if_its_type_is_a_block_type(fstype: str) -> None:
     found = plan([mount("0:50", "/net", fstype)], types=BLOCK_TYPES | {fstype})
-    assert reasons(found) == {"/net": "network"}
+    assert reasons(found) == {"/net": "fuse" if fstype.startswith("fuse") else "network"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "is_error"),
+    [
+        ({"fstype": "fuseblk", "source": "/dev/sdb1"}, "fuse", True),
+        ({"fstype": "fuse.fuse2fs", "source": "/dev/sdb1", "super_options": "rw,user_id=0,group_id=0"}, "fuse", True),
+        ({"fstype": "fuse.x", "source": "/dev/sdb1", "super_options": "rw,user_id=1000,group_id=0"}, "fuse", False),
+        ({"fstype": "fuse.x", "source": "x", "super_options": "rw,user_id=0,group_id=0"}, "fuse", False),
+        ({"fstype": "nfs4", "source": "/dev/sdb1"}, "network", False),
+        ({"fstype": "zfs", "source": "tank/a"}, "zfs", True),
+        ({"fstype": "zfs", "source": "tank/a", "super_options": "ro"}, "zfs", False),
+        ({"super_options": "rw,errors=remount-ro,emergency_ro"}, "damaged", True),
+        ({"super_options": "rw,shutdown"}, "damaged", True),
+        ({"super_options": "ro,emergency_ro"}, "read-only", False),
+        ({"fstype": "proc"}, "pseudo", False),
+    ],
+)
+def test_what_it_is_and_whether_that_is_an_error_under_strict(
+    fields: dict[str, Any], reason: str, is_error: bool
+) -> None:
+    (left,) = plan([mount("8:16", "/x", **fields)]).left_out
+    assert (left.reason, left.strict_error) == (reason, is_error)
+    (left,) = plan([mount("8:16", "/x", **fields)], exclude=("/x",)).left_out
+    assert (left.reason, left.strict_error) == (reason, False), "what was not asked for is no error"
+
+
+# How it is reached
+
+
+def test_a_file_system_of_which_all_mount_points_are_covered_is_unreachable() -> None:
+    covered, over = mount("8:2", "/srv", mount_id=10), mount("8:3", "/srv", mount_id=11, parent_id=10)
+    found = plan([covered, over])
+    assert reasons(found) == {"/srv": "unreachable"}
+    assert [m.device for m in found.mounts if m.mountpoint == "/srv"] == ["8:3"]
+    assert found.left_out[0].strict_error
+    assert set(levels(plan([covered, over, mount("8:2", "/bind")]))) == {"/", "/srv", "/bind"}
+
+
+def test_a_list_of_mount_points_means_what_is_seen_there() -> None:
+    covered, over = mount("8:2", "/srv", mount_id=10), mount("8:3", "/srv", mount_id=11, parent_id=10)
+    found = plan([covered, over, mount("8:2", "/bind")], literal=("/srv",))
+    assert [m.device for m in found.mounts] == ["8:3"]
+
+
+def test_a_path_that_is_too_long_leads_nowhere() -> None:
+    long = "/" + "\udcff" * 4095
+    assert reasons(plan([mount("8:2", long)])) == {long: "unreachable"}
+    assert the(plan([mount("8:2", long), mount("8:2", "/b", root="/sub")]), "8:2") == ("/b", (long,))
+
+
+@pytest.mark.parametrize("fstype", ["fuse.x", "nfs4", "autofs"])
+def test_a_way_past_servers_is_chosen_if_there_is_one(fstype: str) -> None:
+    behind = [mount("0:50", "/f", fstype, mount_id=20), mount("8:2", "/f/in", parent_id=20)]
+    assert the(plan([*behind, mount("8:2", "/other", root="/sub")]), "8:2") == ("/other", ("/f/in",))
+    assert the(plan(behind), "8:2") == ("/f/in", ())
+    assert [s.sure for s in superblocks([ROOT, *behind])] == [True, False, False]
+
+
+def test_what_was_found_out_about_mount_points_counts() -> None:
+    fifo, file = mount("8:2", "/fifo", root="/fifo"), mount("8:2", "/file", root="/file")
+    assert not superblocks([ROOT, fifo])[1].sure
+    found = build_plan([ROOT, fifo, file], BLOCK_TYPES, [SDA, SDA1], Rules(), shown={"8:2": "/file"})
+    assert the(found, "8:2") == ("/file", ("/fifo",))
+    found = build_plan([ROOT, fifo], BLOCK_TYPES, [SDA, SDA1], Rules(), shown={"8:2": ""})
+    assert reasons(found) == {"/fifo": "unreachable"}
 
 
 @pytest.mark.parametrize("fstype", ["tmpfs", "proc", "overlay", "fusectl", "unheardof"])
@@ -315,6 +405,50 @@ def test_globs_are_those_of_fnmatchcase(glob: str) -> None:
     assert found == {m.mountpoint for m in [ROOT, *SRV] if fnmatch.fnmatchcase(m.mountpoint, glob)}
 
 
+DB = BlockDevice("dm-7", "253:7", mapper="vg-db")
+POOL = [BlockDevice("sdp", "8:240", pool=("sdp", "sdq")), BlockDevice("sdq", "65:0", pool=("sdp", "sdq"))]
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        ("type:ext?", {"/", "/db", "/srv"}),
+        ("type:btrfs", {"/pool"}),
+        ("type:", set()),
+        ("dev:8:2", {"/srv"}),
+        ("dev:65:0", {"/pool"}),
+        ("dev:0:40", {"/pool"}),
+        ("dev:/dev/sdq", {"/pool"}),
+        ("dev:/dev/dm-7", {"/db"}),
+        ("dev:/dev/mapper/vg-db", {"/db"}),
+        ("dev:/dev/by-uuid/db", {"/db"}),
+        ("dev:/dev/gone", set()),
+    ],
+)
+def test_selectors_by_type_and_device(selector: str, expected: set[str]) -> None:
+    mounts = [ROOT, mount("8:2", "/srv"), mount("253:7", "/db"), mount("0:40", "/pool", "btrfs", source="/dev/sdp")]
+    devices = [SDA, SDA1, BlockDevice("sdb", "8:2"), DB, *POOL]
+    links = {"/dev/by-uuid/db": "/dev/dm-7"}
+
+    def chosen(**rules: Any) -> set[str]:
+        return set(levels(build_plan(mounts, BLOCK_TYPES, devices, Rules(**rules), links=links)))
+
+    assert chosen(include=(selector,)) == expected
+    assert chosen(exclude=(selector,)) == {"/", "/db", "/srv", "/pool"} - expected
+    if expected:
+        assert chosen(request_include=(selector,)) == expected
+    else:
+        with pytest.raises(Fault, match="matches no file system"):
+            chosen(request_include=(selector,))
+
+
+@pytest.mark.parametrize("selector", ["dev:", "dev:8", "dev:sda", "dev:8:1:2", "dev:8:*"])
+def test_a_malformed_device_is_refused_by_name(selector: str) -> None:
+    with pytest.raises(Fault, match=re.escape(repr(selector))) as caught:
+        plan(SRV, include=(selector,))
+    assert caught.value.code is Code.PARAMS
+
+
 # One entry a superblock
 
 
@@ -342,7 +476,6 @@ def test_a_covered_mount_is_not_the_primary() -> None:
     over = mount("8:3", "/srv", mount_id=11, parent_id=10)
     assert the(plan([lower, over, mount("8:2", "/bind", root="/sub")]), "8:2") == ("/bind", ("/srv",))
     assert the(plan([lower, over]), "8:3") == ("/srv", ())
-    assert the(plan([lower, over]), "8:2") == ("/srv", ())
 
 
 def test_a_mount_under_a_covered_folder_is_not_the_primary() -> None:
@@ -384,41 +517,10 @@ def test_a_loop_image_lies_on_the_file_system_that_holds_it() -> None:
     assert disks(found, "/db") == ("loop3",)
 
 
-def test_the_longest_mount_point_at_a_component_boundary_holds_the_image() -> None:
-    mounts = [mount("8:2", "/srv"), mount("8:3", "/srv/im"), mount("8:4", "/srv/images"), mount("7:0", "/db")]
-    assert lies_on(plan(mounts, [loop(0, "/srv/images/db.img")]))["/db"] == {"/srv/images"}
-    assert lies_on(plan(mounts, [loop(0, "/srv/imagesque/db.img")]))["/db"] == {"/srv"}
-    assert lies_on(plan(mounts, [loop(0, "/db.img")]))["/db"] == {"/"}
-
-
-def test_of_mounts_on_the_same_point_the_last_holds_the_image() -> None:
-    mounts = [mount("8:2", "/srv", mount_id=10), mount("8:3", "/srv", mount_id=11, parent_id=10), mount("7:0", "/db")]
-    found = plan(mounts, [loop(0, "/srv/db.img")])
-    assert [found.mounts[i].device for m in found.mounts if m.mountpoint == "/db" for i in m.hosts] == ["8:3"]
-
-
 def test_a_file_system_mounted_over_the_folder_of_its_own_image() -> None:
     mounts = [mount("8:2", "/srv", mount_id=10), mount("7:0", "/srv", mount_id=11, parent_id=10)]
-    found = plan(mounts, [loop(0, "/srv/db.img")])
-    assert [(m.device, [found.mounts[i].device for i in m.hosts]) for m in found.mounts if m.hosts] == [
-        ("7:0", ["8:2"])
-    ]
-
-
-def test_any_mount_point_of_the_holder_will_do() -> None:
-    found = plan([mount("8:2", "/srv"), mount("8:2", "/bind"), mount("7:0", "/db")], [loop(0, "/bind/db.img")])
-    assert lies_on(found)["/db"] == {"/srv"}
-
-
-def test_an_image_that_is_bind_mounted_as_a_file() -> None:
-    mounts = [mount("8:2", "/srv"), mount("8:2", "/image", root="/db.img"), mount("7:0", "/db")]
-    assert lies_on(plan(mounts, [loop(0, "/image")]))["/db"] == {"/srv"}
-    assert lies_on(plan(mounts, [loop(0, "/image (deleted)")]))["/db"] == {"/srv"}
-
-
-def test_a_mount_point_that_is_really_called_deleted() -> None:
-    mounts = [mount("8:2", "/a"), mount("8:3", "/a (deleted)", root="/img"), mount("7:0", "/db")]
-    assert lies_on(plan(mounts, [loop(0, "/a (deleted)")]))["/db"] == {"/a (deleted)"}
+    found = plan([*mounts, mount("8:2", "/bind")], [BlockDevice("loop0", "7:0", file_on="8:2")])
+    assert lies_on(found) == {"/srv": {"/bind"}, "/bind": set(), "/": set()}
 
 
 def test_a_partition_of_a_loop_device() -> None:
@@ -442,7 +544,7 @@ def test_slaves_are_followed_to_the_end() -> None:
     assert disks(found, "/db") == ("dm-1",)
 
 
-@pytest.mark.parametrize("path", ["/dev/loop0", "/dev/mapper/vg-x", "/dev/loop0 (deleted)"])
+@pytest.mark.parametrize("path", ["/dev/loop0", "/dev/dm-0"])
 def test_a_loop_device_on_a_block_device(path: str) -> None:
     devices = [loop(1, path), loop(0, "/srv/0.img"), BlockDevice("dm-0", "253:0", mapper="vg-x", slaves=("loop0",))]
     assert lies_on(plan([mount("8:2", "/srv"), mount("7:1", "/db")], devices))["/db"] == {"/srv"}
@@ -457,12 +559,6 @@ def test_a_partition_writes_to_its_disk_and_a_slash_is_not_a_bang() -> None:
     found = plan([mount("104:1", "/srv")], [BlockDevice("cciss!c0d0p1", "104:1", disk="cciss!c0d0")])
     assert disks(found, "/") == ("sda",)
     assert disks(found, "/srv") == ("cciss/c0d0",)
-
-
-def test_a_device_that_sysfs_no_longer_knows() -> None:
-    found = plan([mount("7:9", "/db"), mount("253:0", "/x")], [BlockDevice("dm-0", "253:0", slaves=("loop9",))])
-    assert lies_on(found) == {"/": set(), "/db": set(), "/x": set()}
-    assert disks(found, "/db") == ()
 
 
 BTRFS = [loop(0, "/srv/0.img", pool=("loop0", "loop1")), loop(1, "/home/1.img", pool=("loop0", "loop1"))]
@@ -533,20 +629,85 @@ def test_what_is_left_out_passes_on_what_it_lies_on() -> None:
         loop(4, "/home/4"),
         loop(5, "/excluded/5"),
     ]
-    found = lies_on(plan(mounts, devices, exclude=("/excluded",)))
+    found = lies_on(plan(mounts, devices, uppers={"0:60": "8:2"}, exclude=("/excluded",)))
     assert found["/db"] == {"/srv"}
     assert found["/on-overlay"] == {"/srv"}
-    assert found["/on-fuse"] == {"/home"}
     assert found["/on-excluded"] == {"/home"}
+    assert found["/on-fuse"] == {"/", "/srv", "/home", "/db", "/on-overlay"}, "a source text of FUSE says nothing"
+
+
+# What is not understood
+
+
+EARLY, LATE = mount("8:2", "/early"), mount("8:3", "/late")
+UNKNOWN = BlockDevice("nbd0", "43:0", understood=False)
+
+
+@pytest.mark.parametrize(
+    ("mounts", "devices"),
+    [
+        ([mount("43:0", "/x")], [UNKNOWN]),
+        ([mount("7:0", "/x")], [BlockDevice("loop0", "7:0", understood=False)]),
+        ([mount("7:0", "/x")], [loop(0, "/pool/x"), BlockDevice("sdb", "8:16")]),
+        ([mount("7:0", "/x")], [BlockDevice("loop0", "7:0", file_on="0:99")]),
+        ([mount("253:0", "/x")], [BlockDevice("dm-0", "253:0", slaves=("sdc", "gone"))]),
+        ([mount("253:0", "/x")], [BlockDevice("dm-0", "253:0", slaves=("nbd0",)), UNKNOWN]),
+        ([mount("0:70", "/x", "btrfs", source="/dev/root")], []),
+        ([mount("8:16", "/x", "xfs", super_options="rw,logdev=/dev/gone")], [BlockDevice("sdb", "8:16")]),
+        ([mount("8:16", "/x")], [BlockDevice("sdb", "8:16", journal="nbd0"), UNKNOWN]),
+        ([mount("0:70", "/up", "overlay", super_options="rw,upperdir=u"), mount("7:0", "/x")], [loop(0, "/up/x")]),
+        ([mount("0:70", "/e", "ecryptfs", source="/late"), mount("7:0", "/x")], [loop(0, "/e/x")]),
+    ],
+)
+def test_what_is_not_understood_lies_on_all_that_was_mounted_before(
+    mounts: list[MountInfo], devices: list[BlockDevice]
+) -> None:
+    pool = mount("0:80", "/pool", "fuse.mergerfs", source="/early:/late")
+    found = plan([EARLY, pool, *mounts, LATE], devices)
+    assert lies_on(found) == {"/x": {"/", "/early"}, "/": set(), "/early": set(), "/late": set()}
+
+
+def test_a_device_that_sysfs_no_longer_knows_is_not_understood() -> None:
+    found = build_plan([ROOT, EARLY, mount("7:9", "/db")], BLOCK_TYPES, [SDA, SDA1, BlockDevice("s", "8:2")], Rules())
+    assert lies_on(found) == {"/": set(), "/early": set(), "/db": {"/", "/early"}}
+    assert disks(found, "/db") == ()
+
+
+@pytest.mark.parametrize("fstype", ["tmpfs", "ramfs"])
+def test_an_image_in_memory_lies_on_nothing(fstype: str) -> None:
+    found = plan([EARLY, mount("0:70", "/run", fstype), mount("7:0", "/db")], [loop(0, "/run/x")])
+    assert lies_on(found)["/db"] == set()
+
+
+def test_an_overlay_without_an_upper_layer_lies_on_nothing() -> None:
+    overlay = mount("0:70", "/o", "overlay", super_options="ro,lowerdir=/early")
+    assert lies_on(plan([EARLY, overlay, mount("7:0", "/db")], [loop(0, "/o/x")]))["/db"] == set()
+
+
+def test_what_lies_on_the_unknown_is_not_taken_to_be_under_it_and_that_is_noted() -> None:
+    found = plan(
+        [EARLY, mount("7:0", "/on-it"), mount("43:0", "/x")], [UNKNOWN, BlockDevice("loop0", "7:0", file_on="43:0")]
+    )
+    assert lies_on(found) == {"/on-it": {"/", "/early", "/x"}, "/x": {"/", "/early"}, "/": set(), "/early": set()}
+    assert found.notes == ("/x is not taken to lie on /on-it: mounted before it, but known to lie on it",)
+
+
+def test_ext4_lies_on_its_journal_too() -> None:
+    devices = [BlockDevice("sdb", "8:16", journal="loop0"), loop(0, "/late/journal")]
+    found = plan([EARLY, mount("8:16", "/x"), LATE], devices)
+    assert lies_on(found)["/x"] == {"/late"}
+    assert set(disks(found, "/x")) == {"sdb", "loop0"}
 
 
 def test_an_upper_folder_is_unescaped_after_the_options_are_split() -> None:
     overlay = mount("0:60", "/m", "overlay", source="overlay", super_options=r"rw,upperdir=/a\054b\040c,workdir=/w")
-    assert named_below(overlay) == ["/a,b c"]
+    assert upper_folder(overlay) == "/a,b c"
+    assert upper_folder(ROOT) == ""
 
 
-def test_a_network_source_is_no_path() -> None:
-    assert named_below(mount("0:60", "/m", "nfs", source="host:/export")) == []
+@pytest.mark.parametrize("fstype", ["nfs", "fuse.x", "tmpfs", "overlay"])
+def test_a_source_that_a_user_may_write_names_no_device(fstype: str) -> None:
+    assert named_devices(mount("0:60", "/m", fstype, source="/dev/sda1", super_options="rw,x=1")) == []
 
 
 # The order
@@ -641,7 +802,7 @@ def systems(draw: st.DrawFn) -> tuple[list[MountInfo], list[BlockDevice], Rules]
         options = draw(st.sampled_from(["rw", "rw", "rw", "ro"]))
         mounts.append(mount(f"253:{i}", f"/m{i}", super_options=options, mount_id=i + 2))
     excluded = draw(st.lists(st.integers(0, count - 1), max_size=2))
-    return draw(st.permutations(mounts)), devices, Rules(exclude=tuple(f"/m{i}" for i in excluded))
+    return draw(st.permutations(mounts)), placed(mounts, devices), Rules(exclude=tuple(f"/m{i}" for i in excluded))
 
 
 @given(systems())
@@ -659,6 +820,78 @@ def test_every_host_has_a_higher_level_and_every_level_a_reason(system: Any) -> 
     assert not planned & left_out
     assert planned | left_out == {m.device for m in mounts}
     assert Plan.load(msgpack.unpackb(msgpack.packb(found.dump()))) == found
+
+
+# Made-up stacks
+
+DISK, NBD = "disk", "nbd"
+
+
+@st.composite
+def stacks(draw: st.DrawFn) -> tuple[list[MountInfo], list[BlockDevice], dict[str, str], dict[str, set[str]], set[str]]:
+    """Return mounts in the order of mounting, devices, upper layers, and what is true of each planned one.
+
+    That is on which others it lies, by device number, and which have something below that nobody can tell.
+    """
+    mounts, devices, uppers = [], [], {}
+    lies: dict[str, set[str]] = {}
+    unknown: set[str] = set()
+    passes_on: set[str] = set()
+    for i in range(draw(st.integers(1, 14))):
+        kind = draw(st.sampled_from(["disk", "nbd", "loop", "partition", "dm", "pool", "overlay", "fuse", "cover"]))
+        number = f"{'0' if kind in ('pool', 'overlay', 'fuse') else '250'}:{i + 100}"
+        holder = draw(st.sampled_from(sorted(lies))) if lies else ""
+        holders = {holder} if holder else set()
+        under = set(holders).union(*(lies[one] for one in holders))
+        is_unknown = holder in unknown & passes_on  # what lies on a planned one is known to
+        loop_device = BlockDevice(f"loop{i}", f"7:{i}", file_on=holder)
+        fields: dict[str, Any] = {"mount_id": i + 2}
+        point = f"/m{i}"
+        match kind:
+            case "loop" | "cover":
+                if kind == "cover" and mounts:
+                    point, fields["parent_id"] = mounts[-1].mountpoint, mounts[-1].mount_id
+                devices.append(replace(loop_device, number=number))
+            case "partition":
+                devices += [loop_device, BlockDevice(f"loop{i}p1", number, disk=f"loop{i}")]
+            case "dm":
+                devices += [loop_device, BlockDevice(f"dm-{i}", number, slaves=(f"loop{i}",))]
+            case "pool":
+                devices.append(replace(loop_device, pool=(f"loop{i}",)))
+                fields |= {"fstype": "btrfs", "source": f"/dev/loop{i}"}
+            case "overlay":
+                fields |= {"fstype": "overlay", "super_options": "rw,upperdir=/u"}
+                uppers |= {number: holder} if holder else {}
+                is_unknown |= not holder
+                passes_on.add(number)
+            case "fuse":
+                passes_on.add(number)
+                fields |= {"fstype": "fuse.x", "source": holder}
+                under, is_unknown = set(), True
+            case _:
+                under = set()
+                is_unknown = kind == NBD
+                devices.append(BlockDevice(f"{kind}{i}", number, understood=kind == DISK))
+        mounts.append(mount(number, point, **fields))
+        if is_unknown:
+            unknown.add(number)
+            under = under if number in passes_on else {*lies}
+        lies[number] = under
+    return mounts, devices, uppers, lies, unknown
+
+
+@given(stacks())
+def test_nothing_freezes_beside_or_after_what_it_lies_on(stack: Any) -> None:
+    mounts, devices, uppers, lies, unknown = stack
+    found = build_plan(mounts, BLOCK_TYPES, devices, Rules(), uppers)
+    level = {m.device: m.level for m in found.mounts}
+    at = {m.device: i for i, m in enumerate(mounts)}
+    for upper in level:
+        for lower in lies[upper] & level.keys():
+            assert level[upper] < level[lower]
+        if upper in unknown:
+            assert all(level[upper] < level[lower] for lower in level if at[lower] < at[upper])
+    assert found.notes == (), "what lies on it was mounted later"
 
 
 def test_it_is_quick_enough() -> None:

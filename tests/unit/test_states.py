@@ -210,7 +210,9 @@ def test_the_numbers_and_names_are_those_of_2011_and_of_the_status_record() -> N
         "pending syncing synced freezing frozen thawing thawed unsupported busy failed left-out".split()  # noqa: SIM905
     )
     assert {o.value for o in Outcome} == {"thawed", "cancelled", "failed", "overran", "expired", "broken"}
-    assert {r.value for r in Reason} == {"network", "pseudo", "read-only", "excluded", "not-included"}
+    assert {r.value for r in Reason} == {
+        *("network", "fuse", "zfs", "pseudo", "read-only", "damaged", "unreachable", "excluded", "not-included"),
+    }
     assert {p.value for p in Phase} >= {"plan", "sync", "freeze", "hold", "thaw"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import pytest
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.options import Rules
 from virtagent.agent.worker import sysfs
-from virtagent.agent.worker.plan import BlockDevice, MountInfo
+from virtagent.agent.worker.mountinfo import MountInfo
+from virtagent.agent.worker.plan import BlockDevice
+from virtagent.agent.worker.probe import Backing, Probe
 
 Add = Callable[..., None]
 
@@ -42,40 +44,133 @@ def mount(device: str, fstype: str = "ext4", source: str = "none", options: str 
     return MountInfo(2, 1, device, "/", "/srv", fstype, source, options)
 
 
-def read(root: Path, *mounts: MountInfo) -> dict[str, BlockDevice]:
-    return {d.name: d for d in sysfs.read_devices(mounts, str(root))}
+class Answers(Probe):
+    """A probe that knows what loop devices lie on, and asks nobody."""
+
+    def __init__(self, **backings: Backing) -> None:
+        super().__init__([])
+        self._backings = backings
+
+    def loops(self, devices: Iterable[tuple[str, str]]) -> Mapping[str, Backing]:
+        return {name: self._backings[name] for name, _ in devices if name in self._backings}
+
+
+FILE = Backing("8:1")
+
+
+def read(root: Path, *mounts: MountInfo, probe: Probe | None = None) -> dict[str, BlockDevice]:
+    probe = probe or Answers(loop0=FILE, loop1=FILE)
+    return {d.name: d for d in sysfs.read_devices(mounts, probe, str(root), str(root / "proc"))}
 
 
 def test_only_what_mounts_lie_on_is_read(add: Add, tmp_path: Path) -> None:
-    add("loop0", "7:0", **{"loop/backing_file": "/a.img\n"})
-    add("loop1", "7:1", **{"loop/backing_file": "/b.img\n"})
+    add("loop0", "7:0")
+    add("loop1", "7:1")
     assert read(tmp_path, mount("7:1"), mount("7:1"), mount("0:40", "tmpfs")) == {
-        "loop1": BlockDevice("loop1", "7:1", backing_file="/b.img")
+        "loop1": BlockDevice("loop1", "7:1", file_on="8:1")
     }
 
 
-def test_only_the_last_newline_of_a_backing_file_is_not_its_name(add: Add, tmp_path: Path) -> None:
-    add("loop0", "7:0", **{"loop/backing_file": "/a\r\n\udcff \\040 \n\n"})
-    assert read(tmp_path, mount("7:0"))["loop0"].backing_file == "/a\r\n\udcff \\040 \n"
+@pytest.mark.parametrize("probe", [None, Answers()])
+def test_a_loop_device_that_is_not_asked_or_does_not_answer(add: Add, tmp_path: Path, probe: Probe | None) -> None:
+    add("loop0", "7:0", **{"loop/backing_file": "/a.img\n"})
+    (found,) = sysfs.read_devices([mount("7:0")], probe, str(tmp_path), str(tmp_path))
+    assert found == BlockDevice("loop0", "7:0", understood=False)
+
+
+def test_a_loop_device_over_a_device_that_has_vanished(add: Add, tmp_path: Path) -> None:
+    add("loop0", "7:0")
+    found = read(tmp_path, mount("7:0"), probe=Answers(loop0=Backing(device="8:16")))
+    assert found == {"loop0": BlockDevice("loop0", "7:0", understood=False)}
+
+
+@pytest.mark.parametrize(
+    ("path", "understood"),
+    [
+        ("virtual/block/loop0", True),
+        ("virtual/block/dm-0", True),
+        ("virtual/block/md127", True),
+        ("virtual/block/nbd0", False),
+        ("virtual/block/drbd1", False),
+        ("virtual/block/zd16", False),
+        ("virtual/block/ublkb0", False),
+        ("virtual/block/zloop0", False),
+        ("virtual/nvme-subsystem/nvme-subsys0/nvme0n1", True),
+        ("pci0000:00/0000:00:05.0/virtio2/block/vda", True),
+        ("pci0000:00/0000:00:1f.2/ata1/host0/target0:0:0/0:0:0:0/block/sda", True),
+        ("platform/host2/session1/target2:0:0/2:0:0:1/block/sdb", False),
+        ("rbd/0/block/rbd0", False),
+    ],
+)
+def test_what_a_program_or_another_machine_serves_is_not_understood(
+    tmp_path: Path, path: str, understood: bool
+) -> None:
+    folder = tmp_path / "devices" / path
+    folder.mkdir(parents=True)
+    (folder / "dev").write_text("1:0\n")
+    (tmp_path / "dev/block").mkdir(parents=True)
+    (tmp_path / "dev/block/1:0").symlink_to(f"../../devices/{path}")
+    (found,) = read(tmp_path, mount("1:0")).values()
+    assert found.understood is understood
+
+
+def journal(root: Path, task: str, comm: str, *journals: str) -> BlockDevice:
+    """Return the device md0 with an ext4 whose journal's thread is told as in sysfs and procfs."""
+    for path, text in (("fs/ext4/md0/journal_task", task), ("proc/17/comm", comm)):
+        (root / path).parent.mkdir(parents=True)
+        (root / path).write_text(f"{text}\n")
+    for name in journals:
+        (root / "proc/fs/jbd2" / name).mkdir(parents=True)
+    return read(root, mount("9:0"))["md0"]
+
+
+@pytest.mark.parametrize(
+    ("task", "comm", "journals", "name", "understood"),
+    [
+        ("<none>", "x", (), "", True),
+        ("17", "jbd2/md0-8", ("md0-8",), "", True),
+        ("17", "jbd2/md0-8", (), "", True),
+        ("0", "x", ("md0-8",), "", True),
+        ("17", "jbd2/loop0", ("loop0", "sdb-8"), "loop0", True),
+        ("17", "jbd2/cciss!c0d0", ("cciss!c0d0p1",), "", False),
+        ("0", "x", ("loop0",), "", False),
+        ("17", "bash", ("loop0",), "", False),
+    ],
+)
+def test_the_journal_of_an_ext4(
+    add: Add, tmp_path: Path, task: str, comm: str, journals: tuple[str, ...], name: str, understood: bool
+) -> None:
+    add("md0", "9:0")
+    add("loop0", "7:0")
+    found = journal(tmp_path, task, comm, *journals)
+    assert (found.journal, found.understood) == (name, understood)
+
+
+def test_the_device_with_a_journal_is_read_too(add: Add, tmp_path: Path) -> None:
+    add("md0", "9:0")
+    add("loop0", "7:0")
+    journal(tmp_path, "17", "jbd2/loop0", "loop0")
+    assert read(tmp_path, mount("9:0"))["loop0"] == BlockDevice("loop0", "7:0", file_on="8:1")
 
 
 def test_a_partition_brings_its_disk(add: Add, tmp_path: Path) -> None:
-    add("loop0", "7:0", **{"loop/backing_file": "/a.img\n"})
+    add("loop0", "7:0")
     add("loop0/loop0p1", "259:0", partition="1\n")
     assert read(tmp_path, mount("259:0")) == {
         "loop0p1": BlockDevice("loop0p1", "259:0", disk="loop0"),
-        "loop0": BlockDevice("loop0", "7:0", backing_file="/a.img"),
+        "loop0": BlockDevice("loop0", "7:0", file_on="8:1"),
     }
 
 
 def test_slaves_and_devices_under_loop_devices_are_followed(add: Add, tmp_path: Path) -> None:
     add("dm-0", "253:0", slaves=("dm-1", "gone"), **{"dm/name": "top\n"})
     add("dm-1", "253:1", slaves=("loop0",), **{"dm/name": "vg-x\n"})
-    add("loop0", "7:0", **{"loop/backing_file": "/dev/mapper/low (deleted)\n"})
+    add("loop0", "7:0")
     add("dm-2", "253:2", slaves=("loop1",), **{"dm/name": "low\n"})
-    add("loop1", "7:1", **{"loop/backing_file": "/dev/cciss/c0d0\n"})
+    add("loop1", "7:1")
     add("cciss!c0d0", "104:0")
-    found = read(tmp_path, mount("253:0"))
+    probe = Answers(loop0=Backing(device="253:2"), loop1=Backing(device="104:0"))
+    found = read(tmp_path, mount("253:0"), probe=probe)
     assert set(found) == {"dm-0", "dm-1", "loop0", "dm-2", "loop1", "cciss!c0d0"}
     assert found["dm-0"] == BlockDevice("dm-0", "253:0", mapper="top", slaves=("dm-1", "gone"))
 
@@ -98,7 +193,8 @@ def test_file_systems_on_several_devices(add: Add, tmp_path: Path, info: MountIn
     for name in ("loop0", "loop1"):
         (members / name).symlink_to(f"../../../../class/block/{name}")
     pool = ("loop0", "loop1") if info.fstype == "btrfs" else ()
-    assert read(tmp_path, info) == {n: BlockDevice(n, f"7:{n[-1]}", pool=pool) for n in ("loop0", "loop1")}
+    expected = {n: BlockDevice(n, f"7:{n[-1]}", pool=pool, file_on="8:1") for n in ("loop0", "loop1")}
+    assert read(tmp_path, info) == expected
 
 
 def test_btrfs_on_a_mapped_device(add: Add, tmp_path: Path) -> None:
@@ -119,13 +215,13 @@ def test_devices_may_vanish(add: Add, tmp_path: Path) -> None:
 
 
 def test_any_other_error_ends_the_plan_and_names_the_file(add: Add, tmp_path: Path) -> None:
-    add("loop0", "7:0", **{"loop/backing_file": ""})
-    backing_file = tmp_path / "devices/virtual/block/loop0/loop/backing_file"
-    backing_file.unlink()
-    backing_file.symlink_to("/proc/self/mem")  # opens, but its first page does not read
+    add("dm-0", "253:0", **{"dm/name": ""})
+    name = tmp_path / "devices/virtual/block/dm-0/dm/name"
+    name.unlink()
+    name.symlink_to("/proc/self/mem")  # opens, but its first page does not read
     with pytest.raises(OSError, match="Input/output error") as caught:
-        read(tmp_path, mount("7:0"))
-    assert caught.value.filename == str(backing_file)
+        read(tmp_path, mount("253:0"))
+    assert caught.value.filename == str(name)
 
 
 def test_without_sysfs_there_is_no_plan(tmp_path: Path) -> None:
@@ -135,10 +231,10 @@ def test_without_sysfs_there_is_no_plan(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_a_fault_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> list[BlockDevice]:
-        raise OSError(36, "File name too long", "/sys/block/loop0/loop/backing_file")
+        raise OSError(36, "File name too long", "/sys/block/dm-0/dm/name")
 
     monkeypatch.setattr(sysfs, "read_devices", refuse)
-    with pytest.raises(Fault, match="backing_file: File name too long") as caught:
+    with pytest.raises(Fault, match="name: File name too long") as caught:
         sysfs.read_plan(Rules())
     assert caught.value.code is Code.FAILED
 
@@ -149,7 +245,7 @@ def test_this_machine_has_a_plan() -> None:
     assert devices == {m.device for m in sysfs.read_mountinfo()}
 
 
-def test_nothing_outside_procfs_and_sysfs_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unless_it_may_ask_nothing_outside_procfs_and_sysfs_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     touched = []
 
     def watch(module: Any, name: str) -> None:
@@ -164,7 +260,7 @@ def test_nothing_outside_procfs_and_sysfs_is_touched(monkeypatch: pytest.MonkeyP
     for name in ("stat", "lstat", "listdir", "readlink", "scandir", "open"):
         watch(os, name)
     watch(builtins, "open")
-    sysfs.read_plan(Rules())
+    sysfs.read_plan(Rules(), ask=False)
     monkeypatch.undo()
     assert {"/proc/self/mountinfo", "/proc/filesystems"} <= set(touched)
     assert all(path.startswith(("/proc/", "/sys/")) or path == "/sys" for path in touched)

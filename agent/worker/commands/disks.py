@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...api.errors import failed
-from ..plan import MountInfo, Server, server_of
+from ..mountinfo import MountInfo, Server, server_of
 from ..sysfs import read_mountinfo
 from .disk_addresses import Tree, address, disks_below, is_virtual, known_to_udev, node
 from .reading import is_number, names_in, read_if_any, read_needed, refused

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ...api.errors import Code, Fault
 from ...api.records import Mount
 from .. import kernel, methods, programs, sysfs
+from ..mountinfo import MountInfo, Server, server_of, superblocks
 from ..open_fs import Mounted, open_file_system
-from ..plan import MountInfo, Server, server_of, superblocks
 
 if TYPE_CHECKING:
     from ..context import Args, Worker
@@ -155,7 +155,7 @@ def fstrim(
     except OSError as error:
         raise Fault(Code.FAILED, f"failed to open mtab file: '/proc/self/mountinfo': {error.strerror}") from None
     paths = []
-    for info, points in reversed(found):
+    for info, points, *_ in reversed(found):
         anonymous = info.device.startswith("0:") and info.fstype != "btrfs"
         if anonymous or server_of(info.fstype) is Server.NETWORK:
             continue

@@ -1,0 +1,191 @@
+"""What is mounted, as mountinfo tells: its lines, its file systems, and who serves them. Pure."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+# fmt: off
+NETWORK_TYPES = frozenset({
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4",
+    "orangefs", "prl_fs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs",
+})
+# fmt: on
+PATH_MAX = 4096  # bytes, with the NUL at the end
+
+
+class Server(enum.Enum):
+    """Who serves a file system. Opening one that the kernel does not serve by itself may block for ever."""
+
+    KERNEL = "kernel"
+    NETWORK = "network"
+    FUSE = "fuse"
+    FUSE_ON_DISK = "fuseblk"
+
+
+def server_of(fstype: str) -> Server:
+    """Return who serves file systems of this type; mountinfo names types ("ext4", "nfs4", "fuse.sshfs")."""
+    if fstype in NETWORK_TYPES:
+        return Server.NETWORK
+    family = fstype.partition(".")[0]
+    return {"fuse": Server.FUSE, "fuseblk": Server.FUSE_ON_DISK}.get(family, Server.KERNEL)
+
+
+class MountInfo(NamedTuple):
+    """One line of mountinfo; the texts are unescaped, except `super_options`."""
+
+    mount_id: int
+    parent_id: int
+    device: str
+    root: str
+    mountpoint: str
+    fstype: str
+    source: str
+    super_options: str
+
+
+def parse_mountinfo(text: str) -> list[MountInfo]:
+    """Return the mounts of a mountinfo text (decoded as UTF-8 with surrogateescape).
+
+    Raises ValueError that names the line if one is malformed.
+    """
+    mounts = []
+    # No splitlines: of what Python takes for the end of a line, the kernel escapes only the newline.
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
+        try:
+            mount, _, file_system = line.partition(" - ")
+            mount_id, parent_id, device, root, mountpoint, _ = mount.split(" ", 5)
+            fstype, source, options = file_system.split(" ", 2)
+            major, minor = device.split(":")
+            if not all(map(str.isdecimal, (mount_id, parent_id, major, minor))) or not mountpoint.startswith("/"):
+                raise ValueError
+            if "\\" in line:
+                root, mountpoint, fstype, source = map(_unescape, (root, mountpoint, fstype, source))
+            mounts.append(MountInfo(int(mount_id), int(parent_id), device, root, mountpoint, fstype, source, options))
+        except ValueError:
+            raise ValueError(f"mountinfo line {number} is malformed: {line[:200]!r}") from None
+    return mounts
+
+
+def parse_filesystems(text: str) -> frozenset[str]:
+    """Return the types in the text of /proc/filesystems that are not nodev."""
+    return frozenset(line.strip() for line in text.split("\n") if line.strip() and not line.startswith("nodev"))
+
+
+def is_anonymous(mount: MountInfo) -> bool:
+    """Return whether the number of a file system is none of a block device."""
+    return mount.device.startswith("0:")
+
+
+def named_devices(mount: MountInfo) -> list[str]:
+    """Return the paths of devices that a file system itself names, beyond its device number.
+
+    The source of a FUSE or network file system is whatever its user wrote.
+    """
+    if server_of(mount.fstype) is not Server.KERNEL:
+        return []
+    paths = []
+    if mount.fstype in ("btrfs", "bcachefs"):
+        paths = mount.source.split(":") if mount.fstype == "bcachefs" else [mount.source]
+    if "dev=" in mount.super_options:
+        options = (option.partition("=") for option in mount.super_options.split(","))
+        paths += [_unescape(value) for key, _, value in options if key in ("logdev", "rtdev")]
+    return [path for path in paths if path.startswith("/dev/")]
+
+
+def upper_folder(mount: MountInfo) -> str:
+    """Return the path that an overlay's upper layer was mounted by, relative ones too; "" if it has none."""
+    options = (option.partition("=") for option in mount.super_options.split(","))
+    return next((_unescape(value) for key, _, value in options if key == "upperdir"), "")
+
+
+def as_shown(superblock: Superblock, shown: Mapping[str, str]) -> Superblock:
+    """Return the file system with what was found out about its mount points, as `plan.build_plan` takes it."""
+    point = shown.get(superblock.info.device)
+    if point is None:
+        return superblock
+    points = dict.fromkeys((point, *superblock.points) if point else superblock.points)
+    return superblock._replace(points=tuple(points), shown=superblock.shown if point else frozenset())
+
+
+class Superblock(NamedTuple):
+    """A file system: its primary mount and all its mount points, that of the primary first.
+
+    `shown` are the mount points whose paths lead to it. It is `sure` that the primary is one of them, if no program and
+    no other machine has to answer on the way and the root of the file system is mounted there, which is a folder.
+    """
+
+    info: MountInfo
+    points: tuple[str, ...]
+    shown: frozenset[str]
+    sure: bool
+
+
+def superblocks(mountinfo: Sequence[MountInfo]) -> list[Superblock]:
+    """Return the file systems in the order of their first mounts."""
+    mounts: dict[str, list[MountInfo]] = {}
+    for mount in mountinfo:
+        mounts.setdefault(mount.device, []).append(mount)
+    leads_to = path_walk(mountinfo)
+    served = behind_servers(mountinfo)
+    found = []
+    for same in mounts.values():
+        # A path that leads elsewhere is of no use; a mount of the whole file system is known to be a folder.
+        shown = [m for m in same if leads_to[m.mountpoint] == m.mount_id and len(m.mountpoint) < PATH_MAX]
+        shown = [m for m in shown if len(m.mountpoint.encode("utf-8", "surrogateescape")) < PATH_MAX]
+        primary = min(shown or same, key=lambda m: (m.mount_id in served, m.root != "/"))
+        points = dict.fromkeys((primary.mountpoint, *(m.mountpoint for m in same)))
+        sure = bool(shown) and primary.mount_id not in served and primary.root == "/"
+        found.append(Superblock(primary, tuple(points), frozenset(m.mountpoint for m in shown), sure))
+    return found
+
+
+def behind_servers(mountinfo: Sequence[MountInfo]) -> frozenset[int]:
+    """Return the ids of the mounts that a path reaches only if a program or another machine answers, or mounts it."""
+    by_id = {m.mount_id: m for m in mountinfo}
+    behind: dict[int, bool] = {}
+    for mount in mountinfo:
+        way = []
+        here: MountInfo | None = mount
+        while here is not None and here.mount_id not in behind:
+            behind[here.mount_id] = here.fstype == "autofs" or server_of(here.fstype) is not Server.KERNEL
+            way.append(here.mount_id)
+            here = by_id.get(here.parent_id)
+        above = here is not None and behind[here.mount_id]
+        for one in reversed(way):
+            above = behind[one] = behind[one] or above
+    return frozenset(one for one, is_behind in behind.items() if is_behind)
+
+
+def path_walk(mountinfo: Sequence[MountInfo]) -> dict[str, int]:
+    """Return for each mount point the id of the mount that its path leads to, as the kernel walks: from the root.
+
+    The order in mountinfo does not say what covers what: the root is often mounted after /proc and /dev.
+    """
+    outside = -1
+    ids = {m.mount_id for m in mountinfo}
+    on: dict[str, dict[int, int]] = {}
+    for m in mountinfo:
+        inside = m.parent_id in ids and m.parent_id != m.mount_id  # the very first root is its own parent
+        on.setdefault(m.mountpoint, {})[m.parent_id if inside else outside] = m.mount_id
+    leads_to: dict[str, int] = {}
+    # Each behind those on its way, not folder by folder: by FUSE any user may mount a thousand at paths of 4 KiB.
+    way: list[str] = []
+    for path in sorted(on, key=lambda path: path.rstrip("/").replace("/", "\0")):
+        while way and not path.startswith(way[-1].rstrip("/") + "/"):
+            way.pop()
+        leads_to[path] = leads_to[way[-1]] if way else outside
+        while (top := on[path].pop(leads_to[path], None)) is not None:
+            leads_to[path] = top
+        way.append(path)
+    return leads_to
+
+
+def _unescape(text: str) -> str:
+    """Return the text with its octal escapes (\\040) replaced by the bytes that they mean."""
+    if "\\" not in text:
+        return text
+    raw = re.sub(rb"\\([0-3][0-7]{2})", lambda m: bytes([int(m[1], 8)]), text.encode("utf-8", "surrogateescape"))
+    return raw.decode("utf-8", "surrogateescape")
