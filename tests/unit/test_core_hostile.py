@@ -431,6 +431,9 @@ def test_a_hold_that_was_extended_and_had_ended_when_that_was_heard_says_how_lon
 def test_one_that_ends_with_nothing_frozen_and_then_freezes_leaves_the_host_told_of_nothing_frozen() -> None:
     drive = Watched(**LIMITS)
     call, worker = drive.begin()
-    drive.report(worker, messages.Done(None), messages.Step(0, "freezing"))
+    drive.report(worker, messages.Done(None))
+    drive.wait(60)
+    assert drive.killed == {worker}, "it did not end after its report"
+    drive.report(worker, messages.Step(0, "freezing"))
     drive.finish()
     assert call.value == 0
