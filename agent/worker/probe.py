@@ -38,9 +38,14 @@ class Probe:
         self._by_id = {m.mount_id: m for m in mountinfo}
         self._numbers = {m.device for m in mountinfo}
 
-    def loops(self, devices: Iterable[tuple[str, str]]) -> Mapping[str, Backing]:
-        """Return what loop devices (name and major:minor) lie on, by name; those not understood are absent."""
-        asked = ask({name: functools.partial(_status_of, name, number) for name, number in devices})
+    def loops(self, devices: Iterable[tuple[str, str, str]]) -> Mapping[str, Backing]:
+        """Return what loop devices (name, number, path of the file) lie on, by name; those not understood are absent.
+
+        One whose file seems to be behind FUSE or a network is not asked: the kernel would ask that server, and whoever
+        waits for it could not be ended. What it lies on would not be understood anyway.
+        """
+        local = [(name, number) for name, number, path in devices if path[:1] != "/" or self._is_safe(path)]
+        asked = ask({name: functools.partial(_status_of, name, number) for name, number in local})
         found = {}
         for name, (st_dev, rdev) in asked.items():
             if rdev:

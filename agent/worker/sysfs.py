@@ -95,9 +95,13 @@ def read_devices(
         read = [device for folder in folders if (device := _read_device(folder, pools)) is not None]
         folders.clear()
         new = {device.name: with_journal(device) for device in read if device.name not in found}
-        loops = [(d.name, d.number) for d in new.values() if d.number.startswith(LOOP)]
+        loops = [
+            (d.name, d.number, _read_if_any(f"{sysfs}/class/block/{d.name}/loop/backing_file"))
+            for d in new.values()
+            if d.number.startswith(LOOP)
+        ]
         backings = probe.loops(loops) if probe and loops else {}
-        for name, _ in loops:
+        for name, *_ in loops:
             backing = backings.get(name)
             if backing is None:
                 new[name] = replace(new[name], understood=False)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.options import Rules
+from virtagent.agent.worker import probe as probe_module
 from virtagent.agent.worker import sysfs
 from virtagent.agent.worker.mountinfo import MountInfo
 from virtagent.agent.worker.plan import BlockDevice
@@ -51,8 +52,8 @@ class Answers(Probe):
         super().__init__([])
         self._backings = backings
 
-    def loops(self, devices: Iterable[tuple[str, str]]) -> Mapping[str, Backing]:
-        return {name: self._backings[name] for name, _ in devices if name in self._backings}
+    def loops(self, devices: Iterable[tuple[str, str, str]]) -> Mapping[str, Backing]:
+        return {name: self._backings[name] for name, *_ in devices if name in self._backings}
 
 
 FILE = Backing("8:1")
@@ -264,3 +265,28 @@ def test_unless_it_may_ask_nothing_outside_procfs_and_sysfs_is_touched(monkeypat
     monkeypatch.undo()
     assert {"/proc/self/mountinfo", "/proc/filesystems"} <= set(touched)
     assert all(path.startswith(("/proc/", "/sys/")) or path == "/sys" for path in touched)
+
+
+def test_a_loop_device_whose_file_is_behind_a_server_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def status(name: str, _number: str) -> tuple[int, int]:
+        asked.append(name)
+        return os.makedev(8, 1), 0
+
+    monkeypatch.setattr(probe_module, "_status_of", status)
+    mounts = [
+        MountInfo(1, 1, "8:1", "/", "/", "ext4", "/dev/sda1", "rw"),
+        MountInfo(2, 1, "0:50", "/", "/srv/pool", "fuse.mergerfs", "a:b", "rw"),
+        MountInfo(3, 1, "0:51", "/", "/srv/nfs", "nfs4", "server:/x", "rw"),
+    ]
+    found = Probe(mounts).loops(
+        [
+            ("loop0", "7:0", "/srv/x.img"),
+            ("loop1", "7:1", "/srv/pool/x.img"),
+            ("loop2", "7:2", "/srv/nfs/deep/x.img"),
+            ("loop3", "7:3", ""),
+        ]
+    )
+    assert sorted(asked) == ["loop0", "loop3"]
+    assert found == {"loop0": Backing("8:1"), "loop3": Backing("8:1")}
