@@ -26,7 +26,7 @@ def completed(*words: str) -> list[str]:
 def test_bash_completes() -> None:
     assert completed("sn") == ["snapshot"]
     assert set(completed("")) >= {"ping", "freeze", "--agent", "completion"}
-    assert completed("--agent", "unix:/x", "snapshot", "--ho") == ["--hold"]
+    assert completed("--agent", "unix:/x", "snapshot", "--ho") == ["--hold", "--hold-limit"]
     assert completed("snapshot", "--hold", "5", "--ex") == ["--exclude", "--extend"]
     assert completed("watch", "--until", "FR") == ["FROZEN"]
     assert completed("completion", "b") == ["bash"]
@@ -71,7 +71,7 @@ def completed_by_fish(tmp_path: Path, line: str) -> set[str]:
 
 def test_fish_completes(tmp_path: Path) -> None:
     assert completed_by_fish(tmp_path, "sn") == {"snapshot"}
-    assert completed_by_fish(tmp_path, "--agent unix:/x snapshot --ho") == {"--hold"}
+    assert completed_by_fish(tmp_path, "--agent unix:/x snapshot --ho") == {"--hold", "--hold-limit"}
     assert completed_by_fish(tmp_path, "snapshot --hold 5 --ex") == {"--exclude", "--extend"}
     assert completed_by_fish(tmp_path, "watch --until FR") == {"FROZEN"}
     assert completed_by_fish(tmp_path, "completion ") == {"bash", "zsh", "fish"}

@@ -21,8 +21,5 @@ def test_what_is_generated_is_current() -> None:
     assert run(sys.executable, str(SCRIPT)) == (0, "")
 
 
-def test_without_virtagent_it_says_so_in_one_sentence() -> None:
-    code, said = run(sys.executable, "-I", "-S", str(SCRIPT))
-    assert code == 1
-    assert said.startswith("scripts/docs: No module named ")
-    assert said.count("\n") == 1
+def test_it_needs_nothing_that_is_installed() -> None:
+    assert run(sys.executable, "-I", "-S", str(SCRIPT)) == (0, "")

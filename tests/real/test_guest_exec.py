@@ -101,11 +101,6 @@ def test_capture(capture: bool | str | None, captured: dict[str, Any], start: St
     assert outcome(start(*SPEAKS, capture=capture)) == {"exitcode": 3} | captured
 
 
-def test_no_capture_mode(start: Start) -> None:
-    with refused("Parameter 'capture-output' does not accept value 'all'", Code.PARAMS):
-        start("true", capture="all")
-
-
 def test_output_that_is_empty_is_left_out(start: Start) -> None:
     assert outcome(start("true", capture=True)) == {"exitcode": 0}
 
