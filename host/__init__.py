@@ -1,10 +1,21 @@
-"""The client side. Of virtagent it imports only agent.api and agent.wire."""
+"""Freeze and thaw guests from a program: one agent, many, blocking or with asyncio.
+
+    from virtagent.host import Agent
+
+    with Agent("libvirt:vm1") as agent, agent.frozen("/srv/*", hold=60) as freeze:
+        take_the_snapshot(freeze.mounts)
+
+The block is left with FreezeBroken if the guest was not held frozen all the time; then the snapshot is worthless.
+`AgentGroup` freezes many guests at one point; `AsyncAgent` and `AsyncAgentGroup` are awaited. `help(Agent)` lists the
+methods, docs/host.md explains them, and every error is a `VirtagentError`.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..agent.api.errors import Code, Fault, VirtagentError
+    from ..agent.api.records import Capabilities, Last, MountStatus, Plan, Status
     from .aio import AsyncAgent
     from .client import Agent
     from .errors import (
@@ -29,6 +40,7 @@ __all__ = [
     "AsyncAgent",
     "AsyncAgentGroup",
     "BadReply",
+    "Capabilities",
     "Code",
     "Fault",
     "Freeze",
@@ -36,9 +48,13 @@ __all__ = [
     "GroupFailed",
     "GroupFreeze",
     "HostError",
+    "Last",
     "Lost",
+    "MountStatus",
     "NotThawed",
     "NothingFrozen",
+    "Plan",
+    "Status",
     "TimedOut",
     "Unreachable",
     "Unsendable",
@@ -51,6 +67,7 @@ _WHERE = {
     "AgentGroup": ".group",
     "AsyncAgent": ".aio",
     "AsyncAgentGroup": ".group",
+    **dict.fromkeys(("Capabilities", "Last", "MountStatus", "Plan", "Status"), "..agent.api.records"),
     "Code": "..agent.api.errors",
     "Fault": "..agent.api.errors",
     "Freeze": ".holding",
@@ -65,3 +82,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_WHERE.get(name, ".errors"), __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -57,11 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     code = DONE
+    words = sys.argv[1:] if argv is None else list(argv)
+    as_json = "--json" in (words[: words.index("--")] if "--" in words else words)
     try:
-        code = _run(options.parser().parse_args(argv))
+        if not words:
+            options.parser().print_help(sys.stderr)
+            return USAGE
+        code = _run(options.parser().parse(words))
         print(end="", flush=True)
     except options.Bad as error:
-        return complain(str(error), USAGE)
+        return tell_wrong(str(error), USAGE, as_json=as_json)
     except OSError as error:
         # What is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,9 +105,17 @@ def _run(args: argparse.Namespace) -> int:
             return complain(said.wrong, said.code) if said.wrong else said.code
     except KeyboardInterrupt:
         unsure = run is not None and run.may_be_frozen
-        return complain(f"interrupted; {MAY_BE_FROZEN}", INTERRUPTED) if unsure else INTERRUPTED
+        return tell_wrong(f"interrupted; {MAY_BE_FROZEN}", INTERRUPTED, as_json=args.json) if unsure else INTERRUPTED
     except VirtagentError as error:
-        return complain(*sentence(error, may_be_frozen=run is not None and run.may_be_frozen))
+        words, code = sentence(error, may_be_frozen=run is not None and run.may_be_frozen)
+        return tell_wrong(words, code, error, as_json=args.json)
+
+
+def tell_wrong(words: str, code: int, error: VirtagentError | None = None, *, as_json: bool) -> int:
+    """Print the sentence, and with --json also a document for programs; return the exit code."""
+    if as_json:
+        print(text.to_json(document(words, code, error)), flush=True)
+    return complain(words, code)
 
 
 def several_agents(run: Run) -> int:
@@ -134,7 +147,7 @@ def freeze(run: Run) -> int:
     """Freeze one guest, and say how long it is held."""
     args = run.args
     wanted = calls.freeze(
-        args.include,
+        options.included(args),
         args.exclude,
         strict=args.strict,
         wait=args.wait,

@@ -19,6 +19,7 @@ from . import calls, text
 from .errors import HostError, Unreachable
 from .exits import DONE, NOTHING_TO_THAW
 from .holding import Script
+from .options import included
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,12 @@ def capabilities(args: argparse.Namespace, url: str) -> Script[Said]:
 
 
 def plan(args: argparse.Namespace, url: str) -> Script[Said]:
-    found: records.Plan = yield calls.plan(args.include, args.exclude, strict=args.strict)
+    found: records.Plan = yield calls.plan(included(args), args.exclude, strict=args.strict)
     return Said(text.plan_lines(found), records.dump(found), lambda screen: screen.plan(found))
 
 
 def sync(args: argparse.Namespace, url: str) -> Script[Said]:
-    synced = yield calls.sync(args.include, args.exclude, wait=args.wait, sync_limit=args.sync_limit)
+    synced = yield calls.sync(included(args), args.exclude, wait=args.wait, sync_limit=args.sync_limit)
     return Said([f"synced {text.count(synced)}; nothing was frozen"], {"synced": synced})
 
 

@@ -29,6 +29,12 @@ _ADVICE = {
     Code.AUDIT_FULL: f"`{PROG} thaw` first",
     Code.INTERNAL: "report it with the agent's log",
 }
+_NEEDS = re.compile(r"va\.(\w+) needs state (\w+), the state is (\w+)")
+_WORDS = {
+    ("fshold", "FROZEN"): "nothing is frozen, so nothing can be held longer",
+    ("fsfreeze", "THAWED"): "the guest cannot be frozen now",
+    ("fssync", "THAWED"): "the guest cannot be synced now",
+}
 _NAMES = {USAGE: "USAGE", NOTHING_TO_THAW: "NOTHING_TO_THAW", INTERRUPTED: "INTERRUPTED"}
 _ENDING = {Unreachable: UNREACHABLE, Lost: UNREACHABLE, TimedOut: TIMED_OUT, FreezeBroken: BROKEN}
 _EXIT = {Code.IN_PROGRESS: TIMED_OUT, Code.FREEZE_BROKEN: BROKEN}
@@ -54,7 +60,7 @@ def document(wrong: str, code: int, error: VirtagentError | None = None) -> dict
 def _explained(error: VirtagentError, may_be_frozen: bool) -> tuple[str, str, int]:
     match error:
         case Fault(code=code):
-            return str(error), _ADVICE.get(code, ""), _EXIT.get(code, FAILED)
+            return _plain(str(error)), _ADVICE.get(code, ""), _EXIT.get(code, FAILED)
         case GroupFailed(causes=causes):
             first = next(iter(causes.values()), TimedOut())
             return str(error), "", _explained(first, False)[2]
@@ -63,6 +69,16 @@ def _explained(error: VirtagentError, may_be_frozen: bool) -> tuple[str, str, in
     ending = next((code for kind, code in _ENDING.items() if isinstance(error, kind)), FAILED)
     unsure = may_be_frozen and type(error) not in (Unreachable, NothingFrozen)
     return str(error), MAY_BE_FROZEN if unsure else "", ending
+
+
+def _plain(words: str) -> str:
+    """Say the refusal of a method in words for who typed a command."""
+
+    def said(found: re.Match[str]) -> str:
+        method, needed, state = found.groups()
+        return f"{plain}: the state is {state}" if (plain := _WORDS.get((method, needed))) else found.group()
+
+    return _NEEDS.sub(said, words)
 
 
 def complain(words: str, code: int) -> int:

@@ -21,6 +21,7 @@ from .aio import AsyncAgent
 from .calls import Texts, texts
 from .errors import FreezeBroken, GroupFailed, NotThawed
 from .holding import INTERRUPTS, Freeze, Holding, Options, Wanted, note, notes
+from .methods import AgentOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -61,7 +62,7 @@ class AsyncAgentGroup:
     `connects` is how many connections are opened simultaneously; the other options are those of `AsyncAgent`.
     """
 
-    def __init__(self, urls: Texts, *, connects: int = CONNECTS, **options: Any) -> None:
+    def __init__(self, urls: Texts, *, connects: int = CONNECTS, **options: Unpack[AgentOptions]) -> None:
         self.urls = texts("urls", urls)
         if not self.urls:
             raise ValueError("a group of no agents; name one at least")
@@ -228,14 +229,22 @@ def _report(freezes: list[Freeze], holdings: list[Holding]) -> GroupFreeze:
 class AgentGroup:
     """Many agents, for a caller that blocks: see `AsyncAgentGroup`. It uses one thread for all."""
 
-    def __init__(self, urls: Texts, **options: Any) -> None:
-        self._options = options
-        self.urls = AsyncAgentGroup(urls, **options).urls
+    def __init__(self, urls: Texts, *, connects: int = CONNECTS, **options: Unpack[AgentOptions]) -> None:
+        self._connects, self._options = connects, options
+        self.urls = AsyncAgentGroup(urls, connects=connects, **options).urls
 
     @contextlib.contextmanager
-    def frozen(self, include: Texts = (), exclude: Texts = (), **options: Any) -> Iterator[GroupFreeze]:
+    def frozen(
+        self,
+        include: Texts = (),
+        exclude: Texts = (),
+        *,
+        freeze_wait: float = FREEZE_SECONDS,
+        **options: Unpack[Options],
+    ) -> Iterator[GroupFreeze]:
         """Hold all guests frozen while the block runs: see `AsyncAgentGroup.frozen`, whose options it takes."""
-        with _Task(AsyncAgentGroup(self.urls, **self._options).frozen(include, exclude, **options)) as task:
+        group = AsyncAgentGroup(self.urls, connects=self._connects, **self._options)
+        with _Task(group.frozen(include, exclude, freeze_wait=freeze_wait, **options)) as task:
             try:
                 yield task.begun()
             except BaseException as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar
 
 from ..agent.api.errors import Code, Fault
@@ -98,7 +98,8 @@ class Wanted:
 class Freeze:
     """A freeze that is or was held. With a stock qemu-ga only `count` is known; the rest is -1 or empty.
 
-    `frozen_at` is when the host learned of it (seconds since the epoch), `hold_left` how long it was to be held then.
+    `frozen_at` is when the host learned of it (seconds since the epoch), `hold_seconds` how long it was to be held
+    then, or when the hold was extended last.
     `not_extended` is why the last try to extend the hold failed. After the block, `broken` says why a snapshot that was
     taken in it is worthless; None if it is good.
     """
@@ -107,11 +108,23 @@ class Freeze:
     freeze_id: int
     mounts: tuple[str, ...]
     frozen_at: float
-    hold_left: float
+    hold_seconds: float
     status: Status
     held_seconds: float = -1
     broken: FreezeBroken | None = None
     not_extended: str = ""
+    _since: float = field(default_factory=time.monotonic, repr=False)
+
+    @property
+    def hold_left(self) -> float:
+        """Seconds until the agent thaws by itself, 0 when that is due, -1 if the hold has no limit or is not known."""
+        if self.hold_seconds < 0:
+            return -1.0
+        return max(0.0, self.hold_seconds - (time.monotonic() - self._since))
+
+    def extended(self, seconds: float) -> None:
+        """Take note that the freeze is held for so many seconds from now."""
+        self.hold_seconds, self._since = seconds, time.monotonic()
 
 
 class Holding:
@@ -138,7 +151,7 @@ class Holding:
     def patience(self) -> float:
         """Seconds that one try to extend the hold may take."""
         assert self._freeze is not None, "nothing is frozen"
-        return min(EXTEND_SECONDS, max(0.0, self._freeze.hold_left) / 4)
+        return min(EXTEND_SECONDS, max(0.0, self._freeze.hold_seconds) / 4)
 
     def begin(self) -> Script[Freeze]:
         """Freeze. If the agent or the caller raises an exception, everything that can be reached is thawed."""
@@ -263,8 +276,8 @@ class Holding:
         of the other calls.
         """
         assert self._freeze is not None, "nothing is frozen"
-        hold = calls.hold(self._freeze.hold_left if self._wanted.hold is None else self._wanted.hold)
-        left = self._freeze.hold_left
+        hold = calls.hold(self._freeze.hold_seconds if self._wanted.hold is None else self._wanted.hold)
+        left = self._freeze.hold_seconds
         while left > 0:
             yield Pause(min(left / _FACTOR, _PAUSE_MAX))
             try:
@@ -275,6 +288,7 @@ class Holding:
                         raise
                     apart = False
                     left = yield CallOnOwnConnection(hold, 4 * self.patience, apart)
+                self._freeze.extended(left)
             except Fault as fault:
                 self._freeze.not_extended = str(fault)
                 if fault.code is Code.WRONG_STATE:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
 from . import calls
 from .calls import Call
@@ -46,10 +48,33 @@ class Method(Generic[P, T]):
     def __get__(self, agent: Blocks | Awaits | None, owner: type) -> Any:
         if agent is None:
             return self
-        return lambda *args, **kwargs: self(agent, *args, **kwargs)
+        carry_out = agent.carry_out
+
+        @functools.wraps(self._make)
+        def bound(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return carry_out(self._make(*args, **kwargs))
+
+        bound.__signature__ = self._signatures[inspect.iscoroutinefunction(carry_out)]  # type: ignore[attr-defined]
+        return bound
+
+    @functools.cached_property
+    def _signatures(self) -> tuple[inspect.Signature, inspect.Signature]:
+        """What help() and IPython show of the method of an agent that blocks, and of one for asyncio."""
+        made = inspect.signature(self._make)
+        value = str(made.return_annotation).removeprefix("Call[").removesuffix("]")
+        return made.replace(return_annotation=value), made.replace(return_annotation=f"Awaitable[{value}]")
 
     def __call__(self, agent: Blocks | Awaits, *args: P.args, **kwargs: P.kwargs) -> Any:
         return agent.carry_out(self._make(*args, **kwargs))
+
+
+class AgentOptions(TypedDict, total=False):
+    """The options of an agent, as `Methods` explains them."""
+
+    timeout: float | None
+    connect_timeout: float
+    reply_max: int
+    protocol: str
 
 
 class Methods(ABC):
@@ -83,6 +108,9 @@ class Methods(ABC):
             speech=Speech(protocol),
         )
         self._set_up(endpoint)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
 
     @abstractmethod
     def _set_up(self, endpoint: Endpoint) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from ..agent import __version__
 from ..agent.api.states import FreezeState
 from . import calls
 from .transports import DEFAULT_URL
@@ -32,6 +35,7 @@ EXIT_CODES = (
     (130, "interrupted"),
 )
 _TIMEOUT_MAX = 10_000_000
+_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Bad(Exception):
@@ -43,6 +47,22 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise Bad(f"{message}; see `{self.prog} --help`")
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Return the arguments; raise Bad, which points to the help of the command that was given."""
+        found, extras = self.parse_known_args(words)
+        if extras:
+            asked: argparse.ArgumentParser = commands_of(self).get(getattr(found, "command", None) or "", self)
+            asked.error(f"unrecognized arguments: {' '.join(extras)}")
+        return found
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            close = difflib.get_close_matches(value, action.choices, n=1)
+            raise argparse.ArgumentError(
+                None, f"there is no command {value!r}" + (f"; did you mean `{close[0]}`?" if close else "")
+            )
+        super()._check_value(action, value)
 
 
 class _Agents(argparse.Action):
@@ -62,6 +82,7 @@ def parser() -> Parser:
     codes = ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES)
     top = Parser(prog=PROG, allow_abbrev=False, description=DESCRIPTION, epilog=f"exit codes: {codes}")
     agent = os.environ.get("VIRTAGENT_AGENT") or DEFAULT_URL
+    top.add_argument("--version", "-V", action="version", version=f"{PROG} {__version__}", help="print the version")
     top.set_defaults(agent=agent, agents=[agent], json=False, timeout=None)
     asking, taking = Parser(add_help=False), Parser(add_help=False)
     for options in (top, asking):
@@ -71,17 +92,26 @@ def parser() -> Parser:
 
     def command(name: str, summary: str, common: Parser = asking, **more: Any) -> argparse.ArgumentParser:
         return commands.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", parents=[common], **more
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            parents=[common],
+            allow_abbrev=False,
+            **more,
         )
 
     command("ping", "see whether the agent answers")
     command("capabilities", "show the agent's version and methods")
-    _selection(command("plan", "show what a freeze would do, level by level, and what it leaves out and why"))
+    planning = command("plan", "show what a freeze would do, level by level, and what it leaves out and why")
+    _mount_points(planning)
+    _selection(planning)
     syncing = command("sync", "write what is dirty on what a freeze would freeze, freezing nothing")
+    _mount_points(syncing)
     _globs(syncing)
     syncing.add_argument("--wait", type=_seconds, metavar="S", help="wait at most so long; the sync goes on")
     syncing.add_argument("--sync-limit", type=_seconds, metavar="S", help="limit of the sync")
     freezing = command("freeze", "sync and freeze the file systems; the agent thaws them when the hold limit passes")
+    _mount_points(freezing)
     _selection(freezing)
     freezing.add_argument("--wait", type=_seconds, metavar="S", help="wait at most so long; the freeze goes on")
     _limits(freezing)
@@ -97,7 +127,7 @@ def parser() -> Parser:
     _snapshot(command, taking)
     calling = command("call", "call any method; an argument is JSON if it parses, else a string")
     calling.add_argument("method", metavar="METHOD", help="its name, as `capabilities` lists it")
-    calling.add_argument("arguments", nargs="*", metavar="ARG", help="a parameter")
+    calling.add_argument("arguments", nargs="*", default=[], metavar="ARG", help="a parameter")
     completing = command("completion", "print a script that completes this command's words in a shell")
     completing.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell")
     return top
@@ -149,6 +179,18 @@ def _common(one: argparse.ArgumentParser, urls: list[str], timeout: str) -> None
     one.add_argument("--timeout", type=_timeout, default=unset, metavar="S", help=timeout)
 
 
+def _mount_points(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "mount_points", nargs="*", default=[], metavar="MOUNTPOINT", help="only these, as with --include; default all"
+    )
+
+
+def included(args: argparse.Namespace) -> list[str]:
+    """Return the selectors of --include, and the mount points that were given without it."""
+    plain = [point.rstrip("/") or "/" if point.startswith("/") else point for point in args.mount_points]
+    return [*args.include, *plain]
+
+
 def _globs(one: argparse.ArgumentParser) -> None:
     for name, summary in (("--include", "only what matches"), ("--exclude", "leave out what matches")):
         one.add_argument(name, nargs="+", action="extend", default=[], metavar="GLOB", help=summary)
@@ -173,12 +215,14 @@ def _limits(one: argparse.ArgumentParser) -> None:
 
 
 def _seconds(value: str) -> float:
+    """Return the seconds of 60, 60s, 1.5m, 5min, 2h, 1d or 250ms."""
+    number, unit = re.fullmatch(r"(.*?)([a-z]*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
     try:
-        seconds = float(value)
-    except ValueError:
+        seconds = float(number) * _UNITS[unit]
+    except (ValueError, KeyError):
         seconds = -1
     if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{value!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{value!r} is no number of seconds (or 500ms, 60s, 5m, 2h)")
     return seconds
 
 

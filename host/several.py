@@ -14,6 +14,7 @@ from .aio import AsyncAgent
 from .commands import COMMANDS, Said
 from .exits import DONE
 from .group import CONNECTS, AsyncAgentGroup, GroupFreeze, refuse_twice
+from .options import included
 
 _WORST_FIRST = (exits.BROKEN, exits.FAILED, exits.TIMED_OUT, exits.UNREACHABLE, exits.NOTHING_TO_THAW, exits.USAGE)
 Found = Mapping[str, "Said | VirtagentError"]
@@ -83,7 +84,7 @@ def freeze(args: argparse.Namespace, urls: Sequence[str]) -> int:
     group = AsyncAgentGroup(urls, timeout=args.timeout)
     frozen = signals.interruptible(
         group.freeze(
-            args.include,
+            included(args),
             args.exclude,
             strict=args.strict,
             sync_limit=args.sync_limit,

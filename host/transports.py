@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import Unreachable
+from .left_behind import frozen_words
 
 DEFAULT_URL = "unix:/run/virtagent/virtagentd.sock"
 _PATH_MAX = 107  # sun_path of unix(7) without its closing NUL
@@ -79,7 +80,10 @@ def parse(url: str) -> Endpoint:
     """Return the endpoint that `url` (SCHEME:REST) names; raise ValueError with a sentence if it is invalid."""
     scheme, colon, rest = url.partition(":")
     if not colon or scheme not in SCHEMES:
-        raise ValueError(f"{url!r} is no agent's URL; expected {' or '.join(f'{s}:...' for s in SCHEMES)}")
+        meant = f"did you mean unix:{url}?" if url.startswith("/") else ""
+        raise ValueError(
+            f"{url!r} is no agent's URL; {meant or 'expected ' + ' or '.join(f'{s}:...' for s in SCHEMES)}"
+        )
     return SCHEMES[scheme](url, rest)
 
 
@@ -111,11 +115,14 @@ def refused(endpoint: Endpoint, error: OSError, seconds: float) -> Unreachable:
         why, advice = f"none within {seconds:.3g} s", "see that virtagentd is not stopped"
     elif isinstance(error, PermissionError):
         why, advice = str(error.strerror), "run this as the user who owns the socket"
+    elif endpoint.family == socket.AF_VSOCK:
+        cid, port = endpoint.address
+        why, advice = str(error.strerror), f"see that virtagentd listens at vsock:{port} in the guest with CID {cid}"
+        advice += ", and that the host has vhost_vsock"
     else:
-        why, advice = (
-            str(error.strerror),
-            "see that virtagentd runs and that --agent or $VIRTAGENT_AGENT names its socket",
-        )
+        why, advice = str(error.strerror), "see that virtagentd runs and that the URL names its socket"
+    if endpoint.family == socket.AF_UNIX and isinstance(error, ConnectionRefusedError | FileNotFoundError):
+        advice = frozen_words(endpoint.address) or advice
     return Unreachable(f"no connection to {endpoint.url} ({why}); {advice}")
 
 

@@ -23,6 +23,7 @@ from fakes.agent_socket import (
     run_virtagentctl,
     status_record,
 )
+from virtagent.agent import __version__
 from virtagent.host import cli, text
 
 Run = Callable[..., tuple[int, str, str]]
@@ -58,7 +59,7 @@ def test_no_agent_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (code, out) == (3, "")
     assert err == (
         f"virtagentctl: no connection to unix:{tmp_path}/none (No such file or directory); "
-        "see that virtagentd runs and that --agent or $VIRTAGENT_AGENT names its socket\n"
+        "see that virtagentd runs and that the URL names its socket\n"
     )
 
 
@@ -374,7 +375,6 @@ def test_an_argument_that_cannot_travel(run: Run, argument: str) -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        (),
         ("melt",),
         ("hold",),
         ("hold", "nan"),
@@ -384,7 +384,8 @@ def test_an_argument_that_cannot_travel(run: Run, argument: str) -> None:
         ("ping", "--timeout", "1e9"),
         ("ping", "--agent", "tcp:1"),
         ("freeze", "--hold-limit", "inf"),
-        ("freeze", "/srv"),
+        ("freeze", "--sync", "3"),
+        ("snapshot", "--hold-l", "3", "--", "true"),
         ("watch", "--until", "MOLTEN"),
         ("call",),
     ],
@@ -394,6 +395,97 @@ def test_usage(run: Run, argv: tuple[str, ...]) -> None:
     assert (code, out) == (2, "")
     assert err.startswith("virtagentctl: ")
     assert err.count("\n") == 1
+
+
+def test_without_arguments_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(f"    {name} " in err for name in ("freeze", "snapshot", "status"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["frezze"], "there is no command 'frezze'; did you mean `freeze`?; see `virtagentctl --help`"),
+        (["melt"], "there is no command 'melt'; see `virtagentctl --help`"),
+        (["hold", "3", "--bogus"], "unrecognized arguments: --bogus; see `virtagentctl hold --help`"),
+        (["call"], "the following arguments are required: METHOD; see `virtagentctl call --help`"),
+        (["--agent", "/run/x.sock", "ping"], "'/run/x.sock' is no agent's URL; did you mean unix:/run/x.sock?"),
+        (["hold", "5x"], "'5x' is no number of seconds"),
+    ],
+)
+def test_a_wrong_word_says_what_to_type(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 2
+    assert said in capsys.readouterr().err
+    assert cli.main(["--json", *argv]) == 2
+    out, err = capsys.readouterr()
+    error = json.loads(out)["error"]
+    assert (error["code"], error["name"], error["exit"]) == (None, "USAGE", 2)
+    assert said in error["text"]
+    assert said in err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("--version", "-V"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([name])
+        assert ended.value.code == 0
+        assert capsys.readouterr().out == f"virtagentctl {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("text_", "seconds"),
+    [("60", 60), ("60s", 60), ("5m", 300), ("1.5h", 5400), ("250ms", 0.25), ("2min", 120), ("1d", 86400)],
+)
+def test_units_of_time(run: Run, text_: str, seconds: float) -> None:
+    asked = []
+
+    def answer(method: str, params: list[Any]) -> Any:
+        asked.append(params)
+        return 1
+
+    assert run("hold", text_, answer=answer)[0] == 0
+    assert asked == [[seconds]]
+
+
+@pytest.mark.parametrize("command", ["freeze", "plan", "sync"])
+def test_mount_points_without_an_option(run: Run, command: str) -> None:
+    asked = []
+
+    def answer(method: str, params: list[Any]) -> Any:
+        asked.append(params[0]["include"] if params and "include" in params[0] else [])
+        raise xmlrpc.Fault(12, "enough")
+
+    run(command, "/srv/db/", "/", "--include", "/srv/*", answer=answer)
+    assert asked[0] == ["/srv/*", "/srv/db", "/"]
+
+
+def test_an_error_for_programs(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run("--json", "hold", "3", answer=refusing(2, "va.fshold needs state FROZEN, the state is THAWED"))
+    error = json.loads(out)["error"]
+    assert (code, error["code"], error["name"], error["exit"]) == (1, 2, "WRONG_STATE", 1)
+    assert "nothing is frozen" in err
+    assert "va.fshold" not in err
+    assert cli.main(["--json", "--agent", f"unix:{tmp_path}/none", "freeze"]) == 3
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["code"], error["name"], error["exit"]) == (None, "UNREACHABLE", 3)
+
+
+def test_a_dead_agent_over_a_frozen_guest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    plan = {"mounts": [{"mountpoint": "/srv/db"}, {"mountpoint": "/srv/\x1bx"}], "left_out": []}
+    journal = tmp_path / "journal"
+    for record, said in (
+        ({"boot": boot, "plan": plan}, "its journal says that /srv/db, /srv/\\x1bx may be frozen: start virtagentd"),
+        ({"boot": "another", "plan": plan}, "see that virtagentd runs"),
+        ({"boot": boot, "plan": {"mounts": []}}, "see that virtagentd runs"),
+        ({"boot": boot, "plan": [3]}, "see that virtagentd runs"),
+        ([], "see that virtagentd runs"),
+    ):
+        journal.write_text(json.dumps(record), encoding="ascii")
+        assert cli.main(["--agent", f"unix:{tmp_path}/none", "status"]) == 3
+        assert said in capsys.readouterr().err
 
 
 def test_help_of_every_command(run: Run) -> None:

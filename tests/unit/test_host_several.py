@@ -77,11 +77,9 @@ def test_several_freeze_together_and_stay_frozen(tmp_path: Path, capsys: pytest.
         thawed = {"thawed": 1, "cancelled": False}
         assert json.loads(capsys.readouterr().out) == dict.fromkeys(guests.urls, thawed)
         assert cli.main([*agents(guests.urls), "--json", "freeze"]) == 0
-        assert json.loads(capsys.readouterr().out)["guests"][guests.urls[1]] == {
-            "frozen": 1,
-            "freeze_id": 17,
-            "hold_left": 41.0,
-        }
+        frozen = json.loads(capsys.readouterr().out)["guests"][guests.urls[1]]
+        assert 0 < frozen.pop("hold_left") <= 41
+        assert frozen == {"frozen": 1, "freeze_id": 17}
 
 
 def test_several_freeze_together_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

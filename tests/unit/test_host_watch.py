@@ -102,7 +102,9 @@ def test_watch_json(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "STATUS_WAIT", WAIT)
     answer, _ = polled(WATCHED, refusing(12, "enough"))
     _, out, _ = run("--json", "watch", answer=answer)
-    assert [json.loads(line) for line in out.splitlines()] == WATCHED[:3] + WATCHED[4:]
+    *records, ended = [json.loads(line) for line in out.splitlines()]
+    assert records == WATCHED[:3] + WATCHED[4:]
+    assert (ended["error"]["code"], ended["error"]["name"]) == (12, "FAILED")
 
 
 def test_watch_until(run: Run) -> None:
