@@ -106,7 +106,7 @@ def serve(
     time.localtime()  # reads /etc/localtime, now and never again
     try:
         journal_file = journal.Journal(config.state_dir)
-        found = _found(journal_file, config, log)
+        found, handle = _found(journal_file, config, log), journal_file.next_handle()
     except journal.BadStateDir as error:
         return _say(str(error), 2 if isinstance(error, journal.NotInMemory) else 1)
     harden(log)
@@ -115,7 +115,7 @@ def serve(
     for name in PRIVATE_ENV:
         os.environ.pop(name, None)
     timers = Timers()
-    core = Engine(config, __version__, process.monotonic(), journal_file.next_handle(), timers, inline.HANDLERS)
+    core = Engine(config, __version__, process.monotonic(), handle, timers, inline.HANDLERS)
     loop = Loop(config, core, timers, journal_file, log, processes, process.monotonic, notify)
     # The present objects stay for ever: a collector in a worker must not touch them, which would copy shared pages.
     gc.collect()

@@ -6,8 +6,10 @@ in virtagentd.conf, or in the file that VIRTAGENT_CONF names.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,6 +19,7 @@ from .config import CONFIG_FILE, STATE_DIR, BadConfig, Config, build, read_file
 from .ga_options import METHODS, STATE, BadUsage, Settings, load, usage
 from .io import journal, process
 from .io.log_writer import have_nothing_at
+from .io.ours import why_not_ours
 from .main import ensure_fd, serve
 
 
@@ -145,7 +148,12 @@ def daemonize(settings: Settings, config: Config, notes: Sequence[str]) -> int:
 
 def _lock_pid_file(path: str) -> None:
     """Write the pid file and lock it for the life of this process. Raises OSError, EAGAIN if another process has it."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if wrong := why_not_ours(path):
+        raise OSError(errno.EPERM, f"{wrong}; anybody there could name another process in it")
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_nlink > 1:
+        raise OSError(errno.EPERM, "it is there already, and is not ours")
     fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.ftruncate(fd, 0)
     os.write(fd, f"{os.getpid()}\n".encode())

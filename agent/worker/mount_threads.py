@@ -28,7 +28,7 @@ import setproctitle
 from ..api import records
 from ..api.text import printable
 from . import kernel, messages, rcu, steps, sysfs
-from .open_fs import Mounted, open_file_system
+from .open_fs import Mounted, is_gone, open_file_system
 from .progress import WritebackMeter
 from .steps import Event, Gone, Operation, Result, Script, Step, Taken, Timeout, Told
 
@@ -110,7 +110,12 @@ class MountThread:
 
     def _call(self, operation: Operation) -> None:
         if self._fd < 0:
-            self._fd = open_file_system(self._mount, self._loop.mounted)
+            try:
+                self._fd = open_file_system(self._mount, self._loop.mounted)
+            except OSError as error:
+                if operation is Operation.THAW and error.errno == errno.ENODEV and is_gone(self._mount):
+                    raise OSError(errno.EINVAL, "its device is gone") from None  # as FITHAW where nothing is frozen
+                raise
         if operation is Operation.FREEZE and (self._loop.ending or self._loop.worker.reporter.closed):
             raise OSError(errno.ECANCELED, "given up")
         _CALLS[operation](self._fd)

@@ -66,3 +66,11 @@ def open_file_system(mount: records.Mount, mounted: Mounted) -> int:
             paths = sorted(there - tried)
             refused = refused if there else OSError(errno.ENODEV, "not mounted any more")
     raise refused
+
+
+def is_gone(mount: records.Mount, sys: str = "/sys") -> bool:
+    """Return whether the kernel has no such block device: nothing can be frozen on it any more.
+
+    An anonymous number (0:N, as of btrfs) is in no list, so of such a file system that is not known.
+    """
+    return not mount.device.startswith("0:") and not os.path.lexists(f"{sys}/dev/block/{mount.device}")

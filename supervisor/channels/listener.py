@@ -14,6 +14,7 @@ import struct
 from dataclasses import dataclass, field
 
 from ..core.events import Peer
+from ..io.ours import why_not_ours
 from ..io.poller import NEWCOMERS, READ
 from ..io.troubles import reason
 from .admission import admits
@@ -43,7 +44,7 @@ class Listener:
 
     @classmethod
     def open(cls, spec: str, *, any_cid: bool = False) -> Listener:
-        """Listen at `unix:PATH` or `vsock:PORT`; raise OSError."""
+        """Listen at `unix:PATH` or `vsock:PORT`; raise OSError, with the reason as its strerror."""
         scheme, _, rest = spec.partition(":")
         if scheme == "vsock":
             return cls(spec, _vsock(int(rest)), any_cid=any_cid)
@@ -159,6 +160,8 @@ class Listener:
 
 def _unix(path: str) -> socket.socket:
     """Listen at a path with mode 0600, and replace a socket on which nobody answers any more."""
+    if wrong := why_not_ours(path):
+        raise OSError(errno.EPERM, f"{wrong}; anybody there could put another socket in its place")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         _unlink_stale(path)

@@ -16,8 +16,9 @@ from ...agent.worker import context
 from ..channels.connections import Connections
 from ..core import events, status
 from .children import Children
-from .journal import Journal, start_time
+from .journal import Journal
 from .log import Log
+from .ours import is_our_worker
 from .process import Processes
 
 
@@ -70,7 +71,7 @@ class Effects:
         except OSError:
             return events.Exited(adopt.worker, signal.SIGKILL, 0)
         # ADR 0016: another process may have got the pid before the pidfd was opened; from now on none can.
-        if start_time(adopt.pid) != adopt.started:
+        if not is_our_worker(adopt.pid, adopt.started):
             self._children.forget(child)
             return events.Exited(adopt.worker, signal.SIGKILL, 0)
         return None

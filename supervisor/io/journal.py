@@ -1,21 +1,25 @@
 """The journal on tmpfs: if the supervisor dies, it says what may be frozen, and what the next fsthaw must report.
 
 It is written before anything is frozen, and replaced as a whole (rename(2)), so it is never half written. It is JSON,
-so that an operator can read it; lone surrogates in paths survive as escapes.
+so that an operator can read it; lone surrogates in paths survive as escapes. The folder and its files must be ours
+alone: whoever else could write them could have root thaw, or kill, what they name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from typing import Any
 
 from ...agent.api.records import Plan
 from ...agent.worker import sysfs
 from ..core.events import JournalFound
+from .ours import is_our_worker, start_time, why_not_ours, why_not_private
 
 VERSION = 1
 FIRST_HANDLE = 1000  # as in qemu-ga
@@ -30,8 +34,8 @@ class NotInMemory(BadStateDir):
     """The state directory is not on tmpfs."""
 
 
-def kinds(path: str) -> set[str]:
-    """Return the types in mountinfo of the file system that the path lies on; raise OSError."""
+def kinds(path: str | int) -> set[str]:
+    """Return the types in mountinfo of the file system that the path or descriptor lies on; raise OSError."""
     device = os.stat(path).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     return {info.fstype for info in sysfs.read_mountinfo() if info.device == number}
@@ -49,47 +53,104 @@ class Journal:
     """The journal in one state directory, which this process has locked."""
 
     def __init__(self, directory: str) -> None:
-        """Make the directory if it is missing, and lock it; raise BadStateDir if it is in use or not on tmpfs."""
+        """Make the directory if it is missing, and lock it.
+
+        Raises BadStateDir if it is in use, not on tmpfs, a link, or not ours alone.
+        """
+        self._directory = os.path.normpath(directory)
         try:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-            found = kinds(directory)
+            self._folder = self._open_folder()
         except OSError as error:
-            raise BadStateDir(f"state-dir {directory}: {error.strerror}") from None
-        if not found.intersection(IN_MEMORY):
-            raise NotInMemory(
-                f"state-dir {directory} is on {', '.join(sorted(found)) or 'an unknown file system'}, not on tmpfs: "
-                "writing there could block on a frozen file system"
-            )
-        self._path = os.path.join(directory, "journal")
-        self._handles = os.path.join(directory, "handles")
+            raise self._bad(str(error.strerror)) from None
         try:
-            self._lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise BadStateDir(f"state-dir {directory}: {error.strerror}") from None
-        try:
+            self._lock = self._open("lock", os.O_RDWR | os.O_CREAT)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
+            os.close(self._folder)
             raise BadStateDir(f"state-dir {directory} is in use by another virtagentd") from None
+        except OSError as error:
+            raise self._bad(f"lock: {error.strerror}") from None
+
+    def _open_folder(self) -> int:
+        """Return a descriptor of the folder, after all that can be wrong with it; raise BadStateDir, OSError."""
+        before = os.umask(0o022)
+        try:
+            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        finally:
+            os.umask(before)
+        if os.path.islink(self._directory):
+            raise self._bad("it is a symbolic link; name the folder itself")
+        folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if wrong := why_not_private(folder):
+                raise self._bad(f"it {wrong}; others could plant a journal there")
+            if wrong := why_not_ours(self._directory, group=True):
+                raise self._bad(wrong)
+            found = kinds(folder)
+            if not found.intersection(IN_MEMORY):
+                raise NotInMemory(
+                    f"state-dir {self._directory} is on {', '.join(sorted(found)) or 'an unknown file system'}, not on "
+                    "tmpfs: writing there could block on a frozen file system"
+                )
+        except BaseException:
+            os.close(folder)
+            raise
+        return folder
+
+    def _bad(self, why: str) -> BadStateDir:
+        return BadStateDir(f"state-dir {self._directory}: {why}")
+
+    def _open(self, name: str, flags: int) -> int:
+        """Open one of our files in the folder; raise BadStateDir if it is not ours, else OSError."""
+        always = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags | always, 0o600, dir_fd=self._folder)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                raise self._bad(f"{name} is no regular file; it is not ours, and is not read") from None
+            raise
+        wrong = why_not_private(fd) if stat.S_ISREG(os.fstat(fd).st_mode) else "is no regular file"
+        if wrong:
+            os.close(fd)
+            raise self._bad(f"{name} {wrong}; it is not ours, and is not read")
+        return fd
+
+    def _replace(self, name: str, text: str) -> None:
+        """Replace one of our files as a whole; raise OSError."""
+        fresh = f"{name}.new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh, dir_fd=self._folder)
+        with open(fresh, "w", encoding="ascii", opener=self._create) as file:
+            file.write(text)
+        os.rename(fresh, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+
+    def _create(self, name: str, _flags: int) -> int:
+        return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._folder)
+
+    def _read(self, name: str) -> str:
+        """Return the text of one of our files; raise FileNotFoundError, OSError, ValueError, BadStateDir."""
+        with open(name, encoding="ascii", opener=lambda path, _: self._open(path, os.O_RDONLY)) as file:
+            return file.read()
 
     def write(self, pid: int, record: dict[str, Any]) -> None:
         """Replace the journal; `pid` is that of the freeze worker, 0 if there is no worker. Raises OSError."""
         whole = {"version": VERSION, "boot": boot_id(), "worker": [pid, start_time(pid)], **record}
-        fresh = self._path + ".new"
-        with open(fresh, "w", encoding="ascii") as file:
-            file.write(json.dumps(whole))  # json.dump does not use the encoder in C, and would take ten times as long
-        os.rename(fresh, self._path)
+        # json.dump does not use the encoder in C, and would take ten times as long.
+        self._replace("journal", json.dumps(whole))
 
     def remove(self) -> None:
         """Remove the journal if there is one."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
+            os.unlink("journal", dir_fd=self._folder)
 
     def read(self) -> JournalFound | None:
-        """Return the journal of an earlier supervisor, None if there is no journal; raise ValueError if it is bad."""
+        """Return the journal of an earlier supervisor, None if there is no journal.
+
+        Raises ValueError if it is bad, BadStateDir if it is not ours.
+        """
         try:
-            with open(self._path, encoding="ascii") as file:
-                record = json.load(file)
+            record = json.loads(self._read("journal"))
         except FileNotFoundError:
             return None
         except RecursionError:
@@ -107,23 +168,21 @@ class Journal:
                 if boot != boot_id():
                     # Nothing stays frozen after a boot.
                     return JournalFound(freeze, Plan((), ()), unreported)
-                lives = pid > 0 and start_time(pid) == started
-                orphan = (pid, started) if lives else (0, 0)
+                orphan = (pid, started) if pid > 0 and is_our_worker(pid, started) else (0, 0)
                 return JournalFound(freeze, Plan.load(plan), unreported, orphan, record.get("expedites") is True)
         raise ValueError("not a journal")
 
     def keep_handle(self, number: int) -> None:
         """Remember the number for the next file that is opened for a host; raise OSError."""
-        fresh = self._handles + ".new"
-        with open(fresh, "w", encoding="ascii") as file:
-            file.write(f"{number}\n")
-        os.rename(fresh, self._handles)
+        self._replace("handles", f"{number}\n")
 
     def next_handle(self) -> int:
-        """Return the number for the next file that is opened for a host; numbers go on after a restart."""
+        """Return the number for the next file that is opened for a host; numbers go on after a restart.
+
+        Raises BadStateDir if the file is not ours.
+        """
         try:
-            with open(self._handles, encoding="ascii") as file:
-                return max(FIRST_HANDLE, int(file.read(32)))
+            return max(FIRST_HANDLE, int(self._read("handles")[:32]))
         except (FileNotFoundError, ValueError):
             return FIRST_HANDLE
 
@@ -132,18 +191,9 @@ class Journal:
 
         It also stays in its place until another is written, so that a start finds it again if this one dies before.
         """
-        aside = f"{self._path}.bad-{time.time_ns()}"
-        os.link(self._path, aside)
-        return aside
-
-
-def start_time(pid: int) -> int:
-    """Return when the process started, in clock ticks since boot (proc(5), stat field 22); 0 if it does not exist."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
-            return int(stat.read().rpartition(")")[2].split()[19])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
+        aside = f"journal.bad-{time.time_ns()}"
+        os.link("journal", aside, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        return os.path.join(self._directory, aside)
 
 
 def boot_id() -> str:

@@ -24,7 +24,7 @@ from virtagent.supervisor.io.journal import BadStateDir, Journal
 def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder that mountinfo calls tmpfs."""
     directory = tmp_path / "state"
-    directory.mkdir()
+    directory.mkdir(0o700)
     mounted(directory, "tmpfs", monkeypatch)
     return directory
 
@@ -106,7 +106,7 @@ UNREADABLE = {
 @pytest.mark.parametrize("text", UNREADABLE.values(), ids=UNREADABLE.keys())
 def test_what_cannot_be_read_is_said_so_and_set_aside(state_dir: Path, text: str) -> None:
     journal = Journal(str(state_dir))
-    (state_dir / "journal").write_text(text, encoding="utf-8")
+    planted(state_dir, text)
     with pytest.raises(ValueError, match=r"."):
         journal.read()
     aside = journal.set_aside()
@@ -118,27 +118,134 @@ def test_what_cannot_be_read_is_said_so_and_set_aside(state_dir: Path, text: str
 
 def test_nesting_without_end_cannot_be_read_either(state_dir: Path) -> None:
     journal = Journal(str(state_dir))
-    (state_dir / "journal").write_text("[" * 200_000)
+    planted(state_dir, "[" * 200_000)
     with pytest.raises(ValueError, match=r"."):
         journal.read()
 
 
 def test_after_another_boot_nothing_is_frozen_but_the_host_is_told(state_dir: Path) -> None:
     journal = Journal(str(state_dir))
-    (state_dir / "journal").write_text(changed(boot="00000000-0000"))
+    planted(state_dir, changed(boot="00000000-0000"))
     assert journal.read() == JournalFound(7, Plan((), ()), "freeze 7 was broken: the agent died")
 
 
-@pytest.mark.parametrize("lives", [True, False])
-def test_the_worker_that_was_left_is_known_by_its_start_time(state_dir: Path, lives: bool) -> None:
+@pytest.mark.parametrize("ours", [True, False])
+def test_the_worker_that_was_left_is_taken_only_if_it_is_ours(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    monkeypatch.setattr(module, "is_our_worker", lambda pid, started: (pid, started, ours) == (4711, 99, True))
     journal = Journal(str(state_dir))
-    pid, started = os.getpid(), module.start_time(os.getpid())
-    assert started > 0
-    (state_dir / "journal").write_text(changed(worker=[pid, started if lives else started - 1]))
+    planted(state_dir, changed(worker=[4711, 99]))
     found = journal.read()
     assert found is not None
-    assert found.orphan == ((pid, started) if lives else (0, 0))
+    assert found.orphan == ((4711, 99) if ours else (0, 0))
     assert found.plan == plan_of(2)
+
+
+def planted(state_dir: Path, text: str, name: str = "journal") -> Path:
+    path = state_dir / name
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777, 0o707])
+def test_a_folder_that_others_can_write_is_refused(state_dir: Path, mode: int) -> None:
+    planted(state_dir, changed())
+    state_dir.chmod(mode)
+    with pytest.raises(BadStateDir, match=f"can be written by others .mode {mode:04o}"):
+        Journal(str(state_dir))
+
+
+def test_a_folder_of_another_user_is_refused(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(BadStateDir, match=f"belongs to uid {os.getuid()}"):
+        Journal(str(state_dir))
+
+
+def test_a_folder_below_one_that_others_can_write_is_refused(state_dir: Path) -> None:
+    below = state_dir / "a" / "b"
+    below.mkdir(parents=True)
+    state_dir.chmod(0o777)
+    with pytest.raises(BadStateDir, match=f"the folder {state_dir} can be written by others"):
+        Journal(str(below))
+    state_dir.chmod(0o1777)  # in a sticky folder nobody else can rename what is ours
+    Journal(str(below))
+
+
+def test_a_link_to_a_folder_is_refused(state_dir: Path) -> None:
+    link = state_dir / "link"
+    link.symlink_to(state_dir)
+    for path in (link, f"{link}/"):
+        with pytest.raises(BadStateDir, match="symbolic link"):
+            Journal(str(path))
+
+
+@pytest.mark.parametrize("name", ["journal", "handles", "lock"])
+@pytest.mark.parametrize("what", ["link", "fifo", "folder", "mode", "owner"])
+def test_a_file_that_is_not_ours_is_refused(
+    state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, what: str
+) -> None:
+    elsewhere = planted(tmp_path, changed(), "elsewhere")
+    path = state_dir / name
+    if what == "link":
+        path.symlink_to(elsewhere)
+    elif what == "fifo":
+        os.mkfifo(path, 0o600)
+    elif what == "folder":
+        path.mkdir(0o700)
+    else:
+        planted(state_dir, changed() if name == "journal" else "7", name).chmod(0o622 if what == "mode" else 0o600)
+    if what == "owner":
+        real = os.stat(path)
+        private = module.why_not_private
+
+        def of_another(fd: int) -> str:
+            same = os.fstat(fd).st_ino == real.st_ino
+            return "belongs to uid 4711, not to uid 0" if same else private(fd)
+
+        monkeypatch.setattr(module, "why_not_private", of_another)
+
+    def use() -> None:
+        journal = Journal(str(state_dir))
+        journal.read() if name == "journal" else journal.next_handle()
+
+    with pytest.raises(BadStateDir, match=name):
+        use()
+    assert elsewhere.read_text() == changed()
+
+
+def test_what_was_planted_for_the_next_journal_is_not_followed(state_dir: Path, tmp_path: Path) -> None:
+    elsewhere = planted(tmp_path, "precious", "elsewhere")
+    journal = Journal(str(state_dir))
+    for name in ("journal.new", "handles.new"):
+        (state_dir / name).symlink_to(elsewhere)
+    journal.write(0, WHOLE)
+    journal.keep_handle(5000)
+    assert elsewhere.read_text() == "precious"
+    assert journal.next_handle() == 5000
+
+
+def test_a_folder_that_is_renamed_is_still_the_one_that_was_opened(state_dir: Path) -> None:
+    journal = Journal(str(state_dir))
+    moved = state_dir.rename(state_dir.parent / "moved")
+    state_dir.mkdir()
+    journal.write(0, WHOLE)
+    assert os.listdir(state_dir) == []
+    assert (moved / "journal").exists()
+
+
+def test_a_umask_gives_nobody_more(state_dir: Path) -> None:
+    before = os.umask(0)
+    try:
+        journal = Journal(str(state_dir / "a" / "b"))
+        journal.write(0, WHOLE)
+        journal.keep_handle(5000)
+    finally:
+        os.umask(before)
+    assert os.stat(state_dir / "a").st_mode & 0o022 == 0
+    assert journal.read() is not None
+    assert journal.next_handle() == 5000
 
 
 def test_one_daemon_a_folder(state_dir: Path) -> None:
@@ -190,7 +297,7 @@ VALID = json.dumps({"version": 1, "boot": module.boot_id(), "worker": [1, 2], **
     )
 )
 def test_any_bytes_are_a_journal_or_refused(state_dir: Path, data: bytes) -> None:
-    (state_dir / "journal").write_bytes(data)
+    planted(state_dir, "").write_bytes(data)
     journal = Journal(str(state_dir))
     try:
         found = journal.read()
