@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +41,7 @@ class Config:
     freeze_limit: float = 30
     hold_limit: float = 60
     hold_limit_max: float = 600
+    guest_hold_limit: float = 300
     thaw_limit: float = 10
     exec_limit: float = 86400
     exit_grace: float = 1
@@ -58,6 +61,7 @@ class Config:
     log_target: str = "stderr"
     file: str = CONFIG_FILE
     file_needed: bool = False
+    notes: tuple[str, ...] = ()
     given: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def allows(self, rpc: str) -> bool:
@@ -184,6 +188,9 @@ OPTIONS: Mapping[str, Option] = {
     "freeze-limit": Option(_limit, "S", "limit of the freeze phase, and the most that a request may ask for"),
     "hold-limit": Option(_limit, "S", "how long a freeze is held unless the request says otherwise"),
     "hold-limit-max": Option(_limit, "S", "the longest hold that a request may ask for"),
+    "guest-hold-limit": Option(
+        _limit, "S", "how long a freeze by guest-fsfreeze-* is held; as default at most hold-limit-max"
+    ),
     "thaw-limit": Option(_over_zero, "S", "limit of one attempt to thaw"),
     "exec-limit": Option(_limit, "S", "how long a program of guest-exec may run; then SIGTERM, 10 s later SIGKILL"),
     "exit-grace": Option(_over_zero, "S", "how long a worker may live after its report"),
@@ -290,9 +297,16 @@ def build(
         texts = given.get(name) or from_file.get(name)
         values[name.replace("-", "_")] = texts is not None and texts[-1] not in ("no", "false")
     config = Config(**values)
-    if config.hold_limit_max and not 0 < config.hold_limit <= config.hold_limit_max:
-        most = f"at most hold-limit-max, {config.hold_limit_max:g}"
-        raise BadConfig(f"hold-limit is {config.hold_limit:g}, expected over 0 and {most}")
+    most = config.hold_limit_max
+    if "guest_hold_limit" not in values:
+        values["guest_hold_limit"] = min(config.guest_hold_limit, most or math.inf)
+        config = replace(config, guest_hold_limit=values["guest_hold_limit"])
+        if "hold_limit" in values:
+            kept = f"guest-fsfreeze-freeze and -freeze-list have guest-hold-limit, {config.guest_hold_limit:g} s"
+            values["notes"] = (f"hold-limit is for va.fsfreeze: {kept}",)
+    for name, limit in (("hold-limit", config.hold_limit), ("guest-hold-limit", config.guest_hold_limit)):
+        if most and not 0 < limit <= most:
+            raise BadConfig(f"{name} is {limit:g}, expected over 0 and at most hold-limit-max, {most:g}")
     for spec in config.channel:
         if config.channel.count(spec) > 1:
             raise BadConfig(f"channel {spec} is given twice")
@@ -326,9 +340,9 @@ def load(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
         from_file, there = {}, False
     except OSError as error:
         raise BadConfig(f"config {path}: {error.strerror}") from None
-    return build(given, from_file, (path, there)), namespace
+    return build(given, from_file, (os.path.abspath(path), there)), namespace
 
 
-assert {f.name for f in fields(Config)} - {"file", "file_needed", "given"} == {
+assert {f.name for f in fields(Config)} - {"file", "file_needed", "given", "notes"} == {
     name.replace("-", "_") for name in (*OPTIONS, *_FLAGS)
 }

@@ -40,13 +40,13 @@ OPTIONS = (
     Option("l", "logfile", "yes", "append the log to this file, through a process of its own (default stderr)"),
     Option("f", "pidfile", "yes", "pid file of a daemon (default /var/run/qemu-ga.pid)"),
     Option("F", "fsfreeze-hook", "may", "refused: hooks come with a later version"),
-    Option("t", "statedir", "yes", f"state is kept in DIR/virtagent if that is on tmpfs (default {STATE})"),
+    Option("t", "statedir", "yes", f"keep state in DIR/virtagent; on a disk: in a tmpfs instead (default {STATE})"),
     Option("v", "verbose", "no", "log more"),
     Option("V", "version", "no", "print the version and end"),
     Option("d", "daemonize", "no", "become a daemon"),
     Option("b", "block-rpcs", "yes", 'commands to refuse, a comma between two; "help" lists all'),
     Option("b", "blacklist", "yes"),
-    Option("a", "allow-rpcs", "yes", "the only commands to admit"),
+    Option("a", "allow-rpcs", "yes", "the only commands to admit; what is blocked, too, is refused"),
     Option("D", "dump-conf", "no", "print the configuration as a key file and end"),
     Option("c", "config", "yes", f"key file to read first (default QGA_CONF, else {CONF})"),
     Option("r", "retry-path", "no", "has no effect: a port that is not there is always waited for"),
@@ -184,7 +184,7 @@ def load(words: Sequence[str], environment: Mapping[str, str]) -> tuple[Settings
     settings = _read_file(named[-1] if named else environment.get("QGA_CONF") or CONF, needed=bool(named))
     asked = ""
     for letter, value in given:
-        if letter in _ENDS or (letter == "b" and value in ("help", "?")):
+        if letter in _ENDS or (letter in "ab" and value in ("help", "?")):
             return settings, _ENDS.get(letter, "rpcs")
         asked = asked or ("dump" if letter == "D" else "")
         settings = _take(settings, letter, value)
@@ -194,8 +194,6 @@ def load(words: Sequence[str], environment: Mapping[str, str]) -> tuple[Settings
     path = PATHS.get(method) if settings.path is None else settings.path
     if path is None:
         raise BadUsage("must specify a path for this channel")
-    if settings.block and settings.allow:
-        raise BadUsage("block-rpcs and allow-rpcs cannot be given at once")
     return replace(settings, method=method, path=path), asked
 
 

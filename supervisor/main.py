@@ -86,12 +86,14 @@ def serve(
     *,
     recover_only: bool = False,
     notes: Sequence[str] = (),
+    folder: str | None = "/",
     ready: Callable[[], None] = lambda: None,
 ) -> int:
     """Lock the state directory, recover from the journal, open the channels, and serve; return the exit code.
 
-    `notes` are for the log; `ready` is called when hosts can come. With `recover_only` no channel is opened, and this
-    returns as soon as nothing may be frozen any more.
+    `notes` are for the log; `folder` is where the daemon works, None for where it was started; `ready` is called when
+    hosts can come. With `recover_only` no channel is opened, and this returns as soon as nothing may be frozen any
+    more.
     """
     sys.dont_write_bytecode = True
     handlers.prove_bound()
@@ -102,7 +104,10 @@ def serve(
         return _say(f"log-target {config.log_target}: {error.strerror}", 1)
     for note in notes:
         log.add("warning", note)
-    os.chdir("/")
+    for note in config.notes:
+        log.add("notice", note)
+    if folder is not None:
+        os.chdir(folder)
     time.localtime()  # reads /etc/localtime, now and never again
     try:
         journal_file = journal.Journal(config.state_dir)

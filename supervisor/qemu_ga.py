@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..agent import __version__
 from ..agent.api.methods import RPCS
-from .config import CONFIG_FILE, STATE_DIR, BadConfig, Config, build, read_file
+from . import state_dir
+from .config import CONFIG_FILE, BadConfig, Config, build, read_file
 from .ga_options import METHODS, STATE, BadUsage, Settings, load, usage
 from .io import journal, process
 from .io.log_writer import have_nothing_at
@@ -39,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(str(error), 1)
     except BadConfig as error:
         return _say(str(error), 2)
-    return daemonize(settings, config, notes) if settings.daemon else serve(config, process.System(), notes=notes)
+    if settings.daemon:
+        return daemonize(settings, config, notes)
+    # As qemu-ga, only a daemon leaves the folder: guest-file-open and guest-exec take relative paths from there.
+    return serve(config, process.System(), notes=notes, folder=None)
 
 
 def _answer(settings: Settings, asked: str) -> str:
@@ -62,7 +66,12 @@ def configure(settings: Settings, environment: Mapping[str, str]) -> tuple[Confi
     notes: list[str] = []
     given = {"channel": [_channel(settings)]}
     if settings.statedir != STATE or "state-dir" not in from_file:
-        given["state-dir"] = [_state_dir(settings.statedir, notes)]
+        try:
+            folder, note = state_dir.place(settings.statedir)
+        except state_dir.NoPlace as error:
+            raise BadConfig(str(error)) from None
+        given["state-dir"] = [folder]
+        notes += [note] if note else []
     if settings.logfile is not None:
         given["log-target"] = [f"file:{os.path.abspath(settings.logfile)}"]
     elif settings.daemon:
@@ -72,7 +81,7 @@ def configure(settings: Settings, environment: Mapping[str, str]) -> tuple[Confi
     for option, names in (("block-rpcs", settings.block), ("allow-rpcs", settings.allow)):
         if known := _known(option, names, notes):
             given[option] = [",".join(known + from_file.get(option, []) * (option == "block-rpcs"))]
-    config = build(given, from_file, (path, there))
+    config = build(given, from_file, (os.path.abspath(path), there))
     if settings.daemon and not journal.in_memory(os.path.dirname(os.path.abspath(settings.pidfile))):
         notes.append(f"pidfile {settings.pidfile} is not on tmpfs: the start waits if its file system is frozen")
     return config, notes
@@ -100,14 +109,6 @@ def _channel(settings: Settings) -> str:
             raise BadUsage(f"error parsing address '{path}'")
         return f"vsock:{port}"
     return f"{METHODS[method]}:{os.path.abspath(path)}"
-
-
-def _state_dir(wanted: str, notes: list[str]) -> str:
-    """Return the folder for the journal: below the wanted one if that is in memory."""
-    if journal.in_memory(wanted):
-        return os.path.join(os.path.realpath(wanted), "virtagent")
-    notes.append(f"statedir {wanted} is not on tmpfs: state is kept in {STATE_DIR}")
-    return STATE_DIR
 
 
 def _known(option: str, names: Sequence[str], notes: list[str]) -> list[str]:

@@ -47,8 +47,9 @@ _SHUTDOWN_MODE = _may(
 )
 _INPUT = _may("input-data", Kind.BASE64, secret=True, refused="Base64 data contains invalid characters")
 _KEYS = _given("keys", Kind.LIST, _TEXTS)
-_BLOCK = _struct("block", _given("phys-index", Kind.INTEGER), _given("online", Kind.BOOLEAN))
-_CPU = _struct("cpu", _given("logical-id", Kind.INTEGER), _given("online", Kind.BOOLEAN))
+_STATED = (_given("online", Kind.BOOLEAN), _may("can-offline", Kind.BOOLEAN))  # the latter as it was told: ignored
+_BLOCK = _struct("block", _given("phys-index", Kind.INTEGER), *_STATED)
+_CPU = _struct("cpu", _given("logical-id", Kind.INTEGER), *_STATED)
 
 
 def _fact(name: str, handler: str, disk: Disk, doc: str) -> Rpc:

@@ -103,6 +103,10 @@ def _killed(code: Code, outcome: Outcome = _O.FAILED, text: str = "{why}") -> Fr
     return FreezeRow(_F.THAWINPROGRESS, "kill_freezer", outcome, code, doc, text)
 
 
+_LIMITED = "fsfreeze is limited: {why}"
+"""For KubeVirt, which looks for these words and then marks the snapshot for good (its indication QuiesceTimeout)."""
+
+
 def _breaks(
     state: FreezeState, doc: str, outcome: Outcome = _O.BROKEN, action: str = "nothing", why: str = "{why}"
 ) -> FreezeRow:
@@ -115,7 +119,7 @@ def _after_the_end(state: FreezeState) -> dict[tuple[FreezeState, FreezeEvent], 
     return {
         (state, _E.FAILED): FreezeRow(state, "amend_fault", doc="of a failed freeze: told, it says what was undone"),
         (state, _E.GAVE_UP): _breaks(state, "before the thaw was asked"),
-        (state, _E.EXPIRED): _breaks(state, "before the thaw was asked"),
+        (state, _E.EXPIRED): _breaks(state, "before the thaw was asked", why=_LIMITED),
         (state, _E.UNRESPONSIVE): FreezeRow(state, "kill_unresponsive", doc="kill the worker, compensate"),
         **{(state, event): _noted(state) for event in (_E.ENDED, _E.DONE, _E.THAWS, _E.DIED)},
     }
@@ -150,9 +154,9 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
     (_F.FROZEN, _E.HOLD_ASKED): FreezeRow(_F.FROZEN, "nothing", doc="ask the keeper; its word is the answer"),
     (_F.FROZEN, _E.HELD): FreezeRow(_F.FROZEN, "extend_hold", doc="answer fshold; arm the new limit"),
     (_F.FROZEN, _E.HOLD_PASSED): _breaks(
-        _F.THAWINPROGRESS, "the keeper thaws by itself", _O.EXPIRED, "tell_keeper_to_thaw"
+        _F.THAWINPROGRESS, "the keeper thaws by itself", _O.EXPIRED, "tell_keeper_to_thaw", _LIMITED
     ),
-    (_F.FROZEN, _E.EXPIRED): _breaks(_F.THAWINPROGRESS, "the keeper thaws by itself", _O.EXPIRED),
+    (_F.FROZEN, _E.EXPIRED): _breaks(_F.THAWINPROGRESS, "the keeper thaws by itself", _O.EXPIRED, why=_LIMITED),
     (_F.FROZEN, _E.FAILED): _breaks(_F.THAWINPROGRESS, "the keeper gave up"),
     (_F.FROZEN, _E.THAWS): _breaks(_F.THAWINPROGRESS, "the keeper thaws", why="the keeper thawed unasked"),
     (_F.FROZEN, _E.GAVE_UP): _breaks(_F.THAWINPROGRESS, "the keeper gave up and thaws"),

@@ -1,4 +1,4 @@
-"""The only place that issues FIFREEZE, FITHAW, FITRIM, LOOP_GET_STATUS64, syncfs, mlockall, prctl and inotify.
+"""The only place that issues FIFREEZE, FITHAW, FITRIM, LOOP_GET_STATUS64, syncfs, mlockall, prctl, mount and inotify.
 
 The first five may block in state D for as long as a disk is stuck, so the supervisor calls none of them. inotify only
 looks up a path; the supervisor uses it for paths of devices. fcntl.ioctl and ctypes release the interpreter lock, so
@@ -90,6 +90,12 @@ def be_killed_like_others() -> None:
     """Give up the supervisor's protection from being killed when memory runs out (proc(5), oom_score_adj)."""
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("0")
+
+
+def mount_tmpfs(folder: str) -> None:
+    """Mount a small tmpfs that only this user can enter at `folder`; raise OSError, EPERM without CAP_SYS_ADMIN."""
+    flags = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC  # the numbers of MS_NOSUID and so on
+    _check(_libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", flags, b"size=4m,mode=0700"))
 
 
 class Inotify(IntFlag):

@@ -26,10 +26,11 @@ def start(
     stdin: int | IO[Any] = subprocess.DEVNULL,
     stdout: int | IO[Any] = subprocess.DEVNULL,
     stderr: int | IO[Any] = subprocess.DEVNULL,
+    folder: str | None = "/",
 ) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own, in /, with default signal handling and none of our other descriptors.
+    """Start a program in a session of its own, with default signal handling and none of our other descriptors.
 
-    Pipes are unbuffered. Raises OSError if it cannot be executed.
+    It starts in `folder` (None: where the agent is). Pipes are unbuffered. Raises OSError if it cannot be executed.
     """
     return subprocess.Popen(
         command,
@@ -39,7 +40,7 @@ def start(
         stdout=stdout,
         stderr=stderr,
         close_fds=True,
-        cwd="/",
+        cwd=folder,
         env=env,
         start_new_session=True,
         preexec_fn=_be_nobodys_but(os.getpid()),

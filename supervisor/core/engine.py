@@ -345,6 +345,8 @@ class Engine:
         self._configure(fresh)
         needs = f"; {', '.join(unchanged)} change only with a restart" if unchanged else ""
         turn.do(events.Configured(fresh))
+        for note in fresh.notes:
+            turn.log("notice", note)
         turn.log("notice", f"the configuration {fresh.file} was read again{needs}")
 
     # -- the rest

@@ -26,6 +26,7 @@ def freeze_options(
     Raises Fault PARAMS for a limit over the daemon's own.
     """
     given = given or {}
+    hold = config.guest_hold_limit if method.startswith("guest-") else config.hold_limit
 
     def limit(name: str, default: float, most: float) -> float:
         value = given.get(name)
@@ -46,7 +47,7 @@ def freeze_options(
         strict=config.strict if given.get("strict") is None else given["strict"],
         sync_limit=limit("sync_limit", config.sync_limit, config.sync_limit),
         freeze_limit=limit("freeze_limit", config.freeze_limit, config.freeze_limit),
-        hold_limit=limit("hold_limit", config.hold_limit, config.hold_limit_max),
+        hold_limit=limit("hold_limit", hold, config.hold_limit_max),
     )
 
 

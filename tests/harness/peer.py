@@ -7,6 +7,7 @@ hurt the machine itself is not sent to it at all.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -126,13 +127,20 @@ def _keeps_cpu(cpu: Any) -> bool:
     return not isinstance(cpu, dict) or cpu.get("online") is True or "online" not in cpu
 
 
+def qemu_ga() -> str:
+    """Return the path of a real qemu-ga: the one that VIRTAGENT_QEMU_GA names, else the installed one."""
+    program = os.environ.get("VIRTAGENT_QEMU_GA") or "qemu-ga"
+    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+    if found is None:
+        raise Unmet("needs qemu-ga (Debian package qemu-guest-agent)")
+    return found
+
+
 class QemuGa:
     """A qemu-ga (Debian package qemu-guest-agent) on a unix socket in the area."""
 
-    def __init__(self, area: Area, *options: str, program: str = "qemu-ga") -> None:
-        found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
-        if found is None:
-            raise Unmet("needs qemu-ga (Debian package qemu-guest-agent)")
+    def __init__(self, area: Area, *options: str, program: str = "") -> None:
+        found = program or qemu_ga()
         self._area = area
         self.folder = area.fresh("qemu-ga")
         self.folder.mkdir()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,20 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Unmet
-from harness.peer import QemuGa, Talk
+from harness.peer import QemuGa, Talk, qemu_ga
 from harness.processes import kill, python, until, wait_gone
 from harness.rig import Rig
 from unit.test_ga_options import FILES, LINES
 
 OURS = str(Path(sys.executable).with_name("virtagent-qemu-ga"))
-
-
-def theirs() -> str:
-    found = shutil.which("qemu-ga") or shutil.which("qemu-ga", path="/usr/sbin:/sbin")
-    if found is None:
-        raise Unmet("needs qemu-ga (Debian package qemu-guest-agent)")
-    return found
 
 
 def run(program: str, *words: str, conf: Path | str = "/nonexistent/conf") -> tuple[int, bytes]:
@@ -40,7 +34,7 @@ def run(program: str, *words: str, conf: Path | str = "/nonexistent/conf") -> tu
 
 @pytest.mark.parametrize("words", [words for words, _ in LINES])
 def test_dump_of_a_command_line(words: list[str]) -> None:
-    code, text = run(theirs(), "-D", *words)
+    code, text = run(qemu_ga(), "-D", *words)
     assert run(OURS, "-D", *words) == (code, text)
     assert text.startswith(b"[general]\n")
 
@@ -50,7 +44,7 @@ def test_dump_of_a_command_line(words: list[str]) -> None:
 def test_dump_of_a_key_file(data: str, words: list[str], tmp_path: Path) -> None:
     conf = tmp_path / "conf"
     conf.write_text(data, encoding="utf-8", newline="")
-    assert run(OURS, "-D", *words, conf=conf) == run(theirs(), "-D", *words, conf=conf)
+    assert run(OURS, "-D", *words, conf=conf) == run(qemu_ga(), "-D", *words, conf=conf)
 
 
 @pytest.mark.parametrize(
@@ -59,13 +53,13 @@ def test_dump_of_a_key_file(data: str, words: list[str], tmp_path: Path) -> None
      ["-D", "--p", "x"], ["-xV"], ["-D", "-m", "nonsense"], ["-m", "unix-listen"], ["-D", "-m", ""], ["--="]],
 )  # fmt: skip
 def test_what_is_refused(words: list[str]) -> None:
-    code, text = run(theirs(), *words)
+    code, text = run(qemu_ga(), *words)
     assert code == 1
     assert run(OURS, *words) == (code, text)
 
 
 def test_every_command_that_it_lists_is_listed() -> None:
-    names = run(theirs(), "-b", "help")[1].split()
+    names = run(qemu_ga(), "-b", "help")[1].split()
     assert set(names) - {b"guest-get-devices"} <= set(run(OURS, "-b", "?")[1].split())
 
 
@@ -97,7 +91,7 @@ def served(rig: Rig, program: str, *options: str) -> Iterator[tuple[QemuGa, Talk
 
 def test_it_serves_and_blocks_as_theirs(rig: Rig, conf: Path) -> None:
     answers = []
-    for program in (theirs(), OURS):
+    for program in (qemu_ga(), OURS):
         with served(rig, program, "-b", "guest-info,guest-nothing", "-v") as (agent, talk):
             answers.append([talk.ask("guest-ping"), talk.ask("guest-info"), talk.ask("guest-sync", {"id": 7})])
             log = (agent.folder / "log").read_text()
@@ -117,6 +111,44 @@ def test_ours_freezes_and_keeps_its_state_where_it_was_told(rig: Rig, conf: Path
         assert not (agent.folder / "pid").exists(), "only a daemon has one"
         agent.process.send_signal(signal.SIGTERM)
         assert agent.process.wait(10) == 0
+
+
+def test_paths_are_of_the_folder_of_the_start(rig: Rig, conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in qemu-ga: QEMU's own tests open a relative path."""
+    folder = rig.area.fresh("cwd")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    answers = []
+    for program in (qemu_ga(), OURS):
+        with served(rig, program) as (_, talk):
+            assert "return" in talk.ask("guest-file-open", {"path": "rel", "mode": "w"})
+            pid = talk.ask("guest-exec", {"path": "pwd", "capture-output": True})["return"]["pid"]
+            said: dict[str, Any] = {}
+
+            def ended(talk: Talk = talk, pid: int = pid, said: dict[str, Any] = said) -> bool:
+                said.update(talk.ask("guest-exec-status", {"pid": pid})["return"])
+                return bool(said["exited"])
+
+            until(ended, 10, "the end of pwd")
+            answers.append(said["out-data"])
+        assert (folder / "rel").exists()
+        (folder / "rel").unlink()
+    assert answers == [base64.b64encode(f"{folder}\n".encode()).decode()] * 2
+
+
+def test_two_agents_with_state_folders_on_a_disk(rig: Rig, conf: Path) -> None:
+    disk = rig.fs("ext4").path
+    (disk / "a").mkdir()
+    (disk / "b").mkdir()
+    with served(rig, OURS, "-t", f"{disk}/a") as (one, first), served(rig, OURS, "-t", f"{disk}/b") as (_, second):
+        assert first.ask("guest-fsfreeze-freeze") == {"return": 2}
+        assert second.ask("guest-fsfreeze-status") == {"return": "thawed"}
+        assert first.ask("guest-fsfreeze-thaw") == {"return": 2}
+        told = f"statedir {disk}/a is not on tmpfs: state is kept in (.*/virtagent.at{disk}/a/virtagent)"
+        found = re.search(told, (one.folder / "log").read_text())
+        assert found
+        assert (Path(found[1]) / "lock").exists()
+    shutil.rmtree(found[1].partition("virtagent.at")[0] + f"virtagent.at{rig.area.root}")
 
 
 def test_it_works_under_the_name_of_theirs(rig: Rig, conf: Path) -> None:
@@ -178,7 +210,7 @@ class Daemonized:
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])
 def test_a_daemon_has_its_pid_file_alone(rig: Rig, conf: Path, first: str) -> None:
-    one, two = (OURS, theirs()) if first == "ours" else (theirs(), OURS)
+    one, two = (OURS, qemu_ga()) if first == "ours" else (qemu_ga(), OURS)
     folder = rig.area.fresh("qga")
     daemon = Daemonized(rig, one, folder, "-l", f"{folder}/log")
     try:

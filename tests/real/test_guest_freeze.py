@@ -126,7 +126,7 @@ def test_a_thaw_cancels_a_freeze_that_hangs(scene: Scene) -> None:
 
 def test_a_freeze_that_broke_is_told_once_by_the_next_thaw(rig: Rig) -> None:
     fs = rig.fs("ext4")
-    daemon = rig.daemon([fs], ["--hold-limit", "0.2"])
+    daemon = rig.daemon([fs], ["--guest-hold-limit", "0.2"])
     talk = Talk(rig.area, str(daemon.socket))
     try:
         assert talk.ask("guest-fsfreeze-freeze") == {"return": 1}
@@ -135,7 +135,7 @@ def test_a_freeze_that_broke_is_told_once_by_the_next_thaw(rig: Rig) -> None:
         assert talk.ask("guest-fsfreeze-status") == {"return": "thawed"}
         error = talk.ask("guest-fsfreeze-thaw")["error"]
         assert error["class"] == "GenericError"
-        assert "hold limit" in error["desc"]
+        assert "fsfreeze is limited: the hold limit of 0.2 s passed" in error["desc"]
         assert talk.ask("guest-fsfreeze-thaw") == {"return": 0}
     finally:
         talk.close()

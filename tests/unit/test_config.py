@@ -23,6 +23,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("sync-limit", "0", 0.0),
     ("freeze-limit", "12", 12.0),
     ("hold-limit", "600", 600.0),
+    ("guest-hold-limit", "600", 600.0),
     ("thaw-limit", "1e1", 10.0),
     ("exec-limit", "0", 0.0),
     ("exit-grace", "0.1", 0.1),
@@ -55,9 +56,15 @@ BAD: list[tuple[str, str]] = [
         for n in ("plan-limit", "thaw-limit", "exit-grace", "kill-grace", "message-age")
         for t in [*_NUMBERS, "0"]
     ],
-    *[(n, t) for n in ("sync-limit", "freeze-limit", "hold-limit", "hold-limit-max") for t in _NUMBERS],
+    *[
+        (n, t)
+        for n in ("sync-limit", "freeze-limit", "hold-limit", "hold-limit-max", "guest-hold-limit")
+        for t in _NUMBERS
+    ],
     ("hold-limit", "0"),
     ("hold-limit", "601"),
+    ("guest-hold-limit", "0"),
+    ("guest-hold-limit", "601"),
     ("state-dir", "run"),
     ("state-dir", ""),
     ("allow-rpcs", "va.nothing"),
@@ -161,6 +168,42 @@ def test_a_hold_without_a_limit_needs_a_configuration_that_allows_it() -> None:
         build({"hold-limit": ["0"]}, {})
     with pytest.raises(BadConfig, match="hold-limit-max"):
         build({"hold-limit-max": ["10"]}, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "limit"),
+    [
+        ({}, 300),
+        ({"hold-limit": ["10"]}, 300),
+        ({"hold-limit-max": ["100"]}, 100),
+        ({"hold-limit-max": ["1000"]}, 300),
+        ({"hold-limit-max": ["1000"], "guest-hold-limit": ["900"]}, 900),
+        ({"hold-limit-max": ["0"]}, 300),
+        ({"hold-limit-max": ["0"], "guest-hold-limit": ["0"]}, 0),
+    ],
+)
+def test_the_hold_of_qemu_gas_freezes_has_a_limit_of_its_own(given: dict[str, list[str]], limit: float) -> None:
+    assert build(given, {}).guest_hold_limit == limit
+    assert build({}, given).guest_hold_limit == limit
+
+
+def test_a_larger_hold_than_the_largest_is_refused_whoever_asks() -> None:
+    with pytest.raises(BadConfig, match=r"guest-hold-limit is 101, expected over 0 and at most hold-limit-max, 100"):
+        build({"hold-limit-max": ["100"]}, {"guest-hold-limit": ["101"]})
+
+
+def test_a_hold_limit_alone_is_said_not_to_count_for_qemu_gas_freezes() -> None:
+    [note] = build({"hold-limit": ["10"], "hold-limit-max": ["20"]}, {}).notes
+    assert note.endswith("guest-fsfreeze-freeze and -freeze-list have guest-hold-limit, 20 s")
+    assert build({}, {"hold-limit": ["10"]}).notes
+    assert not build({"hold-limit": ["10"], "guest-hold-limit": ["10"]}, {}).notes
+    assert not build({}, {}).notes
+
+
+def test_a_relative_path_is_of_the_folder_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("conf").touch()
+    assert load(["--config", "conf"])[0].file == f"{tmp_path}/conf"
 
 
 def test_blocked_wins_over_allowed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+from typing import Any
 
 import pytest
 from fakes.drive import Drive
@@ -25,6 +26,7 @@ def test_the_keeper_reports_in_time_that_its_hold_has_passed(drive: Drive) -> No
         drive,
         "expired",
         tells=(
+            "fsfreeze is limited",
             "hold limit",
             "60 s",
             "thawed 2 of 2",
@@ -41,7 +43,7 @@ def test_the_keeper_reports_late(drive: Drive) -> None:
     drive.wait(1.5)
     drive.thaws(keeper, reason="the hold limit of 60 s passed")
     assert not drive.killed
-    ended(drive, "expired", tells=("hold limit",))
+    ended(drive, "expired", tells=("fsfreeze is limited", "hold limit"))
 
 
 def test_the_keeper_never_reports(drive: Drive) -> None:
@@ -52,7 +54,23 @@ def test_the_keeper_never_reports(drive: Drive) -> None:
     drive.compensates()
     drive.die(keeper)
     drive.compensates()
-    ended(drive, "expired", tells=("hold limit",))
+    ended(drive, "expired", tells=("fsfreeze is limited", "hold limit"))
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "limit"),
+    [
+        ("guest-fsfreeze-freeze", {}, 300),
+        ("guest-fsfreeze-freeze-list", {"mountpoints": ["/srv/0"]}, 300),
+        ("va.fsfreeze", {}, 60),
+        ("va.fsfreeze", {"hold_limit": 7}, 7),
+    ],
+)
+def test_freezes_of_qemu_gas_protocol_are_held_longer(
+    drive: Drive, method: str, args: dict[str, Any], limit: float
+) -> None:
+    drive.ask_by_name(method, args)
+    assert drive.spawned[drive.newest].args["options"].hold_limit == limit
 
 
 def test_the_keeper_begins_to_thaw_and_does_not_end(drive: Drive) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from virtagent.supervisor import qemu_ga
+from virtagent.supervisor import qemu_ga, state_dir
 from virtagent.supervisor.config import BadConfig
 from virtagent.supervisor.ga_options import BadUsage, Settings, load
 from virtagent.supervisor.io import journal
@@ -172,7 +172,9 @@ def test_a_method_without_a_path(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "asked"),
     [(["-V", "-x"], "version"), (["-Vx"], "version"), (["-v", "-h"], "help"), (["-D", "-b", "help"], "rpcs"),
-     (["-b", "?"], "rpcs"), (["-b", "guest-ping,help", "-D"], "dump"), (["-V", "-h"], "version")],
+     (["-b", "?"], "rpcs"), (["-a", "help"], "rpcs"), (["-D", "-a?", "-x"], "rpcs"), (["--allow-rpcs=?"], "rpcs"),
+     (["-a", "help,guest-ping", "-D"], "dump"),
+     (["-b", "guest-ping,help", "-D"], "dump"), (["-V", "-h"], "version")],
 )  # fmt: skip
 def test_what_only_prints(words: list[str], asked: str) -> None:
     assert load(words, NONE)[1] == asked
@@ -185,10 +187,22 @@ def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
         load([], {"QGA_CONF": str(tmp_path)})
 
 
-def test_allowed_and_blocked_are_not_both() -> None:
-    assert load(["-a", "guest-ping,guest-sync", "-D"], NONE)[0].dump() == text({"allow-rpcs": "guest-sync,guest-ping"})
-    with pytest.raises(BadUsage, match="at once"):
-        load(["-a", "guest-ping", "-b", "guest-sync"], NONE)
+@pytest.mark.parametrize(
+    ("words", "conf"),
+    [
+        (["-a", "guest-ping,guest-sync", "-b", "guest-sync,guest-exec"], ""),
+        (["-a", "guest-ping,guest-sync"], "block-rpcs=guest-sync,guest-exec"),
+        (["-b", "guest-sync,guest-exec"], "allow-rpcs=guest-ping,guest-sync"),
+        ([], "blacklist=guest-sync,guest-exec\nallow-rpcs=guest-ping,guest-sync"),
+    ],
+)
+def test_what_is_allowed_and_blocked_is_blocked(words: list[str], conf: str, tmp_path: Path) -> None:
+    (tmp_path / "conf").write_text(f"[general]\n{conf}\n")
+    settings, _ = load(["-D", *words], {"QGA_CONF": str(tmp_path / "conf")})
+    assert settings.dump() == text({"allow-rpcs": "guest-sync,guest-ping", "block-rpcs": "guest-exec,guest-sync"})
+    config, _ = qemu_ga.configure(settings, {})
+    allowed = [config.allows(name) for name in ("guest-ping", "guest-sync", "guest-exec", "guest-info")]
+    assert allowed == [True, False, False, False]
 
 
 # -- key files
@@ -214,8 +228,10 @@ def test_any_bytes_are_a_key_file_or_none(data: bytes) -> None:
 
 
 @pytest.fixture(autouse=True)
-def state_on_tmpfs(monkeypatch: pytest.MonkeyPatch) -> None:
+def state_on_tmpfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "in_memory", lambda path: not path.startswith("/disk"))
+    monkeypatch.setattr(state_dir, "BASES", (str(tmp_path / "run"),))
+    (tmp_path / "run").mkdir()
 
 
 def made(words: list[str], conf: str = "", tmp_path: Path | None = None) -> tuple[qemu_ga.Config, list[str]]:
@@ -272,8 +288,9 @@ def test_state_and_log(tmp_path: Path) -> None:
     assert made([])[0].state_dir == f"{Path('/var/run').resolve()}/virtagent"
     assert made(["-t", str(tmp_path)])[0].state_dir == f"{tmp_path}/virtagent"
     config, notes = made(["-t", "/disk/ga"])
-    assert config.state_dir == "/run/virtagent"
-    assert notes == ["statedir /disk/ga is not on tmpfs: state is kept in /run/virtagent"]
+    assert config.state_dir == f"{tmp_path}/run/virtagent.at/disk/ga/virtagent"
+    assert notes == [f"statedir /disk/ga is not on tmpfs: state is kept in {config.state_dir}"]
+    assert made(["-t", "/disk/gb"])[0].state_dir != config.state_dir
     assert made(["-v"])[0].log_level == "debug"
     assert made(["-d"])[0].log_target == "syslog"
     assert made(["-d", "-l", "/x"])[0].log_target == "file:/x"

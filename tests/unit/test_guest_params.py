@@ -20,7 +20,17 @@ from virtagent.agent.api.methods import RPCS, arguments
         (
             "set-vcpus",
             {"vcpus": [{"online": False, "logical-id": 3}]},
-            {"vcpus": [{"logical-id": 3, "online": False}]},
+            {"vcpus": [{"logical-id": 3, "online": False, "can-offline": None}]},
+        ),
+        (
+            "set-vcpus",
+            {"vcpus": [{"online": True, "can-offline": True, "logical-id": 3}]},
+            {"vcpus": [{"logical-id": 3, "online": True, "can-offline": True}]},
+        ),
+        (
+            "set-memory-blocks",
+            {"mem-blks": [{"phys-index": 3, "online": True, "can-offline": False}]},
+            {"mem-blks": [{"phys-index": 3, "online": True, "can-offline": False}]},
         ),
         ("fstrim", {}, {"minimum": None}),
     ],
@@ -68,6 +78,11 @@ def test_captures(capture: bool | str) -> None:
         ("exec", {"path": "/x", "capture-output": "all"}, "Parameter 'capture-output' does not accept value 'all'"),
         ("set-vcpus", {"vcpus": [1]}, "Invalid parameter type for 'vcpus[0]', expected: object"),
         ("set-vcpus", {"vcpus": [{"logical-id": 1}]}, "Parameter 'vcpus[0].online' is missing"),
+        (
+            "set-vcpus",
+            {"vcpus": [{"logical-id": 1, "online": True, "can-offline": 1}]},
+            "Invalid parameter type for 'vcpus[0].can-offline', expected: boolean",
+        ),
         (
             "set-vcpus",
             {"vcpus": [{"logical-id": "a"}]},

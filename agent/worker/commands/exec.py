@@ -244,6 +244,7 @@ def guest_exec(worker: Worker, args: Args) -> Program:
             stdin=null if given is None else pipe,
             stdout=pipe if _OUT in captured else null,
             stderr=subprocess.STDOUT if mode == "merged" else pipe if _ERR in captured else null,
+            folder=None,
         )
 
     worker.title(f"starting {path}")
