@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
         run = Run(
             agent,
             args,
-            may_be_frozen=args.command in ("freeze", "thaw", "hold"),
+            may_be_frozen=args.command in ("freeze", "thaw", "hold") or getattr(args, "rehearse", False),
             screen=None if args.json else _screen(sys.stdout),
         )
         if args.command == "snapshot":

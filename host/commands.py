@@ -7,6 +7,7 @@ several at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,11 +16,13 @@ from typing import Any
 
 from ..agent.api import records
 from ..agent.api.errors import Fault
-from . import calls, text
-from .errors import HostError, Unreachable
-from .exits import DONE, NOTHING_TO_THAW
+from . import calls, guest_checks, text
+from . import doctor as examination
+from .errors import HostError, Unreachable, Unsupported
+from .exits import DONE, FAILED, NOTHING_TO_THAW
 from .holding import Script
 from .options import included
+from .transports import parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,25 @@ def status(args: argparse.Namespace, url: str) -> Script[Said]:
     return Said(text.status_lines(record), records.dump(record), lambda screen: screen.status(record))
 
 
+def doctor(args: argparse.Namespace, url: str) -> Script[Said]:
+    pid = guest_checks.agent_of(parse(url))
+    began = time.monotonic()
+    able: records.Capabilities | None = None
+    with contextlib.suppress(Fault, Unsupported):  # what is missing is found below
+        able = yield calls.capabilities()
+    seconds = time.monotonic() - began
+    found = yield from examination.examine(args.rehearse, guest_checks.examine(pid) if pid else ())
+    found.insert(0, examination.ok(f"answers after {text.duration(seconds)}" + ("" if pid else "; asked from outside")))
+    who = f"{url}  virtagentd {able.version}" if able is not None else url
+    lines = [who, *(check.line() for check in found)]
+    said = examination.verdict(found)
+    fine = not any(check.level is examination.Level.FAIL for check in found)
+    data = dict(examination.document(found))
+    if fine:
+        return Said([*lines, said], data)
+    return Said(lines, data, wrong=said, code=FAILED)
+
+
 def hold(args: argparse.Namespace, url: str) -> Script[Said]:
     left = yield calls.hold(args.seconds)
     return Said([f"held for {text.duration(left)} from now"], {"hold_left": left})
@@ -104,5 +126,5 @@ def _argument(argument: str) -> Any:
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, str], Script[Said]]] = {
-    command.__name__: command for command in (ping, capabilities, plan, sync, thaw, status, hold, call)
+    command.__name__: command for command in (ping, capabilities, plan, sync, thaw, status, doctor, hold, call)
 }

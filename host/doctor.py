@@ -1,0 +1,172 @@
+"""Can this guest be frozen safely now? What is in the way, how long it would take, and what to do. No I/O.
+
+What the agent says is checked by the functions here; what the guest's own /proc and /sys say by `guest_checks`, if the
+command runs in the guest.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from ..agent.api.errors import Fault
+from ..agent.api.records import LeftOut, Plan, Status
+from ..agent.api.text import brief, listed
+from . import calls, text
+from .errors import HostError, Unsupported
+
+REHEARSED_HOLD = 1.0  # seconds
+_INCONSISTENT = ("unsupported", "damaged", "unreachable", "fuse", "zfs", "busy")
+
+
+class Level(Enum):
+    """How bad a finding is; the value is the word that is shown."""
+
+    OK = "ok"
+    INFO = "info"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding, and what to do about it, "" if nothing."""
+
+    level: Level
+    found: str
+    to_do: str = ""
+
+    def line(self) -> str:
+        """Return it as a line of the screen."""
+        return f"  {self.level.value:<5} {self.found}" + (f": {self.to_do}" if self.to_do else "")
+
+
+Examination = Generator["calls.Call[Any]", Any, list[Check]]
+
+
+def ok(found: str) -> Check:
+    return Check(Level.OK, found)
+
+
+def info(found: str) -> Check:
+    return Check(Level.INFO, found)
+
+
+def warn(found: str, to_do: str = "") -> Check:
+    return Check(Level.WARN, found, to_do)
+
+
+def fail(found: str, to_do: str = "") -> Check:
+    return Check(Level.FAIL, found, to_do)
+
+
+def of_status(status: Status) -> Iterator[Check]:
+    """Check the state, the audit and the last freeze."""
+    match status.state:
+        case "THAWED":
+            yield ok("nothing is frozen, and no freeze is under way")
+        case "ERROR":
+            yield fail(f"the state is ERROR: {status.error}", "mend or detach the disk that it names")
+        case state:
+            by = f" since {text.duration(status.since)}" if status.since >= 0 else ""
+            yield fail(f"a freeze is under way already (freeze {status.freeze_id}, {state}{by})", "wait, or thaw")
+    if status.audit.dropped:
+        yield warn(f"{text.count(status.audit.dropped, 'audit record')} lost since the agent started")
+    last = status.last
+    if last is None:
+        yield info("no freeze yet since the agent started: nothing is known of how long one takes")
+    elif last.outcome == "thawed":
+        yield ok(f"the last freeze was good: {text.last_freeze(last)}")
+    else:
+        yield warn(f"the last freeze was not good: {text.last_freeze(last)}")
+
+
+def of_plan(plan: Plan) -> Iterator[Check]:
+    """Check what a freeze would take, and what it would leave out."""
+    if not plan.mounts:
+        yield fail("a freeze would freeze nothing", "see --include and --exclude of the daemon")
+    else:
+        points = [brief(mount.mountpoint) for mount in plan.mounts]
+        disks = {disk for mount in plan.mounts for disk in mount.disks}
+        levels = len({mount.level for mount in plan.mounts})
+        where = f" on {text.count(len(disks), 'disk')}" if disks else ""
+        yield ok(f"{text.count(len(points))}{where} in {text.count(levels, 'level')}: {listed(points)}")
+    by_reason: dict[str, list[LeftOut]] = {}
+    for left in plan.left_out:
+        by_reason.setdefault(left.reason, []).append(left)
+    for reason, those in sorted(by_reason.items()):
+        points = [f"{brief(left.mountpoint)} ({left.fstype})" for left in those]
+        if reason in _INCONSISTENT:
+            yield warn(
+                f"left out as {reason}: {listed(points)}; a snapshot of its disk is not consistent",
+                "exclude it from the snapshot, or freeze with --strict to fail instead",
+            )
+        elif reason in ("excluded", "not-included"):
+            yield info(f"left out as {reason}: {listed(points)}")
+    for note in plan.notes:
+        yield info(note)
+
+
+def examine(rehearse: bool, guest_checks: Iterable[Check]) -> Examination:
+    """Ask the agent, and return all findings; a rehearsal only if nothing fails.
+
+    Raises HostError if there is no answer at all.
+    """
+    found: list[Check] = []
+    yield calls.ping()
+    status: Status = yield calls.status()
+    if status.stock:
+        found.append(
+            warn(
+                "a stock qemu-ga answers: no plan, no limits, and a guest stays frozen if it dies", "install virtagent"
+            )
+        )
+        return [*found, *guest_checks]
+    found.extend(of_status(status))
+    try:
+        plan: Plan = yield calls.plan()
+        found.extend(of_plan(plan))
+    except (Fault, Unsupported) as error:
+        found.append(fail(f"there is no plan: {error}"))
+    found.extend(guest_checks)
+    if rehearse and not any(check.level is Level.FAIL for check in found):
+        found.extend((yield from _rehearse()))
+    return found
+
+
+def _rehearse() -> Examination:
+    """Sync, freeze for at most a second, thaw; say what it took."""
+    try:
+        synced: int = yield calls.sync()
+        frozen: int = yield calls.freeze(hold_limit=REHEARSED_HOLD)
+        thawed: int = yield calls.thaw()
+        status: Status = yield calls.status()
+    except (Fault, HostError) as error:
+        try:
+            yield calls.thaw()
+        except (Fault, HostError) as worse:
+            return [fail(f"the rehearsal failed: {error}; and the thaw: {worse}")]
+        return [fail(f"the rehearsal failed: {error}")]
+    last = status.last
+    stall = last.stall_seconds if last is not None else -1.0
+    words = f"rehearsed: {synced} synced, {frozen} frozen, {thawed} thawed; writers stood still {text.known(stall)}"
+    return [ok(words) if last is not None and last.held_continuously else fail(words)]
+
+
+def verdict(found: Sequence[Check]) -> str:
+    """Return the last line: what was found, and whether a backup now would work."""
+    number = Counter(check.level for check in found)
+    failures, warnings = number[Level.FAIL], number[Level.WARN]
+    counted = f"{text.count(failures, 'failure')}, {text.count(warnings, 'warning')}"
+    return f"{counted}: a backup now would {'fail' if failures else 'work'}"
+
+
+def document(found: Sequence[Check]) -> Mapping[str, Any]:
+    """Return the findings for programs."""
+    return {
+        "fine": not any(check.level is Level.FAIL for check in found),
+        "checks": [{"level": check.level.value.lower(), "found": check.found, "to_do": check.to_do} for check in found],
+    }

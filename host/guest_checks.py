@@ -1,0 +1,159 @@
+"""What the guest's own /proc and /sys say about a freeze. It only reads them, and opens nothing on a disk.
+
+It is asked when the agent's socket belongs to an agent on this machine: the kernel says which process listens there
+(SO_PEERCRED, unix(7)). QEMU's own end of a channel is also a unix socket, on the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..agent.api.text import brief, listed
+from .doctor import Check, fail, info, ok, warn
+from .transports import Endpoint
+
+_SUPERVISOR = re.compile(r"virtag\S*: supervisor")
+_QEMU_GA = "qemu-ga"
+_WAITS_FOR_THAW = ("percpu_rwsem_wait", "sb_start_write", "__sb_start_write", "percpu_down_read")
+"""Where a writer to a frozen file system sleeps (/proc/PID/wchan, proc(5)); seen on Linux 5.10 to 6.18."""
+_DESCRIPTORS_EACH, _DESCRIPTORS_SPARE = 1, 64
+_CONNECT_SECONDS = 1.0
+
+
+def agent_of(endpoint: Endpoint, proc: Path = Path("/proc")) -> int:
+    """Return the process id of the agent that listens at a unix socket of this machine, 0 if that is none."""
+    if endpoint.family != socket.AF_UNIX or endpoint.hello:
+        return 0
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(_CONNECT_SECONDS)
+            sock.connect(endpoint.address)
+            pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    except OSError:
+        return 0
+    return pid if _SUPERVISOR.match(_read(proc / str(pid) / "cmdline")) else 0
+
+
+def examine(agent: int, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> Iterator[Check]:
+    """Check the machine that the agent with this process id runs on."""
+    yield from _of_the_agent(agent, proc)
+    yield from _of_rivals(proc)
+    yield from _of_waiting_writers(proc)
+    yield from _of_the_kernel(sys)
+
+
+def _of_the_agent(agent: int, proc: Path) -> Iterator[Check]:
+    status = dict(line.split(":\t", 1) for line in _read(proc / str(agent) / "status").splitlines() if ":\t" in line)
+    if not status:
+        return
+    effective = status.get("Uid", "").split()[1:2]
+    if effective == ["0"]:
+        yield ok("the agent runs as root")
+    else:
+        yield fail("the agent does not run as root", "FIFREEZE needs CAP_SYS_ADMIN: run it as root")
+    locked = status.get("VmLck", "0 kB").split()[0]
+    if locked == "0":
+        yield warn("the agent's memory is not locked: swapped out, it may wait for a frozen disk", "see LimitMEMLOCK")
+    if _link(proc / str(agent) / "ns/mnt") != _link(proc / "1/ns/mnt"):
+        yield warn(
+            "the agent is in a mount namespace of its own: it sees the mounts of that, not those of the guest",
+            "no PrivateTmp, ProtectSystem or ProtectHome in its unit",
+        )
+    allowed = re.search(r"^Max open files\s+(\d+)", _read(proc / str(agent) / "limits"), re.MULTILINE)
+    mounted = _read(proc / str(agent) / "mountinfo").count("\n")
+    if allowed and int(allowed[1]) < mounted * _DESCRIPTORS_EACH + _DESCRIPTORS_SPARE:
+        yield warn(f"{allowed[1]} open files are allowed, and {mounted} mounts are there", "raise LimitNOFILE")
+    on_disk = _files_on_disks(agent, proc)
+    if on_disk:
+        yield warn(f"the agent writes to {listed(on_disk)} on a disk: lines of a freeze come after the thaw")
+    swaps = [
+        line.split()[0] for line in _read(proc / "swaps").splitlines()[1:] if "\tfile\t" in line or " file " in line
+    ]
+    if swaps:
+        yield info(f"swap in {listed(map(brief, swaps))}: no evidence of writes to that file system while it is frozen")
+
+
+def _files_on_disks(agent: int, proc: Path) -> list[str]:
+    """Return the regular files that the agent or a child of it appends to, and that are not in memory."""
+    in_memory = {
+        fields[2]
+        for line in _read(proc / str(agent) / "mountinfo").splitlines()
+        if (fields := line.split()) and fields[fields.index("-") + 1] in ("tmpfs", "ramfs", "devtmpfs")
+    }
+    children = _read(proc / str(agent) / "task" / str(agent) / "children").split()
+    found = set()
+    for pid in (str(agent), *children):
+        for fd in _entries(proc / pid / "fd"):
+            with contextlib.suppress(OSError):
+                flags = re.search(r"^flags:\s+(\d+)", _read(proc / pid / "fdinfo" / fd.name), re.MULTILINE)
+                if flags is None or not int(flags[1], 8) & os.O_APPEND:
+                    continue
+                seen = fd.stat()
+                device = f"{os.major(seen.st_dev)}:{os.minor(seen.st_dev)}"
+                if stat.S_ISREG(seen.st_mode) and device not in in_memory:
+                    found.add(brief(_link(fd)))
+    return sorted(found)
+
+
+def _of_rivals(proc: Path) -> Iterator[Check]:
+    rivals = [pid for pid in _processes(proc) if _read(proc / pid / "comm").strip() == _QEMU_GA]
+    if rivals:
+        yield fail(
+            f"qemu-ga runs (pid {listed(rivals)}): both want org.qemu.guest_agent.0",
+            "systemctl disable --now qemu-guest-agent",
+        )
+
+
+def _of_waiting_writers(proc: Path) -> Iterator[Check]:
+    waiting = [
+        f"{_read(proc / pid / 'comm').strip()} {pid}"
+        for pid in _processes(proc)
+        if any(_read(task / "wchan").strip() in _WAITS_FOR_THAW for task in _entries(proc / pid / "task"))
+    ]
+    if waiting:
+        yield fail(
+            f"a file system is frozen already, by someone else or by a dead agent; {len(waiting)} of its writers wait "
+            f"({brief(listed(waiting))})",
+            "`fsfreeze -u MOUNTPOINT` if nobody needs it",
+        )
+    else:
+        yield ok("no process waits to write to a frozen file system")
+
+
+def _of_the_kernel(sys: Path) -> Iterator[Check]:
+    if _read(sys / "kernel/rcu_expedited").strip() not in ("0", "1", "2"):
+        yield info("the kernel has no rcu_expedited: each freeze waits for normal grace periods, some 20 ms more")
+    if _read(sys / "fs/selinux/enforce").strip() == "1":
+        yield info("SELinux is enforcing: look for denials of virtagent in the audit log if a freeze fails")
+
+
+def _processes(proc: Path) -> list[str]:
+    return sorted((one.name for one in _entries(proc) if one.name.isdigit()), key=int)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def _link(path: Path) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""

@@ -1,0 +1,204 @@
+"""virtagentctl doctor: what it finds in an agent's answers and in a machine's /proc and /sys, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+from xmlrpc import client as xmlrpc
+
+import pytest
+from fakes.agent_socket import LAST, run_virtagentctl, status_record
+from virtagent.host import cli, guest_checks
+from virtagent.host.doctor import Check, Level
+from virtagent.host.transports import parse
+
+Run = Callable[..., tuple[int, str, str]]
+MOUNT = {"mountpoint": "/srv/db", "device": "8:1", "fstype": "ext4", "disks": ["sda"]}
+REST = {"state": "THAWED", "code": 0, "phase": "", "hold_left": -1, "mounts": [], "workers": []}
+GOOD = LAST | {"outcome": "thawed", "held_continuously": True}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return partial(run_virtagentctl, tmp_path / "a")
+
+
+def agent(status: dict[str, Any], plan: dict[str, Any], asked: list[str] | None = None, **refused: str) -> Any:
+    def answer(method: str, params: list[Any]) -> Any:
+        if asked is not None:
+            asked.append(method)
+        if method in refused:
+            raise xmlrpc.Fault(7, refused[method])
+        match method:
+            case "va.fsstatus":
+                return status
+            case "va.fsplan":
+                return {"mounts": [], "left_out": []} | plan
+            case "va.capabilities":
+                return {"version": "9", "methods": []}
+            case "va.ping":
+                return "dummy"
+        return 1
+
+    return answer
+
+
+def test_a_guest_in_which_all_is_well(run: Run) -> None:
+    code, out, err = run("doctor", answer=agent(status_record(**REST, last=GOOD), {"mounts": [MOUNT]}))
+    assert (code, err) == (0, "")
+    first, *checks, last = out.splitlines()
+    assert "virtagentd 9" in first
+    assert all(line.startswith("  ok ") for line in checks)
+    assert any("1 file system on 1 disk in 1 level: /srv/db" in line for line in checks)
+    assert last == "0 failures, 0 warnings: a backup now would work"
+
+
+@pytest.mark.parametrize(
+    ("status", "plan", "said"),
+    [
+        (
+            {"state": "ERROR", "code": -1, "error": "/srv/db hangs"},
+            {"mounts": [MOUNT]},
+            "FAIL  the state is ERROR: /srv/db",
+        ),
+        ({"state": "FROZEN", "code": 2}, {"mounts": [MOUNT]}, "FAIL  a freeze is under way already"),
+        ({}, {}, "FAIL  a freeze would freeze nothing"),
+    ],
+)
+def test_what_would_make_a_backup_fail(run: Run, status: dict[str, Any], plan: dict[str, Any], said: str) -> None:
+    answer = agent(status_record(**(REST | status), last=GOOD), plan)
+    code, out, err = run("doctor", "--rehearse", answer=answer)
+    assert code == 1
+    assert said in out
+    assert "rehearsed" not in out
+    assert err == "virtagentctl: 1 failure, 0 warnings: a backup now would fail\n"
+    found = json.loads(run("--json", "doctor", answer=answer)[1])
+    assert found["fine"] is False
+    assert [check["level"] for check in found["checks"]].count("fail") == 1
+    assert found["error"]["exit"] == 1
+
+
+def test_warnings_let_a_backup_pass(run: Run) -> None:
+    left = [
+        {"mountpoint": "/boot/efi", "device": "8:2", "fstype": "vfat", "reason": "unsupported"},
+        {"mountpoint": "/old", "device": "8:3", "fstype": "ext4", "reason": "damaged"},
+        {"mountpoint": "/x", "device": "8:4", "fstype": "ext4", "reason": "excluded"},
+        {"mountpoint": "/proc", "device": "0:4", "fstype": "proc", "reason": "pseudo"},
+    ]
+    broken = LAST | {"outcome": "expired", "held_continuously": False, "error": "the hold limit passed"}
+    record = status_record(**REST, last=broken, audit={"waiting": 0, "dropped": 2})
+    plan = {"mounts": [MOUNT], "left_out": left, "notes": ["loop7 is not understood"]}
+    code, out, _ = run("doctor", answer=agent(record, plan))
+    assert code == 0
+    assert "warn  left out as unsupported: /boot/efi (vfat)" in out
+    assert "warn  left out as damaged: /old (ext4)" in out
+    assert "info  left out as excluded: /x (ext4)" in out
+    assert "/proc" not in out
+    assert "info  loop7 is not understood" in out
+    assert "warn  2 audit records lost" in out
+    assert "warn  the last freeze was not good" in out
+    assert out.endswith("0 failures, 4 warnings: a backup now would work\n")
+
+
+def test_a_rehearsal_freezes_for_a_second_and_thaws(run: Run) -> None:
+    asked: list[str] = []
+    code, out, _ = run(
+        "doctor", "--rehearse", answer=agent(status_record(**REST, last=GOOD), {"mounts": [MOUNT]}, asked)
+    )
+    assert code == 0
+    assert asked[-4:] == ["va.fssync", "va.fsfreeze", "va.fsthaw", "va.fsstatus"]
+    assert "ok    rehearsed: 1 synced, 1 frozen, 1 thawed; writers stood still" in out
+
+
+@pytest.mark.parametrize("method", ["va.fssync", "va.fsfreeze", "va.fsthaw"])
+def test_a_rehearsal_that_fails_thaws(run: Run, method: str) -> None:
+    asked: list[str] = []
+    answer = agent(status_record(**REST, last=GOOD), {"mounts": [MOUNT]}, asked, **{method: "EIO on /srv/db"})
+    code, out, _ = run("doctor", "--rehearse", answer=answer)
+    assert code == 1
+    assert asked[-1] == "va.fsthaw"
+    assert "FAIL  the rehearsal failed: EIO on /srv/db" in out
+
+
+def test_nobody_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--agent", f"unix:{tmp_path}/none", "doctor"]) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "no connection" in err
+
+
+class Machine:
+    """A /proc and a /sys of the test's own, of a machine on which all is well."""
+
+    def __init__(self, folder: Path) -> None:
+        self.proc, self.sys = folder / "proc", folder / "sys"
+        self.log = folder / "agent.log"
+        folder.mkdir(exist_ok=True)
+        self.log.touch()
+        for pid in ("1", "700"):
+            self.write(f"{pid}/comm", "virtagentd\n")
+            self.write(f"{pid}/task/{pid}/wchan", "do_epoll_wait")
+            (self.proc / pid / "ns").mkdir()
+            (self.proc / pid / "ns/mnt").symlink_to("mnt:[1]")
+        self.write("700/status", "Name:\tvirtagentd\nUid:\t0\t0\t0\t0\nVmLck:\t   9000 kB\n")
+        self.write("700/limits", "Max open files            524288               524288               files\n")
+        self.write("700/mountinfo", "1 1 8:1 / / rw - ext4 /dev/sda rw\n")
+        self.write("swaps", "Filename\t\t\tType\t\tSize\n/dev/sdb partition 1 0 -2\n")
+        self.write("700/fdinfo/3", f"pos:\t0\nflags:\t{os.O_WRONLY | os.O_APPEND:o}\n")
+        (self.proc / "700/fd").mkdir()
+        (self.sys / "kernel").mkdir(parents=True)
+        (self.sys / "kernel/rcu_expedited").write_text("0\n", encoding="ascii")
+
+    def write(self, name: str, text: str) -> None:
+        (self.proc / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.proc / name).write_text(text, encoding="utf-8")
+
+    def found(self) -> list[Check]:
+        return [check for check in guest_checks.examine(700, self.proc, self.sys) if check.level is not Level.OK]
+
+
+def test_a_machine_on_which_all_is_well(tmp_path: Path) -> None:
+    assert Machine(tmp_path).found() == []
+
+
+def test_what_is_in_the_way_on_a_machine(tmp_path: Path) -> None:
+    def one(change: Callable[[Machine], object], level: Level, said: str) -> None:
+        machine = Machine(tmp_path / said.replace("/", "_").replace(" ", "_")[:20])
+        change(machine)
+        (check,) = machine.found()
+        assert check.level is level
+        assert said in check.found
+
+    def own_namespace(machine: Machine) -> None:
+        (machine.proc / "700/ns/mnt").unlink()
+        (machine.proc / "700/ns/mnt").symlink_to("mnt:[2]")
+
+    user = "Uid:\t0\t1000\t0\t0\nVmLck:\t   9000 kB\n"
+    one(lambda m: m.write("700/status", user), Level.FAIL, "does not run as root")
+    one(lambda m: m.write("700/status", "Uid:\t0\t0\t0\t0\nVmLck:\t0 kB\n"), Level.WARN, "memory is not locked")
+    one(own_namespace, Level.WARN, "mount namespace of its own")
+    one(lambda m: m.write("700/limits", "Max open files   50   50   files\n"), Level.WARN, "50 open files are allowed")
+    one(lambda m: (m.proc / "700/fd/3").symlink_to(m.log), Level.WARN, f"writes to {tmp_path}"[:20])
+    one(lambda m: m.write("swaps", "Filename Type\n/srv/swap file 1 0 -2\n"), Level.INFO, "swap in /srv/swap")
+    one(lambda m: m.write("812/comm", "qemu-ga\n"), Level.FAIL, "qemu-ga runs (pid 812)")
+    one(lambda m: m.write("1/task/12/wchan", "percpu_rwsem_wait"), Level.FAIL, "frozen already")
+    one(lambda m: (m.sys / "kernel/rcu_expedited").unlink(), Level.INFO, "no rcu_expedited")
+
+
+def test_which_socket_belongs_to_an_agent_of_this_machine(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "a"))
+        listener.listen()
+        endpoint = parse(f"unix:{tmp_path}/a")
+        proc = tmp_path / "proc" / str(os.getpid())
+        proc.mkdir(parents=True)
+        for title, pid in (("virtagentd: supervisor [thawed]", os.getpid()), ("qemu-system-x86_64", 0), ("", 0)):
+            (proc / "cmdline").write_text(title, encoding="utf-8")
+            assert guest_checks.agent_of(endpoint, tmp_path / "proc") == pid
+    assert guest_checks.agent_of(endpoint) == 0
+    assert guest_checks.agent_of(parse("libvirt:vm1")) == 0
