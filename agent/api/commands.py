@@ -90,6 +90,7 @@ GUEST_ROWS = (
         (_ID,),
         essential=True,
         needed_frozen=True,
+        watches=True,
     ),
     Rpc(
         "guest-sync",
@@ -101,6 +102,7 @@ GUEST_ROWS = (
         (_ID,),
         essential=True,
         needed_frozen=True,
+        watches=True,
     ),
     Rpc(
         "guest-ping",
@@ -121,6 +123,7 @@ GUEST_ROWS = (
         "as qemu-ga",
         essential=True,
         needed_frozen=True,
+        watches=True,
     ),
     Rpc(
         "guest-fsfreeze-status",
@@ -132,6 +135,7 @@ GUEST_ROWS = (
         essential=True,
         blocked_with=("va.fsstatus",),
         needed_frozen=True,
+        watches=True,
     ),
     Rpc(
         "guest-fsfreeze-freeze",

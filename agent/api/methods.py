@@ -136,6 +136,7 @@ _ROWS = (
         essential=True,
         blocked_with=("guest-fsfreeze-status",),
         needed_frozen=True,
+        watches=True,
     ),
     Rpc(
         "va.fshold",

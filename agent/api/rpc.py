@@ -41,7 +41,8 @@ class Rpc:
     row that `outlives` the supervisor goes on when the supervisor dies, to thaw or to end what it has started; the
     others die with it. Only `public` rows may be called by hosts. `blocked_with` names the rows that do the same, in
     whole or in part: whoever blocks one of them has blocked this one. What a frozen guest needs (`needed_frozen`) is
-    admitted until the guest is thawed, whatever is blocked.
+    admitted until the guest is thawed, whatever is blocked. The success of a row that only `watches` is logged at level
+    debug, and never waits in the audit ring (ADR 0023).
     """
 
     name: str
@@ -65,6 +66,7 @@ class Rpc:
     limited_by: str = ""
     blocked_with: tuple[str, ...] = ()
     needed_frozen: bool = False
+    watches: bool = False
 
     def help(self) -> str:
         """Return what the RPC does, takes and returns, a line each."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...agent.api.errors import Code, Fault
+from ...agent.api.methods import RPCS
 from ...agent.api.states import FreezeState
 from . import audit
 from .events import Requested
@@ -115,7 +116,12 @@ class Pending:
             self.answer(turn, number, fault)
 
     def _record(self, turn: Turn, call: Call, outcome: str, fault: Fault | None) -> None:
-        self._audit.add(audit.line(call.request, outcome, fault, turn.now - call.at, call.worker))
+        line = audit.line(call.request, outcome, fault, turn.now - call.at, call.worker)
+        row = RPCS.get(call.request.method)
+        if row is not None and row.watches and fault is None:
+            turn.log("debug", line)
+        else:
+            self._audit.add(line)
 
     def _close(self, turn: Turn, number: int | None) -> Call | None:
         call = self._open.pop(number, None) if number is not None else None

@@ -609,7 +609,7 @@ def test_a_shutdown_whose_host_has_gone_still_happens(drive: Drive) -> None:
 
 
 def audit(drive: Drive) -> list[str]:
-    return drive.logged("audit: time=")
+    return [line.text for line in drive.of(events.Log) if line.level == "audit" and "audit: time=" in line.text]
 
 
 def test_every_rpc_leaves_a_record(drive: Drive) -> None:
@@ -650,6 +650,24 @@ def test_records_wait_while_frozen_and_come_in_order(drive: Drive) -> None:
     assert [line.split('params="')[1][0] for line in lines if "va.nothing" in line] == list("01234")
     assert [word for word in ("va.fsfreeze", "va.fsthaw") if sum(word in line for line in lines) != 1] == []
     assert drive.status().audit.waiting == 0
+
+
+def test_who_watches_leaves_no_record_but_at_debug(drive: Drive) -> None:
+    """Three watchers wrote nine tenths of the log, and filled the ring that a freeze has."""
+    _, keeper = drive.hold(1)
+    waiting = drive.status().audit.waiting
+    watching = [row.name for row in RPCS.values() if row.watches]
+    assert watching == ["va.fsstatus", "guest-sync-delimited", "guest-sync", "guest-info", "guest-fsfreeze-status"]
+    before = len(drive.of(events.Log))
+    drive.ask("va.fsstatus", {})
+    drive.ask("va.fsstatus", {"since": -1})
+    drive.ask("va.fsstatus", {"bogus": 1})
+    fresh = drive.of(events.Log)[before:]
+    assert [line.level for line in fresh if "audit: time=" in line.text] == ["debug", "debug"]
+    assert drive.status().audit.waiting == waiting + 1, "what was refused is recorded"
+    drive.ask("va.fsthaw")
+    drive.thaws(keeper, 1)
+    assert [line for line in audit(drive) if "bogus" in line]
 
 
 @pytest.mark.parametrize("method", PUBLIC)
