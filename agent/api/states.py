@@ -33,6 +33,7 @@ class FreezeEvent(enum.Enum):
 
     ADMITTED = "fsfreeze admitted"
     JOURNAL = "journal found at start"
+    SYNCED = "worker has synced, and asks to proceed"
     JOURNALED = "the plan is in the journal"
     JOURNAL_FAILED = "the journal could not be written"
     FROZEN = "worker reports Frozen"
@@ -46,6 +47,7 @@ class FreezeEvent(enum.Enum):
     DIED = "worker or keeper died"
     OVERRAN = "a limit passed"
     HOLD_PASSED = "hold limit passed"
+    CALLED_OFF = "ended before Proceed, whatever the reason"
     UNRESPONSIVE = "keeper does not begin to thaw"
     THAW_ASKED = "thaw asked"
     HOLD_ASKED = "longer hold asked"
@@ -136,7 +138,11 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
         _F.THAWED, "answer_thaw", doc="answer 0, or what broke the last freeze if nobody was told"
     ),
     (_F.THAWED, _E.STOPPING): _noted(_F.THAWED),
+    (_F.INPROGRESS, _E.SYNCED): FreezeRow(_F.INPROGRESS, "journal", doc="journal the plan"),
     (_F.INPROGRESS, _E.JOURNALED): FreezeRow(_F.INPROGRESS, "proceed", doc="let the worker go on to freeze"),
+    (_F.INPROGRESS, _E.CALLED_OFF): FreezeRow(  # ADR 0024: outcome and fault are those of the cause's own row
+        _F.THAWED, "call_off", doc="nothing is frozen nor will be: kill the worker, which is only listed until it ends"
+    ),
     (_F.INPROGRESS, _E.JOURNAL_FAILED): _killed(Code.FREEZE_FAILED, text="{why}, so nothing was frozen: {where}"),
     (_F.INPROGRESS, _E.FROZEN): FreezeRow(_F.FROZEN, "answer_freeze", doc="answer fsfreeze; arm the hold limit"),
     (_F.INPROGRESS, _E.ENDED): FreezeRow(  # ADR 0009: no keeper for nothing
@@ -210,6 +216,7 @@ class WorkerEvent(enum.Enum):
     PLAN = "Plan"
     STEP = "Step"
     PROGRESS = "Progress"
+    SYNCED = "Synced"
     FROZEN = "Frozen"
     HELD = "Held"
     THAWING = "Thawing"
@@ -236,7 +243,8 @@ _VERDICT = "verdict; compensate if it died unreported"
 
 WORKER_TABLE: Mapping[tuple[WorkerState, WorkerEvent], tuple[WorkerState, str]] = {
     (_W.SPAWNED, _V.STARTED): (_W.RUNNING, ""),
-    (_W.RUNNING, _V.PLAN): (_W.RUNNING, "journal the plan, then let the worker go on to freeze"),
+    (_W.RUNNING, _V.PLAN): (_W.RUNNING, "noted, for the journal"),
+    (_W.RUNNING, _V.SYNCED): (_W.RUNNING, "journal the plan, then let the worker go on to freeze"),
     (_W.RUNNING, _V.STEP): (_W.RUNNING, _NOTE),
     (_W.RUNNING, _V.PROGRESS): (_W.RUNNING, _NOTE),
     (_W.RUNNING, _V.FROZEN): (_W.HOLDING, "reply; arm hold limit"),
@@ -268,6 +276,7 @@ WORKER_TABLE: Mapping[tuple[WorkerState, WorkerEvent], tuple[WorkerState, str]] 
             _V.PLAN,
             _V.STEP,
             _V.PROGRESS,
+            _V.SYNCED,
             _V.FROZEN,
             _V.HELD,
             _V.THAWING,

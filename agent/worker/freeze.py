@@ -282,6 +282,7 @@ class FreezeScript(_Together):
 
     def _sync(self) -> Script[None]:
         yield from self._sync_rounds(Limit())  # the supervisor kills at the limit
+        yield steps.Post((messages.Synced(),))
         while not self._proceed:  # ADR 0003: not before the plan is in the journal
             self._attend((yield from self._mounts.wait()))
 

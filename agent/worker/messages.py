@@ -73,6 +73,13 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Synced:
+    """The freeze worker has synced, and asks to proceed. Until it hears `Proceed` it freezes nothing."""
+
+    shape: ClassVar[Shape] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Frozen:
     """All has been frozen since `at` and is held until `until` (CLOCK_MONOTONIC seconds; `until` 0 means no limit)."""
 
@@ -153,7 +160,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Proceed:
-    """To the freeze worker: the plan is in the journal, freezing may begin."""
+    """To the freeze worker, which has synced: the plan is in the journal, freezing may begin."""
 
     shape: ClassVar[Shape] = ()
 
@@ -195,6 +202,7 @@ Report = (
     | Plan
     | Step
     | Progress
+    | Synced
     | Frozen
     | Held
     | Thawing
@@ -214,6 +222,7 @@ REPORTS: dict[str, type[Report]] = {
         Plan,
         Step,
         Progress,
+        Synced,
         Frozen,
         Held,
         Thawing,

@@ -120,6 +120,7 @@ def _stand_in(drive: Any) -> Any:
                     messages.Progress("plan"), messages.Plan(drive.plan_of(MOUNTS).dump()), messages.Progress("sync", 1)
                 )
                 say(*(messages.Step(i, state) for i in mounts for state in ("syncing", "synced")))
+                say(*(messages.REPORTS[name]() for name in ("Synced",) if name in messages.REPORTS))  # since ADR 0024
                 hear()
                 say(messages.Progress("freeze"))
                 say(*(messages.Step(i, state) for i in mounts for state in ("freezing", "frozen")))

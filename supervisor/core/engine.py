@@ -31,6 +31,7 @@ from .workers import Worker, Workers, while_clause
 
 BULKY_MAX = 8  # calls in progress whose replies may be tens of megabytes
 InlineHandler = Callable[["Engine", Turn, Call, dict[str, Any]], Any]
+DYING_MAX = 8  # workers that were killed, and that a disk does not let end
 CALLS_MAX = 64  # calls in progress on one connection: a tagged one does not replace an older one
 
 
@@ -142,8 +143,9 @@ class Engine:
             self._pending.limit_wait(turn, call, options["wait"])
 
     def _fork(self, turn: Turn, call: Call, row: Rpc, args: dict[str, Any]) -> None:
-        if sum(worker.call is not None for worker in self._workers) >= self._config.max_workers:
+        if sum(worker.call is not None and not worker.dying for worker in self._workers) >= self._config.max_workers:
             raise Fault(Code.BUSY, f"{row.name}: {self._config.max_workers} workers run already; call again later")
+        self._refuse_if_many_hang(row)
         if row.holds:
             self._resources.make_room(turn, row)
         if row.disk is Disk.FREEZES:
@@ -161,6 +163,17 @@ class Engine:
             turn.do(events.KeepHandle(self._handle))
         worker = self._workers.spawn(turn, row, args, call.id, limit_of(row, args))
         self._pending.runs_in(call, worker.id)
+
+    def _refuse_if_many_hang(self, row: Rpc) -> None:
+        """Raise Fault BUSY if too many killed workers are not dead yet; those of freezes and the others count apart.
+
+        So a disk on which other RPCs hang never keeps a freeze out.
+        """
+        dying = [worker for worker in self._workers if worker.dying and worker.row.public]
+        hang = [w for w in dying if (w.row.disk is Disk.FREEZES) is (row.disk is Disk.FREEZES)]
+        if len(hang) >= DYING_MAX:
+            where = "; ".join(dict.fromkeys(f"{w.row.name}{while_clause(w)}" for w in hang))
+            raise Fault(Code.BUSY, f"{row.name}: {len(hang)} workers were killed and still hang in the kernel: {where}")
 
     def _malformed(self, _turn: Turn, event: events.Malformed) -> None:
         self._audit.add(audit.malformed(event))
@@ -233,7 +246,9 @@ class Engine:
         if not wrong:
             if self._freeze.owns(worker):
                 wrong = self._freeze_reports.receive(turn, worker, message)
-            else:
+            elif (
+                worker.row.disk is not Disk.FREEZES
+            ):  # ADR 0024: what is left of a freeze that was called off says nothing new
                 wrong = self._take(turn, worker, message)
         if wrong:
             self._rubbish(turn, worker, wrong)
@@ -296,7 +311,8 @@ class Engine:
     def _worker_due(self, turn: Turn, worker: Worker) -> None:
         if worker.state is WorkerState.KILLED:
             self._workers.change(turn, worker, WorkerEvent.GRACE)
-            self._freeze.changed(turn)
+            if self._freeze.owns(worker):
+                self._freeze.changed(turn)
         elif worker.state is WorkerState.REPORTED:
             self._kill(turn, worker, WorkerEvent.GRACE, ": it did not end after its report", Code.WORKER_DIED)
         elif self._freeze.owns(worker):
@@ -392,8 +408,9 @@ class Engine:
     def _stopped(self, turn: Turn, event: events.Stopped) -> None:
         self._stopping = f"the agent was stopped: {event.signal}"
         turn.log("notice", self._stopping)
+        was_thawed = self.thawed
         self._freeze.stop(turn, self._stopping)
-        if self.thawed:
+        if was_thawed:
             self._settled(turn)
 
     def _quit(self, turn: Turn) -> None:

@@ -39,6 +39,7 @@ from .turn import Turn
 from .workers import Worker, Workers, while_clause
 
 REACT_GRACE = 2.0  # seconds until the keeper must have said that it thaws; then it is considered stopped
+NOTHING_FROZEN = "nothing was frozen"
 HOLDS_MAX = 64  # calls of va.fshold that may wait, so that the control pipe cannot fill
 
 
@@ -93,7 +94,12 @@ class Freeze:
         """Take `event`: its row gives outcome, state and action. Raises Unlisted, which is a defect here."""
         row = freeze_row(self.state, event)
         transaction = self.transaction
-        fault = Fault(row.code or code, row.text.format(id=transaction.id if transaction else 0, why=why, where=where))
+        text = row.text.format(id=transaction.id if transaction else 0, why=why, where=where)
+        if self._nothing_frozen and (row.state, FreezeEvent.SETTLED) in FREEZE_TABLE:
+            end = freeze_row(self.state, FreezeEvent.CALLED_OFF)
+            row = row._replace(state=end.state, action=end.action)
+            text = text if NOTHING_FROZEN in text else f"{text}; {NOTHING_FROZEN}"
+        fault = Fault(row.code or code, text)
         if row.outcome is not None and transaction is not None and transaction.outcome is Outcome.THAWED:
             transaction.outcome, transaction.fault = row.outcome, fault
         if row.state is not self.state:
@@ -129,6 +135,11 @@ class Freeze:
         return self.expects(FreezeEvent.ADMITTED)
 
     # -- the present situation
+
+    @property
+    def _nothing_frozen(self) -> bool:
+        """Whether a freeze is under way whose worker was not told to proceed: it has frozen nothing, and will not."""
+        return self.expects(FreezeEvent.CALLED_OFF) and not self.current.may_have_frozen
 
     @property
     def under_way(self) -> bool:
@@ -216,10 +227,10 @@ class Freeze:
     # -- its workers
 
     def owns(self, worker: Worker) -> bool:
-        """Return whether the worker belongs to the present freeze."""
-        return self.transaction is not None and (
-            worker.id == self.transaction.ledger.freezer or worker.id in self.transaction.ledger.thawers
-        )
+        """Return whether the worker belongs to the present freeze; one that was called off has no workers."""
+        if self.thawed or self.transaction is None:
+            return False
+        return worker.id == self.transaction.ledger.freezer or worker.id in self.transaction.ledger.thawers
 
     def changed(self, turn: Turn) -> None:
         """Do what is possible now that a worker, the back-off, or what may be frozen has changed."""
@@ -228,9 +239,13 @@ class Freeze:
 
     def killed(self, turn: Turn, worker: Worker) -> None:
         """Compensate now: a worker of this freeze got SIGKILL."""
-        ledger = self.current.ledger
+        transaction = self.current
+        ledger = transaction.ledger
         if worker.id == ledger.freezer:
+            transaction.may_have_frozen |= worker.rubbish  # ADR 0004: nothing that it had said counts
             self.take(turn, FreezeEvent.DIED, f"{worker.name} was killed{while_clause(worker)}{worker.why_killed}")
+            if not self.owns(worker):
+                return  # it was called off
             ledger.freezer_died(spoke_rubbish=worker.rubbish)
         self.changed(turn)
 
@@ -239,6 +254,8 @@ class Freeze:
         ledger = self.current.ledger
         if worker.id == ledger.freezer:
             self.take(turn, FreezeEvent.DIED, death)
+            if not self.owns(worker):
+                return  # it was called off
             ledger.freezer_reaped(reported=reported, last_worker=self._workers.last_id)
             if not reported:
                 ledger.freezer_died(spoke_rubbish=worker.rubbish)
@@ -252,8 +269,32 @@ class Freeze:
     def _do_nothing(self, turn: Turn, cause: Cause) -> None:
         pass
 
+    def _do_journal(self, turn: Turn, _cause: Cause) -> None:
+        transaction = self.current
+        freezer = self._workers.get(transaction.ledger.freezer)
+        assert freezer is not None
+        transaction.asks = True
+        died = f"freeze {transaction.id} was broken: the agent died"
+        unreported = "; ".join(filter(None, (self.unreported, died)))
+        turn.journal(transaction.id, freezer.pid, transaction.ledger.journal(transaction.id, unreported))
+
     def _do_proceed(self, turn: Turn, _cause: Cause) -> None:
-        turn.tell(self.current.ledger.freezer, messages.Proceed())  # ADR 0003: only now is the plan in the journal
+        transaction = self.current
+        transaction.journaled = True
+        self.proceed_if_ready(turn)
+
+    def proceed_if_ready(self, turn: Turn) -> None:
+        """Let the freeze worker freeze if nothing is missing any more: the only place that decides this (ADR 0024)."""
+        transaction = self.current
+        if transaction.asks and transaction.journaled and not transaction.may_have_frozen:
+            transaction.may_have_frozen = True
+            turn.tell(transaction.ledger.freezer, messages.Proceed())  # ADR 0003: only now is the plan in the journal
+
+    def _do_call_off(self, turn: Turn, cause: Cause) -> None:
+        worker = self._workers.get(self.current.ledger.freezer)
+        if worker is not None and worker.alive:
+            self._workers.kill(turn, worker, WorkerEvent.CANCELLED, f": {cause.why}")
+        self._do_settle(turn, cause)
 
     def _do_answer_freeze(self, turn: Turn, cause: Cause) -> None:
         transaction, frozen = self.current, cause.report
@@ -372,7 +413,9 @@ class Freeze:
 
     _ACTIONS: ClassVar[Mapping[str, Callable[[Freeze, Turn, Cause], None]]] = {
         "nothing": _do_nothing,
+        "journal": _do_journal,
         "proceed": _do_proceed,
+        "call_off": _do_call_off,
         "answer_freeze": _do_answer_freeze,
         "extend_hold": _do_extend_hold,
         "kill_freezer": _do_kill_freezer,

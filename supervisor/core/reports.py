@@ -38,13 +38,15 @@ class FreezeReports:
         state = _MOUNT_STATES.get(step.state)
         if state is None or not 0 <= step.mount < len(ledger.marks):
             return f"Step to {step.state[:40]!r} of mount {step.mount} of {len(ledger.marks)}"
+        if state in (MountState.FREEZING, MountState.FROZEN) and not self._freeze.current.may_have_frozen:
+            return f"Step to {step.state!r} of mount {step.mount} before Proceed"
         if ledger.note(worker.id, step, state, turn.now):
             where = ledger.marks[step.mount].mount.mountpoint
             self._freeze.take(turn, FreezeEvent.FOUND_THAWED, f"someone else had thawed {where}")
         self._workers.describe(worker, ledger.doing if worker.alive else ledger.doing())
         return ""
 
-    def _receive_plan(self, turn: Turn, worker: Worker, message: messages.Plan) -> str:
+    def _receive_plan(self, _turn: Turn, _worker: Worker, message: messages.Plan) -> str:
         transaction = self._freeze.current
         if transaction.ledger.planned:
             return "a second Plan"
@@ -52,9 +54,14 @@ class FreezeReports:
             transaction.ledger.take(Plan.load(message.plan), expedites=bool(message.expedites))
         except ValueError as error:
             return f"Plan: {error}"
-        died = f"freeze {transaction.id} was broken: the agent died"
-        unreported = "; ".join(filter(None, (self._freeze.unreported, died)))
-        turn.journal(transaction.id, worker.pid, transaction.ledger.journal(transaction.id, unreported))
+        return ""
+
+    def _receive_synced(self, turn: Turn, worker: Worker, _synced: messages.Synced) -> str:
+        transaction = self._freeze.current
+        if not transaction.ledger.planned or transaction.asks:
+            return "Synced without a Plan" if not transaction.ledger.planned else "a second Synced"
+        if worker.alive and self._freeze.expects(FreezeEvent.SYNCED):
+            self._freeze.take(turn, FreezeEvent.SYNCED)
         return ""
 
     def _receive_progress(self, turn: Turn, worker: Worker, progress: messages.Progress) -> str:
@@ -75,7 +82,12 @@ class FreezeReports:
         limit = transaction.options.hold_limit
         held = len(transaction.ledger.held)
         until = limit and frozen.at + limit
-        if frozen.count != held or not 0 <= frozen.at <= turn.now or frozen.until != until:
+        if (
+            not transaction.may_have_frozen
+            or frozen.count != held
+            or not 0 <= frozen.at <= turn.now
+            or frozen.until != until
+        ):
             return f"Frozen for {frozen.count} of {held}, from {frozen.at:g} to {frozen.until:g}"
         self._workers.enter_phase(turn, worker, Phase.HOLD, limit)
         self._workers.arm(turn, worker, max(until - turn.now, 1e-3) if limit else 0)
@@ -106,7 +118,8 @@ class FreezeReports:
         else:
             event = FreezeEvent.GAVE_UP
         self._freeze.take(turn, event, thawing.reason or "the keeper thawed unasked")
-        self._workers.enter_phase(turn, worker, Phase.THAW, self._freeze.thaw_limit)
+        if worker.alive:
+            self._workers.enter_phase(turn, worker, Phase.THAW, self._freeze.thaw_limit)
         return ""
 
     def _receive_done(self, turn: Turn, worker: Worker, _done: messages.Done) -> str:
@@ -127,6 +140,7 @@ class FreezeReports:
     _RECEIVE: ClassVar[Mapping[type, Callable[..., str]]] = {
         messages.Step: _receive_step,
         messages.Plan: _receive_plan,
+        messages.Synced: _receive_synced,
         messages.Progress: _receive_progress,
         messages.Frozen: _receive_frozen,
         messages.Held: _receive_held,

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ...agent.api.states import FreezeState, MountState
+from ...agent.api.states import FreezeState, MountState, WorkerState
 from ...agent.api.text import brief
 from .freeze import Freeze
 from .turn import Turn
-from .workers import Workers
+from .workers import Workers, while_clause
 
 
 def _error(freeze: Freeze, _workers: Workers) -> tuple[str, float | None]:
     return f"error: {freeze.error}", None
 
 
-def _thawed(_freeze: Freeze, _workers: Workers) -> tuple[str, float | None]:
-    return "thawed", None
+def _thawed(_freeze: Freeze, workers: Workers) -> tuple[str, float | None]:
+    stuck = next((worker for worker in workers if worker.state is WorkerState.STUCK), None)
+    return f"thawed; {stuck.name} is stuck{while_clause(stuck)}" if stuck else "thawed", None
 
 
 def _in_progress(freeze: Freeze, workers: Workers) -> tuple[str, float | None]:

@@ -19,7 +19,8 @@ class Transaction:
 
     `caller` waits for the answer to the freeze; `reported` says that it was answered how the freeze ended. Each of
     `hold_callers` waits until the keeper agrees to the end of the hold that it asked for. `held_until` is when the
-    freeze ended.
+    freeze ended. `asks`: the worker has synced and asks to proceed. `may_have_frozen`: it was told to, or it has said
+    what cannot be; before that it has frozen nothing, and will not (ADR 0024).
     """
 
     id: int
@@ -29,6 +30,9 @@ class Transaction:
     outcome: Outcome = Outcome.THAWED
     fault: Fault | None = None
     reported: bool = False
+    asks: bool = False
+    journaled: bool = False
+    may_have_frozen: bool = False
     frozen_at: float = 0.0
     hold_ends: float = 0.0
     thaw_asked_at: float = 0.0

@@ -18,10 +18,11 @@ from .turn import Turn
 ORPHAN_GRACE = 0.5  # seconds in which the worker of a dead supervisor may thaw and end by itself
 LOOK_AGAIN = 1.0  # seconds until another look at a worker that was in the kernel at its limit
 _SAID = {kind: WorkerEvent(name) for name, kind in messages.REPORTS.items()}
-_FREEZES = {WorkerEvent.PLAN, WorkerEvent.FROZEN, WorkerEvent.HELD, WorkerEvent.THAWING}
+_FREEZES = {WorkerEvent.PLAN, WorkerEvent.SYNCED, WorkerEvent.FROZEN, WorkerEvent.HELD, WorkerEvent.THAWING}
 _SYNCS = {WorkerEvent.STEP, WorkerEvent.PROGRESS}
 _OF_RESOURCES = {WorkerEvent.ACQUIRED, WorkerEvent.REPLIED, WorkerEvent.DECLINED, WorkerEvent.RELEASABLE}
 ALIVE = (WorkerState.SPAWNED, WorkerState.RUNNING, WorkerState.HOLDING)
+DYING = (WorkerState.KILLED, WorkerState.STUCK)
 
 
 @dataclass(slots=True)
@@ -57,6 +58,11 @@ class Worker:
     def alive(self) -> bool:
         """Whether it runs, and has neither reported its end nor been killed."""
         return self.state in ALIVE
+
+    @property
+    def dying(self) -> bool:
+        """Whether it was killed, or is stuck in the kernel."""
+        return self.state in DYING
 
 
 class Workers:

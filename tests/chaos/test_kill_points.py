@@ -19,7 +19,7 @@ from virtagent.agent.api.errors import Code
 pytestmark = pytest.mark.timeout(600)
 
 WORKER, SUPERVISOR, THAWER = "kill:va.fsfreeze", "kill:supervisor", "kill:thaw"
-MESSAGES = {"Started", "Progress", "Plan", "Step", "Frozen", "Thawing", "Done"}
+MESSAGES = {"Started", "Progress", "Plan", "Step", "Synced", "Frozen", "Thawing", "Done"}
 
 
 def nested(rig: Rig) -> list[LoopFs]:

@@ -243,6 +243,7 @@ class Drive:
         self.report(worker, messages.Progress("sync", 1))
         for i in range(count):
             self.report(worker, messages.Step(i, "syncing"), messages.Step(i, "synced"))
+        self.report(worker, messages.Synced())
 
     def freezes(self, worker: int, *mounts: int) -> None:
         """Play FIFREEZE up to the moment before the ioctl returns."""

@@ -106,6 +106,8 @@ class Freezer(Process):
             case "new":
                 return [("start", 0)]
             case "planned":
+                return [("sync", 0)]
+            case "synced":
                 return [("go on", 0)] if self._told() else []
             case "freezing":
                 found = [("announce", i) for i in self.at("idle")] + [("tell", i) for i in self.at("effective")]
@@ -135,9 +137,12 @@ class Freezer(Process):
                 plan = plan_of(self.guest.count).dump()
                 self.say(messages.Started(1), messages.Progress("plan"), messages.Plan(plan))
                 self.phase = "planned"
+            case "sync":
+                self.say(messages.Progress("sync", 1), messages.Synced())
+                self.phase = "synced"
             case "go on":
                 self._heard += 1
-                self.say(messages.Progress("sync", 1), messages.Progress("freeze"))
+                self.say(messages.Progress("freeze"))
                 self.phase = "freezing"
             case "announce":
                 self.mounts[mount] = "announced"

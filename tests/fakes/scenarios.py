@@ -56,10 +56,10 @@ def keeper_died(drive: Drive, count: int = 2) -> int:
 
 
 def brought_to(state: str, **config: Any) -> tuple[Drive, int]:
-    """Return a core in that state of the freeze, and its freeze worker (0 if there is none)."""
+    """Return a core in that state of the freeze, and its freeze worker (0 if there is none); it may freeze."""
     drive, worker = Drive(**config), 0
     if state == "INPROGRESS":
-        _, worker = drive.begin(1)
+        _, worker = played(drive, "synced", 1)
     elif state != "THAWED":
         _, worker = drive.hold(1)
     if state in ("THAWINPROGRESS", "ERROR"):

@@ -26,7 +26,8 @@ class Action:
 def _points(r: random.Random) -> str:
     mount = r.randrange(FILE_SYSTEMS)
     steps = [f"Step {mount} {state}" for state in ("syncing", "freezing", "frozen", "thawing", "thawed")]
-    freezes = ["Started", "Plan", *(f"Progress {phase}" for phase in ("plan", "sync", "freeze")), "Frozen", "Thawing"]
+    freezes = [f"Progress {phase}" for phase in ("plan", "sync", "freeze")]
+    freezes = ["Started", "Plan", *freezes, "Synced", "Frozen", "Thawing"]
     said = [f"va.fsfreeze {what}" for what in (*freezes, *steps, *steps, "Done")]
     said += [f"thaw {what}" for what in ("Started", *steps[3:], "Done")]
     written = [f"journal {what} {number}" for what in ("write", "rename", "remove") for number in (1, 2)]

@@ -91,11 +91,10 @@ class Scene:
     def recovers(self) -> dict[str, Any]:
         """Release the disk; return the record when all is thawed, and show that the next freeze works."""
         self.stall.release()
-        record = self.daemon.wait_state("THAWED")
+        record = self.daemon.wait_status(lambda r: r["state"] == "THAWED" and not r["workers"])
         for fs in self.every:
             fs.assert_thawed()
             fs.assert_writable()
-        assert record["workers"] == []
         return record
 
     def works(self) -> None:
@@ -155,7 +154,36 @@ def test_stalled_sync_overruns_with_nothing_frozen(scene: Scene) -> None:
         fs.assert_thawed()
     fault = asking.answer()
     assert fault.faultCode == Code.OVERRUN
-    assert f"sync limit of 0.5 s passed while syncing {scene.stuck}" in fault.faultString
+    assert f"sync limit of 0.5 s passed while syncing {scene.stuck}; nothing was frozen" in fault.faultString
+    assert scene.daemon.proxy().va.fsstatus() == 0
+    scene.recovers()
+    scene.works()
+
+
+@with_options("--kill-grace", "0.3")
+def test_a_disk_that_hangs_in_sync_keeps_no_later_freeze_out(scene: Scene) -> None:
+    """H22: nothing is frozen before Proceed, so a freeze that is cancelled or overruns there is over at once."""
+    scene.stall.stall()
+    daemon = scene.daemon
+    asking = Asking(daemon, "va.fsfreeze")
+    scene.wait_mount("syncing")
+    assert daemon.proxy().va.fsthaw() == 0
+    fault = asking.answer()
+    assert fault.faultCode == Code.FREEZE_FAILED
+    assert "cancelled: va.fsthaw; nothing was frozen" in fault.faultString
+    assert daemon.proxy().va.fsstatus() == 0
+    record = daemon.wait_status(lambda r: bool(r["workers"]) and r["workers"][0]["process_state"] == "disk-sleep")
+    assert [worker["rpc"] for worker in record["workers"]] == ["va.fsfreeze"]
+    until(lambda: f"stuck while syncing {scene.stuck}" in daemon.titles()[daemon.pid], 5, "the stuck one in ps")
+    for _ in range(3):
+        assert daemon.proxy().va.fsfreeze({"exclude": [scene.stuck]}) == 2
+        assert daemon.proxy().va.fsthaw() == 2
+    held = daemon.proxy()
+    assert held.va.fsfreeze({"exclude": [scene.stuck]}) == 2
+    scene.stall.release()
+    daemon.wait_status(lambda r: [worker["phase"] for worker in r["workers"]] == ["hold"])
+    assert held.va.fsstatus() == 2, "the end of the dead worker is nothing to the freeze that is held"
+    assert held.va.fsthaw() == 2
     scene.recovers()
     scene.works()
 

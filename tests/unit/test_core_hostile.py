@@ -75,11 +75,18 @@ class Watched(Drive):
             case events.Exited(worker) if worker == self.freezer:
                 self.reaped_at = self.newest
                 # One that has told its end has no call in the kernel any more, however it then dies.
-                if worker in self.killed or worker not in self.ended:
+                proceeds = self._proceeds(worker)
+                if proceeds and (worker in self.killed or worker not in self.ended):
                     self.doubtful |= self.attempted
+
+    def _proceeds(self, worker: int) -> bool:
+        """Return whether the worker may freeze: it was told to, or has lied, and the core knows."""
+        return (worker, messages.Proceed()) in self.told or self.seen is not FreezeState.THAWED
 
     def _step(self, worker: int, mount: int, state: str, error: int) -> None:
         freezer = worker == self.freezer
+        if freezer and not self._proceeds(worker):
+            return  # what is left of a freeze that was called off: it does not freeze, whatever it says
         if freezer and state in ("freezing", "frozen"):
             self.doubtful.add(mount)
             self.attempted.add(mount)
@@ -94,7 +101,8 @@ class Watched(Drive):
     def _entered(self, state: FreezeState) -> None:
         self.seen = state
         if state is FreezeState.THAWED:
-            left = [*self.workers("va.fsfreeze"), *self.workers("thaw")]
+            told = {worker for worker, message in self.told if message == messages.Proceed()}
+            left = [*(told & self.live), *self.workers("thaw")]
             assert not left, f"THAWED with workers {left} that are not reaped"
             assert not self.doubtful, f"THAWED with {self.doubtful} not proved thawed"
 
@@ -147,11 +155,22 @@ def planned(drive: Watched) -> None:
 
 def unjournaled(drive: Watched) -> None:
     drive.journal_error = OSError(errno.ENOSPC, "No space left on device")
-    drive.begin()
+    drive.sync(drive.begin()[1])
 
 
 def syncing(drive: Watched) -> None:
-    drive.sync(drive.begin()[1], 1)
+    drive.report(drive.begin()[1], messages.Progress("sync", 1), messages.Step(0, "syncing"))
+
+
+def synced(drive: Watched) -> None:
+    drive.sync(drive.begin()[1])
+
+
+def called_off(drive: Watched) -> None:
+    """A worker that hangs in a sync, was killed for it, and is still there while the next freeze is held."""
+    syncing(drive)
+    drive.ask("va.fsthaw")
+    drive.hold()
 
 
 def freezing(drive: Watched) -> None:
@@ -188,13 +207,13 @@ def gave_up(drive: Watched) -> None:
 
 def nothing_to_freeze(drive: Watched) -> None:
     _, worker = drive.begin(0)
-    drive.report(worker, messages.Done(0))
+    drive.report(worker, messages.Synced(), messages.Done(0))
 
 
 def nothing_held(drive: Watched) -> None:
     """A worker that says Frozen of nothing, since the boot."""
     _, worker = drive.begin(0)
-    drive.report(worker, messages.Frozen(0, 0, 30.0))
+    drive.report(worker, messages.Synced(), messages.Frozen(0, 0, 30.0))
 
 
 def failed(drive: Watched) -> None:
@@ -272,6 +291,8 @@ SITUATIONS: tuple[Callable[[Watched], None], ...] = (
     planned,
     unjournaled,
     syncing,
+    synced,
+    called_off,
     freezing,
     frozen,
     hold_asked,
@@ -296,6 +317,7 @@ REPORTS: tuple[Callable[[Drive], messages.Report], ...] = (
     lambda d: messages.Plan(plan_of(0).dump(), 1),
     lambda d: messages.Plan(plan_of(3).dump(), 1),
     lambda d: messages.Plan({"mounts": [], "left_out": {}}),
+    lambda d: messages.Synced(),
     *(
         lambda d, s=state.value, i=index, e=error: messages.Step(i, s, e)
         for state in MountState
@@ -431,7 +453,7 @@ def test_a_hold_that_was_extended_and_had_ended_when_that_was_heard_says_how_lon
 def test_one_that_ends_with_nothing_frozen_and_then_freezes_leaves_the_host_told_of_nothing_frozen() -> None:
     drive = Watched(**LIMITS)
     call, worker = drive.begin()
-    drive.report(worker, messages.Done(None))
+    drive.report(worker, messages.Synced(), messages.Done(None))
     drive.wait(60)
     assert drive.killed == {worker}, "it did not end after its report"
     drive.report(worker, messages.Step(0, "freezing"))

@@ -11,6 +11,7 @@ from fakes.guest import Action, Freezer, Guest, Process, Thawer
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.worker import messages
 from virtagent.supervisor.core import events
 
 KINDS: dict[str, type[Freezer | Thawer]] = {"va.fsfreeze": Freezer, "thaw": Thawer}
@@ -194,7 +195,9 @@ class CoreMachine(RuleBasedStateMachine):
         if self.drive.core.thawed:
             assert not self.guest.frozen
             assert not self.guest.issued
-            assert not [n for n in self.drive.live if self.drive.spawned[n].rpc in KINDS]
+            told = {worker for worker, message in self.drive.told if isinstance(message, messages.Proceed)}
+            thawers = {worker for worker in self.drive.live if self.drive.spawned[worker].rpc == "thaw"}
+            assert not (told | thawers) & self.drive.live
 
     @invariant()
     def thaw_does_not_lie(self) -> None:

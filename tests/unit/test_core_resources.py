@@ -296,6 +296,7 @@ def test_fsfreeze_status_waits_for_the_outcome(drive: Drive, state: str) -> None
         drive.report(worker, messages.Frozen(2, drive.now, drive.now + 60))
         assert {call.value for call in asked} == {"frozen"}
     else:
+        drive.sync(worker)
         thaw = ask(drive, "fsfreeze-thaw")
         status = ask(drive, "fsfreeze-status")
         assert not status.answered

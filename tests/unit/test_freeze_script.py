@@ -56,7 +56,7 @@ def test_a_freeze_from_plan_to_thaw() -> None:
     left_nothing(driven)
     assert driven.names() == ["syncfs 0", "syncfs 1", "FIFREEZE 0", "FIFREEZE 1", "FITHAW 0", "FITHAW 1"]
     kinds = [type(report).__name__ for report in driven.reports]
-    assert list(dict.fromkeys(kinds)) == ["Progress", "Plan", "Step", "Frozen", "Thawing"]
+    assert list(dict.fromkeys(kinds)) == ["Progress", "Plan", "Step", "Synced", "Frozen", "Thawing"]
     assert driven.states(1) == ["syncing", "synced", "freezing", "frozen", "thawing", "thawed"]
     assert driven.said(messages.Thawing) == [messages.Thawing("", BEGIN + 5)]
     assert driven.said(messages.Frozen) == [messages.Frozen(2, BEGIN, BEGIN + 60)]

@@ -34,6 +34,7 @@ SUPERVISOR = Path(_core.__file__).parent
 FREEZE_ROWS = """
 THAWED          ADMITTED     INPROGRESS
 INPROGRESS      FROZEN       FROZEN
+INPROGRESS      CALLED_OFF   THAWED
 INPROGRESS      FAILED       THAWINPROGRESS
 INPROGRESS      DIED         THAWINPROGRESS
 INPROGRESS      OVERRAN      THAWINPROGRESS
@@ -54,7 +55,7 @@ THAWED          JOURNAL      THAWINPROGRESS
 # keeper that gives up, a longer hold, and what leaves the state as it is.
 FREEZE_MORE = """
 THAWED          THAW_ASKED STOPPING                               THAWED
-INPROGRESS      JOURNALED FOUND_THAWED                            INPROGRESS
+INPROGRESS      SYNCED JOURNALED FOUND_THAWED                     INPROGRESS
 INPROGRESS      JOURNAL_FAILED ENDED DONE THAWS GAVE_UP           THAWINPROGRESS
 FROZEN          HOLD_ASKED HELD FOUND_THAWED                      FROZEN
 FROZEN          FAILED THAWS GAVE_UP EXPIRED DONE                 THAWINPROGRESS
@@ -86,7 +87,9 @@ ERROR           FOUND_THAWED GAVE_UP EXPIRED  BROKEN  FREEZE_BROKEN  nothing
 """
 
 # Section 3.
-_REPORTS = "STARTED PLAN STEP PROGRESS FROZEN HELD THAWING ACQUIRED REPLIED DECLINED RELEASABLE DONE FAILED RUBBISH"
+_REPORTS = (
+    "STARTED PLAN STEP PROGRESS SYNCED FROZEN HELD THAWING ACQUIRED REPLIED DECLINED RELEASABLE DONE FAILED RUBBISH"
+)
 WORKER_ROWS = """
 SPAWNED                    STARTED                      RUNNING
 RUNNING                    STEP PROGRESS                RUNNING
@@ -100,7 +103,7 @@ SPAWNED RUNNING HOLDING REPORTED KILLED STUCK  EXIT     REAPED
 # What the design says in words, or measuring taught: rubbish is killed; the hold is extended; the freeze worker tells
 # its plan and that it thaws; a worker inside FITHAW is left alone; what a killed worker had said before is still read.
 WORKER_MORE = f"""
-RUNNING                    PLAN THAWING                 RUNNING
+RUNNING                    PLAN SYNCED THAWING          RUNNING
 HOLDING                    HELD THAWING STEP PROGRESS   HOLDING
 RUNNING                    ACQUIRED                         HOLDING
 HOLDING                    REPLIED DECLINED RELEASABLE       HOLDING
@@ -181,10 +184,11 @@ def test_each_worker_pair_leads_where_the_design_says_or_nowhere() -> None:
                 following(WORKER_TABLE, state, event)
 
 
-def test_thawed_is_reached_only_by_all_thawed_all_reaped() -> None:
-    assert [pair for pair, new in FREEZE.items() if new is FreezeState.THAWED is not pair[0]] == [
-        (FreezeState.THAWINPROGRESS, FreezeEvent.SETTLED)
-    ]
+def test_thawed_is_reached_only_by_all_thawed_all_reaped_or_before_anything_was_frozen() -> None:
+    assert {pair for pair, new in FREEZE.items() if new is FreezeState.THAWED is not pair[0]} == {
+        (FreezeState.THAWINPROGRESS, FreezeEvent.SETTLED),
+        (FreezeState.INPROGRESS, FreezeEvent.CALLED_OFF),
+    }
 
 
 def test_reaped_is_the_end() -> None:
