@@ -42,7 +42,7 @@ class Rpc:
     others die with it. Only `public` rows may be called by hosts. `blocked_with` names the rows that do the same, in
     whole or in part: whoever blocks one of them has blocked this one. What a frozen guest needs (`needed_frozen`) is
     admitted until the guest is thawed, whatever is blocked. The success of a row that only `watches` is logged at level
-    debug, and never waits in the audit ring (ADR 0024).
+    debug, and never waits in the audit ring (ADR 0023).
     """
 
     name: str

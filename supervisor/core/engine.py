@@ -17,6 +17,7 @@ from ...agent.api.states import WorkerEvent, WorkerState
 from ...agent.worker import messages
 from ..config import BadConfig, Config, reread
 from . import audit, events, titles
+from .admission import room_for_reply, room_for_worker
 from .compensation import RETRY
 from .events import Effect, Event, Requested
 from .freeze import Freeze
@@ -29,9 +30,7 @@ from .timing import Deadlines
 from .turn import Turn
 from .workers import Worker, Workers, while_clause
 
-BULKY_MAX = 8  # calls in progress whose replies may be tens of megabytes
 InlineHandler = Callable[["Engine", Turn, Call, dict[str, Any]], Any]
-DYING_MAX = 8  # workers that were killed, and that a disk does not let end
 CALLS_MAX = 64  # calls in progress on one connection: a tagged one does not replace an older one
 
 
@@ -101,8 +100,7 @@ class Engine:
             if self._pending.count(request.connection) > CALLS_MAX:
                 raise Fault(Code.BUSY, f"{request.method[:80]}: {CALLS_MAX} calls of this connection wait already")
             row = public(request.method)
-            if row.bulky and self._bulky() > BULKY_MAX:
-                raise Fault(Code.BUSY, f"{row.name}: {BULKY_MAX} calls with large replies are under way")
+            room_for_reply(row, self._pending)
             if request.crowded and not row.essential:
                 raise Fault(Code.BUSY, f"{row.name}: too many replies are not read; call again later")
             if (refused := self.refusal(row)) is not None:
@@ -110,9 +108,6 @@ class Engine:
             self._run(turn, call, row, arguments(row, request.params))
         except Fault as fault:
             self._pending.answer(turn, call.id, fault)
-
-    def _bulky(self) -> int:
-        return sum(RPCS[call.request.method].bulky for call in self._pending if call.request.method in RPCS)
 
     def refusal(self, row: Rpc) -> Fault | None:
         """Return why a call of `row` is not admitted now, None if it is."""
@@ -143,9 +138,7 @@ class Engine:
             self._pending.limit_wait(turn, call, options["wait"])
 
     def _fork(self, turn: Turn, call: Call, row: Rpc, args: dict[str, Any]) -> None:
-        if sum(worker.call is not None and not worker.dying for worker in self._workers) >= self._config.max_workers:
-            raise Fault(Code.BUSY, f"{row.name}: {self._config.max_workers} workers run already; call again later")
-        self._refuse_if_many_hang(row)
+        room_for_worker(row, self._workers, self._config.max_workers)
         if row.holds:
             self._resources.make_room(turn, row)
         if row.disk is Disk.FREEZES:
@@ -163,17 +156,6 @@ class Engine:
             turn.do(events.KeepHandle(self._handle))
         worker = self._workers.spawn(turn, row, args, call.id, limit_of(row, args))
         self._pending.runs_in(call, worker.id)
-
-    def _refuse_if_many_hang(self, row: Rpc) -> None:
-        """Raise Fault BUSY if too many killed workers are not dead yet; those of freezes and the others count apart.
-
-        So a disk on which other RPCs hang never keeps a freeze out.
-        """
-        dying = [worker for worker in self._workers if worker.dying and worker.row.public]
-        hang = [w for w in dying if (w.row.disk is Disk.FREEZES) is (row.disk is Disk.FREEZES)]
-        if len(hang) >= DYING_MAX:
-            where = "; ".join(dict.fromkeys(f"{w.row.name}{while_clause(w)}" for w in hang))
-            raise Fault(Code.BUSY, f"{row.name}: {len(hang)} workers were killed and still hang in the kernel: {where}")
 
     def _malformed(self, _turn: Turn, event: events.Malformed) -> None:
         self._audit.add(audit.malformed(event))

@@ -32,7 +32,8 @@ from ...agent.api.text import listed
 from ...agent.worker import messages
 from .compensation import Compensation
 from .events import JournalFound
-from .ledger import NO_PLAN, Ledger, journal
+from .ledger import Ledger
+from .news import News
 from .pending import DEFERRED, Call, Deferred, Pending
 from .transaction import Transaction
 from .turn import Turn
@@ -54,7 +55,7 @@ class Cause(NamedTuple):
 class Freeze:
     """The freeze state, and the transaction that is in progress or was the last one.
 
-    `unreported` is what the next fsthaw must report, `error` the reason of an ERROR, `changes` a count of changes.
+    `news` is what hosts that thaw are told, `error` the reason of an ERROR, `changes` a count of changes.
     `on_settled` is called when the freeze is thawed, or cannot be thawed for now.
     """
 
@@ -68,8 +69,7 @@ class Freeze:
         self.changes = 0
         self.transaction: Transaction | None = None
         self.last: Last | None = None
-        self.unreported = ""
-        self._thaw_callers: list[int] = []
+        self.news = News(pending)
         self._last_id = 0
         self._undo = Compensation(workers)
         self._hold_max = self.thaw_limit = 0.0
@@ -151,24 +151,6 @@ class Freeze:
         """The second of the loop's clock at which the hold ends; 0 if nothing is held, or there is no limit."""
         return self.current.hold_ends if self.expects(FreezeEvent.HOLD_ASKED) else 0.0
 
-    @property
-    def owner(self) -> Worker | None:
-        """The worker whose phase and limit are those of the freeze; None if it has yet to begin the thaw."""
-        if self.thawed or self.transaction is None:
-            return None
-        ledger = self.transaction.ledger
-        thawer = min(ledger.thawers, default=None)
-        worker = self._workers.get(ledger.freezer if thawer is None else thawer)
-        waits = worker is not None and worker.phase is not Phase.THAW and self.expects(FreezeEvent.SETTLED)
-        return None if waits else worker
-
-    @property
-    def phase(self) -> str:
-        """The phase of the freeze, "" if there is no freeze."""
-        if self.expects(FreezeEvent.CHANGED):
-            return Phase.THAW.value
-        return self.owner.phase.value if self.owner else ""
-
     # -- what hosts ask
 
     def begin(self, turn: Turn, call: int, options: Options, plan_limit: float) -> Worker:
@@ -185,7 +167,7 @@ class Freeze:
 
         Answers FREEZE_BROKEN, once, if the last freeze was broken and that was not reported yet.
         """
-        self._thaw_callers = [*filter(self._pending.waits, self._thaw_callers), call.id]
+        self.news.wait_for_thaw(call.id)
         if not self.thawed:
             transaction = self.current
             transaction.thaw_asked_at = transaction.thaw_asked_at or turn.now
@@ -214,7 +196,7 @@ class Freeze:
         """Thaw what the journal of an earlier supervisor names, and report that to the next fsthaw."""
         self._last_id = found.freeze
         if not found.plan.mounts:
-            self.unreported = found.unreported
+            self.news.add(found.unreported)
             self.last = Last(found.freeze, Outcome.BROKEN.value, False, 0.0, 0.0, found.unreported, -1.0)
             return
         orphan = self._workers.adopt(turn, RPCS["va.fsfreeze"], found.orphan).id if found.orphan[0] else 0
@@ -275,7 +257,7 @@ class Freeze:
         assert freezer is not None
         transaction.asks = True
         died = f"freeze {transaction.id} was broken: the agent died"
-        unreported = "; ".join(filter(None, (self.unreported, died)))
+        unreported = self.news.with_unreported(died)
         turn.journal(transaction.id, freezer.pid, transaction.ledger.journal(transaction.id, unreported))
 
     def _do_proceed(self, turn: Turn, _cause: Cause) -> None:
@@ -301,10 +283,7 @@ class Freeze:
         assert isinstance(frozen, messages.Frozen)
         transaction.ledger.not_expedited()
         transaction.frozen_at, transaction.hold_ends = float(frozen.at), float(frozen.until)
-        if self.unreported:
-            # From now on a thaw that is asked for is the thaw of this freeze (ADR 0006).
-            turn.log("warning", f"nobody was told: {self.unreported}")
-            self.unreported = ""
+        self.news.drop(turn)
         self._pending.answer(turn, transaction.caller, len(transaction.ledger.held))
         transaction.caller = None
 
@@ -378,7 +357,7 @@ class Freeze:
         ):
             transaction.caller = None
             transaction.reported = True
-        self._answer_thaw_callers(turn, Fault(Code.FAILED, still))
+        self.news.answer(turn, Fault(Code.FAILED, still))
         self._on_settled(turn)
 
     def _do_settle(self, turn: Turn, _cause: Cause) -> None:
@@ -389,26 +368,26 @@ class Freeze:
         thawed_count = transaction.thawed_count
         self.last = transaction.summary(turn.now, turn.wall)
         # Before a success is answered, nothing on disk may contradict it; a fault stays there until it is answered.
-        if fault is None and not self.unreported:
-            self._keep_unreported(turn, transaction.id)
+        if fault is None and not self.news.unreported:
+            self.news.keep(turn, transaction.id)
         reported = self._pending.answer(turn, transaction.caller, fault or 0) or transaction.reported
         cancelled = transaction.outcome is Outcome.CANCELLED
         mine = fault.text if fault is not None and not reported and not cancelled else ""
-        news = "; ".join(filter(None, (self.unreported, mine)))
-        if self._answer_thaw_callers(turn, Fault(Code.FREEZE_BROKEN, news) if news else thawed_count):
-            self.unreported = ""
-        elif fault is not None and not reported and not (cancelled and transaction.thaw_asked_at):
-            self.unreported = "; ".join(filter(None, (self.unreported, fault.text)))
+        news = self.news.with_unreported(mine)
+        if (
+            not self.news.tell(turn, thawed_count, mine)
+            and fault is not None
+            and not reported
+            and not (cancelled and transaction.thaw_asked_at)
+        ):
+            self.news.add(fault.text)
         if fault is not None or news:
-            self._keep_unreported(turn, transaction.id)
+            self.news.keep(turn, transaction.id)
         self._on_settled(turn)
 
     def _do_answer_thaw(self, turn: Turn, _cause: Cause) -> None:
-        if not self.unreported:
-            self._answer_thaw_callers(turn, 0)
-        # ADR 0006: answered first and forgotten then, so that a death in between reports it twice rather than never.
-        elif self._answer_thaw_callers(turn, Fault(Code.FREEZE_BROKEN, self.unreported)):
-            self.unreported = ""
+        news = self.news.unreported
+        if self.news.tell(turn, 0) and news:
             turn.no_journal()
 
     _ACTIONS: ClassVar[Mapping[str, Callable[[Freeze, Turn, Cause], None]]] = {
@@ -436,18 +415,6 @@ class Freeze:
         """Kill a worker of this freeze whose limit has passed, and compensate."""
         self._workers.kill(turn, worker, WorkerEvent.LIMIT, f": {why}")
         self.killed(turn, worker)
-
-    def _answer_thaw_callers(self, turn: Turn, value: int | Fault) -> bool:
-        """Answer those who wait for a thaw; return whether anybody did."""
-        callers, self._thaw_callers = self._thaw_callers, []
-        return sum(self._pending.answer(turn, number, value) for number in callers) > 0  # not any(): all are answered
-
-    def _keep_unreported(self, turn: Turn, freeze: int) -> None:
-        """Leave in the journal only what was not reported (ADR 0006): nothing is frozen now."""
-        if self.unreported:
-            turn.journal(freeze, 0, journal(freeze, NO_PLAN, self.unreported))
-        else:
-            turn.no_journal()
 
     @property
     def current(self) -> Transaction:

@@ -8,11 +8,11 @@ from typing import Any
 
 from ...agent.api import records
 from ...agent.api.records import MountStatus, Progress, Status, WorkerStatus
-from ...agent.api.states import MountState
+from ...agent.api.states import FreezeEvent, MountState, Phase
 from .freeze import Freeze
 from .ledger import Ledger
 from .turn import Turn
-from .workers import Workers
+from .workers import Worker, Workers
 
 
 def dump(status: Status, process_state: Callable[[int], str]) -> dict[str, Any]:
@@ -51,12 +51,24 @@ def _progress(ledger: Ledger) -> Progress:
     return Progress(found.dirty_bytes, found.flushed_bytes, found.bytes_per_second, found.eta)
 
 
+def _owner(freeze: Freeze, workers: Workers) -> Worker | None:
+    """Return the worker whose phase and limit are those of the freeze; None if it has yet to begin the thaw."""
+    if freeze.thawed or freeze.transaction is None:
+        return None
+    ledger = freeze.transaction.ledger
+    thawer = min(ledger.thawers, default=None)
+    worker = workers.get(ledger.freezer if thawer is None else thawer)
+    waits = worker is not None and worker.phase is not Phase.THAW and freeze.expects(FreezeEvent.SETTLED)
+    return None if waits else worker
+
+
 def record(
     turn: Turn, freeze: Freeze, workers: Workers, seq: int, version: str, audit: tuple[int, int], start: float
 ) -> Status:
     """Return the record of this turn; `audit` is (waiting, dropped), `start` is when the daemon started."""
     now = turn.now
-    owner, phase = freeze.owner, freeze.phase
+    owner = _owner(freeze, workers)
+    phase = Phase.THAW.value if freeze.expects(FreezeEvent.CHANGED) else owner.phase.value if owner else ""
     transaction = freeze.transaction
     return Status(
         state=freeze.state.name,

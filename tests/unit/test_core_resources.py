@@ -10,7 +10,7 @@ from virtagent.agent.api.errors import Code
 from virtagent.agent.api.methods import RPCS
 from virtagent.agent.worker import messages
 from virtagent.supervisor.core import events
-from virtagent.supervisor.core.engine import BULKY_MAX
+from virtagent.supervisor.core.admission import BULKY_MAX
 from virtagent.supervisor.core.resources import ASKED_BYTES, ASKED_MAX, RELEASABLE_MAX
 
 LOST = "handle '1000' has not been found"
