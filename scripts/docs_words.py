@@ -37,9 +37,9 @@ MOUNT_STATE = {
     states.MountState.FROZEN: "frozen",
     states.MountState.THAWING: "FITHAW is about to be called or under way",
     states.MountState.THAWED: "thawed, or found not frozen",
-    states.MountState.UNSUPPORTED: "its type cannot freeze; an error only with `strict`",
-    states.MountState.BUSY: "someone else froze it: an error, and never thawed by us",
-    states.MountState.FAILED: "the kernel refused; errno and words say what",
+    states.MountState.UNSUPPORTED: "its type cannot freeze: left out, an error only with `strict`",
+    states.MountState.BUSY: "someone else froze it: an error unless `partial`, and never thawed by us",
+    states.MountState.FAILED: "the kernel refused: an error unless `partial`; errno and words say which call, and why",
     states.MountState.LEFT_OUT: "not in the plan; the reason says why",
 }
 REASON = {

@@ -35,6 +35,7 @@ class Config:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     strict: bool = False
+    partial: bool = False
     vsock_any: bool = False
     plan_limit: float = 5
     sync_limit: float = 600
@@ -213,6 +214,7 @@ FIXED = ("channel", "vsock_any", "state_dir", "log_target")
 """The options that change only with a restart."""
 _FLAGS = {
     "strict": "a file system that cannot be frozen is an error",
+    "partial": "a file system that cannot be synced or frozen is left out, the others are frozen",
     "vsock-any": "let every CID connect to vsock channels, not only the host's",
 }
 
@@ -307,6 +309,8 @@ def build(
     for name, limit in (("hold-limit", config.hold_limit), ("guest-hold-limit", config.guest_hold_limit)):
         if most and not 0 < limit <= most:
             raise BadConfig(f"{name} is {limit:g}, expected over 0 and at most hold-limit-max, {most:g}")
+    if config.strict and config.partial:
+        raise BadConfig("strict and partial contradict each other")
     for spec in config.channel:
         if config.channel.count(spec) > 1:
             raise BadConfig(f"channel {spec} is given twice")

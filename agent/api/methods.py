@@ -26,6 +26,7 @@ _SELECT = (
     Param("include", Kind.GLOBS, "freeze only file systems that match", required=False),
     Param("exclude", Kind.GLOBS, "leave out file systems that match", required=False),
     Param("strict", Kind.BOOLEAN, "a file system that cannot be frozen is an error", required=False),
+    Param("partial", Kind.BOOLEAN, "one that cannot be synced or frozen is left out", required=False),
 )
 _WAIT = Param("wait", Kind.SECONDS, "how long the call waits; then fault IN_PROGRESS, the job goes on", required=False)
 _SYNC_LIMIT = Param("sync_limit", Kind.SECONDS, "limit of the sync phase", required=False)
@@ -164,7 +165,7 @@ _ROWS = (
         Disk.WRITE,
         "Sync the file systems that va.fsfreeze would freeze, as its sync phase does, freezing nothing.",
         "number of file systems synced",
-        params=_struct(*_SELECT[:2], _WAIT, _SYNC_LIMIT),
+        params=_struct(*_SELECT[:2], _SELECT[3], _WAIT, _SYNC_LIMIT),
         limited_by="sync_limit",
     ),
     Rpc(

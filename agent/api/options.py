@@ -22,9 +22,10 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What one freeze is to do: which file systems, whether unsupported ones are an error, the limits of its phases.
+    """What one freeze is to do: which file systems, what is an error, the limits of its phases.
 
-    Limits are in seconds; 0 means no limit. The supervisor kills the worker at the limits of sync and freeze.
+    `strict`: also what cannot be frozen at all. `partial`: nothing is, what fails is left out. Limits are in seconds; 0
+    means no limit. The supervisor kills the worker at the limits of sync and freeze.
     """
 
     rules: Rules
@@ -32,3 +33,4 @@ class Options:
     sync_limit: float
     freeze_limit: float
     hold_limit: float
+    partial: bool = False

@@ -111,7 +111,7 @@ class FileSystems:
         if isinstance(event, Result):
             fs = self._all[event.mount]
             self.busy.discard(fs.index)
-            fs.state, fs.words = steps.judge(event.operation, event.error, event.said)
+            fs.state, fs.words = steps.judge(event.operation, event.error, event.said, event.failed)
             fs.error = event.error
             fs.froze |= event.operation is Operation.FREEZE and event.error == 0
         return event
@@ -159,7 +159,7 @@ class _Together:
 
     def __init__(self, options: options.Options) -> None:
         self._options = options
-        self._fatal = [MountState.FAILED]
+        self._fatal = [] if options.partial else [MountState.FAILED]
         self._figures = messages.Progress(Phase.SYNC.value)
 
     def _take(self, plan: records.Plan, *, obeys: bool) -> Script[None]:
@@ -173,8 +173,9 @@ class _Together:
             self._figures = yield steps.Measure(Phase.SYNC, number)
             yield steps.Post((self._figures,))
             begun: float = yield steps.Now()
-            yield from self._mounts.announce(self._mounts.all(), Operation.SYNC)
-            yield from self._together(self._mounts.all(), Operation.SYNC, Phase.SYNC, number, limit)
+            those = self._mounts.in_state(MountState.PENDING, MountState.SYNCED)
+            yield from self._mounts.announce(those, Operation.SYNC)
+            yield from self._together(those, Operation.SYNC, Phase.SYNC, number, limit)
             took = (yield steps.Now()) - begun
             if took < SYNC_SHORT or took > before * SYNC_GAIN:
                 break
@@ -222,7 +223,7 @@ class Flush(_Together):
             raise Fault(Code.OVERRUN, f"{why} while syncing {at}; nothing was frozen") from None
         except GiveUp as why:
             raise Fault(Code.FAILED, f"{why}; nothing was frozen") from None
-        return len(plan.mounts)
+        return len(self._mounts.in_state(MountState.SYNCED))
 
 
 class FreezeScript(_Together):
@@ -230,7 +231,8 @@ class FreezeScript(_Together):
 
     def __init__(self, options: options.Options) -> None:
         super().__init__(options)
-        self._fatal.append(MountState.BUSY)
+        if not options.partial:
+            self._fatal.append(MountState.BUSY)
         if options.strict:
             self._fatal.append(MountState.UNSUPPORTED)
         self._proceed = False
@@ -291,7 +293,7 @@ class FreezeScript(_Together):
         limit = yield from Limit.of(self._options.freeze_limit, OWN_LIMIT_LATER)
         yield steps.Post((dataclasses.replace(self._figures, phase=Phase.FREEZE.value, round=0),))
         by_level: dict[int, list[FileSystem]] = {}
-        for fs in self._mounts.all():
+        for fs in self._mounts.in_state(MountState.SYNCED):  # all, unless the freeze is partial
             by_level.setdefault(fs.mount.level, []).append(fs)
         try:
             for level in sorted(by_level):

@@ -99,26 +99,34 @@ class MountThread:
 
     def _obey(self, operation: Operation) -> None:
         begun = time.monotonic()
-        error = 0
+        result = Result(self.index, operation)
         try:
-            self._call(operation)
+            self._call(result)
         except OSError as refused:
-            error = refused.errno or errno.EIO
-        said = os.strerror(error) if error else ""
-        self._loop.worker.reporter.post(steps.ended(self.index, operation, error, said, time.monotonic() - begun))
-        self._loop.post(Result(self.index, operation, error, said))
+            result.error = refused.errno or errno.EIO
+            result.said = refused.strerror or os.strerror(result.error)
+        except Exception as defect:  # noqa: BLE001 - whatever it is, the script waits for a result
+            result.error, result.said = errno.EIO, f"{type(defect).__name__}: {defect}"
+        try:
+            self._loop.worker.reporter.post(steps.ended(result, time.monotonic() - begun))
+        finally:
+            self._loop.post(result)
 
-    def _call(self, operation: Operation) -> None:
+    def _call(self, result: Result) -> None:
+        result.failed = "open"
         if self._fd < 0:
             try:
                 self._fd = open_file_system(self._mount, self._loop.mounted)
             except OSError as error:
-                if operation is Operation.THAW and error.errno == errno.ENODEV and is_gone(self._mount):
+                if result.operation is Operation.THAW and error.errno == errno.ENODEV and is_gone(self._mount):
+                    result.failed = ""
                     raise OSError(errno.EINVAL, "its device is gone") from None  # as FITHAW where nothing is frozen
                 raise
-        if operation is Operation.FREEZE and (self._loop.ending or self._loop.worker.reporter.closed):
+        if result.operation is Operation.FREEZE and (self._loop.ending or self._loop.worker.reporter.closed):
+            result.failed = steps.NOT_BEGUN
             raise OSError(errno.ECANCELED, "given up")
-        _CALLS[operation](self._fd)
+        result.failed = ""
+        _CALLS[result.operation](self._fd)
 
 
 class WorkerLoop:

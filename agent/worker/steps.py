@@ -32,22 +32,29 @@ class Operation(enum.Enum):
         self.after = after
 
 
-def judge(operation: Operation, error: int, said: str) -> tuple[MountState, str]:
-    """Return the state of the file system after a call with this errno (0: done), and the words for it.
+NOT_BEGUN = "not begun"
+"""Instead of the name of the call that failed: no call was made, since the freeze had been given up."""
 
-    `said` is the system's text for the errno.
+
+def judge(operation: Operation, error: int, said: str, failed: str = "") -> tuple[MountState, str]:
+    """Return the state of the file system after an operation with this errno (0: done), and the words for it.
+
+    `said` is the system's text for the errno. `failed` is the call that returned it, if that is not the operation's
+    own: what an errno proves of FIFREEZE or FITHAW, it does not prove of an open.
     """
     if error == 0:
         return operation.after, ""
-    words = f"{operation.call}: {said} ({errno.errorcode.get(error, error)})"
+    if failed == NOT_BEGUN:
+        return MountState.SYNCED, "freeze given up before it began"
+    words = f"{failed or operation.call}: {said} ({errno.errorcode.get(error, error)})"
+    if failed:
+        return MountState.FAILED, words
     if operation is Operation.THAW and error == errno.EINVAL:
         return MountState.THAWED, "was not frozen any more"  # ADR 0014: after a killed worker it proves nothing
     if operation is Operation.FREEZE and error in (errno.EOPNOTSUPP, errno.ENOTTY):
         return MountState.UNSUPPORTED, f"its type cannot freeze: {words}"
     if operation is Operation.FREEZE and error == errno.EBUSY:
         return MountState.BUSY, f"frozen by someone else: {words}"
-    if operation is Operation.FREEZE and error == errno.ECANCELED:
-        return MountState.SYNCED, "freeze given up before it began"
     return MountState.FAILED, words
 
 
@@ -56,10 +63,10 @@ def announced(mount: int, operation: Operation) -> messages.Step:
     return messages.Step(mount, operation.during.value)
 
 
-def ended(mount: int, operation: Operation, error: int, said: str, seconds: float) -> messages.Step:
-    """Return the report of a call that has ended; for `error` and `said` see `judge`."""
-    state, words = judge(operation, error, said)
-    return messages.Step(mount, state.value, error, words, seconds)
+def ended(result: Result, seconds: float) -> messages.Step:
+    """Return the report of an operation that has ended."""
+    state, words = judge(result.operation, result.error, result.said, result.failed)
+    return messages.Step(result.mount, state.value, result.error, words, seconds)
 
 
 # What a script asks for.
@@ -96,7 +103,7 @@ class Order:
 
 @dataclass(slots=True)
 class StopFreezing:
-    """Begin no FIFREEZE from now on: an ordered one ends with ECANCELED. `Gone` does not come any more."""
+    """Begin no FIFREEZE from now on: an ordered one ends as `NOT_BEGUN`. `Gone` does not come any more."""
 
 
 @dataclass(slots=True)
@@ -215,12 +222,13 @@ Script = Generator[Step, Any, T]
 
 @dataclass(slots=True)
 class Result:
-    """A call has ended: `error` is its errno, 0 if it succeeded, `said` the system's text for it."""
+    """An operation has ended: for `error`, `said` and `failed` see `judge`."""
 
     mount: int
     operation: Operation
     error: int = 0
     said: str = ""
+    failed: str = ""
 
 
 @dataclass(slots=True)

@@ -23,7 +23,8 @@ def freeze_options(
 ) -> Options:
     """Return the options of a freeze; `literal` are the mount points of the QEMU protocol's freeze-list.
 
-    Raises Fault PARAMS for a limit over the daemon's own.
+    Raises Fault PARAMS for a limit over the daemon's own, and for `strict` with `partial`. A request that is strict
+    takes back what is only the daemon's default.
     """
     given = given or {}
     hold = config.guest_hold_limit if method.startswith("guest-") else config.hold_limit
@@ -36,6 +37,12 @@ def freeze_options(
             raise Fault(Code.PARAMS, f"{method}: {name} is {value:g}, expected over 0 and at most {most:g} seconds")
         return float(value)
 
+    strict = config.strict if given.get("strict") is None else given["strict"]
+    partial = config.partial if given.get("partial") is None else given["partial"]
+    if strict and given.get("strict") and given.get("partial") is None:
+        partial = False
+    if strict and partial:
+        raise Fault(Code.PARAMS, f"{method}: strict and partial contradict each other; nothing was frozen")
     return Options(
         rules=Rules(
             config.include,
@@ -44,10 +51,11 @@ def freeze_options(
             given.get("exclude") or (),
             None if literal is None else tuple(literal),
         ),
-        strict=config.strict if given.get("strict") is None else given["strict"],
+        strict=strict,
         sync_limit=limit("sync_limit", config.sync_limit, config.sync_limit),
         freeze_limit=limit("freeze_limit", config.freeze_limit, config.freeze_limit),
         hold_limit=limit("hold_limit", hold, config.hold_limit_max),
+        partial=partial,
     )
 
 

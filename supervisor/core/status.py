@@ -11,8 +11,11 @@ from ...agent.api.records import MountStatus, Progress, Status, WorkerStatus
 from ...agent.api.states import FreezeEvent, MountState, Phase
 from .freeze import Freeze
 from .ledger import Ledger
+from .transaction import Transaction
 from .turn import Turn
 from .workers import Worker, Workers
+
+_LEFT_OUT = (MountState.UNSUPPORTED, MountState.BUSY, MountState.FAILED)
 
 
 def dump(status: Status, process_state: Callable[[int], str]) -> dict[str, Any]:
@@ -21,9 +24,11 @@ def dump(status: Status, process_state: Callable[[int], str]) -> dict[str, Any]:
     return records.dump(replace(status, workers=tuple(workers)))
 
 
-def _mounts(ledger: Ledger | None) -> tuple[MountStatus, ...]:
-    if ledger is None:
+def _mounts(transaction: Transaction | None) -> tuple[MountStatus, ...]:
+    if transaction is None:
         return ()
+    ledger = transaction.ledger
+    left = _LEFT_OUT if transaction.options.partial else _LEFT_OUT[:1]
     planned = [
         MountStatus(
             mark.mount.mountpoint,
@@ -35,7 +40,7 @@ def _mounts(ledger: Ledger | None) -> tuple[MountStatus, ...]:
             mark.errno,
             mark.error,
             mark.seconds,
-            "",
+            mark.state.value if mark.state in left else "",
         )
         for mark in ledger.marks
     ]
@@ -80,7 +85,7 @@ def record(
         limit_left=turn.left(owner.key) if owner and owner.limit else -1.0,
         hold_left=max(0.0, freeze.hold_ends - now) if freeze.hold_ends else -1.0,
         error=freeze.error,
-        mounts=_mounts(transaction.ledger if transaction else None),
+        mounts=_mounts(transaction),
         progress=_progress(transaction.ledger) if transaction and phase in ("sync", "freeze") else Progress(),
         workers=tuple(WorkerStatus(w.id, w.pid, w.row.name, w.phase.value, now - w.born) for w in workers),
         last=freeze.last,

@@ -46,9 +46,11 @@ def plan_of(*hosts: Iterable[int], levels: Iterable[int] | None = None) -> Plan:
     )
 
 
-def options(*, strict: bool = False, sync: float = 600, freeze: float = 30, hold: float = 60) -> Options:
+def options(
+    *, strict: bool = False, partial: bool = False, sync: float = 600, freeze: float = 30, hold: float = 60
+) -> Options:
     """Return a request for all file systems."""
-    return Options(Rules(), strict, sync, freeze, hold)
+    return Options(Rules(), strict, sync, freeze, hold, partial)
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Driven:
 
     `comes`: what the supervisor says and when, in seconds since the beginning. `errors` and `lasts`: the errnos and
     seconds of the calls on a file system, the first first; without, a call does what the kernel would, in no time.
+    `failed`: the call that had the errors, if not the operation's own.
     `pipe_full_until`: the second from which the report pipe takes what is posted. `at_wait`: what comes of which
     `Wait`, by its number, instead. `at_step`: what which step raises, by its number.
     """
@@ -65,6 +68,7 @@ class Driven:
     comes: list[tuple[float, Event]] = field(default_factory=list)
     errors: dict[Call, list[int]] = field(default_factory=dict)
     lasts: dict[Call, list[float]] = field(default_factory=dict)
+    failed: dict[Call, str] = field(default_factory=dict)
     pipe_full_until: float = 0
     at_wait: dict[int, Event] = field(default_factory=dict)
     at_step: dict[int, Exception] = field(default_factory=dict)
@@ -89,6 +93,7 @@ class Driven:
         self._unread: set[int] = set()  # said to be about to freeze, but the supervisor cannot read that yet
         self._read: set[int] = set()
         self._tried: set[int] = set()
+        self._left_out: set[int] = set()  # could not be synced
         self._told: list[messages.Control] = []
         self._stopped = False
         self._started = False
@@ -190,26 +195,27 @@ class Driven:
         mount, key = self._mounts[index], (index, operation)
         assert all(result.mount != index for _, _, result in self._in_flight), f"{index} has a call in flight"
         error = self.errors[key].pop(0) if self.errors.get(key) else None
+        failed = self.failed.get(key, "") if error else ""
         if operation is Operation.FREEZE and self._stopped:
-            error = errno.ECANCELED
+            error, failed = errno.ECANCELED, steps.NOT_BEGUN
         elif operation is Operation.FREEZE:
             assert index in self._read, f"FIFREEZE of {index} before the supervisor could know"
             assert any(isinstance(m, messages.Proceed) for m in self._told), "FIFREEZE before Proceed"
             on_it = {i for i, other in self._mounts.items() if index in other.hosts}
-            assert on_it <= self._tried, f"FIFREEZE of {index} before that of what lies on it"
+            assert on_it <= self._tried | self._left_out, f"FIFREEZE of {index} before that of what lies on it"
             self._tried.add(index)
         elif operation is Operation.THAW:
             assert not self.frozen.intersection(mount.hosts), f"FITHAW of {index} would block: its host is frozen"
             assert messages.Step(index, "thawing") in self.reports
             if error is None and index not in self.frozen:
                 error = errno.EINVAL
-        if error != errno.ECANCELED:
+        if failed != steps.NOT_BEGUN:
             self.calls.append((operation.call, index))
             self.began[key] = self.passed
         lasts = self.lasts[key].pop(0) if self.lasts.get(key) else _LASTS
         self._begun += 1
         error = error or 0
-        result = Result(index, operation, error, SAID.get(error, "that") if error else "")
+        result = Result(index, operation, error, SAID.get(error, "that") if error else "", failed)
         self._in_flight.append((self.clock + lasts, self._begun, result))
 
     def _wait(self, until: float, taken: bool) -> Event:
@@ -249,10 +255,12 @@ class Driven:
         return event
 
     def _end(self, result: Result) -> Result:
-        index, operation, error, said = result.mount, result.operation, result.error, result.said
+        index, operation, error = result.mount, result.operation, result.error
         if not error and operation is Operation.FREEZE:
             self.frozen.add(index)
-        if operation is Operation.THAW and error in (0, errno.EINVAL):
+        if error and operation is Operation.SYNC:
+            self._left_out.add(index)
+        if operation is Operation.THAW and error in (0, errno.EINVAL) and not result.failed:
             self.frozen.discard(index)
-        self.reports.append(steps.ended(index, operation, error, said, 0.0))
+        self.reports.append(steps.ended(result, 0.0))
         return result

@@ -279,7 +279,7 @@ def test_the_last_of_two_counts_and_repeatable_ones_add_up(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "arguments",
     [["--nothing"], ["extra"], ["--include"], ["--inclu", "x"], ["--strict=yes"], ["--config", "/nonexistent/x"],
-     ["--config", "/"], ["--hold-limit", "-5"]],
+     ["--config", "/"], ["--hold-limit", "-5"], ["--strict", "--partial"]],
 )  # fmt: skip
 def test_a_bad_command_line_is_one_sentence(arguments: list[str]) -> None:
     with pytest.raises(BadConfig) as caught:

@@ -510,3 +510,44 @@ def test_absurd_times_from_a_keeper_do_not_upset_the_clock(drive: Drive, kind: s
     due = drive.timers.nearest()
     assert due is not None
     assert drive.now <= due <= drive.now + 600
+
+
+# -- strict and partial
+
+
+@pytest.mark.parametrize("method", ["va.fsfreeze", "va.fsplan"])
+def test_strict_and_partial_contradict_each_other(method: str) -> None:
+    for config, given in (({}, {"strict": True, "partial": True}), ({"strict": True}, {"partial": True})):
+        drive = Drive(**config)
+        drive.ask(method, given).refused(Code.PARAMS, "strict and partial")
+        assert not drive.spawned
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "strict", "partial"),
+    [
+        ({"partial": True}, {}, False, True),
+        ({"partial": True}, {"strict": True}, True, False),
+        ({"partial": True}, {"partial": False}, False, False),
+        ({"strict": True}, {"strict": False, "partial": True}, False, True),
+    ],
+)
+def test_what_a_request_says_comes_before_the_daemons_default(
+    config: dict[str, bool], given: dict[str, bool], strict: bool, partial: bool
+) -> None:
+    drive = Drive(**config)
+    drive.ask("va.fsfreeze", given)
+    options = drive.spawned[drive.newest].args["options"]
+    assert (options.strict, options.partial) == (strict, partial)
+
+
+def test_what_a_partial_freeze_leaves_out_is_told_with_its_reason(drive: Drive) -> None:
+    _, worker = played(drive, "synced", 3, options={"partial": True})
+    drive.freezes(worker, 0, 1, 2)
+    drive.frozen(worker, 0)
+    refused = messages.Step(1, "failed", 5, "FIFREEZE: Input/output error (EIO)")
+    drive.report(worker, refused, messages.Step(2, "busy", 16, "frozen by someone else"))
+    drive.report(worker, messages.Frozen(1, drive.now, drive.now + 60))
+    assert drive.state is FreezeState.FROZEN
+    told = [(m.state, m.reason, m.errno) for m in drive.status().mounts]
+    assert told == [("frozen", "", 0), ("failed", "failed", 5), ("busy", "busy", 16)]

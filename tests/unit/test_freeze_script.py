@@ -198,6 +198,30 @@ def test_one_that_cannot_freeze_is_left_out_unless_strict(number: int) -> None:
     assert strict.states(0)[-1] == "thawed"
 
 
+@pytest.mark.parametrize("operation", [SYNC, FREEZE])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENODEV, errno.EINVAL])
+def test_a_partial_freeze_leaves_out_what_fails(operation: Operation, number: int) -> None:
+    driven = freezing(NESTED, errors={(1, operation): [number]})
+    assert driven.run(FreezeScript(options(partial=True)).run()) == 3
+    assert driven.said(messages.Frozen)[0].count == 3
+    assert driven.states(1)[-1] == "failed"
+    assert ("FIFREEZE 1" in driven.names()) is (operation is FREEZE), "what could not be synced is not frozen"
+    assert driven.names().count("syncfs 1") == 1
+    left_nothing(driven)
+
+
+def test_a_partial_freeze_thaws_what_it_froze_though_a_thaw_fails() -> None:
+    driven = freezing(errors={(1, FREEZE): [errno.EIO], (0, THAW): [errno.EIO]})
+    found = fault_of(driven, options(partial=True))
+    assert found == Refused(Code.FAILED, "/srv/0: FITHAW: Input/output error (EIO); thawing because the host asked")
+
+
+@pytest.mark.parametrize("operation", [SYNC, FREEZE])
+def test_the_call_that_failed_is_the_one_that_is_named(operation: Operation) -> None:
+    driven = freezing(errors={(1, operation): [errno.EIO]}, failed={(1, operation): "open"})
+    assert fault_of(driven).text.startswith("/srv/1: open: Input/output error (EIO)")
+
+
 @pytest.mark.parametrize("plan", [plan_of(), plan_of(())])
 def test_nothing_to_freeze_holds_nothing(plan: Plan) -> None:
     driven = freezing(plan, [(0, PROCEED)], errors={(0, FREEZE): [errno.EOPNOTSUPP]})
@@ -520,6 +544,12 @@ def test_flush_fails_with_the_one_that_cannot() -> None:
     )
 
 
+def test_a_partial_flush_counts_what_it_synced() -> None:
+    driven = Driven(TWO, errors={(1, SYNC): [errno.EIO]}, lasts={(0, SYNC): [1.0, 0.01]})
+    assert driven.run(Flush(options(partial=True)).run()) == 1
+    assert driven.names() == ["syncfs 0", "syncfs 1", "syncfs 0"]
+
+
 def test_flush_overruns_and_names_what_still_syncs() -> None:
     driven = Driven(TWO, lasts={(1, SYNC): [99.0]})
     assert driven.run(Flush(options(sync=3)).run()) == Refused(
@@ -553,7 +583,7 @@ def test_flush_without_a_limit() -> None:
         (FREEZE, errno.EBUSY, MountState.BUSY),
         (FREEZE, errno.EOPNOTSUPP, MountState.UNSUPPORTED),
         (FREEZE, errno.ENOTTY, MountState.UNSUPPORTED),
-        (FREEZE, errno.ECANCELED, MountState.SYNCED),
+        (FREEZE, errno.ECANCELED, MountState.FAILED),
         (FREEZE, errno.EINVAL, MountState.FAILED),
         (FREEZE, errno.ENODEV, MountState.FAILED),
         (THAW, 0, MountState.THAWED),
@@ -565,6 +595,18 @@ def test_flush_without_a_limit() -> None:
 )
 def test_what_an_errno_makes_of_a_file_system(operation: Operation, error: int, state: MountState) -> None:
     assert judge(operation, error, "words")[0] is state
+
+
+@pytest.mark.parametrize("operation", Operation)
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.EBUSY, errno.EOPNOTSUPP, errno.ENOTTY, errno.ECANCELED])
+def test_what_an_errno_of_an_ioctl_means_it_does_not_mean_of_an_open(operation: Operation, error: int) -> None:
+    state, words = judge(operation, error, "words", "open")
+    assert state is MountState.FAILED, "EINVAL of an open is no proof that it is thawed"
+    assert words.startswith("open: words")
+
+
+def test_a_freeze_that_was_not_begun() -> None:
+    assert judge(FREEZE, errno.ECANCELED, "given up", steps.NOT_BEGUN)[0] is MountState.SYNCED
 
 
 def test_an_errno_without_a_name() -> None:
