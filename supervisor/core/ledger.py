@@ -22,6 +22,8 @@ from ...agent.api.states import MountState, Phase
 from ...agent.worker import messages
 
 _UNDER_WAY = (MountState.SYNCING, MountState.FREEZING, MountState.THAWING)
+_NOT_FROZEN = (MountState.BUSY, MountState.UNSUPPORTED, MountState.FAILED, MountState.SYNCED)
+"""What may follow FREEZING if FIFREEZE did not freeze: it was refused, or never begun."""
 _NAMED = 3
 NO_PLAN = Plan((), ())
 
@@ -114,7 +116,7 @@ class Ledger:
             self.suspects.add(index)
             if state is MountState.FROZEN:
                 self.held.add(index)
-        elif freezer and before is MountState.FREEZING:
+        elif freezer and before is MountState.FREEZING and state in _NOT_FROZEN:
             self.refused.add(index)
             self.suspects.discard(index)
         elif state is MountState.THAWED:

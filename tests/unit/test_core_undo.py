@@ -561,3 +561,11 @@ def test_grace_periods_are_put_back_once_and_not_with_each_retry(drive: Drive) -
     drive.wait(1)
     assert drive.newest != first
     assert drive.spawned[drive.newest].args["expedited"] is False
+
+
+def test_a_freezer_that_thaws_what_it_never_said_it_froze_leaves_it_suspect(drive: Drive) -> None:
+    _, worker = played(drive, "freezing", 1)
+    drive.report(worker, messages.Thawing("gave up", drive.now), messages.Step(0, "thawing"))
+    drive.report(worker, messages.Step(0, "failed", errno.EIO, "FITHAW: EIO"), messages.Failed(7, "gave up"))
+    drive.exit(worker)
+    assert drive.suspected(drive.newest) == {0}
