@@ -119,14 +119,17 @@ class Journal:
     def _replace(self, name: str, text: str) -> None:
         """Replace one of our files as a whole; raise OSError."""
         fresh = f"{name}.new"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(fresh, dir_fd=self._folder)
         with open(fresh, "w", encoding="ascii", opener=self._create) as file:
             file.write(text)
         os.rename(fresh, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
     def _create(self, name: str, _flags: int) -> int:
-        return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._folder)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            return os.open(name, flags, 0o600, dir_fd=self._folder)
+        except FileExistsError:  # a death cut a write short; whatever it is by now, nothing is written into it
+            os.unlink(name, dir_fd=self._folder)
+            return os.open(name, flags, 0o600, dir_fd=self._folder)
 
     def _read(self, name: str) -> str:
         """Return the text of one of our files; raise FileNotFoundError, OSError, ValueError, BadStateDir."""
