@@ -73,6 +73,9 @@ MEANING: dict[Code, tuple[str, str]] = {
 }
 
 
+NO_MORE = "no more threads or processes; raise pids.max (TasksMax) or the limit of processes"
+
+
 class VirtagentError(Exception):
     """Whatever goes wrong between a host and an agent."""
 
@@ -96,6 +99,15 @@ def failed(error: OSError, doing: str) -> Fault:
     """Return fault FAILED for an error of the operating system while `doing` (a verb and a path)."""
     name = errno.errorcode.get(error.errno or 0, "errno 0")
     return Fault(Code.FAILED, f"{doing}: {error.strerror} ({name})")
+
+
+def no_more(error: Exception) -> OSError | None:
+    """Return the error in words if it says that the system has no more threads or processes to give, else None.
+
+    fork(2) answers EAGAIN then, at RLIMIT_NPROC, pids.max or threads-max; of a thread Python says only RuntimeError.
+    """
+    thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
+    return OSError(errno.EAGAIN, NO_MORE) if thread or isinstance(error, BlockingIOError) else None
 
 
 def from_number(code: int, text: str) -> Fault:

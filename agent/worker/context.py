@@ -85,8 +85,9 @@ class Reporter:
                 os.write(self.fd, b"".join(itertools.islice(self._backlog, count)))
             except BlockingIOError:
                 return
-            except BrokenPipeError:
-                # The supervisor is gone, so nobody reads; but what is frozen must still be thawed.
+            except OSError:
+                # EPIPE: the supervisor is gone, so nobody reads. Whatever else it is, nothing can be reported any more;
+                # but what is frozen must still be thawed.
                 self.closed = True
                 self._backlog.clear()
                 return

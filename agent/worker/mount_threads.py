@@ -18,6 +18,7 @@ import queue
 import resource
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import setproctitle
 
 from ..api import records
+from ..api.errors import no_more
 from ..api.text import printable
 from . import kernel, messages, rcu, steps, sysfs
 from .open_fs import Mounted, is_gone, open_file_system
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 GONE = -2  # instead of the descriptor of a supervisor that is dead
 _STACK = 256 << 10
+_WAKE_AGAIN = 0.05  # seconds
 _LONGEST = (1 << 31) - 1  # milliseconds that poll(2) takes
 _CALLS: Mapping[Operation, Callable[[int], None]] = {
     Operation.SYNC: kernel.syncfs,
@@ -76,9 +79,12 @@ class MountThread:
         self._runs = False
 
     def start(self) -> None:
-        """Start the thread; raise RuntimeError if there are no more threads."""
-        # Not a threading.Thread, whose start waits until it runs: with hundreds of them that takes most of the time.
-        _thread.start_new_thread(self._run, ())
+        """Start the thread; raise OSError if there are no more threads."""
+        try:
+            # Not a threading.Thread, whose start waits until it runs: with hundreds that takes most of the time.
+            _thread.start_new_thread(self._run, ())
+        except RuntimeError as error:
+            raise no_more(error) or error from None
         self._runs = True
 
     def order(self, operation: Operation) -> None:
@@ -91,13 +97,14 @@ class MountThread:
             self._obey(operation)  # it could not be started, so this waits for the call, after those that were started
 
     def _run(self) -> None:
-        # Signals are for the main thread.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        setproctitle.setthreadtitle(printable(self._mount.mountpoint)[-15:])
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are for the main thread
+        with contextlib.suppress(Exception):  # it is only for ps, and whatever happens the loop must get a result
+            setproctitle.setthreadtitle(printable(self._mount.mountpoint)[-15:])
         while True:
             self._obey(self._orders.get())
 
     def _obey(self, operation: Operation) -> None:
+        """Do it, report it, and give the loop the result, whatever happens: the loop waits for that without limit."""
         begun = time.monotonic()
         result = Result(self.index, operation)
         try:
@@ -105,12 +112,16 @@ class MountThread:
         except OSError as refused:
             result.error = refused.errno or errno.EIO
             result.said = refused.strerror or os.strerror(result.error)
-        except Exception as defect:  # noqa: BLE001 - whatever it is, the script waits for a result
-            result.error, result.said = errno.EIO, f"{type(defect).__name__}: {defect}"
+        except Exception as defect:  # noqa: BLE001 - see above
+            result.error, result.said = errno.EIO, f"a defect of the agent: {type(defect).__name__}: {defect}"
+        unreported = ""
         try:
             self._loop.worker.reporter.post(steps.ended(result, time.monotonic() - begun))
-        finally:
-            self._loop.post(result)
+        except Exception as defect:  # noqa: BLE001 - see above; for the supervisor the step has not ended, which is safe
+            unreported = f"{self._mount.mountpoint}: {operation.call} could not be reported: {defect!r}\n"
+        self._loop.post(result, wake=self._runs)
+        if unreported:
+            sys.stderr.write(printable(unreported))
 
     def _call(self, result: Result) -> None:
         result.failed = "open"
@@ -200,7 +211,7 @@ class WorkerLoop:
         for thread in self._threads.values():
             try:
                 thread.start()
-            except RuntimeError:  # no more threads: a freeze has not begun yet, but a thaw must be done
+            except OSError:  # no more threads: a freeze has not begun yet, but a thaw must be done
                 if obeys:
                     raise
                 break
@@ -220,10 +231,18 @@ class WorkerLoop:
     def _terminate(self, _number: int, _frame: object) -> None:
         self._terminated = True
 
-    def post(self, result: Result) -> None:
-        """Take a result from a thread."""
+    def post(self, result: Result, *, wake: bool) -> None:
+        """Take a result from a thread and `wake` the main thread; refused, that is tried until it is done."""
         self._results.put(result)
-        os.eventfd_write(self._wake, 1)
+        while wake:
+            try:
+                os.eventfd_write(self._wake, 1)
+            except BlockingIOError:
+                return  # its counter is full: it wakes all the same
+            except OSError:
+                threading.Event().wait(_WAKE_AGAIN)
+            else:
+                return
 
     def _wait(self, until: float, taken: bool) -> Event:
         while True:

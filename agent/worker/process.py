@@ -12,7 +12,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from ..api.errors import Code, Fault
+from ..api.errors import Code, Fault, failed, no_more
 from ..api.methods import RPCS
 from . import kernel, messages, resource
 from .context import Job, Worker
@@ -44,16 +44,27 @@ def run(job: Job, report_fd: int, control_fd: int, supervisor: int) -> NoReturn:
             outcome = messages.Done(value)
         except Fault as fault:
             outcome = messages.Failed(int(fault.code), fault.text)
-        except Exception as error:  # noqa: BLE001 - a defect: it becomes fault INTERNAL, with its place
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            text = f"{job.rpc}: {type(error).__name__}: {error} ({os.path.basename(last.filename)}:{last.lineno})"
-            outcome = messages.Failed(int(Code.INTERNAL), text)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor is told
+            unforeseen = fault_of(job.rpc, error)
+            outcome = messages.Failed(int(unforeseen.code), unforeseen.text)
         worker.reporter.send(outcome)
         code = 0
     finally:
         if code:
             traceback.print_exc(file=sys.stderr)
         os._exit(code)
+
+
+def fault_of(rpc: str, error: Exception) -> Fault:
+    """Return the fault for what a handler did not expect: what the system refused; or a defect, with its place."""
+    if refused := no_more(error):
+        return failed(refused, rpc)
+    if isinstance(error, OSError) and error.errno is not None:
+        path = error.filename if isinstance(error.filename, str) else os.fsdecode(error.filename or b"")
+        return failed(error, f"{rpc}: {path}" if path else rpc)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{os.path.basename(last.filename)}:{last.lineno}"
+    return Fault(Code.INTERNAL, f"{rpc}: {type(error).__name__}: {error} ({place})")
 
 
 def _leave_the_supervisor(report_fd: int, control_fd: int) -> None:

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
+from ..api.errors import no_more
 from . import kernel
 
 Text = str | bytes
@@ -32,19 +33,22 @@ def start(
 
     It starts in `folder` (None: where the agent is). Pipes are unbuffered. Raises OSError if it cannot be executed.
     """
-    return subprocess.Popen(
-        command,
-        bufsize=0,
-        executable=executable,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        close_fds=True,
-        cwd=folder,
-        env=env,
-        start_new_session=True,
-        preexec_fn=_be_nobodys_but(os.getpid()),
-    )
+    try:
+        return subprocess.Popen(
+            command,
+            bufsize=0,
+            executable=executable,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            close_fds=True,
+            cwd=folder,
+            env=env,
+            start_new_session=True,
+            preexec_fn=_be_nobodys_but(os.getpid()),
+        )
+    except BlockingIOError as error:  # of fork(2)
+        raise no_more(error) or error from None
 
 
 def run(command: Sequence[str], given: bytes = b"") -> tuple[int, str]:

@@ -81,7 +81,7 @@ class ReadPlan:
 
 @dataclass(slots=True)
 class Start:
-    """Take these file systems, by their index in the plan; raise OSError or RuntimeError.
+    """Take these file systems, by their index in the plan; raise OSError.
 
     `obeys`: from now on listen to the supervisor and watch whether it lives. Otherwise neither `Told` nor `Gone` comes.
     """

@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 
 import psutil
 
+from ...agent.api.errors import no_more
+
 
 class Ended(NamedTuple):
     """How a child ended: by `signal`, or with `code` (signal 0)."""
@@ -41,7 +43,10 @@ class System:
 
     def fork(self) -> int:
         """Fork; return 0 in the child. Raises OSError."""
-        return os.fork()
+        try:
+            return os.fork()
+        except BlockingIOError as error:
+            raise no_more(error) or error from None
 
     def open_pidfd(self, pid: int) -> int:
         """Return a descriptor that is readable when the child has ended (pidfd_open(2)). Raises OSError."""

@@ -145,7 +145,7 @@ class Storm:
         self._theirs: list[tuple[str, int, float, Helper | None]] = []
         self._thawing: list[Helper] = []
         self._dead: list[Daemon] = []
-        self._shot = self._terminated = self._worker_faults = self._killed = False
+        self._shot = self._terminated = self._killed = False
         self._pids: dict[str, int] = {}
         self._armed = ""
         self._stall_ordered = False
@@ -462,7 +462,6 @@ class Storm:
         self._undo = later
 
     def _fail(self, name: str, number: str, times: int) -> None:
-        self._worker_faults |= name.startswith("worker_")
         self.hooks.fail(name, number, times)
         self._to_fail[name] += times
         self._disturbed += 1
@@ -630,10 +629,7 @@ class Storm:
         for daemon in (*self._dead, self._daemon):
             self.violations += daemon.close()
             self.logs.append(daemon.log())
-            wrong = unwell(daemon.log())
-            # The record of a call has no text; its answer has been judged.
-            may = self._worker_faults
-            self.violations += [w for w in wrong if not (may and (verdict.refused(w) or "fault=-32603" in w))]
+            self.violations += unwell(daemon.log())
             self.rig.daemons.remove(daemon)
 
     def _judge(self) -> None:
@@ -643,7 +639,6 @@ class Storm:
             played=self._played,
             meddlings=self._meddlings,
             disturbed=bool(self._disturbed),
-            worker_faults=self._worker_faults,
         )
         self.violations += judged.violations
         for name in ("freezes", "held", "broken", "unclear", "told"):

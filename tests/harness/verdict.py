@@ -21,7 +21,6 @@ DEFECTS = (Code.PARSE, Code.REQUEST, Code.METHOD, Code.INTERNAL, Code.AUDIT_FULL
 _GOES_ON = (Code.IN_PROGRESS, Code.FAILED)
 """A thaw that is answered so goes on, and how the freeze ended is for the next one."""
 _NUMBERED = re.compile(r"freeze (\d+) was broken")
-_REFUSED = re.compile(r"can't start new thread|\[Errno \d+\] (Too many open files|Cannot allocate memory)")
 
 
 @dataclass(frozen=True)
@@ -75,28 +74,21 @@ class Verdict:
     violations: list[str] = field(default_factory=list)
 
 
-def refused(text: str) -> bool:
-    """Tell whether a defect that is named so is only a system call that a worker was refused."""
-    return bool(_REFUSED.search(text))
-
-
 def judge(
     calls: Sequence[Call],
     *,
     played: Container[int] = (),
     meddlings: Sequence[Meddling] = (),
     disturbed: bool = True,
-    worker_faults: bool = False,
 ) -> Verdict:
     """Judge all calls of one storm, each of which has ended.
 
-    `played`: file systems whose mounts were tampered with; `disturbed`: anything was done that may break a freeze;
-    `worker_faults`: system calls of workers were made to fail.
+    `played`: file systems whose mounts were tampered with; `disturbed`: anything was done that may break a freeze.
     """
     verdict = Verdict()
     for call in calls:
         code = code_of(call.answer)
-        if code in DEFECTS and not (code == Code.INTERNAL and worker_faults and refused(call.answer.faultString)):
+        if code in DEFECTS:
             verdict.violations.append(f"{call.method}{call.params}: {call.answer}")
     _judge_told(calls, verdict)
     for freeze in calls:
