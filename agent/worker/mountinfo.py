@@ -13,6 +13,8 @@ NETWORK_TYPES = frozenset({
     "orangefs", "prl_fs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs",
 })
 # fmt: on
+_ESCAPED = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#"))  # fs/proc_namespace.c
+_BACKSLASH = "\\134"
 PATH_MAX = 4096  # bytes, with the NUL at the end
 
 
@@ -187,5 +189,10 @@ def _unescape(text: str) -> str:
     """Return the text with its octal escapes (\\040) replaced by the bytes that they mean."""
     if "\\" not in text:
         return text
-    raw = re.sub(rb"\\([0-3][0-7]{2})", lambda m: bytes([int(m[1], 8)]), text.encode("utf-8", "surrogateescape"))
+    whole = text
+    for escape, byte in _ESCAPED:
+        text = text.replace(escape, byte)
+    if text.count("\\") == text.count(_BACKSLASH):
+        return text.replace(_BACKSLASH, "\\")
+    raw = re.sub(rb"\\([0-3][0-7]{2})", lambda m: bytes([int(m[1], 8)]), whole.encode("utf-8", "surrogateescape"))
     return raw.decode("utf-8", "surrogateescape")
