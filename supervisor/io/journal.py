@@ -172,7 +172,8 @@ class Journal:
                     # Nothing stays frozen after a boot.
                     return JournalFound(freeze, Plan((), ()), unreported)
                 orphan = (pid, started) if pid > 0 and is_our_worker(pid, started) else (0, 0)
-                return JournalFound(freeze, Plan.load(plan), unreported, orphan, record.get("expedites") is True)
+                whole = Plan.load(plan, exact=False)  # the agent that wrote it may have been of another version
+                return JournalFound(freeze, whole, unreported, orphan, record.get("expedites") is True)
         raise ValueError("not a journal")
 
     def keep_handle(self, number: int) -> None:

@@ -87,6 +87,45 @@ def changed(**more: Any) -> str:
     return json.dumps({"version": 1, "boot": module.boot_id(), "worker": [0, 0], **WHOLE} | more)
 
 
+OF_THE_VERSION_BEFORE = {
+    "mounts": [
+        {
+            "mountpoint": "/srv/in",
+            "aliases": ["/mnt"],
+            "device": "7:1",
+            "fstype": "ext4",
+            "source": "/dev/loop1",
+            "level": 0,
+            "hosts": [1],
+            "disks": ["sda"],
+        },
+        {
+            "mountpoint": "/srv",
+            "aliases": [],
+            "device": "8:1",
+            "fstype": "ext4",
+            "source": "/dev/sda1",
+            "level": 1,
+            "hosts": [],
+            "disks": ["sda"],
+        },
+    ],
+    "left_out": [{"mountpoint": "/proc", "aliases": [], "device": "0:5", "fstype": "proc", "reason": "pseudo"}],
+}
+"""A plan that had no notes, counts or strict errors."""
+
+
+@pytest.mark.parametrize("unknown", [{}, {"of_a_later_version": [1]}])
+def test_the_agent_was_upgraded_while_frozen(state_dir: Path, unknown: dict[str, Any]) -> None:
+    journal = Journal(str(state_dir))
+    (state_dir / "journal").write_text(changed(plan=OF_THE_VERSION_BEFORE | unknown))
+    found = journal.read()
+    assert found is not None
+    assert [(m.mountpoint, m.hosts) for m in found.plan.mounts] == [("/srv/in", (1,)), ("/srv", ())]
+    (left,) = found.plan.left_out
+    assert (left.mountpoint, left.strict_error, found.plan.notes) == ("/proc", False, ())
+
+
 UNREADABLE = {
     "empty": "",
     "torn": changed()[:100],
