@@ -5,7 +5,6 @@ What a guest says is drawn as text, never as markup, and escaped by `printable`.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from ..agent.api.bounds import not_shown, without_details
 from ..agent.api.records import Capabilities, MountStatus, Plan, Status
 from ..agent.api.text import printable
 from . import text
@@ -78,12 +78,15 @@ def plan(found: Plan) -> RenderableType:
                 branch.add(_line(text.planned_row(mount, found)))
     if found.left_out:
         out = tree.add(Text("left out", "magenta"))
-        for reason in sorted({left.reason for left in found.left_out}):
+        more = not_shown(found.left_out, found.left_out_counts)
+        for reason in sorted({left.reason for left in found.left_out} | more.keys()):
             some = [left for left in found.left_out if left.reason == reason]
-            branch = out.add(_cell(f"{reason}: {text.count(len(some))}", "magenta"))
+            branch = out.add(_cell(f"{reason}: {text.count(len(some) + more.get(reason, 0))}", "magenta"))
             if reason != text.PSEUDO:
                 for left in sorted(some, key=lambda one: one.mountpoint):
                     branch.add(_line(text.left_out_row(left)[1:]))
+                if reason in more:
+                    branch.add(_dim(f"and {more[reason]} more"))
     return tree
 
 
@@ -171,12 +174,12 @@ def _mounts(record: Status, left_out: bool = False) -> Iterable[RenderableType]:
     mounts = [m for m in record.mounts if m.state != text.LEFT_OUT or (left_out and m.reason != text.PSEUDO)]
     yield from _rows(mounts)
     if left_out:
-        yield from map(_dim, text.pseudo(sum(m.reason == text.PSEUDO for m in record.mounts)))
+        yield from map(_dim, text.more_left_out(record.mounts, record.left_out_counts))
 
 
 def _picture(record: Status, shown: int, width: int) -> Iterable[RenderableType]:
     """Draw file systems, each on a line; if there are too many, first those that something is being done to."""
-    mounts = [dataclasses.replace(mount, aliases=()) for mount in record.mounts if mount.state != text.LEFT_OUT]
+    mounts = without_details(record).mounts
     # Sorting is stable, so both groups stay in their order.
     chosen = sorted(mounts, key=lambda mount: mount.state in _QUIET)[:shown] if len(mounts) > shown else mounts
     yield from _rows(chosen, max(_ROOM_LEAST, width - _ROOM_OTHERS))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..agent.api.bounds import also_at, not_shown
 from ..agent.api.records import Audit, Last, LeftOut, Mount, MountStatus, Plan, Progress, Status, WorkerStatus
 from ..agent.api.text import printable
 
@@ -60,7 +61,7 @@ def status_lines(status: Status) -> Iterator[str]:
         named = [mount for mount in status.mounts if mount.reason != PSEUDO]
         yield "file systems"
         yield from table([mount_row(mount) for mount in named])
-        yield from pseudo(len(status.mounts) - len(named))
+        yield from more_left_out(status.mounts, status.left_out_counts)
     if status.workers:
         yield "workers"
         yield from table([worker_row(worker) for worker in status.workers])
@@ -80,7 +81,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         # What an operator may miss is named; for /proc and the like the number is enough.
         named = [left for left in plan.left_out if left.reason != PSEUDO]
         yield from table([left_out_row(left) for left in sorted(named, key=lambda x: (x.reason, x.mountpoint))])
-        yield from pseudo(len(plan.left_out) - len(named))
+        yield from more_left_out(plan.left_out, plan.left_out_counts)
 
 
 def changes(before: Status | None, after: Status) -> Iterator[str]:
@@ -128,9 +129,13 @@ def _planned(mounts: Sequence[MountStatus]) -> list[MountStatus]:
     return [mount for mount in mounts if mount.state != LEFT_OUT]
 
 
-def pseudo(number: int) -> Iterator[str]:
-    if number:
+def more_left_out(shown: Sequence[LeftOut | MountStatus], counts: Mapping[str, int]) -> Iterator[str]:
+    """Count what is left out and not named: pseudo file systems, and those that the agent does not name."""
+    more = not_shown(shown, counts)
+    if number := sum(one.reason == PSEUDO for one in shown) + more.pop(PSEUDO, 0):
         yield f"  {count(number)} on no disk ({PSEUDO})"
+    for reason, number in more.items():
+        yield f"  {count(number)} more ({reason})"
 
 
 def _where(status: Status) -> tuple[object, ...]:
@@ -190,7 +195,7 @@ def moved(progress: Progress) -> str:
 
 def mount_row(mount: MountStatus) -> tuple[str, ...]:
     took = duration(mount.seconds) if mount.seconds > 0 and mount.state != LEFT_OUT else ""
-    facts = [mount.reason, mount.error or (f"errno {mount.errno}" if mount.errno > 0 else ""), also(mount.aliases)]
+    facts = [mount.reason, mount.error or (f"errno {mount.errno}" if mount.errno > 0 else ""), also(mount)]
     return mount.state, mount.mountpoint, mount.fstype, took, ", ".join(fact for fact in facts if fact)
 
 
@@ -201,16 +206,16 @@ def worker_row(worker: WorkerStatus) -> tuple[str, ...]:
 
 def planned_row(mount: Mount, plan: Plan) -> tuple[str, ...]:
     below = [plan.mounts[host].mountpoint for host in mount.hosts if 0 <= host < len(plan.mounts)]
-    facts = [also(mount.aliases), f"lies on {', '.join(below)}" if below else ""]
+    facts = [also(mount), f"lies on {', '.join(below)}" if below else ""]
     return mount.mountpoint, mount.fstype, mount.source or mount.device, ", ".join(fact for fact in facts if fact)
 
 
 def left_out_row(left: LeftOut) -> tuple[str, ...]:
-    return left.reason, left.mountpoint, left.fstype, also(left.aliases)
+    return left.reason, left.mountpoint, left.fstype, also(left)
 
 
-def also(aliases: Sequence[str]) -> str:
-    return f"also {', '.join(aliases)}" if aliases else ""
+def also(record: Mount | LeftOut | MountStatus) -> str:
+    return f"also {also_at(record)}" if record.aliases else ""
 
 
 def last_freeze(last: Last) -> str:

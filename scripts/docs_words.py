@@ -72,9 +72,10 @@ RECORD = {
     "limit_left": "seconds until its limit passes, -1 if it has none",
     "hold_left": "seconds until the keeper thaws by itself, -1 if nothing is held or there is no limit",
     "error": "in state ERROR: what is wrong, and on which mount",
-    "mounts": "the file systems of the present or last freeze, in the order of freezing, then those left out",
+    "mounts": "the file systems of the present or last freeze, in the order of freezing, then at most 50 of those left "
+    "out, whose texts are cut at 256 characters",
     "mounts[].mountpoint": "where it is mounted",
-    "mounts[].aliases": "its other mount points",
+    "mounts[].aliases": "its other mount points: the first 8, of at most 4,096 characters together",
     "mounts[].device": "major:minor of the superblock",
     "mounts[].fstype": "type",
     "mounts[].level": "its place in the order of freezing, 0 first; -1 if left out",
@@ -83,6 +84,7 @@ RECORD = {
     "mounts[].error": "that errno in words",
     "mounts[].seconds": "how long the last step took",
     "mounts[].reason": "why it is left out (see [states](states.md#left-out))",
+    "mounts[].more_aliases": "how many other mount points are not shown",
     "progress": "figures of the disks while syncing and freezing, otherwise -1",
     "progress.dirty_bytes": "bytes dirty or under write-back in the whole guest",
     "progress.flushed_bytes": "bytes that the disks of the planned file systems have written since the sync began",
@@ -108,6 +110,7 @@ RECORD = {
     "audit.dropped": "records lost since the start, because the ring was full",
     "version": "of the agent",
     "uptime": "seconds since the daemon started",
+    "left_out_counts": "how many file systems are left out for each reason that there is",
 }
 LIMITS = (
     ("clients over `max-clients` for whom essential methods are served", "RESERVE_MAX", "", ""),
@@ -147,6 +150,11 @@ LIMITS = (
     ("what one `guest-file-read` reads", "READ_MAX", "", "bytes"),
     ("what is kept of each output stream of a program of `guest-exec`", "CAPTURE_MAX", "", "bytes"),
     ("ended programs of `guest-exec` that nobody has asked about", "RELEASABLE_MAX", "", ""),
+    ("entries of what is left out, in a plan or status record", "LEFT_OUT_MAX", "", ""),
+    ("a path or type of such an entry", "SHOWN_MAX", "", "characters"),
+    ("other mount points that are named of a file system", "ALIASES_MAX", "", ""),
+    ("all of these together", "ALIASES_TEXT_MAX", "", "characters"),
+    ("notes of a plan", "NOTES_MAX", "", ""),
     ("log lines kept in memory for a slow reader", "WAITING_MAX", "log", ""),
 )
 """What is limited, the constant, its module if several have that name, the unit."""

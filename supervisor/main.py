@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import setproctitle
 
 from ..agent import __version__
+from ..agent.api.bounds import also_at, bounded, not_shown
 from ..agent.api.errors import Fault
 from ..agent.api.options import Rules
 from ..agent.api.records import Plan
@@ -65,17 +66,18 @@ def print_plan(config: Config) -> int:
         plan = sysfs.read_plan(Rules(config.include, config.exclude))
     except Fault as fault:
         return _say(str(fault), 1)
-    return _print(describe(plan))
+    return _print(describe(bounded(plan)))
 
 
 def describe(plan: Plan) -> str:
     """Return the plan as lines: what is frozen, level by level, then what is left out and why."""
     lines = [f"file systems that would be frozen: {len(plan.mounts)}"]
     for mount in plan.mounts:
-        also = f", also at {', '.join(mount.aliases)}" if mount.aliases else ""
+        also = f", also at {also_at(mount)}" if mount.aliases else ""
         lines.append(f"  level {mount.level}  {mount.mountpoint} ({mount.fstype}, {mount.device}){also}")
-    lines.append(f"left out: {len(plan.left_out)}")
+    lines.append(f"left out: {sum(plan.left_out_counts.values())}")
     lines += [f"  {left.reason:<12}  {left.mountpoint} ({left.fstype}, {left.device})" for left in plan.left_out]
+    lines += [f"  {reason:<12}  {more} more" for reason, more in not_shown(plan.left_out, plan.left_out_counts).items()]
     lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(map(printable, lines)) + "\n"
 
@@ -160,7 +162,7 @@ def _found(journal_file: journal.Journal, config: Config, log: Log) -> JournalFo
     except (ValueError, OSError) as error:
         log.add("err", f"the journal cannot be read ({error}); thawing whatever can be frozen")
         try:
-            plan = sysfs.read_plan(Rules(config.include, config.exclude), ask=False)
+            plan = bounded(sysfs.read_plan(Rules(config.include, config.exclude), ask=False))
         except Fault as fault:
             log.add("err", f"no plan to thaw by: {fault}")
             plan = Plan((), ())

@@ -133,6 +133,7 @@ _ROWS = (
         params=_struct(
             Param("since", Kind.INTEGER, "answer as soon as `seq` is another than this", required=False),
             Param("wait", Kind.SECONDS, "at the latest after this many seconds (default 30)", required=False),
+            Param("brief", Kind.BOOLEAN, "without aliases and without what is left out", required=False),
         ),
         essential=True,
         blocked_with=("guest-fsfreeze-status",),
@@ -154,7 +155,7 @@ _ROWS = (
         _W,
         Disk.READ,
         "Tell what va.fsfreeze would do, freezing nothing.",
-        "struct {mounts: array, left_out: array with reasons}",
+        "struct {mounts: array, left_out: array with reasons, at most 50, left_out_counts: struct by reason}",
         params=_struct(*_FREEZE),
         limit=5,
     ),

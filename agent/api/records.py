@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Hashable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -25,10 +25,11 @@ R = TypeVar("R")
 class Mount:
     """One file system (superblock) of the plan.
 
-    `device` is major:minor of the superblock as in mountinfo. `aliases` are its other mount points. `level` is its
-    place in the order of freezing: 0 first. `hosts` are the indices of the planned file systems that this one lies on
-    (by device numbers, also through file systems that are left out, or assumed to): they are frozen after it and thawed
-    before it. `disks` are the disks, as /proc/diskstats names them, that its writes go to.
+    `device` is major:minor of the superblock as in mountinfo. `aliases` are its other mount points, or some of them and
+    `more_aliases` that are not shown (`bounds.bounded`). `level` is its place in the order of freezing: 0 first.
+    `hosts` are the indices of the planned file systems that this one lies on (by device numbers, also through file
+    systems that are left out, or assumed to): they are frozen after it and thawed before it. `disks` are the disks, as
+    /proc/diskstats names them, that its writes go to.
     """
 
     mountpoint: str
@@ -39,6 +40,7 @@ class Mount:
     level: int = 0
     hosts: tuple[int, ...] = ()
     disks: tuple[str, ...] = ()
+    more_aliases: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +53,21 @@ class LeftOut:
     fstype: str = ""
     reason: str = ""
     strict_error: bool = False
+    more_aliases: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The file systems to freeze, in that order: by level, and within a level in reverse mount order.
 
-    `notes` are sentences about what in that order is not as it was assumed to be.
+    `notes` are sentences about what in that order is not as it was assumed to be. `left_out_counts` says how many file
+    systems are left out for each reason, where `left_out` has only some of them (`bounds.bounded`).
     """
 
     mounts: tuple[Mount, ...]
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
+    left_out_counts: Mapping[str, int] = field(default_factory=dict)
 
     def dump(self) -> dict[str, Any]:
         """Return the plan as dicts and lists, for the report pipe, the journal and va.fsplan."""
@@ -72,9 +77,12 @@ class Plan:
         return found
 
     @classmethod
-    def load(cls, data: object) -> Plan:
-        """Return the plan from what `dump` made; raise ValueError that says what is wrong with its shape or values."""
-        plan = load(cls, data, "the plan", exact=True)
+    def load(cls, data: object, *, exact: bool = True) -> Plan:
+        """Return the plan from what `dump` made; raise ValueError that says what is wrong with its shape or values.
+
+        Without `exact` it may be of an older or newer version: absent members get their defaults.
+        """
+        plan = load(cls, data, "the plan", exact=exact)
         _check(plan)
         return plan
 
@@ -96,6 +104,7 @@ class MountStatus:
     error: str = ""
     seconds: float = -1
     reason: str = ""
+    more_aliases: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +152,10 @@ class Audit:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The status record of va.fsstatus. `seq` counts changes; `last` is None before the first freeze."""
+    """The status record of va.fsstatus. `seq` counts changes; `last` is None before the first freeze.
+
+    `mounts` has at most 50 file systems that are left out; `left_out_counts` counts all of them by their reasons.
+    """
 
     state: str
     code: int
@@ -161,6 +173,7 @@ class Status:
     audit: Audit = Audit()
     version: str = ""
     uptime: float = -1
+    left_out_counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def stock(self) -> bool:
@@ -207,6 +220,8 @@ def _converter(hint: Any) -> Callable[[Any], Any] | None:
         return _dump_each if is_dataclass(get_args(hint)[0]) else None
     if is_dataclass(hint):
         return dump
+    if get_origin(hint) is Mapping:
+        return dict
     return (lambda value: {} if value is None else dump(value)) if get_args(hint) else None
 
 
@@ -242,7 +257,7 @@ def load(kind: type[R], data: object, where: str, *, exact: bool = False) -> R:
 @cache
 def _members(kind: type) -> tuple[tuple[str, Any, bool], ...]:
     hints = get_type_hints(kind)
-    return tuple((f.name, hints[f.name], f.default is MISSING) for f in fields(kind))
+    return tuple((f.name, hints[f.name], f.default is f.default_factory is MISSING) for f in fields(kind))
 
 
 def _load_member(hint: Any, value: Any, where: str, exact: bool) -> Any:
@@ -256,11 +271,14 @@ def _load_member(hint: Any, value: Any, where: str, exact: bool) -> Any:
         if isinstance(value, list | tuple):
             item = get_args(hint)[0]
             return tuple(_load_member(item, one, f"{where}[{i}]", exact) for i, one in enumerate(value))
+    elif get_origin(hint) is Mapping:
+        if isinstance(value, dict):
+            return {key: _load_member(int, one, f"{where}.{key:.40}", exact) for key, one in value.items()}
     elif is_dataclass(hint):
         return load(cast("type[Any]", hint), value, where, exact=exact)
     elif get_args(hint):
         return None if value == {} else load(get_args(hint)[0], value, where, exact=exact)
-    raise _wrong(where, value, "a list" if get_origin(hint) is tuple else hint.__name__)
+    raise _wrong(where, value, {tuple: "a list", Mapping: "a struct"}.get(get_origin(hint)) or hint.__name__)
 
 
 def _wrong(where: str, value: object, expected: str) -> Misshapen:

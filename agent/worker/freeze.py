@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..api import options, records
+from ..api.bounds import bounded
 from ..api.errors import Code, Fault
 from ..api.states import MountState, Phase
 from ..api.text import brief, listed
@@ -251,7 +252,7 @@ class FreezeScript(_Together):
         if self._options.strict and refused:
             raise Fault(Code.FREEZE_FAILED, f"strict: cannot be frozen: {listed(refused)}; nothing was frozen")
         expedites: bool = yield steps.PrepareToExpedite()
-        yield steps.Send(messages.Plan(plan.dump(), int(expedites)))
+        yield steps.Send(messages.Plan(bounded(plan).dump(), int(expedites)))
         yield from self._take(plan, obeys=True)
         try:
             return (yield from self._freeze_and_hold())

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..api.bounds import bounded
 from ..api.errors import Code, Fault, failed
 from . import freeze, sysfs
 from .mount_threads import perform
@@ -129,4 +130,4 @@ def fssync(worker: Worker, args: Args) -> int:
 
 def fsplan(_worker: Worker, args: Args) -> dict[str, Any]:
     """Return the plan that va.fsfreeze would carry out."""
-    return sysfs.read_plan(args["options"].rules).dump()
+    return bounded(sysfs.read_plan(args["options"].rules)).dump()

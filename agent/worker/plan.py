@@ -26,7 +26,6 @@ from .mountinfo import MountInfo, Server, Superblock, as_shown, is_anonymous, na
 
 DAMAGED = frozenset({"emergency_ro", "shutdown"})  # options of a superblock that writes no more, after an error
 IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "rootfs", "hugetlbfs"})
-NOTES_MAX = 20
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -323,7 +322,7 @@ def _reach(
         if refused := [found[planned[other]].points[0] for other in on_it if other < at]:
             what = f"{found[planned[at]].points[0]} is not taken to lie on {listed(refused)}"
             notes.append(f"{what}: mounted before it, but known to lie on it")
-    return reach, notes[:NOTES_MAX]
+    return reach, notes
 
 
 def _bits(mask: int) -> list[int]:

@@ -187,11 +187,13 @@ class Engine:
         """Return the number of the freeze state."""
         return int(self._freeze.state)
 
-    def status(self, turn: Turn, call: Call, since: int | None, wait: float | None) -> Status | Deferred:
+    def status(
+        self, turn: Turn, call: Call, since: int | None, wait: float | None, *, brief: bool
+    ) -> Status | Deferred:
         """Return the status record once its seq differs from `since`, at the latest after `wait` seconds."""
         if since is None or since != self._seq:
-            return self._status(turn)
-        self._pending.wait_for_news(turn, call, since, wait)
+            return self._pending.record(turn, brief=brief)
+        self._pending.wait_for_news(turn, call, since, wait, brief=brief)
         return DEFERRED
 
     def settled(self, call: Call) -> str | Deferred:

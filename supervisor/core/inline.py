@@ -87,7 +87,7 @@ def fsstatus(engine: Engine, turn: Turn, call: Call, args: dict[str, Any]) -> An
     options = args["options"]
     if options is None:
         return engine.state_number()
-    return engine.status(turn, call, options["since"], options["wait"])
+    return engine.status(turn, call, options["since"], options["wait"], brief=bool(options["brief"]))
 
 
 HANDLERS: Mapping[str, InlineHandler] = {

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...agent.api.bounds import without_details
 from ...agent.api.errors import Code, Fault
 from ...agent.api.methods import RPCS
+from ...agent.api.records import Status
 from ...agent.api.states import FreezeState
 from . import audit
 from .events import Requested
@@ -47,12 +49,13 @@ class Call:
 class Pending:
     """The open calls by number. `status` returns the present record. Each call that ends gets an audit record."""
 
-    def __init__(self, records: audit.Audit, status: Callable[[Turn], Any]) -> None:
+    def __init__(self, records: audit.Audit, status: Callable[[Turn], Status]) -> None:
         self._audit = records
         self._status = status
         self._open: dict[int, Call] = {}
         self._by_connection: dict[int, set[int]] = {}
         self._since: dict[int, int] = {}
+        self._brief: set[int] = set()
         self._unsettled: list[int] = []
         self._last_id = 0
 
@@ -132,27 +135,34 @@ class Pending:
         mine.discard(call.id)
         if not mine:
             del self._by_connection[call.request.connection]
+        self._brief.discard(call.id)
         if self._since.pop(call.id, None) is not None:
             turn.cancel(("core", "poll", call.id))
         return call
 
     # -- news of the freeze
 
-    def wait_for_news(self, turn: Turn, call: Call, since: int, wait: float | None) -> None:
+    def record(self, turn: Turn, *, brief: bool) -> Status:
+        """Return the present status record, a `brief` one without details."""
+        return without_details(self._status(turn)) if brief else self._status(turn)
+
+    def wait_for_news(self, turn: Turn, call: Call, since: int, wait: float | None, *, brief: bool) -> None:
         """Answer with the status record once its seq differs from `since`, at the latest after `wait` seconds."""
         if call.id not in self._open:
             return  # its host has given up already
         self._since[call.id] = since
+        if brief:
+            self._brief.add(call.id)
         turn.arm(("core", "poll", call.id), WAIT_DEFAULT if wait is None else wait)
 
     def poll_due(self, turn: Turn, number: int) -> None:
         """Answer a call whose `wait` has passed with the present record."""
-        self.answer(turn, number, self._status(turn))
+        self._tell(turn, number)
 
     def cut(self, turn: Turn, connection: int) -> None:
         """Answer now the calls of this connection that wait for news."""
         for number in sorted(self._by_connection.get(connection, set()) & self._since.keys()):
-            self.answer(turn, number, self._status(turn))
+            self._tell(turn, number)
 
     def settled(self, call: Call, state: FreezeState) -> str | Deferred:
         """Return "thawed" or "frozen"; if neither is true, answer the call when one is."""
@@ -166,7 +176,7 @@ class Pending:
         """Answer those for whom there is news."""
         if self._since:  # ADR 0012: `!=`, not `<`, since a restart begins seq anew
             for number in [number for number, since in self._since.items() if since != seq]:
-                self.answer(turn, number, self._status(turn))
+                self._tell(turn, number)
         if self._unsettled and (answer := SETTLED[state]) is not None:
             waiting, self._unsettled = self._unsettled, []
             for number in waiting:
@@ -175,4 +185,7 @@ class Pending:
     def tell_all(self, turn: Turn) -> None:
         """Answer all who wait for a newer record with the present one."""
         for number in list(self._since):
-            self.answer(turn, number, self._status(turn))
+            self._tell(turn, number)
+
+    def _tell(self, turn: Turn, number: int) -> None:
+        self.answer(turn, number, self.record(turn, brief=number in self._brief))

@@ -46,7 +46,7 @@ class FreezeReports:
         self._workers.describe(worker, ledger.doing if worker.alive else ledger.doing())
         return ""
 
-    def _receive_plan(self, _turn: Turn, _worker: Worker, message: messages.Plan) -> str:
+    def _receive_plan(self, turn: Turn, _worker: Worker, message: messages.Plan) -> str:
         transaction = self._freeze.current
         if transaction.ledger.planned:
             return "a second Plan"
@@ -54,6 +54,8 @@ class FreezeReports:
             transaction.ledger.take(Plan.load(message.plan), expedites=bool(message.expedites))
         except ValueError as error:
             return f"Plan: {error}"
+        for note in transaction.ledger.plan.notes:
+            turn.log("notice", f"freeze {transaction.id}: {note}")
         return ""
 
     def _receive_synced(self, turn: Turn, worker: Worker, _synced: messages.Synced) -> str:

@@ -41,11 +41,13 @@ def _mounts(transaction: Transaction | None) -> tuple[MountStatus, ...]:
             mark.error,
             mark.seconds,
             mark.state.value if mark.state in left else "",
+            mark.mount.more_aliases,
         )
         for mark in ledger.marks
     ]
+    out = MountState.LEFT_OUT.value
     left_out = [
-        MountStatus(m.mountpoint, m.aliases, m.device, m.fstype, -1, MountState.LEFT_OUT.value, 0, "", 0.0, m.reason)
+        MountStatus(m.mountpoint, m.aliases, m.device, m.fstype, -1, out, 0, "", 0.0, m.reason, m.more_aliases)
         for m in ledger.plan.left_out
     ]
     return (*planned, *left_out)
@@ -92,4 +94,5 @@ def record(
         audit=records.Audit(*audit),
         version=version,
         uptime=now - start,
+        left_out_counts=transaction.ledger.plan.left_out_counts if transaction else {},
     )

@@ -214,6 +214,7 @@ MOUNT = {
     "error": "",
     "seconds": 0.031,
     "reason": "",
+    "more_aliases": 0,
 }
 WORKER = {"id": 17, "pid": 4711, "rpc": "va.fsfreeze", "phase": "hold", "seconds": 19.0, "process_state": "sleeping"}
 LAST = {
@@ -246,5 +247,6 @@ def status_record(**changed: Any) -> dict[str, Any]:
         "version": "0.1.0",
         "uptime": 7500.0,
         "error": "",
+        "left_out_counts": {},
     }
     return record | changed

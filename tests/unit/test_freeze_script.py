@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes.driven import BEGIN, Driven, Refused, Waits, options, plan_of
+from virtagent.agent.api.bounds import bounded
 from virtagent.agent.api.errors import Code, Fault
-from virtagent.agent.api.records import Plan
+from virtagent.agent.api.records import LeftOut, Mount, Plan
 from virtagent.agent.api.states import MountState
 from virtagent.agent.worker import freeze, messages, steps
 from virtagent.agent.worker.freeze import Flush, FreezeScript, thaw_again
@@ -68,10 +70,26 @@ def test_the_plan_is_reported_before_anything_is_done() -> None:
     driven.run(FreezeScript(options()).run())
     kinds = [type(step).__name__ for step in driven.did]
     assert kinds[:8] == ["Title", "LockMemory", "Send", "ReadPlan", "PrepareToExpedite", "Send", "Start", "Measure"]
-    assert driven.said(messages.Plan) == [messages.Plan(TWO.dump(), 0)]
+    assert driven.said(messages.Plan) == [messages.Plan(bounded(TWO).dump(), 0)]
     again = freezing()
     again.run(FreezeScript(options()).run())
     assert again.said(messages.Plan)[0].expedites == 1
+
+
+def test_the_plan_is_reported_within_its_bounds_and_known_whole() -> None:
+    aliases = tuple(f"/bind/{i}" for i in range(6000))
+    left_out = tuple(LeftOut(f"/net/{i}", device=f"0:{i}", fstype="nfs", reason="network") for i in range(1000))
+    driven = freezing(dataclasses.replace(TWO, mounts=(*TWO.mounts[:1], aliased(aliases)), left_out=left_out))
+    assert driven.run(FreezeScript(options()).run()) == 2
+    (told,) = driven.said(messages.Plan)
+    plan = Plan.load(told.plan)
+    assert (len(plan.left_out), plan.left_out_counts, plan.mounts[1].more_aliases) == (50, {"network": 1000}, 5992)
+    (start,) = [step for step in driven.did if isinstance(step, steps.Start)]
+    assert dict(start.mounts)[1].aliases == aliases, "one of them may be the only one that leads there"
+
+
+def aliased(aliases: tuple[str, ...]) -> Mount:
+    return dataclasses.replace(TWO.mounts[1], aliases=aliases)
 
 
 def test_nothing_is_frozen_before_proceed() -> None:

@@ -80,6 +80,7 @@ PLAN = {
             "level": 0,
             "hosts": [1],
             "disks": ["sda"],
+            "more_aliases": 0,
         },
         {
             "mountpoint": "/srv",
@@ -90,6 +91,7 @@ PLAN = {
             "level": 1,
             "hosts": [],
             "disks": ["sda"],
+            "more_aliases": 0,
         },
     ],
     "left_out": [
@@ -100,6 +102,7 @@ PLAN = {
             "fstype": "proc",
             "reason": "pseudo",
             "strict_error": False,
+            "more_aliases": 0,
         },
         {
             "mountpoint": "/net",
@@ -108,9 +111,11 @@ PLAN = {
             "fstype": "nfs4",
             "reason": "network",
             "strict_error": False,
+            "more_aliases": 0,
         },
     ],
     "notes": [],
+    "left_out_counts": {"network": 1, "pseudo": 1},
 }
 
 

@@ -23,7 +23,7 @@ DESIGN: dict[str, list[set[str] | str]] = {
     "va.shutdown": ["mode"],
     "va.fsfreeze": [FSFREEZE],
     "va.fsthaw": [{"wait"}],
-    "va.fsstatus": [{"since", "wait"}],
+    "va.fsstatus": [{"since", "wait", "brief"}],
     "va.fshold": ["seconds"],
     "va.fsplan": [FSFREEZE],
     "va.fssync": [FSSYNC],
