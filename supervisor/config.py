@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
+from ..agent.api import qemu
 from ..agent.api.methods import RPCS, allows
 from ..agent.api.params import seconds
 
@@ -51,6 +52,7 @@ class Config:
     allow_rpcs: tuple[str, ...] = ()
     block_rpcs: tuple[str, ...] = ()
     log_level: str = "info"
+    qga_version: str = qemu.NEWEST
     max_workers: int = 8
     max_clients: int = 16
     max_header: int = 4096
@@ -116,6 +118,14 @@ def _depth(name: str, text: str) -> int:
 def _level(name: str, text: str) -> str:
     if text not in LEVELS:
         raise ValueError(f"{name} is {text!r:.60}, expected one of {', '.join(LEVELS)}")
+    return text
+
+
+def _qga_version(name: str, text: str) -> str:
+    try:
+        qemu.version(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is {error}") from None
     return text
 
 
@@ -201,6 +211,7 @@ OPTIONS: Mapping[str, Option] = {
     "block-rpcs": Option(_rpcs, "A,B", "refuse these RPCs"),
     "log-level": Option(_level, "L", f"one of {', '.join(LEVELS)}"),
     "log-target": Option(_target, "T", f"{', '.join(TARGETS)} or file:PATH"),
+    "qga-version": Option(_qga_version, "V", "the qemu-ga that hosts are told, with its commands and texts"),
     "max-workers": Option(_count, "N", "workers at once"),
     "max-clients": Option(_count, "N", "clients a listening channel"),
     "max-header": Option(_count, "BYTES", "longest request header"),

@@ -1,4 +1,4 @@
-"""The command line and the key file of qemu-ga 7.2, and -a and -c of later versions: reading them, and printing -D."""
+"""The command line and the key file of qemu-ga: reading them, and printing -D."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from ..agent.api import qemu
 from .key_file import BadKeyFile, form, parse, text_of, truth_of
 
 CONF = "/etc/qemu/qemu-ga.conf"
@@ -26,7 +27,10 @@ class BadUsage(Exception):
 
 
 class Option(NamedTuple):
-    """One option: its letter, its long name, and whether it takes an argument ("no", "yes", "may")."""
+    """One option: its letter, its long name, and whether it takes an argument ("no", "yes", "may").
+
+    One that only we have has its name for a letter, which no command line can give as one.
+    """
 
     letter: str
     word: str
@@ -51,12 +55,15 @@ OPTIONS = (
     Option("c", "config", "yes", f"key file to read first (default QGA_CONF, else {CONF})"),
     Option("r", "retry-path", "no", "has no effect: a port that is not there is always waited for"),
     Option("h", "help", "no", "print this and end"),
+    Option("qga-version", "qga-version", "yes", f"be this qemu-ga to hosts and to -V and -D (default {qemu.NEWEST})"),
 )
 
 
 _ENDS = {"V": "version", "h": "help"}
 _TEXTS = {"m": "method", "p": "path", "l": "logfile", "f": "pidfile", "t": "statedir", "F": "hook"}
+_TEXTS |= {"qga-version": "qga_version"}
 _FLAGS = {"d": "daemon", "v": "verbose", "r": "retry"}
+_KEYS = {"hook": "fsfreeze-hook", "retry": "retry-path", "qga_version": "qga-version"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +81,10 @@ class Settings:
     retry: bool = False
     block: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
+    qga_version: str = ""
 
-    def dump(self) -> str:
-        """Return the key file that qemu-ga prints for these settings."""
+    def dump(self, version: str) -> str:
+        """Return the key file that the qemu-ga of this version prints for these settings."""
         values: dict[str, str | bool] = {"daemon": self.daemon}
         some = (("method", self.method), ("path", self.path), ("logfile", self.logfile))
         values |= {key: value for key, value in some if value is not None}
@@ -84,7 +92,8 @@ class Settings:
         values |= {} if self.hook is None else {"fsfreeze-hook": self.hook}
         values |= {"statedir": self.statedir, "verbose": self.verbose, "retry-path": self.retry}
         values["block-rpcs"] = ",".join(self.block)
-        values |= {"allow-rpcs": ",".join(self.allow)} if self.allow else {}
+        if self.allow or qemu.version(version) >= qemu.BOTH_LISTS:
+            values["allow-rpcs"] = ",".join(self.allow)
         return form("general", values)
 
 
@@ -156,11 +165,11 @@ def read_conf(settings: Settings, data: bytes) -> Settings:
     raw = parse(data).get("general", {})
     changed: dict[str, Any] = {}
     for name in _TEXTS.values():
-        key = "fsfreeze-hook" if name == "hook" else name
+        key = _KEYS.get(name, name)
         if key in raw:
             changed[name] = text_of(key, raw[key])
     for name in _FLAGS.values():
-        key = "retry-path" if name == "retry" else name
+        key = _KEYS.get(name, name)
         if key in raw:
             changed[name] = truth_of(key, raw[key])
     lists = {key: items(text_of(key, raw[key])) for key in ("block-rpcs", "blacklist", "allow-rpcs") if key in raw}
@@ -182,6 +191,8 @@ def load(words: Sequence[str], environment: Mapping[str, str]) -> tuple[Settings
         wrong = error  # an earlier option may end the run first, and the file is read before all
     named = [value for letter, value in given if letter == "c"]
     settings = _read_file(named[-1] if named else environment.get("QGA_CONF") or CONF, needed=bool(named))
+    for value in [settings.qga_version, *(value for letter, value in given if letter == "qga-version")]:
+        settings = replace(settings, qga_version=_known(value))  # first, since -V is answered where it stands
     asked = ""
     for letter, value in given:
         if letter in _ENDS or (letter in "ab" and value in ("help", "?")):
@@ -213,6 +224,15 @@ def _read_file(path: str, *, needed: bool) -> Settings:
         raise BadUsage(f"error loading configuration from path: {path}, {error}") from None
 
 
+def _known(version: str) -> str:
+    try:
+        if version:
+            qemu.version(version)
+    except ValueError as error:
+        raise BadUsage(f"qga-version is {error}") from None
+    return version
+
+
 def _take(settings: Settings, letter: str, value: str) -> Settings:
     if letter == "b":
         return replace(settings, block=settings.block + items(value))
@@ -233,6 +253,7 @@ def usage() -> str:
     ]
     for option in OPTIONS:
         if option.help:
-            lines.append(f"  {f'-{option.letter}, --{option.word}':<22} {option.help}")
+            letter = f"-{option.letter}, " if len(option.letter) == 1 else ""
+            lines.append(f"  {f'{letter}--{option.word}':<22} {option.help}")
     lines += ["", "What else virtagentd offers is read from its own file, which VIRTAGENT_CONF may name."]
     return "\n".join(lines) + "\n"

@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from ..agent import __version__
+from ..agent.api import qemu
 from ..agent.api.methods import RPCS
 from . import state_dir
 from .config import CONFIG_FILE, BadConfig, Config, build, read_file
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings, asked = load(sys.argv[1:] if arguments is None else arguments, os.environ)
         if asked:
-            sys.stdout.write(_answer(settings, asked))
+            sys.stdout.write(_answer(settings, asked, os.environ))
             return 0
         config, notes = configure(settings, os.environ)
     except BadUsage as error:
@@ -46,15 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return serve(config, process.System(), notes=notes, folder=None)
 
 
-def _answer(settings: Settings, asked: str) -> str:
+def _answer(settings: Settings, asked: str, environment: Mapping[str, str]) -> str:
+    """Return what to print; raise BadConfig if it depends on virtagentd.conf, which cannot be read."""
+    if asked == "help":
+        return usage()
+    version = settings.qga_version or _configured_version(environment)
     match asked:
         case "version":
-            return f"QEMU Guest Agent (virtagent) {__version__}\n"
-        case "help":
-            return usage()
+            return f"QEMU Guest Agent {version}\n"
         case "rpcs":
-            return "".join(f"{row.name}\n" for row in RPCS.values() if row.public)
-    return settings.dump()
+            since = qemu.version(version)
+            return "".join(f"{row.name}\n" for row in RPCS.values() if row.public and row.since <= since)
+    return settings.dump(version)
+
+
+def _configured_version(environment: Mapping[str, str]) -> str:
+    from_file, _ = _read(environment.get("VIRTAGENT_CONF") or CONFIG_FILE, needed=False)
+    return from_file.get("qga-version", [qemu.NEWEST])[-1]
 
 
 def configure(settings: Settings, environment: Mapping[str, str]) -> tuple[Config, list[str]]:
@@ -76,6 +84,8 @@ def configure(settings: Settings, environment: Mapping[str, str]) -> tuple[Confi
         given["log-target"] = [f"file:{os.path.abspath(settings.logfile)}"]
     elif settings.daemon:
         given["log-target"] = ["syslog"]  # a daemonized process has no stderr
+    if settings.qga_version:
+        given["qga-version"] = [settings.qga_version]
     if settings.verbose:
         given["log-level"] = ["debug"]
     for option, names in (("block-rpcs", settings.block), ("allow-rpcs", settings.allow)):

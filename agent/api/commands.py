@@ -52,8 +52,8 @@ _BLOCK = _struct("block", _given("phys-index", Kind.INTEGER), *_STATED)
 _CPU = _struct("cpu", _given("logical-id", Kind.INTEGER), *_STATED)
 
 
-def _fact(name: str, handler: str, disk: Disk, doc: str) -> Rpc:
-    return Rpc(f"guest-{name}", handler, _W, disk, doc, "as qemu-ga", limit=_FACTS)
+def _fact(name: str, handler: str, disk: Disk, doc: str, **more: Any) -> Rpc:
+    return Rpc(f"guest-{name}", handler, _W, disk, doc, "as qemu-ga", limit=_FACTS, **more)
 
 
 def _act(name: str, handler: str, doc: str, *params: Param) -> Rpc:
@@ -176,16 +176,22 @@ GUEST_ROWS = (
     _fact("get-timezone", "system.get_timezone", _READ, "Tell the time zone."),
     _fact("get-osinfo", "system.get_osinfo", _READ, "Tell kernel and distribution."),
     _fact("get-users", "system.get_users", _READ, "Tell who is logged in."),
-    _fact("get-load", "system.get_load", _NONE, "Tell the load averages."),
+    _fact("get-load", "system.get_load", _NONE, "Tell the load averages.", since=(10, 0)),
     _fact("get-cpustats", "cpus.get_cpustats", _NONE, "Tell what the processors did."),
     _fact("get-vcpus", "cpus.get_vcpus", _NONE, "Tell which processors are online."),
     _fact("get-memory-blocks", "cpus.get_memory_blocks", _NONE, "Tell which memory blocks are online."),
     _fact("get-memory-block-info", "cpus.get_memory_block_info", _NONE, "Tell how large a memory block is."),
     _fact("get-disks", "disks.get_disks", _NONE, "Tell the disks and partitions."),
     _fact("get-diskstats", "disks.get_diskstats", _NONE, "Tell what the disks did."),
-    _fact("get-fsinfo", "disks.get_fsinfo", _READ, "Tell the mounted file systems and the disks that they lie on."),
+    _fact(
+        "get-fsinfo",
+        "disks.get_fsinfo",
+        _READ,
+        "Tell the mounted file systems and the disks that they lie on.",
+        adds=("qga",),
+    ),
     _fact("network-get-interfaces", "network.network_get_interfaces", _NONE, "Tell interfaces and addresses."),
-    _fact("network-get-route", "network.network_get_route", _NONE, "Tell the routes."),
+    _fact("network-get-route", "network.network_get_route", _NONE, "Tell the routes.", since=(9, 1)),
     _act(
         "set-time",
         "machine.set_time",
@@ -284,7 +290,7 @@ GUEST_ROWS = (
         ),
         limit=30,
         holds=_PROGRAMS_MAX,
-        adds=("limit", "grace"),
+        adds=("limit", "grace", "qga"),
         outlives=True,
     ),
     Rpc(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from . import params
+from . import params, qemu
 from .commands import GUEST_ROWS
 from .errors import Code, Fault
 from .params import Kind, Param
@@ -255,10 +255,13 @@ def arguments(row: Rpc, given: list[Any] | dict[str, Any]) -> dict[str, Any]:
     return (params.check_guest if row.is_guest else params.check)(row.name, row.params, given)
 
 
-def public(name: str) -> Rpc:
-    """Return the row that a host may call by this name; raise Fault METHOD if there is no such row."""
+def public(name: str, qga: qemu.Version = qemu.LATEST) -> Rpc:
+    """Return the row that a host may call by this name; raise Fault METHOD if there is no such row.
+
+    There is none for a command that came to qemu-ga after version `qga`.
+    """
     row = RPCS.get(name)
-    if row is None or not row.public:
+    if row is None or not row.public or row.since > qga:
         raise Fault(Code.METHOD, f"no method {name[:80]!r}; call system.listMethods")
     return row
 

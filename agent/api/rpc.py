@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from . import qemu
 from .params import Param
 
 
@@ -42,7 +43,8 @@ class Rpc:
     others die with it. Only `public` rows may be called by hosts. `blocked_with` names the rows that do the same, in
     whole or in part: whoever blocks one of them has blocked this one. What a frozen guest needs (`needed_frozen`) is
     admitted until the guest is thawed, whatever is blocked. The success of a row that only `watches` is logged at level
-    debug, and never waits in the audit ring (ADR 0023).
+    debug, and never waits in the audit ring (ADR 0023). A command of qemu-ga is there
+    `since` that version of QEMU.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Rpc:
     blocked_with: tuple[str, ...] = ()
     needed_frozen: bool = False
     watches: bool = False
+    since: qemu.Version = (0, 0)
 
     def help(self) -> str:
         """Return what the RPC does, takes and returns, a line each."""

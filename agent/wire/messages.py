@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..api import qemu
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -51,8 +53,9 @@ ITEMS_MAX = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one session may cost: bytes of a header and of a body, levels of nesting."""
+    """What one session may cost: bytes of a header and of a body, levels of nesting. `qga`: whose texts it speaks."""
 
     header: int = 4096
     body: int = 2 << 20
     nesting: int = 64
+    qga: qemu.Version = qemu.LATEST

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from ..api import qemu
 from ..api.errors import Code, Fault
 from . import json_values
 from .messages import ITEMS_MAX, Limits, Refused, Request
@@ -126,16 +127,11 @@ class Message:
         ours = self._method.startswith(OURS)
         if fault.code is Code.METHOD:
             error = {"class": "CommandNotFound", "desc": f"The command {self._method} has not been found"}
-        elif fault.code is Code.BLOCKED:
-            error = {
-                "class": "CommandNotFound",
-                "desc": f"Command {self._method} has been disabled: the command is not allowed",
-            }
-        elif not ours and fault.code is Code.REFUSED_WHILE_FROZEN:
-            error = {
-                "class": "CommandNotFound",
-                "desc": f"Command {self._method} has been disabled: the agent is in frozen state",
-            }
+        elif fault.code is Code.BLOCKED or (not ours and fault.code is Code.REFUSED_WHILE_FROZEN):
+            why = ": the command is not allowed"
+            if self._limits.qga < qemu.NOT_ALLOWED:
+                why = "" if fault.code is Code.BLOCKED else ": the agent is in frozen state"
+            error = {"class": "CommandNotFound", "desc": f"Command {self._method} has been disabled{why}"}
         if ours:  # ADR 0021: the errors of guest-* are qemu-ga's to the letter
             error |= {"code": int(fault.code), "name": fault.code.name}
         self._write(json_values.dump({**self._echo, "error": error}))

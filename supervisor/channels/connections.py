@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+from ...agent.api import qemu
 from ...agent.api.errors import Code, Fault
 from ...agent.wire.messages import Abandoned, Incoming, Limits, Refused, Request
 from ..config import Config
@@ -121,7 +122,8 @@ class Connections:
         """A host has come: begin a connection."""
         config, now = self.config, self.clock()
         self._last_id += 1
-        limits = Limits(config.max_header, config.max_body, config.max_nesting)
+        qga = qemu.version(config.qga_version)
+        limits = Limits(config.max_header, config.max_body, config.max_nesting, qga)
         connection = Connection(self._last_id, transport, limits, config.message_age, self.timers, now)
         self._by_id[connection.id] = self._by_transport[transport] = connection
         there = self.same_channel(connection.peer.channel)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+from ...agent.api import qemu
 from ...agent.api.errors import Code, Fault, from_number
 from ...agent.api.methods import RPCS, Disk, Rpc, Runs, arguments, public, refusal
 from ...agent.api.records import Status
@@ -99,7 +100,7 @@ class Engine:
         try:
             if self._pending.count(request.connection) > CALLS_MAX:
                 raise Fault(Code.BUSY, f"{request.method[:80]}: {CALLS_MAX} calls of this connection wait already")
-            row = public(request.method)
+            row = public(request.method, self.qga)
             room_for_reply(row, self._pending)
             if request.crowded and not row.essential:
                 raise Fault(Code.BUSY, f"{row.name}: too many replies are not read; call again later")
@@ -321,6 +322,7 @@ class Engine:
 
     def _configure(self, config: Config) -> None:
         self._config = config
+        self.qga_version, self.qga = config.qga_version, qemu.version(config.qga_version)
         self._workers.configure(config.exit_grace, config.kill_grace)
         self._freeze.configure(config.hold_limit_max, config.thaw_limit)
         self._audit.configure(config.audit_ring)

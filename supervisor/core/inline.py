@@ -53,13 +53,13 @@ def sync(_engine: Engine, _turn: Turn, _call: Call, args: dict[str, Any]) -> int
 
 
 def info(engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> dict[str, Any]:
-    """Return the version and all commands, with whether each is admitted now."""
+    """Return the version of the qemu-ga that this is, and all commands, with whether each is admitted now."""
     commands = [
         {"name": row.name, "enabled": engine.refusal(row) is None, "success-response": row.name not in SILENT}
         for row in RPCS.values()
-        if row.public
+        if row.public and row.since <= engine.qga
     ]
-    return {"version": engine.version, "supported_commands": commands}
+    return {"version": engine.qga_version, "supported_commands": commands}
 
 
 def fsfreeze_status(engine: Engine, _turn: Turn, call: Call, _args: dict[str, Any]) -> str | Deferred:

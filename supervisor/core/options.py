@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...agent.api import qemu
 from ...agent.api.errors import Code, Fault
 from ...agent.api.methods import Rpc
 from ...agent.api.options import Options, Rules
@@ -15,7 +16,13 @@ EXEC_GRACE = 10.0  # seconds that a program over its limit has between SIGTERM a
 
 def additions(config: Config, handle: int) -> dict[str, Any]:
     """Return everything that a row may get in addition to its arguments (`Rpc.adds`)."""
-    return {"command": config.shutdown_command, "limit": config.exec_limit, "grace": EXEC_GRACE, "handle": handle}
+    return {
+        "command": config.shutdown_command,
+        "limit": config.exec_limit,
+        "grace": EXEC_GRACE,
+        "handle": handle,
+        "qga": qemu.version(config.qga_version),
+    }
 
 
 def freeze_options(

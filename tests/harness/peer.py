@@ -136,6 +136,14 @@ def qemu_ga() -> str:
     return found
 
 
+def qemu_ga_version() -> tuple[str, tuple[int, int]]:
+    """Return the version of the real qemu-ga as it tells it, and its first two numbers."""
+    said = subprocess.run([qemu_ga(), "-V"], capture_output=True, text=True, check=True, timeout=10).stdout
+    text = said.split()[3]
+    major, minor, *_ = text.split(".")
+    return text, (int(major), int(minor))
+
+
 class QemuGa:
     """A qemu-ga (Debian package qemu-guest-agent) on a unix socket in the area."""
 

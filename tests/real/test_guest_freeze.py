@@ -79,7 +79,7 @@ def test_all_is_answered_while_a_freeze_hangs_and_no_reply_comes_late(scene: Sce
     assert other.ask("guest-fsfreeze-freeze")["error"]["class"] == "CommandNotFound"
     assert other.ask("guest-exec", {"path": "/bin/true"})["error"] == {
         "class": "CommandNotFound",
-        "desc": "Command guest-exec has been disabled: the agent is in frozen state",
+        "desc": "Command guest-exec has been disabled: the command is not allowed",
     }
     scene.stall.release()
     scene.daemon.wait_state("FROZEN")

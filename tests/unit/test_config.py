@@ -34,6 +34,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("log-level", "debug", "debug"),
     ("log-target", "journal", "journal"),
     ("log-target", "file:/var/log/a b.log", "file:/var/log/a b.log"),
+    ("qga-version", "7.2.22", "7.2.22"),
     ("max-workers", "1", 1),
     ("max-clients", "99", 99),
     ("max-header", "1024", 1024),
@@ -49,6 +50,7 @@ BAD: list[tuple[str, str]] = [
     *[("channel", text) for text in ("", "/run/a", "unix:", "unix:a", "tcp:1", "UNIX:/a", "unix:/" + "x" * 107)],
     *[("channel", f"vsock{rest}") for rest in ("", ":", ":0", ":-1", ":1:2", ":x", ":4294967295", ":\u0664", ": 1")],
     *[("channel", text) for text in ("virtio:", "virtio:vport1p1", "virtio ", "serial", "serial:", "serial:ttyS0")],
+    *[("qga-version", text) for text in ("", "10", "10.", "v10.2", "10.2.x", "10.2.0-rc1", "1 0.2", "\u0661.2")],
     ("include", ""),
     ("exclude", "a\0b"),
     *[

@@ -93,6 +93,19 @@ def test_blocked_and_unlisted_rpcs() -> None:
     assert drive.ask("system.listMethods").value == ["va.ping", "system.listMethods"]
 
 
+def test_guest_info_is_of_the_qemu_ga_that_it_is_told_to_be() -> None:
+    told = {}
+    for version in ("7.2.22", "10.2.0"):
+        drive = Drive(qga_version=version)
+        info = drive.ask_by_name("guest-info", {}).value
+        assert info["version"] == version
+        told[version] = {command["name"] for command in info["supported_commands"]}
+        missing = drive.ask_by_name("guest-get-load", {})
+        assert missing.answers == [] or missing.code is Code.METHOD
+        assert bool(missing.answers) == (version == "7.2.22")
+    assert told["10.2.0"] - told["7.2.22"] == {"guest-get-load", "guest-network-get-route"}
+
+
 def test_the_list_and_the_help_are_the_table(drive: Drive) -> None:
     assert sorted(drive.ask("system.listMethods").value) == sorted(PUBLIC)
     assert drive.ask("va.capabilities").value == {"version": "1.2", "methods": drive.ask("system.listMethods").value}

@@ -1,8 +1,9 @@
-"""The command line and the key file of qemu-ga: what qemu-ga 7.2.22 printed for each, recorded with -D."""
+"""The command line and the key file of qemu-ga: what qemu-ga 7.2.22 and 10.0.13 printed for each, recorded with -D."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -101,16 +102,20 @@ FILES: list[tuple[str, dict[str, str] | None]] = [
 ]  # fmt: skip
 
 
-def text(changed: dict[str, str]) -> str:
-    values = DEFAULT | changed
+VERSIONS = ("7.2.22", "10.0.13")
+
+
+def text(changed: dict[str, str], version: str = "7.2.22") -> str:
+    values = DEFAULT | ({"allow-rpcs": ""} if version == "10.0.13" else {}) | changed
     return "[general]\n" + "".join(f"{key}={values[key]}\n" for key in ORDER if key in values)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(("words", "changed"), LINES)
-def test_dump_of_a_command_line(words: list[str], changed: dict[str, str]) -> None:
+def test_dump_of_a_command_line(words: list[str], changed: dict[str, str], version: str) -> None:
     settings, asked = load(["-D", *words], NONE)
     assert asked == "dump"
-    assert settings.dump() == text(changed)
+    assert settings.dump(version) == text(changed, version)
 
 
 @pytest.mark.parametrize(("data", "changed"), FILES)
@@ -122,7 +127,8 @@ def test_dump_of_a_key_file(data: str, changed: dict[str, str] | None, tmp_path:
             with pytest.raises(BadUsage, match="error loading configuration"):
                 load(words, environment)
         else:
-            assert load(words, environment)[0].dump() == text(changed)
+            for version in VERSIONS:
+                assert load(words, environment)[0].dump(version) == text(changed, version)
 
 
 def test_the_command_line_wins_and_lists_add_up(tmp_path: Path) -> None:
@@ -137,7 +143,7 @@ def test_the_command_line_wins_and_lists_add_up(tmp_path: Path) -> None:
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     file = tmp_path / "conf"
     file.write_bytes(b"[general]\nelse=\xff\n")
-    assert load(["-D"], {"QGA_CONF": str(file)})[0].dump() == text({})
+    assert load(["-D"], {"QGA_CONF": str(file)})[0].dump("7.2.22") == text({})
     file.write_bytes(b"[general]\npath=\xff\n")
     with pytest.raises(BadUsage, match="not UTF-8"):
         load(["-D"], {"QGA_CONF": str(file)})
@@ -199,7 +205,9 @@ def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
 def test_what_is_allowed_and_blocked_is_blocked(words: list[str], conf: str, tmp_path: Path) -> None:
     (tmp_path / "conf").write_text(f"[general]\n{conf}\n")
     settings, _ = load(["-D", *words], {"QGA_CONF": str(tmp_path / "conf")})
-    assert settings.dump() == text({"allow-rpcs": "guest-sync,guest-ping", "block-rpcs": "guest-exec,guest-sync"})
+    assert settings.dump("7.2.22") == text(
+        {"allow-rpcs": "guest-sync,guest-ping", "block-rpcs": "guest-exec,guest-sync"}
+    )
     config, _ = qemu_ga.configure(settings, {})
     allowed = [config.allows(name) for name in ("guest-ping", "guest-sync", "guest-exec", "guest-info")]
     assert allowed == [True, False, False, False]
@@ -328,9 +336,47 @@ def test_virtagentds_own_file_is_read_and_loses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "keys", "conf", "version"),
+    [
+        ([], "", "", "10.2.0"),
+        ([], "", "qga-version 9.2.1\n", "9.2.1"),
+        ([], "qga-version=8.0.0", "qga-version 9.2.1\n", "8.0.0"),
+        (["--qga-version", "7.2.22"], "qga-version=8.0.0", "qga-version 9.2.1\n", "7.2.22"),
+    ],
+)
+def test_which_qemu_ga_it_is(
+    words: list[str],
+    keys: str,
+    conf: str,
+    version: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, text_ in (("QGA_CONF", f"[general]\n{keys}\n"), ("VIRTAGENT_CONF", conf)):
+        (tmp_path / name).write_text(text_)
+        monkeypatch.setenv(name, str(tmp_path / name))
+    assert qemu_ga.configure(load(words, dict(os.environ))[0], os.environ)[0].qga_version == version
+    assert qemu_ga.main([*words, "-V"]) == 0
+    assert capsys.readouterr().out == f"QEMU Guest Agent {version}\n"
+
+
+def test_a_version_has_the_commands_that_it_had(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = {}
+    for version in ("7.2.22", "9.1.0", "10.2.0"):
+        assert qemu_ga.main(["--qga-version", version, "-b", "help"]) == 0
+        listed[version] = capsys.readouterr().out.split()
+    assert set(listed["9.1.0"]) - set(listed["7.2.22"]) == {"guest-network-get-route"}
+    assert set(listed["10.2.0"]) - set(listed["9.1.0"]) == {"guest-get-load"}
+
+
+@pytest.mark.parametrize(
     ("words", "code", "out", "err"),
     [
-        (["-V"], 0, "QEMU Guest Agent (virtagent) ", ""),
+        (["-V"], 0, "QEMU Guest Agent 10.2.0\n", ""),
+        (["-V", "--qga-version", "7.2.22"], 0, "QEMU Guest Agent 7.2.22\n", ""),
+        (["--qga-version=7.2", "-V"], 0, "QEMU Guest Agent 7.2\n", ""),
+        (["-V", "--qga-version", "new"], 1, "", "virtagent-qemu-ga: qga-version is 'new', expected a version of QEMU"),
         (["-h"], 0, "usage: ", ""),
         (["-b", "help"], 0, "va.ping\n", ""),
         (["-D"], 0, "[general]\n", ""),
@@ -343,6 +389,7 @@ def test_what_is_said(
     words: list[str], code: int, out: str, err: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QGA_CONF", "/nonexistent/conf")
+    monkeypatch.delenv("VIRTAGENT_CONF", raising=False)
     assert qemu_ga.main(words) == code
     said = capsys.readouterr()
     assert said.out.startswith(out)

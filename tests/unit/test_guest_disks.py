@@ -296,6 +296,12 @@ def test_without_diskstats(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         disks.get_diskstats(WORKER, {})
 
 
+def test_an_older_qemu_ga_tells_no_privileged_bytes() -> None:
+    for version in ((9, 1), (9, 0)):
+        told = disks.get_fsinfo(WORKER, {"qga": version})
+        assert all(("total-bytes-privileged" in info) == (version == (9, 1)) for info in told if "total-bytes" in info)
+
+
 def test_this_machine() -> None:
     mounts = {i["mountpoint"] for i in disks.get_fsinfo(None, {})}  # type: ignore[arg-type]
     assert mounts <= {m.mountpoint for m in disks.read_mountinfo()}

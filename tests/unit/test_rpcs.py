@@ -192,6 +192,12 @@ def test_names_that_a_host_may_not_call() -> None:
         assert caught.value.code is Code.METHOD
 
 
+def test_a_command_that_came_later_is_not_there() -> None:
+    assert public("guest-get-load", (10, 0)).name == "guest-get-load"
+    with pytest.raises(Fault, match="no method"):
+        public("guest-get-load", (9, 2))
+
+
 def test_the_codes_are_the_designs() -> None:
     assert {c.name: int(c) for c in Code} == CODES
     assert set(MEANING) == set(Code)

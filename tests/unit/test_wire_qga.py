@@ -21,7 +21,7 @@ from virtagent.agent.wire import qmp
 from virtagent.agent.wire.messages import Abandoned, Incoming, Limits, Refused, Request
 from virtagent.agent.wire.session import WAITING_MAX, Session
 
-FROZEN = "Command guest-x has been disabled: the agent is in frozen state"
+FROZEN = "Command guest-x has been disabled: the command is not allowed"
 
 
 def receive(stream: Session, data: bytes) -> list[Incoming]:
@@ -228,7 +228,7 @@ def test_what_sends_no_reply_when_it_succeeds(method: str) -> None:
         (
             Code.REFUSED_WHILE_FROZEN,
             "CommandNotFound",
-            "Command guest-x has been disabled: the agent is in frozen state",
+            FROZEN,
         ),
         (Code.FREEZE_BROKEN, "GenericError", "why"),
         (Code.FAILED, "GenericError", "why"),
@@ -239,6 +239,17 @@ def test_class_and_text_of_a_fault(code: Code, kind: str, text: str) -> None:
     receive(stream, say("guest-x"))
     stream.fault(0, Fault(code, "why"))
     assert lines(stream) == [{"error": {"class": kind, "desc": text}}]
+
+
+@pytest.mark.parametrize(
+    ("code", "why"), [(Code.BLOCKED, ""), (Code.REFUSED_WHILE_FROZEN, ": the agent is in frozen state")]
+)
+def test_texts_of_older_versions(code: Code, why: str) -> None:
+    stream = Session(Limits(qga=(7, 2)))
+    receive(stream, say("guest-x"))
+    stream.fault(0, Fault(code, "why"))
+    desc = f"Command guest-x has been disabled{why}"
+    assert lines(stream) == [{"error": {"class": "CommandNotFound", "desc": desc}}]
 
 
 def test_a_fault_of_our_own_method_has_its_number() -> None:

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ...api import qemu
 from ...api.errors import failed
 from ..mountinfo import MountInfo, Server, server_of
 from ..sysfs import read_mountinfo
@@ -32,13 +33,17 @@ _STATS = (
 _STATS_GROUPS = (11, 15, 17)
 
 
-def get_fsinfo(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
+def get_fsinfo(_worker: Worker, args: Args) -> list[dict[str, Any]]:
     """Return the mounts of local file systems, the newest first, with the bytes used and the disks they lie on."""
     try:
         mountinfo = read_mountinfo()
     except OSError as error:
         raise failed(error, "guest-get-fsinfo: /proc/self/mountinfo") from None
-    return list(fsinfo(mountinfo, TREE))
+    found = list(fsinfo(mountinfo, TREE))
+    if args.get("qga", qemu.LATEST) < qemu.PRIVILEGED_BYTES:
+        for info in found:
+            info.pop("total-bytes-privileged", None)
+    return found
 
 
 def fsinfo(mountinfo: list[MountInfo], tree: Tree) -> Iterator[dict[str, Any]]:

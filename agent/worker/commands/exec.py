@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ...api import qemu
 from ...api.errors import Code, Fault
 from ..base64_codec import from_base64, octets, to_base64
 from ..programs import Text, start
@@ -259,7 +260,9 @@ def guest_exec(worker: Worker, args: Args) -> Program:
             process = execute([b"/bin/sh", executable, *command[1:]], b"/bin/sh")
     except OSError as error:
         why = f"Failed to execute child process “{path}” ({error.strerror})"
-        raise Fault(Code.FAILED, f"Guest agent command failed, error was '{why}'") from None
+        if args.get("qga", qemu.LATEST) < qemu.EXEC_SAYS_WHY:
+            why = f"Guest agent command failed, error was '{why}'"
+        raise Fault(Code.FAILED, why) from None
     program = Program(worker, os.path.basename(path), process, given or b"")
     program.attend(args["limit"], args["grace"])
     return program
