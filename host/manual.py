@@ -18,57 +18,58 @@ def _page(top: argparse.ArgumentParser) -> Iterator[str]:
     yield '.\\" Made by scripts/docs from host/options.py. Do not edit.'
     yield f'.TH {PROG.upper()} 1 "" "virtagent" "User Commands"'
     yield ".SH NAME"
-    yield _plain(f"{PROG} - freeze and thaw a guest's file systems, and take snapshots meanwhile")
+    yield plain(f"{PROG} - freeze and thaw a guest's file systems, and take snapshots meanwhile")
     yield ".SH SYNOPSIS"
     yield f".B {PROG}"
-    yield _plain("[--agent URL]... [--json] [--timeout S] COMMAND [ARGUMENT]...")
+    yield plain("[--agent URL]... [--json] [--timeout S] COMMAND [ARGUMENT]...")
     yield ".SH DESCRIPTION"
-    yield _plain(DESCRIPTION)
-    yield _plain(
+    yield plain(DESCRIPTION)
+    yield plain(
         "On a terminal, and with rich installed, it draws; else it prints plain lines. With --json it prints JSON."
     )
     yield ".SH OPTIONS"
-    yield _plain("These may stand before and after the command.")
+    yield plain("These may stand before and after the command.")
     shared = {action.dest for action in options_of(top)}
-    yield from _options(options_of(top))
+    yield from option_lines(options_of(top))
     yield ".SH COMMANDS"
     for name, one in commands.items():
         arguments = " ".join(_argument(action) for action in options_of(one) if not action.option_strings)
         arguments = f"-- {arguments}" if name == "snapshot" else arguments
-        yield ".SS " + _plain(f"{name} {arguments}".strip())
-        yield _plain(one.description or "")
+        yield ".SS " + plain(f"{name} {arguments}".strip())
+        yield plain(one.description or "")
         more = [a for a in options_of(one) if a.dest not in shared or (a.dest == "timeout" and name == "snapshot")]
-        yield from _options(more)
+        yield from option_lines(more)
         if one.epilog:
             yield ".PP"
-            yield _plain(one.epilog)
+            yield plain(one.epilog)
     yield ".SH EXIT STATUS"
     for code, meaning in EXIT_CODES:
         yield ".TP"
         yield f".B {code}"
-        yield _plain(meaning)
+        yield plain(meaning)
     yield ".SH URLS"
     for form, where in URLS:
         yield ".TP"
-        yield f".B {_plain(form)}"
-        yield _plain(where)
+        yield f".B {plain(form)}"
+        yield plain(where)
     yield ".SH ENVIRONMENT"
     yield ".TP"
     yield ".B VIRTAGENT_AGENT"
-    yield _plain("The agent's URL, unless --agent names one.")
+    yield plain("The agent's URL, unless --agent names one.")
     yield ".SH SEE ALSO"
-    yield _plain(
+    yield plain(
         "/opt/virtagent/current/doc/host.md, or docs/host.md of the sources: recipes, "
         "and the library that does the same."
     )
 
 
-def _options(actions: Sequence[argparse.Action]) -> Iterator[str]:
+def option_lines(actions: Sequence[argparse.Action]) -> Iterator[str]:
+    """Yield the lines of the options of a parser."""
     for action in actions:
         yield ".TP"
         names = ", ".join(action.option_strings)
-        yield ".B " + _plain(" ".join(filter(None, [names, _argument(action)])))
-        yield _plain(action.help or "")
+        yield ".B " + plain(" ".join(filter(None, [names, _argument(action)])))
+        yield plain(action.help or "")
 
 
 def _argument(action: argparse.Action) -> str:
@@ -78,7 +79,7 @@ def _argument(action: argparse.Action) -> str:
     return {"+": f"{shown}...", "*": f"[{shown}]..."}.get(str(action.nargs), shown)
 
 
-def _plain(words: str) -> str:
+def plain(words: str) -> str:
     """Escape what roff would not treat as text."""
     words = words.replace("\\", "\\e").replace("-", "\\-")
     return f"\\&{words}" if words.startswith((".", "'")) else words

@@ -21,6 +21,9 @@ under() {
         [$root/usr/local/bin/virtagentctl]=bin/virtagentctl
         [$root/usr/local/sbin/virtagent-qemu-ga]=bin/virtagent-qemu-ga
         [$share/man/man1/virtagentctl.1]=doc/virtagentctl.1
+        [$share/man/man8/virtagentd.8]=doc/virtagentd.8
+        [$share/man/man8/virtagent-qemu-ga.8]=doc/virtagent-qemu-ga.8
+        [$share/man/man5/virtagentd.conf.5]=doc/virtagentd.conf.5
         [$share/bash-completion/completions/virtagentctl]=share/virtagentctl.bash
         [$share/zsh/site-functions/_virtagentctl]=share/virtagentctl.zsh
         [$share/fish/vendor_completions.d/virtagentctl.fish]=share/virtagentctl.fish

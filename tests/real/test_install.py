@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,10 +25,14 @@ PLACES = {
     "usr/local/bin/virtagentctl",
     "usr/local/sbin/virtagent-qemu-ga",
     "usr/local/share/man/man1/virtagentctl.1",
+    "usr/local/share/man/man5/virtagentd.conf.5",
+    "usr/local/share/man/man8/virtagentd.8",
+    "usr/local/share/man/man8/virtagent-qemu-ga.8",
     "usr/local/share/bash-completion/completions/virtagentctl",
     "usr/local/share/zsh/site-functions/_virtagentctl",
     "usr/local/share/fish/vendor_completions.d/virtagentctl.fish",
 }
+BASE = Path(os.path.realpath("/usr/bin/python3"))  # a service runs with the system's Python
 UNIT = "etc/systemd/system/virtagentd.service"
 GA_UNIT = "etc/systemd/system/virtagent-qemu-ga.service"
 RULE = "etc/udev/rules.d/60-virtagent.rules"
@@ -44,9 +49,19 @@ class Installed:
         self.conf = prefix / "etc/virtagent/virtagentd.conf"
         self.state_dir = prefix / "run/virtagent"
 
-    def script(self, name: str, agent: str = "", *options: str) -> subprocess.CompletedProcess[str]:
+    def give_python(self) -> None:
+        """Have the Python that the agent runs with below the prefix, as an image has."""
+        there = self.prefix / BASE.relative_to("/")
+        there.parent.mkdir(parents=True)
+        there.symlink_to(BASE)
+
+    def script(
+        self, name: str, agent: str = "", *options: str, home: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run scripts/NAME on the prefix; `agent` is where the agent listens that is to be asked."""
         env = {key: value for key, value in os.environ.items() if key != "VIRTAGENT_AGENT"}
+        if home is not None:
+            env["HOME"] = str(home)
         if agent:
             env["VIRTAGENT_AGENT"] = agent
         command = [str(TREE / "scripts" / name), "--prefix-root", str(self.prefix), *options]
@@ -67,8 +82,17 @@ class Installed:
 
     def places(self) -> set[str]:
         return {
-            name for name in self.files() if not (self.prefix / name).is_dir() and not name.startswith(("opt/", "run/"))
+            name
+            for name in self.files()
+            if not (self.prefix / name).is_dir()
+            and not name.startswith(("opt/", "run/"))
+            and name != str(BASE.relative_to("/"))
         }
+
+    def left(self) -> list[Path]:
+        """Return what is below the prefix, but for its Python."""
+        python = self.prefix / BASE.relative_to("/")
+        return [path for path in self.prefix.rglob("*") if path not in (python, *python.parents)]
 
 
 def succeeded(done: subprocess.CompletedProcess[str]) -> str:
@@ -86,6 +110,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 def built(area: Area) -> Installed:
     """One installation for the tests that only use it: it takes seconds to make."""
     made = Installed(area.fresh("installed"))
+    made.give_python()
     succeeded(made.script("install"))
     return made
 
@@ -116,9 +141,26 @@ def test_all_is_there_and_nothing_is_written_later(rig: Rig, built: Installed) -
     assert built.files() == before
 
 
+def test_which_python_an_installation_gets(area: Area, built: Installed) -> None:
+    said = succeeded(built.script("install"))
+    assert f" on {BASE} was installed already" in said
+    bare = Installed(area.fresh("bare"))
+    assert f"{BASE} is not below {bare.prefix}" in refused(bare.script("install"))
+    assert not bare.home.exists()
+    bare.give_python()
+    home = area.fresh("home")
+    home.mkdir(exist_ok=True)
+    private = home / "python3"
+    shutil.copy2(BASE, private)
+    assert "lies below a home folder" in refused(bare.script("install", "", "--python", str(private), home=home))
+    assert "nonsense is none" in refused(bare.script("install", "", "--python", "nonsense"))
+    assert not bare.home.exists()
+
+
 def test_what_man_and_the_shells_find(built: Installed) -> None:
     share = built.prefix / "usr/local/share"
-    assert (share / "man/man1/virtagentctl.1").read_text() == (TREE / "docs/virtagentctl.1").read_text()
+    for page in ("virtagentctl.1", "virtagentd.conf.5", "virtagentd.8", "virtagent-qemu-ga.8"):
+        assert (share / f"man/man{page[-1]}" / page).read_text() == (TREE / "docs" / page).read_text()
     for shell, name in (
         ("bash", "bash-completion/completions/virtagentctl"),
         ("zsh", "zsh/site-functions/_virtagentctl"),
@@ -210,7 +252,7 @@ def sum_of(installed: Installed) -> None:
 
 def test_uninstall_leaves_nothing(installed: Installed) -> None:
     succeeded(installed.script("uninstall"))
-    assert list(installed.prefix.iterdir()) == []
+    assert installed.left() == []
     assert "nothing is installed" in refused(installed.script("uninstall"))
 
 
@@ -223,7 +265,7 @@ def test_in_the_place_of_qemu_ga(installed: Installed) -> None:
     assert (installed.prefix / GA_UNIT).exists()
     assert "nothing changed" in succeeded(installed.script("install", "", "--as-qemu-ga"))
     succeeded(installed.script("uninstall"))
-    assert list(installed.prefix.iterdir()) == []
+    assert installed.left() == []
 
 
 def test_not_beside_a_qemu_ga_that_may_be_started(installed: Installed) -> None:
@@ -260,7 +302,7 @@ def test_an_agent_without_a_socket_is_noticed(installed: Installed) -> None:
     (installed.state_dir / "journal").unlink()
     (installed.state_dir / "handles").write_text("1001\n")
     succeeded(installed.script("uninstall"))
-    assert list(installed.prefix.iterdir()) == []
+    assert installed.left() == []
 
 
 def test_uninstall_leaves_what_is_not_its_own(installed: Installed) -> None:
@@ -303,7 +345,7 @@ def test_refused_while_a_journal_names_mounts(installed: Installed) -> None:
         journal.write_text(json.dumps(harmless))
         succeeded(installed.script("install"))
     succeeded(installed.script("uninstall"))
-    assert list(installed.prefix.iterdir()) == []
+    assert installed.left() == []
 
 
 def test_the_journal_is_looked_for_where_the_configuration_says(installed: Installed) -> None:

@@ -21,7 +21,7 @@ from virtagent.supervisor.core import audit
 
 TREE = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(TREE.glob("*.md")), *sorted((TREE / "docs").rglob("*.md"))]
-WHOLE = ("rpc.md", "states.md", "virtagentctl.1")
+WHOLE = ("rpc.md", "states.md", "virtagentctl.1", "virtagentd.8", "virtagentd.conf.5", "virtagent-qemu-ga.8")
 MARKED = ("configuration.md", "faults.md")
 SOURCES = {
     path.relative_to(TREE).as_posix(): path.read_text(encoding="utf-8")
