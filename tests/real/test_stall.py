@@ -167,6 +167,7 @@ def test_a_disk_that_hangs_in_sync_keeps_no_later_freeze_out(scene: Scene) -> No
     daemon = scene.daemon
     asking = Asking(daemon, "va.fsfreeze")
     scene.wait_mount("syncing")
+    scene.wait_stuck_in_d()
     assert daemon.proxy().va.fsthaw() == 0
     fault = asking.answer()
     assert fault.faultCode == Code.FREEZE_FAILED
