@@ -44,6 +44,8 @@ class FreezeEvent(enum.Enum):
     GAVE_UP = "worker gave up and thaws"
     EXPIRED = "keeper thaws: the hold limit passed"
     FOUND_THAWED = "someone else had thawed"
+    FOUND_BROKEN = "keeper found the hold broken"
+    UNPROVED = "nobody saw that all was frozen until the thaw"
     DIED = "worker or keeper died"
     OVERRAN = "a limit passed"
     HOLD_PASSED = "hold limit passed"
@@ -122,6 +124,7 @@ def _after_the_end(state: FreezeState) -> dict[tuple[FreezeState, FreezeEvent], 
         (state, _E.FAILED): FreezeRow(state, "amend_fault", doc="of a failed freeze: told, it says what was undone"),
         (state, _E.GAVE_UP): _breaks(state, "before the thaw was asked"),
         (state, _E.EXPIRED): _breaks(state, "before the thaw was asked", why=_LIMITED),
+        (state, _E.FOUND_BROKEN): _breaks(state, "it says what it found"),
         (state, _E.UNRESPONSIVE): FreezeRow(state, "kill_unresponsive", doc="kill the worker, compensate"),
         **{(state, event): _noted(state) for event in (_E.ENDED, _E.DONE, _E.THAWS, _E.DIED)},
     }
@@ -174,6 +177,7 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
     ),
     (_F.THAWINPROGRESS, _E.THAW_ASKED): FreezeRow(_F.THAWINPROGRESS, "nothing", doc="answered when this one ends"),
     (_F.THAWINPROGRESS, _E.STOPPING): _noted(_F.THAWINPROGRESS),
+    (_F.THAWINPROGRESS, _E.UNPROVED): _breaks(_F.THAWINPROGRESS, "the evidence died with its worker"),
     (_F.THAWINPROGRESS, _E.SETTLED): FreezeRow(
         _F.THAWED, "settle", doc="answer fsthaw; write the records that were held"
     ),

@@ -28,7 +28,6 @@ from ...agent.api.states import (
     WorkerState,
     freeze_row,
 )
-from ...agent.api.text import listed
 from ...agent.worker import messages
 from .compensation import Compensation
 from .events import JournalFound
@@ -214,6 +213,12 @@ class Freeze:
             return False
         return worker.id == self.transaction.ledger.freezer or worker.id in self.transaction.ledger.thawers
 
+    def thaws(self, turn: Turn, event: FreezeEvent, reason: str) -> None:
+        """Take note that the freeze worker thaws, as that event, and for that reason ("": it was told to)."""
+        transaction = self.current
+        transaction.reason = reason
+        self.take(turn, event, reason or "the keeper thawed unasked")
+
     def changed(self, turn: Turn) -> None:
         """Do what is possible now that a worker, the back-off, or what may be frozen has changed."""
         if self.expects(FreezeEvent.CHANGED):
@@ -284,7 +289,8 @@ class Freeze:
         transaction.ledger.not_expedited()
         transaction.frozen_at, transaction.hold_ends = float(frozen.at), float(frozen.until)
         self.news.drop(turn)
-        self._pending.answer(turn, transaction.caller, len(transaction.ledger.held))
+        transaction.held = frozenset(transaction.ledger.held)
+        self._pending.answer(turn, transaction.caller, len(transaction.held))
         transaction.caller = None
 
     def _do_extend_hold(self, turn: Turn, _cause: Cause) -> None:
@@ -323,6 +329,9 @@ class Freeze:
         transaction = self.current
         ledger = transaction.ledger
         if self._undo.nothing_left(self.current.ledger):
+            if transaction.outcome is Outcome.THAWED and transaction.unproved:
+                where = ledger.named(transaction.unproved)
+                self.take(turn, FreezeEvent.UNPROVED, f"nobody saw that {where} was frozen until it was thawed")
             how = f"{transaction.outcome.value}, thawed: {transaction.thawed_count}"
             self.take(turn, FreezeEvent.SETTLED, f"freeze {transaction.id} {how}")
             return
@@ -349,7 +358,7 @@ class Freeze:
     def _do_tell_error(self, turn: Turn, cause: Cause) -> None:
         transaction = self.current
         ledger = transaction.ledger
-        left = listed(ledger.marks[index].mount.mountpoint for index in sorted(ledger.suspects))
+        left = ledger.named(ledger.suspects)
         still = f"{cause.why}; not yet thawed: {left or 'nothing, but a worker may still freeze'}; trying again"
         fault = transaction.fault
         if fault is not None and self._pending.answer(

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from ...agent.api.records import Mount, Plan
 from ...agent.api.states import MountState, Phase
+from ...agent.api.text import listed
 from ...agent.worker import messages
 
 _UNDER_WAY = (MountState.SYNCING, MountState.FREEZING, MountState.THAWING)
@@ -43,11 +44,11 @@ class Ledger:
     """The file systems of one freeze, by their index in the plan. Only the ledger changes its members.
 
     `attempted` are those that a FIFREEZE was announced for, `refused` those of them where it failed. `held` are frozen,
-    and no worker of ours has begun to thaw them: if one is found thawed, someone else did it. `thawed_by_us` are those
-    that a FITHAW of ours has thawed. `in_flight` maps a file system to the worker that is trying to thaw it, `thawers`
-    each thaw worker to the file systems that it was given. `expedites`: grace periods may be left expedited. `counts`
-    are the marks by state, and `moving` those that something is being done to, oldest first; both are updated step by
-    step, so that a step costs the same however many file systems there are.
+    and no worker of ours has begun to thaw them: if one is found thawed, someone else did it. `thawed_by` maps those
+    that a FITHAW of ours has thawed to its worker: until then they were frozen. `in_flight` maps a file system to the
+    worker that is trying to thaw it, `thawers` each thaw worker to the file systems that it was given. `expedites`:
+    grace periods may be left expedited. `counts` are the marks by state, and `moving` those that something is being
+    done to, oldest first; both are updated step by step, so that a step costs the same however many there are.
     """
 
     def __init__(self, freezer: int) -> None:
@@ -62,7 +63,7 @@ class Ledger:
         self.refused: set[int] = set()
         self.suspects: set[int] = set()
         self.held: set[int] = set()
-        self.thawed_by_us: set[int] = set()
+        self.thawed_by: dict[int, int] = {}
         self.proof_after = 0
         self.in_flight: dict[int, int] = {}
         self.thawers: dict[int, set[int]] = {}
@@ -104,9 +105,9 @@ class Ledger:
         elif self.in_flight.get(index) == worker:
             del self.in_flight[index]
         found_thawed = state is MountState.THAWED and step.errno == errno.EINVAL
-        by_another = found_thawed and index not in self.thawed_by_us and (freezer or index in self.held)
+        by_another = found_thawed and index not in self.thawed_by and (freezer or index in self.held)
         if state is MountState.THAWED and not found_thawed:
-            self.thawed_by_us.add(index)
+            self.thawed_by[index] = worker
         if state in (MountState.THAWING, MountState.THAWED) and (freezer or state is MountState.THAWED):
             self.held.discard(index)
         if freezer and state in (MountState.FREEZING, MountState.FROZEN):
@@ -147,6 +148,8 @@ class Ledger:
         """Suspect what the dying freeze worker may have frozen; if it spoke rubbish, all that was planned."""
         # ADR 0004: after rubbish nothing that it had said counts.
         self.suspects |= set(range(len(self.marks))) if spoke_rubbish else self.froze
+        if spoke_rubbish:
+            self.thawed_by = {index: worker for index, worker in self.thawed_by.items() if worker != self.freezer}
 
     def freezer_reaped(self, *, reported: bool, last_worker: int) -> None:
         """Take note that the freeze worker is gone. Unless it `reported` its end, only later workers prove anything."""
@@ -207,9 +210,13 @@ class Ledger:
         """Return how many of those that may have been frozen were thawed, as the end of a sentence; or ""."""
         if not self.froze:
             return ""
-        rest = len(self.froze - self.thawed_by_us)
+        rest = len(self.froze - self.thawed_by.keys())
         found = f", {rest} found not frozen" if rest else ""
-        return f"; thawed {len(self.thawed_by_us)} of {len(self.froze)}{found}"
+        return f"; thawed {len(self.thawed_by)} of {len(self.froze)}{found}"
+
+    def named(self, indices: Iterable[int]) -> str:
+        """Return the mount points of these."""
+        return listed(self.marks[index].mount.mountpoint for index in sorted(indices))
 
     def doing(self, shown: Callable[[str], str] = str) -> str:
         """Return what is being done now, and where; `shown` shortens a mount point."""

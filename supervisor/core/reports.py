@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
-from ...agent.api.errors import from_number
+from ...agent.api.errors import Code, from_number
 from ...agent.api.records import Plan
 from ...agent.api.states import FreezeEvent, MountState, Phase, WorkerEvent, WorkerState
 from ...agent.worker import messages
@@ -38,6 +38,9 @@ class FreezeReports:
         state = _MOUNT_STATES.get(step.state)
         if state is None or not 0 <= step.mount < len(ledger.marks):
             return f"Step to {step.state[:40]!r} of mount {step.mount} of {len(ledger.marks)}"
+        thaws = state in (MountState.THAWING, MountState.THAWED) and worker.id == ledger.freezer
+        if thaws and self._freeze.current.frozen_at and worker.alive and worker.phase is not Phase.THAW:
+            return f"Step to {step.state!r} of mount {step.mount} before Thawing"
         if state in (MountState.FREEZING, MountState.FROZEN) and not self._freeze.current.may_have_frozen:
             return f"Step to {step.state!r} of mount {step.mount} before Proceed"
         if ledger.note(worker.id, step, state, turn.now):
@@ -108,18 +111,17 @@ class FreezeReports:
         return ""
 
     def _receive_thawing(self, turn: Turn, worker: Worker, thawing: messages.Thawing) -> str:
-        if not worker.alive:
-            return ""
         transaction = self._freeze.current
-        # ADR 0002: its end of the hold and a host's thaw may cross; the keeper's clock says which was first.
-        in_time = bool(transaction.thaw_asked_at) and thawing.at >= transaction.thaw_asked_at
+        # ADR 0002: its end of the hold and a host's thaw may cross; the keeper's clock says which was first. A tie is
+        # not known to be good. What it says counts also if it was killed meanwhile.
+        in_time = bool(transaction.thaw_asked_at) and thawing.at > transaction.thaw_asked_at
         if not thawing.reason or in_time:
             event = FreezeEvent.THAWS
         elif transaction.hold_ends and thawing.at >= transaction.hold_ends:
             event = FreezeEvent.EXPIRED
         else:
             event = FreezeEvent.GAVE_UP
-        self._freeze.take(turn, event, thawing.reason or "the keeper thawed unasked")
+        self._freeze.thaws(turn, event, thawing.reason)
         if worker.alive:
             self._workers.enter_phase(turn, worker, Phase.THAW, self._freeze.thaw_limit)
         return ""
@@ -136,7 +138,11 @@ class FreezeReports:
     def _receive_failed(self, turn: Turn, worker: Worker, failed: messages.Failed) -> str:
         if worker.id == self._freeze.current.ledger.freezer:
             fault = from_number(failed.code, failed.text)
-            self._freeze.take(turn, FreezeEvent.FAILED, fault.text, code=fault.code)
+            known = fault.text == self._freeze.current.reason  # judged when it said Thawing
+            found = fault.code is Code.FREEZE_BROKEN and not known and self._freeze.expects(FreezeEvent.FOUND_BROKEN)
+            self._freeze.take(
+                turn, FreezeEvent.FOUND_BROKEN if found else FreezeEvent.FAILED, fault.text, code=fault.code
+            )
         return ""
 
     _RECEIVE: ClassVar[Mapping[type, Callable[..., str]]] = {

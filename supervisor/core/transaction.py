@@ -19,8 +19,9 @@ class Transaction:
 
     `caller` waits for the answer to the freeze; `reported` says that it was answered how the freeze ended. Each of
     `hold_callers` waits until the keeper agrees to the end of the hold that it asked for. `held_until` is when the
-    freeze ended. `asks`: the worker has synced and asks to proceed. `may_have_frozen`: it was told to, or it has said
-    what cannot be; before that it has frozen nothing, and will not (ADR 0024).
+    freeze ended. `held` are those that were frozen when the host was told. `asks`: the worker has synced and asks to
+    proceed. `may_have_frozen`: it was told to, or it has said what cannot be; before that it has frozen nothing, and
+    will not (ADR 0024). `reason` is why the worker thaws, as it says, "" if it was told to.
     """
 
     id: int
@@ -33,6 +34,8 @@ class Transaction:
     asks: bool = False
     journaled: bool = False
     may_have_frozen: bool = False
+    held: frozenset[int] = frozenset()
+    reason: str = ""
     frozen_at: float = 0.0
     hold_ends: float = 0.0
     thaw_asked_at: float = 0.0
@@ -43,7 +46,15 @@ class Transaction:
     def thawed_count(self) -> int:
         """How many file systems were thawed, as it is reported to a host."""
         good = self.outcome is Outcome.THAWED
-        return len(self.ledger.froze if good else self.ledger.thawed_by_us)
+        return len(self.held if good else self.ledger.thawed_by)
+
+    @property
+    def unproved(self) -> set[int]:
+        """Those that were held, and that no FITHAW of ours has undone: nobody knows when they were thawed.
+
+        What died with a worker counts against the freeze, never for it.
+        """
+        return set(self.held - self.ledger.thawed_by.keys())
 
     @property
     def final_fault(self) -> Fault | None:

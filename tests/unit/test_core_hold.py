@@ -208,7 +208,18 @@ def test_the_keeper_dies_half_way_through_the_thaw(drive: Drive) -> None:
     drive.die(keeper)
     assert drive.suspected(drive.newest) >= {1}
     nothing_left = dict.fromkeys(drive.suspected(drive.newest), errno.EINVAL)
-    drive.compensates(refused=nothing_left)  # the keeper's last ioctl had done it
+    drive.compensates(refused=nothing_left)  # perhaps the keeper's last ioctl had done it
+    thaw.refused(Code.FREEZE_BROKEN, "nobody saw that /srv/1 was frozen until it was thawed", "thawed 1 of 2")
+    ended(drive, "broken")
+
+
+def test_the_keeper_dies_half_way_and_the_rest_is_still_frozen(drive: Drive) -> None:
+    _, keeper = drive.hold(2)
+    thaw = drive.ask("va.fsthaw")
+    drive.report(keeper, messages.Thawing("", drive.now), messages.Step(0, "thawing"), messages.Step(1, "thawing"))
+    drive.report(keeper, messages.Step(0, "thawed"))
+    drive.die(keeper)
+    drive.compensates(refused={0: errno.EINVAL})
     assert thaw.value == 2
     ended(drive, "thawed")
 
