@@ -195,7 +195,7 @@ def _read(path: str) -> str:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            data = b""
+            data = bytearray()  # a read of mountinfo gives a page at the most
             while more := os.read(fd, _CHUNK):
                 data += more
         finally:
