@@ -49,8 +49,9 @@ REASON = {
     states.Reason.PSEUDO: "its type is `nodev` in /proc/filesystems, or it is an automount point",
     states.Reason.READ_ONLY: "its superblock is read-only",
     states.Reason.DAMAGED: "it stopped writing after an error (`emergency_ro`, `shutdown`); an error with `strict`",
-    states.Reason.UNREACHABLE: "no path leads to it: all its mount points are covered or too long, are no folder and "
-    "no file, or lie behind a FUSE or network file system that does not answer; an error with `strict`",
+    states.Reason.UNREACHABLE: "no way leads to it: what is mounted of it is no folder and no file, or lies behind a "
+    "FUSE or network file system that does not answer, or is covered where the agent may not uncover it; an error with "
+    "`strict`",
     states.Reason.EXCLUDED: "an exclude selector matches it",
     states.Reason.NOT_INCLUDED: "there are include selectors, and none matches it",
 }

@@ -29,7 +29,8 @@ class Mount:
     `more_aliases` that are not shown (`bounds.bounded`). `level` is its place in the order of freezing: 0 first.
     `hosts` are the indices of the planned file systems that this one lies on (by device numbers, also through file
     systems that are left out, or assumed to): they are frozen after it and thawed before it. `disks` are the disks, as
-    /proc/diskstats names them, that its writes go to.
+    /proc/diskstats names them, that its writes go to. `namespace` names a process that has it mounted, if it is
+    mounted only in other mount namespaces than that of the agent.
     """
 
     mountpoint: str
@@ -41,11 +42,15 @@ class Mount:
     hosts: tuple[int, ...] = ()
     disks: tuple[str, ...] = ()
     more_aliases: int = 0
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A file system that is left out, and why (a `states.Reason` value); `strict_error`: an error under strict."""
+    """A file system that is left out, and why (a `states.Reason` value); `strict_error`: an error under strict.
+
+    `namespace` is as in `Mount`.
+    """
 
     mountpoint: str
     aliases: tuple[str, ...] = ()
@@ -54,6 +59,7 @@ class LeftOut:
     reason: str = ""
     strict_error: bool = False
     more_aliases: int = 0
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

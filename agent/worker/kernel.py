@@ -1,8 +1,8 @@
-"""The only place that issues FIFREEZE, FITHAW, FITRIM, LOOP_GET_STATUS64, syncfs, mlockall, prctl, mount and inotify.
+"""The only place that issues FIFREEZE, FITHAW, FITRIM, LOOP_GET_STATUS64, syncfs, mlockall, prctl, mounts and inotify.
 
-The first five may block in state D for as long as a disk is stuck, so the supervisor calls none of them. inotify only
-looks up a path; the supervisor uses it for paths of devices. fcntl.ioctl and ctypes release the interpreter lock, so
-the threads of one worker freeze in parallel.
+The first five and mount(2) may block in state D for as long as a disk is stuck, so the supervisor calls none of them.
+inotify only looks up a path; the supervisor uses it for paths of devices. fcntl.ioctl and ctypes release the
+interpreter lock, so the threads of one worker freeze in parallel.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ _LOOP_INFO64 = struct.Struct("=QQQ208x")
 # linux/prctl.h, sys/mman.h
 _PR_SET_PDEATHSIG = 1
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+# linux/sched.h, linux/mount.h
+_CLONE_NEWNS = 0x20000
+_MS_REC, _MS_PRIVATE = 1 << 14, 1 << 18
+_MNT_DETACH = 2
 _INOTIFY_EVENT = struct.Struct("iIII")  # linux/inotify.h: wd, mask, cookie, length of the name that follows
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -96,6 +100,28 @@ def mount_tmpfs(folder: str) -> None:
     """Mount a small tmpfs that only this user can enter at `folder`; raise OSError, EPERM without CAP_SYS_ADMIN."""
     flags = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC  # the numbers of MS_NOSUID and so on
     _check(_libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", flags, b"size=4m,mode=0700"))
+
+
+def unshare_mounts() -> None:
+    """Give the calling thread, and no other, a copy of its mount namespace from which nothing reaches another one.
+
+    The copy ends with the thread. Raises OSError: EPERM where that is forbidden.
+    """
+    _check(_libc.unshare(_CLONE_NEWNS))
+    _check(_libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None))
+
+
+def mount(source: str, target: str, fstype: str) -> None:
+    """Mount a device; raise OSError, EBUSY if something else uses it."""
+    _check(_libc.mount(os.fsencode(source), os.fsencode(target), fstype.encode(), ctypes.c_ulong(0), None))
+
+
+def detach(path: str) -> None:
+    """Unmount the topmost of what is mounted at a path, and all that is mounted on it, without asking who serves it.
+
+    Raises OSError.
+    """
+    _check(_libc.umount2(os.fsencode(path), _MNT_DETACH))
 
 
 class Inotify(IntFlag):

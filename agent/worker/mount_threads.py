@@ -30,7 +30,7 @@ from ..api import records
 from ..api.errors import no_more
 from ..api.text import printable
 from . import kernel, messages, rcu, steps, sysfs
-from .open_fs import Mounted, is_gone, open_file_system
+from .open_fs import FileSystemOpener, SuperblockGone
 from .progress import WritebackMeter
 from .steps import Event, Gone, Operation, Result, Script, Step, Taken, Timeout, Told
 
@@ -67,15 +67,15 @@ def perform(worker: Worker, script: Script[T]) -> T:
 
 
 class MountThread:
-    """The thread of one file system. It opens a mount point, then does what is ordered; results go to the loop."""
+    """The thread of one file system, open at `fd` or yet to be opened. It does what is ordered, and tells the loop."""
 
-    def __init__(self, loop: WorkerLoop, index: int, mount: records.Mount) -> None:
+    def __init__(self, loop: WorkerLoop, index: int, mount: records.Mount, fd: int = -1) -> None:
         self.index = index
         self.doing: Operation | None = None
         self._mount = mount
         self._loop = loop
         self._orders: queue.SimpleQueue[Operation] = queue.SimpleQueue()
-        self._fd = -1
+        self._fd = fd
         self._runs = False
 
     def start(self) -> None:
@@ -125,14 +125,14 @@ class MountThread:
 
     def _call(self, result: Result) -> None:
         result.failed = "open"
-        if self._fd < 0:
+        if self._fd < 0 and result.operation is Operation.THAW:
             try:
-                self._fd = open_file_system(self._mount, self._loop.mounted)
-            except OSError as error:
-                if result.operation is Operation.THAW and error.errno == errno.ENODEV and is_gone(self._mount):
-                    result.failed = ""
-                    raise OSError(errno.EINVAL, "its device is gone") from None  # as FITHAW where nothing is frozen
-                raise
+                self._fd = self._loop.opener.open_to_thaw(self._mount)
+            except SuperblockGone:
+                result.failed = ""
+                raise OSError(errno.EINVAL, "its superblock is gone") from None  # as FITHAW where nothing is frozen
+        elif self._fd < 0:
+            self._fd = self._loop.opener.open(self._mount.device).fd
         if result.operation is Operation.FREEZE and (self._loop.ending or self._loop.worker.reporter.closed):
             result.failed = steps.NOT_BEGUN
             raise OSError(errno.ECANCELED, "given up")
@@ -146,7 +146,8 @@ class WorkerLoop:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.ending = False
-        self.mounted = Mounted()
+        self.opener = FileSystemOpener()
+        self._opened: dict[str, int] = {}
         self._threads: dict[int, MountThread] = {}
         self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self._control = messages.Decoder(messages.CONTROLS)
@@ -179,7 +180,9 @@ class WorkerLoop:
             case steps.Alone():
                 return self._alone()
             case steps.ReadPlan(rules):
-                return sysfs.read_plan(rules)
+                _allow_open_files()
+                plan, self._opened = sysfs.open_plan(rules)
+                return plan
             case steps.Start(mounts, obeys):
                 self._start(dict(mounts), obeys)
             case steps.BecomeKeeper():
@@ -207,7 +210,10 @@ class WorkerLoop:
             self._obey()
         _allow_open_files()
         threading.stack_size(_STACK)
-        self._threads = {index: MountThread(self, index, mount) for index, mount in mounts.items()}
+        self._threads = {
+            index: MountThread(self, index, mount, self._opened.pop(mount.device, -1))
+            for index, mount in mounts.items()
+        }
         for thread in self._threads.values():
             try:
                 thread.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 # fmt: off
@@ -103,26 +103,22 @@ def upper_folder(mount: MountInfo) -> str:
     return next((_unescape(value) for key, _, value in options if key == "upperdir"), "")
 
 
-def as_shown(superblock: Superblock, shown: Mapping[str, str]) -> Superblock:
-    """Return the file system with what was found out about its mount points, as `plan.build_plan` takes it."""
-    point = shown.get(superblock.info.device)
-    if point is None:
-        return superblock
-    points = dict.fromkeys((point, *superblock.points) if point else superblock.points)
-    return superblock._replace(points=tuple(points), shown=superblock.shown if point else frozenset())
-
-
 class Superblock(NamedTuple):
     """A file system: its primary mount and all its mount points, that of the primary first.
 
-    `shown` are the mount points whose paths lead to it. It is `sure` that the primary is one of them, if no program and
-    no other machine has to answer on the way and the root of the file system is mounted there, which is a folder.
+    `shown` are the mount points whose paths lead to it. `namespace` says by which processes it is mounted if it is not
+    mounted in this mount namespace; then its one point is below the folder /proc/PID/root.
     """
 
     info: MountInfo
     points: tuple[str, ...]
     shown: frozenset[str]
-    sure: bool
+    namespace: str = ""
+
+    @property
+    def own_points(self) -> tuple[str, ...]:
+        """Its mount points in this mount namespace: only these are matched by globs and lists."""
+        return () if self.namespace else self.points
 
 
 def superblocks(mountinfo: Sequence[MountInfo]) -> list[Superblock]:
@@ -134,14 +130,16 @@ def superblocks(mountinfo: Sequence[MountInfo]) -> list[Superblock]:
     served = behind_servers(mountinfo)
     found = []
     for same in mounts.values():
-        # A path that leads elsewhere is of no use; a mount of the whole file system is known to be a folder.
-        shown = [m for m in same if leads_to[m.mountpoint] == m.mount_id and len(m.mountpoint) < PATH_MAX]
-        shown = [m for m in shown if len(m.mountpoint.encode("utf-8", "surrogateescape")) < PATH_MAX]
-        primary = min(shown or same, key=lambda m: (m.mount_id in served, m.root != "/"))
+        shown = [m for m in same if leads_to[m.mountpoint] == m.mount_id]
+        primary = min(shown or same, key=lambda m: (m.mount_id in served, is_long(m.mountpoint), m.root != "/"))
         points = dict.fromkeys((primary.mountpoint, *(m.mountpoint for m in same)))
-        sure = bool(shown) and primary.mount_id not in served and primary.root == "/"
-        found.append(Superblock(primary, tuple(points), frozenset(m.mountpoint for m in shown), sure))
+        found.append(Superblock(primary, tuple(points), frozenset(m.mountpoint for m in shown)))
     return found
+
+
+def is_long(path: str) -> bool:
+    """Return whether a path must be opened in steps, since a system call takes only PATH_MAX bytes."""
+    return len(path) * 3 >= PATH_MAX and len(path.encode("utf-8", "surrogateescape")) >= PATH_MAX
 
 
 def behind_servers(mountinfo: Sequence[MountInfo]) -> frozenset[int]:

@@ -1,76 +1,213 @@
-"""Opening a file system by one of its mount points, with proof that it is the right one."""
+"""Opening a file system by whatever way leads to it, with proof that it is the right one.
+
+The ways, in this order: a mount point that shows it, and asks only the kernel; such a one in another mount namespace;
+a mount namespace of our own in which what covers it is detached; a mount point behind FUSE or a network. Behind the
+last there may be a server that does not answer, so each such call has a thread of its own, and a second. To thaw, its
+block device is mounted, too: what is frozen lives on when it is unmounted.
+
+Whatever way was taken, the mount id of what was opened (/proc/self/fdinfo, proc(5)) must be, in the mountinfo of a
+namespace, one of the superblock.
+"""
 
 from __future__ import annotations
 
 import errno
+import functools
 import math
 import os
-import stat
 import threading
 import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 from ..api import records
-from . import sysfs
-from .mountinfo import MountInfo
-from .probe import mount_id
+from . import held, namespaces, private_mounts
+from .mountinfo import MountInfo, parse_filesystems, parse_mountinfo
+from .namespaces import Namespace
+from .probe import ask
+from .proof import is_folder_or_file, mount_id, open_path, read_text
+from .view import View
+
+NOT_MOUNTED = "not mounted any more"
+PATIENCE = 2.5  # seconds for all ways that are tried after the first
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)  # no other way would do better
+T = TypeVar("T")
 
 
-class Mounted:
-    """Which mount belongs to which superblock (mountinfo). All threads use it; it is read only as often as needed."""
+class Opened(NamedTuple):
+    """A descriptor of a file system, and the mount point in this namespace that led to it, "" if none did."""
 
-    def __init__(self) -> None:
+    fd: int
+    point: str = ""
+
+
+class SuperblockGone(Exception):
+    """The superblock does not exist any more, so it is not frozen."""
+
+
+class FileSystemOpener:
+    """Opens file systems. All threads use it; what is mounted is read only as often as needed."""
+
+    def __init__(self, elsewhere: Sequence[Namespace] | None = None) -> None:
+        """`elsewhere` are the other namespaces of interest, if they were read already."""
         self._lock = threading.Lock()
         self._read_at = -math.inf
-        self._mounts: dict[int, MountInfo] = {}
+        self._here = View(())
+        self._elsewhere = elsewhere
 
-    def now(self, opened_at: float) -> dict[int, MountInfo]:
-        """Return the mounts by id, read after that CLOCK_MONOTONIC second: what was open then keeps its id."""
-        with self._lock:
-            if self._read_at <= opened_at:
-                begun = time.monotonic()
-                self._mounts = {info.mount_id: info for info in sysfs.read_mountinfo()}
-                self._read_at = begun
-            return self._mounts
+    def open_all(self, devices: Iterable[str]) -> tuple[dict[str, Opened], set[str]]:
+        """Return what could be opened of these superblocks (major:minor), and those to which no way leads.
 
+        What is in neither may be opened later: its disk is slow, or the system refused.
+        """
+        begun = time.monotonic()
+        devices = list(devices)
+        view = self._view_since(begun)
+        first = {device: ways[0].mountpoint for device in devices if (ways := view.ways(device, safe=True))}
+        handles = ask(
+            {d: functools.partial(_or_error, functools.partial(open_path, p)) for d, p in first.items()}, _drop
+        )
+        now, opened = time.monotonic(), {}
+        for device, handle in handles.items():
+            if isinstance(handle, int):
+                found = _or_error(functools.partial(self._proved, handle, device, now))
+                if isinstance(found, int):
+                    opened[device] = Opened(found, first[device])
+        hang = first.keys() - handles.keys()
+        left = [device for device in devices if device not in opened and device not in hang]
+        others = ask({d: functools.partial(_or_error, functools.partial(self.open, d)) for d in left}, _drop, PATIENCE)
+        opened |= {device: found for device, found in others.items() if isinstance(found, Opened)}
+        refused = {device: found for device, found in others.items() if isinstance(found, OSError)}
+        return opened, {device for device, error in refused.items() if error.errno == errno.ENODEV}
 
-def open_file_system(mount: records.Mount, mounted: Mounted) -> int:
-    """Open a mount point of the file system and return the descriptor.
-
-    The path could lead to something that was mounted over it since. So the mount id of what was opened
-    (/proc/self/fdinfo, proc(5)) must be one that mountinfo gives for the superblock. It is opened with O_PATH first,
-    since opening a FIFO or a device that is bind-mounted could block. Raises OSError, ENODEV if no mount point leads
-    there.
-    """
-    refused = OSError(errno.ENODEV, "not mounted any more")
-    tried = set()
-    begun = time.monotonic()
-    paths = [mount.mountpoint, *mount.aliases]
-    while paths:
-        tried.add(path := paths.pop(0))
-        try:
-            handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError as error:
-            refused = error
-        else:
+    def open(self, device: str) -> Opened:
+        """Open the superblock (major:minor); raise OSError, ENODEV if no way leads to it."""
+        refused: OSError | None = None
+        view = self._view_since(time.monotonic())
+        for way in (self._by_path, self._elsewhere_by_path, self._uncovered, self._behind_servers):
             try:
-                mode = os.fstat(handle).st_mode
-                found = mounted.now(time.monotonic()).get(mount_id(handle))
-                if found and found.device == mount.device and (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-                    return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+                return way(device, view)
+            except OSError as error:
+                if error.errno in _SCARCE:
+                    raise
+                refused = refused or error
+        assert refused is not None
+        # A path that does not exist any more is a way that leads nowhere.
+        why = refused.strerror if refused.errno == errno.ENODEV else f"no way leads to it ({refused.strerror})"
+        raise OSError(errno.ENODEV, why)
+
+    def open_to_thaw(self, mount: records.Mount) -> int:
+        """As `open`, but by its block device if it is mounted nowhere; raise SuperblockGone if it lives no more."""
+        try:
+            return self.open(mount.device).fd
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+        device = held.device_in_use(mount)
+        if not device:
+            raise SuperblockGone
+        return _to_read(private_mounts.mounted_by(device, mount.fstype, mount.device))
+
+    # -- the ways
+
+    def _by_path(self, device: str, view: View) -> Opened:
+        return self._first(device, view.ways(device, safe=True))
+
+    def _elsewhere_by_path(self, device: str, _view: View) -> Opened:
+        return self._first_elsewhere(device, safe=True)
+
+    def _uncovered(self, device: str, view: View) -> Opened:
+        if not view.covered(device):
+            raise OSError(errno.ENODEV, NOT_MOUNTED)
+        return Opened(_to_read(private_mounts.uncover(device)))
+
+    def _behind_servers(self, device: str, view: View) -> Opened:
+        ways: dict[str, Callable[[], Opened | OSError]] = {}
+        for mount in view.ways(device, safe=False):
+            ways[mount.mountpoint] = functools.partial(_or_error, functools.partial(self._first, device, [mount]))
+        elsewhere = functools.partial(self._first_elsewhere, device, safe=False)
+        ways[""] = functools.partial(_or_error, elsewhere)
+        answers = ask(ways, _drop)
+        found = [one for path in ways if isinstance(one := answers.get(path), Opened)]
+        for one in found[1:]:
+            os.close(one.fd)
+        if not found:
+            raise OSError(
+                errno.ENODEV, NOT_MOUNTED if len(answers) == len(ways) else "who serves its way does not answer"
+            )
+        return found[0]
+
+    def _first(self, device: str, mounts: Sequence[MountInfo]) -> Opened:
+        refused = OSError(errno.ENODEV, NOT_MOUNTED)
+        for mount in mounts:
+            try:
+                handle = open_path(mount.mountpoint)
+                return Opened(self._proved(handle, device, time.monotonic()), mount.mountpoint)
             except OSError as error:
                 refused = error
-            finally:
-                os.close(handle)
-        if not paths:  # it may be mounted at another place by now
-            there = {info.mountpoint for info in mounted.now(begun).values() if info.device == mount.device}
-            paths = sorted(there - tried)
-            refused = refused if there else OSError(errno.ENODEV, "not mounted any more")
-    raise refused
+        raise refused
+
+    def _first_elsewhere(self, device: str, *, safe: bool) -> Opened:
+        refused = OSError(errno.ENODEV, NOT_MOUNTED)
+        for namespace in self._others():
+            for mount in namespace.view.ways(device, safe=safe):
+                try:
+                    handle = open_path(namespace.path(mount))
+                    fresh = functools.partial(_read_view, namespace.pid)
+                    return Opened(_if_proved(handle, device, fresh))
+                except OSError as error:
+                    refused = error
+        raise refused
+
+    # -- what is mounted
+
+    def _proved(self, handle: int, device: str, opened_at: float) -> int:
+        return _if_proved(handle, device, lambda: self._view_since(opened_at))
+
+    def _view_since(self, at: float) -> View:
+        """Return what is mounted, read after that CLOCK_MONOTONIC second: what was open then keeps its mount id."""
+        with self._lock:
+            if self._read_at <= at:
+                begun = time.monotonic()
+                self._here, self._read_at = _read_view("self"), begun
+            return self._here
+
+    def _others(self) -> Sequence[Namespace]:
+        with self._lock:
+            if self._elsewhere is None:
+                self._elsewhere, _ = namespaces.others((), parse_filesystems(read_text("/proc/filesystems")))
+            return self._elsewhere
 
 
-def is_gone(mount: records.Mount, sys: str = "/sys") -> bool:
-    """Return whether the kernel has no such block device: nothing can be frozen on it any more.
+def _read_view(process: str | int) -> View:
+    return View(parse_mountinfo(read_text(f"/proc/{process}/mountinfo")))
 
-    An anonymous number (0:N, as of btrfs) is in no list, so of such a file system that is not known.
-    """
-    return not mount.device.startswith("0:") and not os.path.lexists(f"{sys}/dev/block/{mount.device}")
+
+def _if_proved(handle: int, device: str, view: Callable[[], View]) -> int:
+    """Close the handle and return a descriptor for reading of what it is; raise OSError, ENODEV if it is not that."""
+    try:
+        if is_folder_or_file(handle) and view().device(mount_id(handle)) == device:
+            return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(handle)
+    raise OSError(errno.ENODEV, NOT_MOUNTED)
+
+
+def _to_read(handle: int) -> int:
+    try:
+        return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(handle)
+
+
+def _or_error(call: Callable[[], T]) -> T | OSError:
+    try:
+        return call()
+    except OSError as error:
+        return error
+
+
+def _drop(late: Opened | int | OSError) -> None:
+    """Close what came too late."""
+    if not isinstance(late, OSError):
+        os.close(late.fd if isinstance(late, Opened) else late)

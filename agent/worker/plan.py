@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
@@ -22,11 +22,12 @@ from ..api.options import Rules
 from ..api.records import LeftOut, Mount, Plan
 from ..api.states import Reason
 from ..api.text import listed
-from .mountinfo import MountInfo, Server, Superblock, as_shown, is_anonymous, named_devices, server_of, superblocks
+from .mountinfo import MountInfo, Server, Superblock, is_anonymous, named_devices, server_of, superblocks
 
 DAMAGED = frozenset({"emergency_ro", "shutdown"})  # options of a superblock that writes no more, after an error
 IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "rootfs", "hugetlbfs"})
 NOTHING: Mapping[str, str] = MappingProxyType({})
+NOBODY: Set[str] = frozenset()
 
 
 T = TypeVar("T", bound=Hashable)
@@ -69,56 +70,121 @@ class BlockDevice:
     understood: bool = True
 
 
+class Survey:
+    """What is mounted, what it lies on, and what of it is chosen; then the plan, when that is reached."""
+
+    def __init__(
+        self,
+        found: Sequence[Superblock],
+        block_types: frozenset[str],
+        devices: Iterable[BlockDevice],
+        rules: Rules,
+        links: Mapping[str, str] = NOTHING,
+    ) -> None:
+        """`found` are in the order of mounting; `links` are paths of selectors and the path of the device they lead to.
+
+        Raises Fault PARAMS if a selector is malformed.
+        """
+        self._found = found
+        devices = list(devices)
+        self._by_path = _paths_of(devices)
+        self._devices = devices
+        self._members = _members_of(found, devices, self._by_path)
+        by_name = {d.name: d for d in devices}
+        self._disks = [[by_name[name] for name in names if name in by_name] for names, _ in self._members]
+        by_path = self._by_path | {path: self._by_path[to] for path, to in links.items() if to in self._by_path}
+        self._numbers = [
+            frozenset((s.info.device, *(d.number for d in on))) for s, on in zip(found, self._disks, strict=True)
+        ]
+        self._wanted = _selectors(rules.request_include, by_path)
+        self._reasons = _reasons(found, self._numbers, by_path, self._wanted, block_types, rules)
+
+    @property
+    def chosen(self) -> list[str]:
+        """The superblocks (major:minor) to be frozen, if they can be reached."""
+        return [s.info.device for s, (reason, _) in zip(self._found, self._reasons, strict=True) if reason is None]
+
+    def plan(
+        self, uppers: Mapping[str, str] = NOTHING, points: Mapping[str, str] = NOTHING, unreachable: Set[str] = NOBODY
+    ) -> Plan:
+        """Return what to freeze in which order, and what is left out for which reason.
+
+        `uppers` gives for overlays the superblock of the upper layer, both major:minor; others are not understood.
+        `points` gives for superblocks the mount point to name first, and `unreachable` are those to which no way leads.
+        Raises Fault: PARAMS if one of the request's include matches nothing that is planned, FREEZE_FAILED if file
+        systems that are planned are known to lie on each other in a circle.
+        """
+        found = [_named_first(superblock, points) for superblock in self._found]
+        reasons = [
+            (Reason.UNREACHABLE, True) if reason is None and superblock.info.device in unreachable else (reason, error)
+            for superblock, (reason, error) in zip(found, self._reasons, strict=True)
+        ]
+        self._check_wanted(found, reasons)
+        below = _lies_on(found, self._devices, self._members, uppers)
+        planned = [i for i, (reason, _) in enumerate(reasons) if reason is None]
+        reach, notes = _reach(found, planned, below)
+        return Plan(self._ordered(found, planned, reach), _left_out(found, reasons), tuple(notes))
+
+    def _check_wanted(self, found: Sequence[Superblock], reasons: Sequence[tuple[Reason | None, bool]]) -> None:
+        for selector in self._wanted:  # ADR 0007: each must match, not any
+            matched = [
+                (superblock.points[0], reason)
+                for superblock, own, (reason, _) in zip(found, self._numbers, reasons, strict=True)
+                if selector.matches(superblock, own)
+            ]
+            left_out = [f"{mountpoint} ({reason.value})" for mountpoint, reason in matched if reason is not None]
+            if len(left_out) == len(matched):
+                why = (
+                    f"matches only what is left out: {', '.join(left_out[:5])}"
+                    if left_out
+                    else "matches no file system"
+                )
+                raise Fault(Code.PARAMS, f"include {selector.text!r} {why}; nothing was frozen")
+
+    def _ordered(self, found: Sequence[Superblock], planned: Sequence[int], reach: Sequence[int]) -> tuple[Mount, ...]:
+        level = [0] * len(planned)
+        # What lies on another one has that one and all its hosts: so from the most hosts to the fewest is inside out.
+        hosts = [_bits(mask) for mask in reach]
+        for at in sorted(range(len(planned)), key=lambda at: -len(hosts[at])):
+            for host in hosts[at]:
+                level[host] = max(level[host], level[at] + 1)
+        order = sorted(range(len(planned)), key=lambda at: (level[at], -at))
+        place = {at: index for index, at in enumerate(order)}
+
+        def mount(at: int) -> Mount:
+            info, (mountpoint, *aliases), _, namespace = found[planned[at]]
+            under = tuple(sorted(place[host] for host in hosts[at]))
+            disks = tuple(dict.fromkeys((d.disk or d.name).replace("!", "/") for d in self._disks[planned[at]]))
+            about = (info.device, info.fstype, info.source)
+            return Mount(mountpoint, tuple(aliases), *about, level[at], under, disks, namespace=namespace)
+
+        return tuple(map(mount, order))
+
+
 def build_plan(
     mountinfo: Sequence[MountInfo],
     block_types: frozenset[str],
     devices: Iterable[BlockDevice],
     rules: Rules,
     uppers: Mapping[str, str] = NOTHING,
-    shown: Mapping[str, str] = NOTHING,
-    links: Mapping[str, str] = NOTHING,
 ) -> Plan:
-    """Return what to freeze in which order, and what is left out for which reason.
+    """Return the plan for these mounts, all of which can be reached; see `Survey`."""
+    return Survey(superblocks(mountinfo), block_types, devices, rules).plan(uppers)
 
-    What was found out: `uppers` gives for overlays the superblock of the upper layer, both major:minor; others are not
-    understood. `shown` gives for superblocks a mount point that leads to them, "" if there is none. `links` gives for
-    paths of selectors the path of the device that they lead to.
-    Raises Fault: PARAMS if a selector is malformed or one of the request's include matches nothing that is planned,
-    FREEZE_FAILED if file systems that are planned are known to lie on each other in a circle.
-    """
-    found = superblocks(mountinfo)
-    if shown:
-        found = [as_shown(superblock, shown) for superblock in found]
-    devices = list(devices)
-    by_path = _paths_of(devices)
-    below, members = _lies_on(found, devices, by_path, uppers)
-    numbers = [frozenset((s.info.device, *(d.number for d in on))) for s, on in zip(found, members, strict=True)]
-    by_path |= {path: by_path[leads_to] for path, leads_to in links.items() if leads_to in by_path}
-    reasons = _reasons(found, numbers, by_path, block_types, rules)
-    planned = [i for i, (reason, _) in enumerate(reasons) if reason is None]
-    reach, notes = _reach(found, planned, below)
 
-    level = [0] * len(planned)
-    # What lies on another one has that one and all its hosts: so from the most hosts to the fewest is inside out.
-    hosts = [_bits(mask) for mask in reach]
-    for at in sorted(range(len(planned)), key=lambda at: -len(hosts[at])):
-        for host in hosts[at]:
-            level[host] = max(level[host], level[at] + 1)
-    order = sorted(range(len(planned)), key=lambda at: (level[at], -at))
-    place = {at: index for index, at in enumerate(order)}
+def _named_first(superblock: Superblock, points: Mapping[str, str]) -> Superblock:
+    point = points.get(superblock.info.device)
+    if not point or superblock.namespace:
+        return superblock
+    return superblock._replace(points=tuple(dict.fromkeys((point, *superblock.points))))
 
-    def mount(at: int) -> Mount:
-        info, (mountpoint, *aliases), *_ = found[planned[at]]
-        under = tuple(sorted(place[host] for host in hosts[at]))
-        disks = tuple(dict.fromkeys((d.disk or d.name).replace("!", "/") for d in members[planned[at]]))
-        return Mount(mountpoint, tuple(aliases), info.device, info.fstype, info.source, level[at], under, disks)
 
-    left_out = [
-        LeftOut(points[0], points[1:], info.device, info.fstype, reason.value, is_error)
-        for (info, points, *_), (reason, is_error) in zip(found, reasons, strict=True)
+def _left_out(found: Sequence[Superblock], reasons: Sequence[tuple[Reason | None, bool]]) -> tuple[LeftOut, ...]:
+    return tuple(
+        LeftOut(points[0], points[1:], info.device, info.fstype, reason.value, is_error, namespace=namespace)
+        for (info, points, _, namespace), (reason, is_error) in zip(found, reasons, strict=True)
         if reason is not None
-    ]
-    return Plan(tuple(map(mount, order)), tuple(left_out), tuple(notes))
+    )
 
 
 class _Selector(NamedTuple):
@@ -147,24 +213,24 @@ def _matcher(text: str, by_path: Mapping[str, BlockDevice]) -> Callable[[Superbl
         raise Fault(Code.PARAMS, f"malformed glob {error.pattern!r}: {error}; nothing was frozen") from None
     if text.startswith("type:"):
         return lambda superblock, _: glob(superblock.info.fstype)
-    return lambda superblock, _: any(glob(point) for point in superblock.points)
+    return lambda superblock, _: any(glob(point) for point in superblock.own_points)
 
 
 def _reasons(
     found: Sequence[Superblock],
     numbers: Sequence[frozenset[str]],
     by_path: Mapping[str, BlockDevice],
+    wanted: Sequence[_Selector],
     block_types: frozenset[str],
     rules: Rules,
 ) -> list[tuple[Reason | None, bool]]:
-    """Return why each file system is left out, None for those that are planned, and whether that is a strict error.
+    """Return why each file system is left out, None for those that are chosen, and whether that is a strict error.
 
     What a file system is comes before what was asked for, and an exclude before an include: the reason given is the
     first that applies in the order of `states.Reason`. What was not asked for is no error. `numbers` are those of the
-    devices of each file system and its own.
+    devices of each file system and its own, `wanted` the selectors of the request.
     """
     exclude = _selectors(rules.exclude + rules.request_exclude, by_path)
-    wanted = _selectors(rules.request_include, by_path)
     includes = [those for those in (_selectors(rules.include, by_path), wanted) if those]
     literal = None if rules.literal is None else frozenset(rules.literal)
 
@@ -174,7 +240,7 @@ def _reasons(
         if not all(any(one.matches(superblock, own) for one in those) for those in includes):
             return Reason.NOT_INCLUDED
         # A list of mount points means what is seen there.
-        if literal is not None and literal.isdisjoint(superblock.shown or superblock.points):
+        if literal is not None and literal.isdisjoint(superblock.shown):
             return Reason.NOT_INCLUDED
         return None
 
@@ -185,16 +251,6 @@ def _reasons(
             chosen = choice(superblock, own)
             reason, is_error = reason or chosen, is_error and chosen is None
         reasons.append((reason, is_error))
-    for selector in wanted:  # ADR 0007: each must match, not any
-        matched = [
-            (superblock.points[0], reason)
-            for superblock, own, (reason, _) in zip(found, numbers, reasons, strict=True)
-            if selector.matches(superblock, own)
-        ]
-        left_out = [f"{mountpoint} ({reason.value})" for mountpoint, reason in matched if reason is not None]
-        if len(left_out) == len(matched):
-            why = f"matches only what is left out: {', '.join(left_out[:5])}" if left_out else "matches no file system"
-            raise Fault(Code.PARAMS, f"include {selector.text!r} {why}; nothing was frozen")
     return reasons
 
 
@@ -208,7 +264,8 @@ def _nature(superblock: Superblock, block_types: frozenset[str]) -> tuple[Reason
         case Server.FUSE_ON_DISK:
             return Reason.FUSE, True
         case Server.FUSE:
-            return Reason.FUSE, "user_id=0" in options and info.source.startswith("/dev/")
+            is_error = "user_id=0" in options and info.source.startswith("/dev/") and not superblock.namespace
+            return Reason.FUSE, is_error
     if info.fstype == "zfs":
         return Reason.ZFS, "ro" not in options
     if info.fstype not in block_types or info.fstype == "autofs":
@@ -217,8 +274,6 @@ def _nature(superblock: Superblock, block_types: frozenset[str]) -> tuple[Reason
         return Reason.READ_ONLY, False
     if not DAMAGED.isdisjoint(options):
         return Reason.DAMAGED, True
-    if not superblock.shown:
-        return Reason.UNREACHABLE, True
     return None, False
 
 
@@ -231,21 +286,15 @@ def _paths_of(devices: Sequence[BlockDevice]) -> dict[str, BlockDevice]:
     return by_path | {"/dev/mapper/" + d.mapper: d for d in devices if d.mapper}
 
 
-def _lies_on(
-    found: Sequence[Superblock],
-    devices: Sequence[BlockDevice],
-    by_path: Mapping[str, BlockDevice],
-    uppers: Mapping[str, str],
-) -> tuple[Callable[[_Node], list[_Node]], list[list[BlockDevice]]]:
-    """Return what gives that on which a node lies directly, and the devices of each file system."""
-    by_name = {d.name: d for d in devices}
+def _members_of(
+    found: Sequence[Superblock], devices: Sequence[BlockDevice], by_path: Mapping[str, BlockDevice]
+) -> list[tuple[list[str], bool]]:
+    """Return for each file system the names of its block devices, and whether these are all."""
     by_number = {d.number: d for d in devices}
     claimed = {name for s in found if s.info.source in by_path for name in by_path[s.info.source].pool}
     unclaimed = [d for d in devices if d.pool and d.name not in claimed]
-    index = {s.info.device: i for i, s in enumerate(found)}
 
-    def members_of(info: MountInfo) -> tuple[list[str], bool]:
-        """Return the block devices of a file system, and whether these are all."""
+    def members(info: MountInfo) -> tuple[list[str], bool]:
         named = named_devices(info)
         on = [by_number.get(info.device), *map(by_path.get, named)]
         members = [d for d in on if d]
@@ -255,7 +304,18 @@ def _lies_on(
             members, whole = unclaimed, bool(unclaimed)
         return list(dict.fromkeys(name for d in members for name in (d.name, d.journal, *d.pool) if name)), whole
 
-    members = [members_of(s.info) for s in found]
+    return [members(s.info) for s in found]
+
+
+def _lies_on(
+    found: Sequence[Superblock],
+    devices: Sequence[BlockDevice],
+    members: Sequence[tuple[list[str], bool]],
+    uppers: Mapping[str, str],
+) -> Callable[[_Node], list[_Node]]:
+    """Return what gives that on which a node lies directly."""
+    by_name = {d.name: d for d in devices}
+    index = {s.info.device: i for i, s in enumerate(found)}
 
     def below_file_system(i: int) -> list[_Node]:
         info = found[i].info
@@ -282,7 +342,7 @@ def _lies_on(
             nodes.append(index.get(device.file_on))
         return nodes if device.understood else [*nodes, None]
 
-    return below, [[by_name[name] for name in names if name in by_name] for names, _ in members]
+    return below
 
 
 def _reach(

@@ -1,6 +1,7 @@
 """Reading what a plan is made from: procfs, and the parts of sysfs that show what the mounted file systems lie on.
 
-It opens nothing else itself: what only opened devices and folders tell, a `Probe` asks. A device that vanishes
+It opens nothing else itself: what only opened devices and folders tell, a `Probe` asks, and the file systems are opened
+by a `FileSystemOpener`. A device that vanishes
 meanwhile is as if it had never been there; any other error ends the plan, since an order that is guessed can deadlock
 the machine.
 """
@@ -14,17 +15,19 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ..api.errors import failed
+from ..api.errors import Fault, failed
 from ..api.options import Rules
 from ..api.records import Plan
 from .mountinfo import MountInfo, is_anonymous, named_devices, parse_filesystems, parse_mountinfo, superblocks
-from .plan import BlockDevice, build_plan
+from .open_fs import FileSystemOpener
+from .plan import BlockDevice, Survey
 from .probe import Probe
+from .proof import read_text
+from .view import View
 
 LOOP = "7:"
 _TOLD_BY_THE_KERNEL = ("loop", "dm-", "md", "ram", "zram", "nullb", "bcache", "nvme")
 _SERVED = re.compile("/session[0-9]+/|/devices/rbd/")  # iSCSI, Ceph
-_CHUNK = 1 << 20
 _VANISHED = (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR)
 
 
@@ -32,20 +35,42 @@ def read_plan(rules: Rules, *, ask: bool = True) -> Plan:
     """Return the plan for this machine's mounts as they are now.
 
     To `ask` opens loop devices and folders; the supervisor must not, then what these tell is not understood.
-    Raises Fault: as `build_plan`, and FAILED if procfs or sysfs cannot be read.
+    Raises Fault: as `plan.Survey`, and FAILED if procfs or sysfs cannot be read.
     """
+    if not ask:
+        return _survey(rules)[0].plan()
+    plan, opened = open_plan(rules)
+    for fd in opened.values():
+        os.close(fd)
+    return plan
+
+
+def open_plan(rules: Rules) -> tuple[Plan, dict[str, int]]:
+    """Return the plan, and descriptors of its file systems by superblock (major:minor); raises as `read_plan`.
+
+    What has none may still be opened: its disk is slow, or the system refused.
+    """
+    survey, probe, devices = _survey(rules, ask=True)
+    uppers = probe.uppers(d.file_on for d in devices if d.file_on)
+    opened, unreachable = FileSystemOpener().open_all(survey.chosen)
+    fds = {device: one.fd for device, one in opened.items()}
+    try:
+        return survey.plan(uppers, {device: one.point for device, one in opened.items()}, unreachable), fds
+    except Fault:
+        for fd in fds.values():
+            os.close(fd)
+        raise
+
+
+def _survey(rules: Rules, *, ask: bool = False) -> tuple[Survey, Probe, list[BlockDevice]]:
     try:
         mountinfo = read_mountinfo()
-        block_types = parse_filesystems(_read("/proc/filesystems"))
-        probe = Probe(mountinfo) if ask else None
-        devices = read_devices(mountinfo, probe)
+        block_types = parse_filesystems(read_text("/proc/filesystems"))
+        probe = Probe(View(mountinfo))
+        devices = read_devices(mountinfo, probe if ask else None)
     except OSError as error:
         raise failed(error, f"read {error.filename}") from error
-    if probe is None:
-        return build_plan(mountinfo, block_types, devices, rules)
-    uppers = probe.uppers(d.file_on for d in devices if d.file_on)
-    shown = probe.shown(superblocks(mountinfo), block_types)
-    return build_plan(mountinfo, block_types, devices, rules, uppers, shown, _links(rules))
+    return Survey(superblocks(mountinfo), block_types, devices, rules, _links(rules) if ask else {}), probe, devices
 
 
 def _links(rules: Rules) -> dict[str, str]:
@@ -57,7 +82,7 @@ def _links(rules: Rules) -> dict[str, str]:
 
 def read_mountinfo() -> list[MountInfo]:
     """Return the mounts that this process sees."""
-    return parse_mountinfo(_read("/proc/self/mountinfo"))
+    return parse_mountinfo(read_text("/proc/self/mountinfo"))
 
 
 def read_devices(
@@ -124,7 +149,7 @@ def _read_device(folder: str, pools: dict[str, tuple[str, ...]]) -> BlockDevice 
         disk = os.path.basename(os.path.dirname(real)) if os.path.exists(f"{real}/partition") else ""
         return BlockDevice(
             name=name,
-            number=_read(f"{real}/dev").strip(),
+            number=read_text(f"{real}/dev").strip(),
             mapper=_read_if_any(f"{real}/dm/name"),
             disk=disk,
             slaves=tuple(_list(f"{real}/slaves")),
@@ -184,24 +209,8 @@ def _list(folder: str) -> list[str]:
 
 def _read_if_any(path: str) -> str:
     try:
-        return _read(path).removesuffix("\n")
+        return read_text(path).removesuffix("\n")
     except OSError as error:
         if error.errno in _VANISHED:
             return ""
-        raise
-
-
-def _read(path: str) -> str:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            data = bytearray()  # a read of mountinfo gives a page at the most
-            while more := os.read(fd, _CHUNK):
-                data += more
-        finally:
-            os.close(fd)
-        # Not as a text file, which would treat a lone \r in a path as the end of a line.
-        return data.decode("utf-8", "surrogateescape")
-    except OSError as error:
-        error.filename = path  # the error of a failed read does not name the file
         raise

@@ -108,7 +108,7 @@ def test_moved(rig: Rig, kind: str, dies: bool) -> None:
 
 @KIND
 def test_unmounted_before_the_freeze_and_after_the_plan(rig: Rig, hooks: Hooks, kind: str) -> None:
-    """The freeze fails or goes on without it; nothing stays frozen."""
+    """What the plan promises is open already, and is frozen; nothing stays frozen."""
     other, fs = rig.fs("ext4"), rig.fs(kind)
     daemon = rig.daemon([rig.everywhere], module="harness.hooked", env=hooks.env)
     hooks.at("before va.fsfreeze Plan", "stop:va.fsfreeze")
@@ -117,10 +117,8 @@ def test_unmounted_before_the_freeze_and_after_the_plan(rig: Rig, hooks: Hooks, 
     linux.umount(str(fs.path), linux.MNT_DETACH)
     for child in daemon.children():
         child.resume()
-    failed = freeze.wait()
-    assert code_of(failed) == Code.FREEZE_FAILED
-    assert str(fs.path) in failed.faultString
-    assert call(daemon, "va.fsthaw") == 0
+    assert freeze.wait() == 2
+    assert call(daemon, "va.fsthaw") == 2
     fs.mount()
     assert_well(rig, daemon, [other, fs])
 

@@ -59,9 +59,17 @@ def check_includes(includes: Sequence[str], area: str) -> None:
     if not includes:
         raise HarnessError("a daemon without --include would freeze this machine's own file systems")
     for pattern in includes:
+        if pattern.startswith("type:") or (pattern.startswith("dev:") and not is_own_device(pattern, area)):
+            raise HarnessError(f"--include {pattern} may mean the machine's own disks, seen in another namespace")
         for mount in [linux.Mount("/", "", ""), *linux.mounts()]:
             if not linux.is_under(mount.mountpoint, area) and fnmatch.fnmatchcase(mount.mountpoint, pattern):
                 raise HarnessError(f"--include {pattern} matches {mount.mountpoint}, which is not the test's own")
+
+
+def is_own_device(selector: str, area: str) -> bool:
+    """Return whether dev:MAJOR:MINOR is a loop device of the area."""
+    numbers = [os.stat(device).st_rdev for device in linux.loop_devices(area)]
+    return selector in [f"dev:{os.major(number)}:{os.minor(number)}" for number in numbers]
 
 
 def include_globs(include: Iterable[LoopFs | str | os.PathLike[str]]) -> list[str]:

@@ -67,7 +67,7 @@ class LoopFs:
             raise HarnessError(f"{' '.join(made.args)}: {made.stderr.strip()}")
         self.device, self._device_fd = linux.attach_loop(self.image)
         try:
-            self.path.mkdir()
+            self.path.mkdir(parents=True)
             self.mount()
         except BaseException:
             self.detach()

@@ -9,7 +9,6 @@ import contextlib
 import os
 import subprocess
 import time
-import xmlrpc.client
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,18 +172,6 @@ def reason(daemon: Daemon, number: str) -> str:
     left_out = daemon.proxy().va.fsplan()["left_out"]
     (found,) = [m["reason"] for m in left_out if m["device"] == number]
     return str(found)
-
-
-def test_a_covered_file_system_is_left_out_and_the_others_are_frozen(rig: Rig) -> None:
-    fs, other = rig.fs("ext4"), rig.fs("ext4")
-    number = fs.number
-    cover(fs.path)
-    with unmounted_after(fs.path):
-        daemon = daemon_for(rig)
-        assert reason(daemon, number) == "unreachable"
-        freezes_and_thaws(daemon, other)
-        with pytest.raises(xmlrpc.client.Fault, match="unreachable"):
-            daemon.proxy().va.fsfreeze({"strict": True})
 
 
 def test_a_file_system_of_which_only_a_fifo_is_mounted(rig: Rig) -> None:

@@ -100,7 +100,7 @@ def test_a_path_is_looked_at_once_and_not_each_folder_of_it() -> None:
         return lambda: build_plan(deep, TYPES, DEVICES, Rules())
 
     of(1)()  # what is made once is made
-    assert calls(of(1000)) == calls(of(10))
+    assert calls(of(600)) == calls(of(10))
 
 
 def test_a_mountinfo_of_one_megabyte() -> None:

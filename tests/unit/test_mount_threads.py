@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from virtagent.agent.api.records import Mount
-from virtagent.agent.worker import context, mount_threads
+from virtagent.agent.worker import context, held, mount_threads, private_mounts
 from virtagent.agent.worker.mount_threads import MountThread, WorkerLoop
+from virtagent.agent.worker.open_fs import FileSystemOpener, Opened
 from virtagent.agent.worker.steps import Gone, Operation, Result, Start, Wait
 
 SYNC = Operation.SYNC
@@ -29,7 +30,7 @@ def loop(pipes: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch) -> W
     """Return the loop of a worker with one file system, whose calls do nothing, and whose supervisor reads."""
     report_w, control_r = pipes[1], pipes[2]
     monkeypatch.setattr(context.setproctitle, "setproctitle", lambda _: None)
-    monkeypatch.setattr(mount_threads, "open_file_system", lambda *_: 5)
+    monkeypatch.setattr(FileSystemOpener, "open", lambda *_: Opened(5))
     monkeypatch.setattr(mount_threads, "_CALLS", dict.fromkeys(Operation, lambda fd: None))
     made = WorkerLoop(context.Worker(context.Job(1, "va.fssync", {}), report_w, control_r, os.getpid()))
     made.do(Start(((0, Mount("/srv", device="8:1")),), obeys=False))
@@ -69,7 +70,7 @@ def test_whatever_a_call_raises_is_its_result(
     def fail(*_: Any) -> int:
         raise error
 
-    monkeypatch.setattr(mount_threads, "open_file_system", fail)
+    monkeypatch.setattr(FileSystemOpener, "open", fail)
     assert end_of(loop) == (number, said)
     assert end_of(loop) == (number, said), "the thread is still there"
 
@@ -126,15 +127,19 @@ def test_a_title_that_is_refused_holds_up_nothing(loop: WorkerLoop, monkeypatch:
     assert end_of(loop) == (0, "")
 
 
-def test_a_thaw_of_a_device_that_is_gone_finds_nothing_frozen(
+def test_a_thaw_of_a_superblock_that_is_gone_finds_nothing_frozen(
     loop: WorkerLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> int:
         raise OSError(errno.ENODEV, "not mounted any more")
 
-    monkeypatch.setattr(mount_threads, "open_file_system", fail)
-    for gone, expected in ((False, errno.ENODEV), (True, errno.EINVAL)):
-        monkeypatch.setattr(mount_threads, "is_gone", lambda _, gone=gone: gone)
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(FileSystemOpener, "open", fail)
+    for gone, expected in (("", errno.EINVAL), ("/dev/sda1", errno.EPERM)):
+        monkeypatch.setattr(held, "device_in_use", lambda _, gone=gone: gone)
+        monkeypatch.setattr(private_mounts, "mounted_by", refuse)
         loop._threads[0].order(Operation.THAW)
         result = loop.do(Wait())
         assert result.error == expected

@@ -30,7 +30,8 @@ from virtagent.agent.worker.mountinfo import (
     superblocks,
     upper_folder,
 )
-from virtagent.agent.worker.plan import BlockDevice, build_plan, walk_down
+from virtagent.agent.worker.plan import BlockDevice, Survey, build_plan, walk_down
+from virtagent.agent.worker.view import View
 
 BLOCK_TYPES = frozenset({"ext4", "xfs", "btrfs", "vfat", "fuseblk", "bcachefs", "squashfs"})
 ROOT = MountInfo(1, 0, "8:1", "/", "/", "ext4", "/dev/sda1", "rw")
@@ -251,42 +252,102 @@ def test_what_it_is_and_whether_that_is_an_error_under_strict(
 # How it is reached
 
 
-def test_a_file_system_of_which_all_mount_points_are_covered_is_unreachable() -> None:
-    covered, over = mount("8:2", "/srv", mount_id=10), mount("8:3", "/srv", mount_id=11, parent_id=10)
-    found = plan([covered, over])
+def survey(*mounts: MountInfo, **rules: Any) -> Survey:
+    found = superblocks([ROOT, *mounts])
+    disks = [BlockDevice(f"disk{m.device[2:]}", m.device) for m in mounts if m.device.startswith("8:")]
+    return Survey(found, BLOCK_TYPES, [SDA, SDA1, *disks], Rules(**rules))
+
+
+def covering(point: str = "/srv") -> tuple[MountInfo, MountInfo]:
+    return mount("8:2", point, mount_id=10), mount("8:3", point, mount_id=11, parent_id=10)
+
+
+def test_what_cannot_be_reached_is_left_out() -> None:
+    found = survey(*covering()).plan(unreachable={"8:2"})
     assert reasons(found) == {"/srv": "unreachable"}
     assert [m.device for m in found.mounts if m.mountpoint == "/srv"] == ["8:3"]
     assert found.left_out[0].strict_error
-    assert set(levels(plan([covered, over, mount("8:2", "/bind")]))) == {"/", "/srv", "/bind"}
+    assert {m.device for m in survey(*covering()).plan().mounts} == {"8:1", "8:2", "8:3"}, "reached in some way"
+
+
+def test_what_is_not_chosen_is_not_reached_for() -> None:
+    assert survey(*covering(), mount("0:50", "/net", "nfs4"), exclude=("dev:8:2",)).chosen == ["8:1", "8:3"]
+    found = survey(*covering(), exclude=("dev:8:2",)).plan(unreachable={"8:2"})
+    assert reasons(found) == {"/srv": "excluded"}
+
+
+def test_an_include_of_what_cannot_be_reached_is_refused() -> None:
+    with pytest.raises(Fault, match=r"include 'dev:8:2' matches only what is left out: /srv \(unreachable\)"):
+        survey(*covering(), request_include=("dev:8:2",)).plan(unreachable={"8:2"})
 
 
 def test_a_list_of_mount_points_means_what_is_seen_there() -> None:
-    covered, over = mount("8:2", "/srv", mount_id=10), mount("8:3", "/srv", mount_id=11, parent_id=10)
-    found = plan([covered, over, mount("8:2", "/bind")], literal=("/srv",))
-    assert [m.device for m in found.mounts] == ["8:3"]
+    assert survey(*covering(), literal=("/srv",)).chosen == ["8:3"]
+    assert survey(*covering(), mount("8:2", "/bind"), literal=("/srv",)).chosen == ["8:3"]
 
 
-def test_a_path_that_is_too_long_leads_nowhere() -> None:
+def test_a_long_path_is_not_the_name_of_a_file_system_that_has_another() -> None:
     long = "/" + "\udcff" * 4095
-    assert reasons(plan([mount("8:2", long)])) == {long: "unreachable"}
     assert the(plan([mount("8:2", long), mount("8:2", "/b", root="/sub")]), "8:2") == ("/b", (long,))
 
 
 @pytest.mark.parametrize("fstype", ["fuse.x", "nfs4", "autofs"])
 def test_a_way_past_servers_is_chosen_if_there_is_one(fstype: str) -> None:
     behind = [mount("0:50", "/f", fstype, mount_id=20), mount("8:2", "/f/in", parent_id=20)]
-    assert the(plan([*behind, mount("8:2", "/other", root="/sub")]), "8:2") == ("/other", ("/f/in",))
+    other = mount("8:2", "/other", root="/sub")
+    assert the(plan([*behind, other]), "8:2") == ("/other", ("/f/in",))
     assert the(plan(behind), "8:2") == ("/f/in", ())
-    assert [s.sure for s in superblocks([ROOT, *behind])] == [True, False, False]
+    view = View([ROOT, *behind, other])
+    assert view.ways("8:2", safe=True) == [other]
+    assert view.ways("8:2", safe=False) == [behind[1]]
 
 
-def test_what_was_found_out_about_mount_points_counts() -> None:
+def test_the_mount_point_that_led_there_is_named_first() -> None:
     fifo, file = mount("8:2", "/fifo", root="/fifo"), mount("8:2", "/file", root="/file")
-    assert not superblocks([ROOT, fifo])[1].sure
-    found = build_plan([ROOT, fifo, file], BLOCK_TYPES, [SDA, SDA1], Rules(), shown={"8:2": "/file"})
-    assert the(found, "8:2") == ("/file", ("/fifo",))
-    found = build_plan([ROOT, fifo], BLOCK_TYPES, [SDA, SDA1], Rules(), shown={"8:2": ""})
-    assert reasons(found) == {"/fifo": "unreachable"}
+    assert the(survey(fifo, file).plan(points={"8:2": "/file"}), "8:2") == ("/file", ("/fifo",))
+    assert the(survey(fifo, file).plan(points={"8:2": ""}), "8:2") == ("/fifo", ("/file",))
+
+
+def uncovered(mounts: Sequence[MountInfo], one: MountInfo) -> list[str]:
+    """Return the paths that are detached, one after the other, until the mount is seen."""
+    paths: list[str] = []
+    left = list(mounts)
+    while path := (view := View(left)).cover(one):
+        paths.append(path)
+        gone = {view.leads_to[path]}
+        while more := {m.mount_id for m in left if m.parent_id in gone} - gone:
+            gone |= more
+        assert one.mount_id not in gone, "it went with its cover"
+        left = [m for m in left if m.mount_id not in gone]
+    return paths
+
+
+def test_what_covers_a_mount_is_found_from_the_root_on() -> None:
+    below, over = covering()
+    assert uncovered([ROOT, below, over], below) == ["/srv"]
+    assert uncovered([ROOT, below, over], over) == []
+    again = mount("8:4", "/srv", parent_id=11)
+    inside = mount("8:5", "/srv/in", parent_id=10)
+    assert uncovered([ROOT, below, over, again, inside], below) == ["/srv", "/srv"]
+    assert uncovered([ROOT, below, over, again, inside], inside) == ["/srv", "/srv"]
+    parent = mount("0:50", "/srv", "fuse.x", mount_id=30)
+    deep = mount("8:6", "/srv/a/b", mount_id=31)
+    on_deep = mount("8:7", "/srv/a/b", parent_id=31)
+    assert uncovered([ROOT, deep, on_deep, parent], deep) == ["/srv", "/srv/a/b"]
+    assert uncovered([ROOT, deep, on_deep, parent], on_deep) == ["/srv"]
+
+
+@given(st.data())
+def test_whatever_covers_a_mount_it_comes_to_light_without_its_parents_going(data: st.DataObject) -> None:
+    mounts = [ROOT]
+    for number in range(2, data.draw(st.integers(2, 9))):
+        parent = data.draw(st.sampled_from(mounts))
+        below = data.draw(st.sampled_from(["", "/a", "/a/b", "/c"]))
+        point = f"{parent.mountpoint.rstrip('/')}{below}" or "/"
+        if point != "/":
+            mounts.append(mount(f"8:{number}", point, mount_id=number, parent_id=parent.mount_id))
+    for one in mounts:
+        uncovered(mounts, one)
 
 
 @pytest.mark.parametrize("fstype", ["tmpfs", "proc", "overlay", "fusectl", "unheardof"])
@@ -431,7 +492,7 @@ def test_selectors_by_type_and_device(selector: str, expected: set[str]) -> None
     links = {"/dev/by-uuid/db": "/dev/dm-7"}
 
     def chosen(**rules: Any) -> set[str]:
-        return set(levels(build_plan(mounts, BLOCK_TYPES, devices, Rules(**rules), links=links)))
+        return set(levels(Survey(superblocks(mounts), BLOCK_TYPES, devices, Rules(**rules), links).plan()))
 
     assert chosen(include=(selector,)) == expected
     assert chosen(exclude=(selector,)) == {"/", "/db", "/srv", "/pool"} - expected

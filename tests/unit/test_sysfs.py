@@ -16,6 +16,7 @@ from virtagent.agent.worker import sysfs
 from virtagent.agent.worker.mountinfo import MountInfo
 from virtagent.agent.worker.plan import BlockDevice
 from virtagent.agent.worker.probe import Backing, Probe
+from virtagent.agent.worker.view import View
 
 Add = Callable[..., None]
 
@@ -49,7 +50,7 @@ class Answers(Probe):
     """A probe that knows what loop devices lie on, and asks nobody."""
 
     def __init__(self, **backings: Backing) -> None:
-        super().__init__([])
+        super().__init__(View([]))
         self._backings = backings
 
     def loops(self, devices: Iterable[tuple[str, str, str]]) -> Mapping[str, Backing]:
@@ -280,7 +281,7 @@ def test_a_loop_device_whose_file_is_behind_a_server_is_not_asked(monkeypatch: p
         MountInfo(2, 1, "0:50", "/", "/srv/pool", "fuse.mergerfs", "a:b", "rw"),
         MountInfo(3, 1, "0:51", "/", "/srv/nfs", "nfs4", "server:/x", "rw"),
     ]
-    found = Probe(mounts).loops(
+    found = Probe(View(mounts)).loops(
         [
             ("loop0", "7:0", "/srv/x.img"),
             ("loop1", "7:1", "/srv/pool/x.img"),

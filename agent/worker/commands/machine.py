@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...api.errors import Code, Fault
-from ...api.records import Mount
 from .. import kernel, methods, programs, sysfs
 from ..mountinfo import MountInfo, Server, server_of, superblocks
-from ..open_fs import Mounted, open_file_system
+from ..open_fs import FileSystemOpener
 
 if TYPE_CHECKING:
     from ..context import Args, Worker
@@ -154,22 +153,22 @@ def fstrim(
         found = superblocks(read_mounts())
     except OSError as error:
         raise Fault(Code.FAILED, f"failed to open mtab file: '/proc/self/mountinfo': {error.strerror}") from None
+    opener = FileSystemOpener()
     paths = []
     for info, points, *_ in reversed(found):
         anonymous = info.device.startswith("0:") and info.fstype != "btrfs"
         if anonymous or server_of(info.fstype) is Server.NETWORK:
             continue
         worker.title(f"trimming {points[0]}")
-        mount = Mount(points[0], points[1:], info.device, info.fstype, info.source, 0, (), ())
-        paths.append({"path": points[0]} | _trim(mount, args["minimum"] or 0))
+        paths.append({"path": points[0]} | _trim(info, opener, args["minimum"] or 0))
     return {"paths": paths}
 
 
-def _trim(mount: Mount, minimum: int) -> dict[str, Any]:
-    if server_of(mount.fstype) is not Server.KERNEL:  # never opened: its server may be gone
+def _trim(info: MountInfo, opener: FileSystemOpener, minimum: int) -> dict[str, Any]:
+    if server_of(info.fstype) is not Server.KERNEL:  # never opened: its server may be gone
         return {"error": "trim not supported"}
     try:
-        fd = open_file_system(mount, Mounted())
+        fd = opener.open(info.device).fd
     except OSError as error:
         return {"error": f"failed to open: {error.strerror}"}
     try:
