@@ -46,6 +46,10 @@ def test_freeze_refused(rig: Rig, hooks: Hooks) -> None:
         hooks.fail(name, number)
         failed = call(daemon, "va.fsfreeze")
         assert not hooks.faults_left(), name
+        if name == "worker_open":  # refused once in the plan, it is tried again
+            assert failed == 2
+            assert call(daemon, "va.fsthaw") == 2
+            continue
         assert code_of(failed) in (Code.WORKER_DIED, Code.FREEZE_FAILED, Code.FAILED), (name, failed)
         assert "Errno" not in failed.faultString
         assert call(daemon, "va.fsthaw") == 0
