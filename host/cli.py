@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -215,8 +216,11 @@ def snapshot(run: Run) -> int:
     args = run.args
     if shutil.which(args.words[0]) is None:
         return complain(f"there is no program {args.words[0]!r}; nothing was frozen", USAGE)
-    try:
-        wanted = taking.Snapshot(
+    if args.dry_run:
+        return dry_run(run)
+
+    def wanted() -> taking.Snapshot:
+        return taking.Snapshot(
             args.agents,
             args.words,
             timeout=args.timeout,
@@ -233,9 +237,25 @@ def snapshot(run: Run) -> int:
             stdout=sys.stderr if args.json else None,
             draws=not args.json and _screen(sys.stderr) is not None,
         )
+
+    try:
+        report = outcome.tried(wanted, args.retry)
     except ValueError as error:
         return complain(str(error), USAGE)
-    return outcome.tell(wanted.run(), args.json)
+    return outcome.tell(report, as_json=args.json, file=args.report, notify=args.notify)
+
+
+def dry_run(run: Run) -> int:
+    """Show what each agent would freeze, and the command that would run."""
+    args = run.args
+    args.command, args.mount_points = "plan", []
+    print(f"would run: {shlex.join(args.words)}", file=sys.stderr)
+    if len(args.agents) > 1:
+        return several_agents(run)
+    with run.agent:
+        said = run.agent.play(COMMANDS["plan"](args, args.agent))
+    run.show(said.lines, said.data, said.draw)
+    return DONE
 
 
 def completion(shell: str) -> int:

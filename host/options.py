@@ -35,6 +35,7 @@ EXIT_CODES = (
     (130, "interrupted"),
 )
 _TIMEOUT_MAX = 10_000_000
+_RETRIES_MAX = 1000
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -165,6 +166,21 @@ def _snapshot(command: Callable[..., argparse.ArgumentParser], common: Parser) -
     _selection(taking)
     _limits(taking)
     taking.add_argument("--extend", action="store_true", help="extend the hold as long as COMMAND runs")
+    taking.add_argument("--dry-run", action="store_true", help="only show what would be frozen and run; freeze nothing")
+    taking.add_argument(
+        "--retry",
+        type=_number,
+        default=0,
+        metavar="N",
+        help="try all again, N times, if the freeze failed or was broken",
+    )
+    taking.add_argument("--report", metavar="FILE", help="write the report to FILE, too, as JSON")
+    taking.add_argument(
+        "--notify",
+        metavar="COMMAND",
+        help="run this shell command if the snapshot is not good; it finds the sentence in VIRTAGENT_ERROR and the "
+        "exit code in VIRTAGENT_EXIT",
+    )
     taking.add_argument("words", nargs="+", metavar="COMMAND", help="a program and its arguments, after --")
 
 
@@ -228,6 +244,12 @@ def _seconds(value: str) -> float:
     if not 0 <= seconds < math.inf:
         raise argparse.ArgumentTypeError(f"{value!r} is no number of seconds (or 500ms, 60s, 5m, 2h)")
     return seconds
+
+
+def _number(value: str) -> int:
+    if not value.isdecimal() or int(value) > _RETRIES_MAX:
+        raise argparse.ArgumentTypeError(f"{value!r} is no whole number up to {_RETRIES_MAX}")
+    return int(value)
 
 
 def _timeout(value: str) -> float:

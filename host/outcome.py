@@ -3,21 +3,62 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..agent.api.errors import Code, Fault
 from ..agent.api.text import printable
 from . import exits, text
-from .snapshot import Report
+from .errors import Unsendable, Unsupported
+from .snapshot import Report, Snapshot
 
+RETRY_FIRST, RETRY_MAX = 1.0, 60.0  # seconds
 _ALL_THAWED = "all is thawed: throw away what it made"
 
 
-def tell(report: Report, as_json: bool) -> int:
-    """Print the report, and what is wrong; return the exit code."""
+def tried(make: Callable[[], Snapshot], retries: int) -> Report:
+    """Run a snapshot, and again up to `retries` times, a little later each time, while its freeze fails or is broken.
+
+    A command that failed, was late or was interrupted is not run again. Raises ValueError as `Snapshot` does.
+    """
+    pause = RETRY_FIRST
+    while True:
+        report = make().run()
+        if not retries or report.interrupted or report.late or not may_try_again(report):
+            return report
+        wrong, _ = verdict(report)
+        exits.complain(f"{wrong}; trying again in {text.duration(pause)}, at most {retries} times more", exits.FAILED)
+        threading.Event().wait(pause)
+        retries, pause = retries - 1, min(pause * 2, RETRY_MAX)
+
+
+def may_try_again(report: Report) -> bool:
+    """Return whether another try may help: the freeze failed or was broken, and the command is not at fault."""
+    match report.error:
+        case None | OSError() | Unsendable() | Unsupported():
+            return False
+        case Fault(code=code):
+            return code not in (Code.PARAMS, Code.METHOD, Code.BLOCKED, Code.REQUEST)
+    return True
+
+
+def tell(report: Report, *, as_json: bool, file: str | None = None, notify: str | None = None) -> int:
+    """Print the report, and what is wrong; return the exit code.
+
+    The report is also written to `file`; the shell command `notify` is run if the snapshot is not good.
+    """
     wrong, code = verdict(report)
+    if file is not None:
+        try:
+            keep(file, text.to_json(document(report, wrong, code), indent=2) + "\n")
+        except OSError as error:
+            wrong = "; ".join(filter(None, (wrong, f"the report cannot be written to {file} ({error.strerror})")))
+            code = code or exits.FAILED
     if as_json:
         try:
             print(text.to_json(document(report, wrong, code), indent=2), flush=True)
@@ -30,7 +71,26 @@ def tell(report: Report, as_json: bool) -> int:
         with contextlib.suppress(OSError):
             for line in lines(report):
                 print(printable(line), file=sys.stderr, flush=True)
-    return exits.complain(wrong, code) if wrong else code
+    if wrong:
+        exits.complain(wrong, code)
+    if wrong and notify is not None:
+        env = os.environ | {"VIRTAGENT_ERROR": printable(wrong), "VIRTAGENT_EXIT": str(code)}
+        try:
+            ended = subprocess.run(["/bin/sh", "-c", notify], env=env, stdout=sys.stderr, check=False).returncode
+        except OSError as error:
+            exits.complain(f"--notify cannot be run ({error.strerror})", code)
+        else:
+            if ended:
+                exits.complain(f"--notify ended with {ended}", code)
+    return code
+
+
+def keep(file: str, words: str) -> None:
+    """Write a file as a whole: it is never half there. Raises OSError."""
+    fresh = f"{file}.new"
+    with open(fresh, "w", encoding="utf-8", errors="backslashreplace") as out:
+        out.write(words)
+    os.rename(fresh, file)
 
 
 def verdict(report: Report) -> tuple[str, int]:

@@ -25,6 +25,8 @@ from .errors import FreezeBroken, HostError
 from .group import AsyncAgentGroup, GroupFreeze
 from .holding import notes
 
+COUNTDOWN = (0.25, 0.5, 0.75, 0.9)  # shares of the hold after which a line says how much is left
+COUNTDOWN_LEAST = 8.0  # seconds; a shorter hold is over before the lines are read
 GRACE = 2.0  # seconds from SIGTERM to SIGKILL, and then until the end; the guests are frozen meanwhile
 
 
@@ -164,7 +166,11 @@ class Snapshot:
         self._phase = "running"
         watched = os.pidfd_open(process.pid)
         try:
-            report.late = not await _gone(watched, self._timeout)
+            counting = asyncio.ensure_future(_count_down(freeze, extended=bool(self._options.get("extend"))))
+            try:
+                report.late = not await _gone(watched, self._timeout)
+            finally:
+                counting.cancel()
         except asyncio.CancelledError:
             await _end(process.pid, watched)
             raise
@@ -175,6 +181,25 @@ class Snapshot:
             os.close(watched)
             report.status = process.poll()
             report.seconds = time.monotonic() - began
+
+
+async def _count_down(freeze: GroupFreeze, *, extended: bool) -> None:
+    """Say on the standard error how much of the hold is left, while the command runs and the guest stands still."""
+    holds = [one.hold_left for one in freeze.guests.values() if one.hold_left > 0]
+    if extended or min(holds, default=0.0) < COUNTDOWN_LEAST:
+        return
+    whole, began = min(holds), time.monotonic()
+    for share in COUNTDOWN:
+        left = whole * (1 - share)
+        await asyncio.sleep(max(0.0, began + whole - left - time.monotonic()))
+        at = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+        with contextlib.suppress(OSError):
+            print(
+                f"the guest stands still for {text.duration(whole - left)}; it thaws by itself in "
+                f"{text.duration(left)}, at {at}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _begun(freeze: GroupFreeze) -> Iterator[str]:
