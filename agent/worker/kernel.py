@@ -1,4 +1,4 @@
-"""The only place that issues FIFREEZE, FITHAW, FITRIM, LOOP_GET_STATUS64, syncfs, mlockall, prctl, mounts and inotify.
+"""The only place that issues FIFREEZE, FITHAW, FITRIM, LOOP_GET_STATUS64, syncfs and what else Python lacks.
 
 The first five and mount(2) may block in state D for as long as a disk is stuck, so the supervisor calls none of them.
 inotify only looks up a path; the supervisor uses it for paths of devices. fcntl.ioctl and ctypes release the
@@ -31,6 +31,13 @@ _CLONE_NEWNS = 0x20000
 _MS_REC, _MS_PRIVATE = 1 << 14, 1 << 18
 _MNT_DETACH = 2
 _INOTIFY_EVENT = struct.Struct("iIII")  # linux/inotify.h: wd, mask, cookie, length of the name that follows
+
+# asm-generic/unistd.h: a call as new as this has one number on all architectures that Debian has
+_SYS_OPENAT2 = 437
+_OPEN_HOW = struct.Struct("=QQQ")  # linux/openat2.h: flags, mode, resolve
+_AT_FDCWD = -100
+_PROC_SUPER_MAGIC = 0x9FA0  # linux/magic.h
+_FSWORD = ctypes.c_int if os.uname().machine == "s390x" else ctypes.c_long  # bits/typesizes.h: the type of f_type
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -164,6 +171,35 @@ def inotify_events(data: bytes) -> Iterator[tuple[int, str]]:
         at += _INOTIFY_EVENT.size
         yield watch, os.fsdecode(data[at : at + length].rstrip(b"\0"))
         at += length
+
+
+class Resolve(IntFlag):
+    """How openat2(2) resolves a path (linux/openat2.h)."""
+
+    NO_MAGICLINKS = 0x02
+    NO_SYMLINKS = 0x04
+
+
+def openat2(path: bytes, flags: int, mode: int, resolve: Resolve, folder: int | None = None) -> int:
+    """Open a path, below the descriptor `folder` if it is relative, resolving it as restricted (openat2(2)).
+
+    Raises OSError: ELOOP for what `resolve` forbids, ENOSYS before Linux 5.6; ValueError for a path with a NUL.
+    """
+    if b"\0" in path:
+        raise ValueError("embedded null byte")
+    how = _OPEN_HOW.pack(flags, mode if flags & os.O_CREAT else 0, resolve)
+    at = _AT_FDCWD if folder is None else folder
+    fd: int = _libc.syscall(_SYS_OPENAT2, at, path, how, ctypes.c_size_t(len(how)))
+    _check(min(fd, 0))
+    return fd
+
+
+def is_procfs(fd: int) -> bool:
+    """Return whether what `fd` is open on is a file of procfs (fstatfs(2)); raise OSError."""
+    told = ctypes.create_string_buffer(256)  # more than struct statfs has on any architecture
+    _check(_libc.fstatfs(fd, told))
+    kind = _FSWORD.from_buffer(told).value
+    return kind == _PROC_SUPER_MAGIC
 
 
 def _check(result: int) -> None:

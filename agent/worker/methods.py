@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..api.bounds import bounded
 from ..api.errors import Code, Fault, failed
 from . import freeze, sysfs
+from .links import open_asked
 from .mount_threads import perform
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def getfile(worker: Worker, args: Args) -> bytes:
     worker.title(f"reading {path}")
     try:
         # O_NONBLOCK: opening a FIFO must not wait for its writer.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        fd = open_asked(os.fsencode(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         with open(fd, "rb", buffering=0) as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise Fault(Code.FAILED, f"va.getfile: {path} is not a regular file")

@@ -9,10 +9,12 @@ leads to its file, and opens it anew if not, so a rotated log needs no signal.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import os
 import signal
+import stat
 import sys
 import time
 import traceback
@@ -22,6 +24,8 @@ from typing import NoReturn
 import setproctitle
 
 from ...agent.worker import context, kernel
+from ...agent.worker.links import open_plain
+from .ours import why_not_ours
 from .process import Ended, Processes
 
 AGAIN = 1.0  # seconds from the death of a writer to the next one
@@ -128,8 +132,21 @@ class File:
                 return
             os.close(self._fd)
             self._fd = -1
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
-        self._fd = os.open(self._path, flags, MODE)
+        self._fd = _open(self._path)
+
+
+def _open(path: str) -> int:
+    """Open the log; raise OSError. Where others may put what they like, only a file of its own is taken, no link."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+    wrong = why_not_ours(path)
+    if not wrong:
+        return os.open(path, flags, MODE)
+    fd = open_plain(os.fsencode(path), flags | os.O_NONBLOCK, MODE, follow=False)
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+        os.close(fd)
+        raise OSError(errno.EPERM, f"not a file of its own, and {wrong}")
+    return fd
 
 
 def have_nothing_at(*fds: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import pwd
 import signal
@@ -214,3 +215,44 @@ def test_a_home_that_is_roots_is_refused(ann: Ann) -> None:
     os.chown(ann.home, 0, 0)
     assert ann.add("k") == f"failed to create directory '{ann.ssh}': Permission denied"
     assert ann.remove("k") == "{}"
+
+
+@pytest.mark.parametrize("openat2", [True, False])
+@pytest.mark.parametrize(
+    "target", ["/proc/self/maps", "/proc/self/fd/2", "/proc/self/environ", "/dev/fd/2", "/proc/thread-self/stat"]
+)
+def test_a_link_to_procfs_gives_nothing_of_the_agent(
+    ann: Ann, monkeypatch: pytest.MonkeyPatch, target: str, openat2: bool
+) -> None:
+    """There /proc/self is the worker, which may read itself whoever it acts for."""
+    if not openat2:
+        monkeypatch.setattr(kernel, "openat2", missing)
+    ann.ssh.mkdir()
+    ann.file.symlink_to(target)
+    ann.give(ann.ssh, ann.file)
+    for said in (ann.get(), ann.add("k"), ann.remove("k")):
+        assert said.startswith(f"failed to read '{ann.file}': Failed to open file"), said
+        assert any(why in said for why in ("leads to procfs", "Too many levels of symbolic links", "Permission denied"))
+    assert os.readlink(ann.file) == target
+
+
+@pytest.mark.parametrize("openat2", [True, False])
+@pytest.mark.parametrize("target", ["/proc/self/cwd", "/proc/self/root/tmp", "/proc/self", "/proc/self/task"])
+def test_a_folder_on_procfs_is_refused(
+    ann: Ann, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: str, openat2: bool
+) -> None:
+    if not openat2:
+        monkeypatch.setattr(kernel, "openat2", missing)
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    monkeypatch.chdir(open_to_all)
+    ann.ssh.symlink_to(target)
+    ann.give(ann.ssh)
+    for said in (ann.add("k"), ann.add("k", "l")):
+        assert said.startswith("failed to "), said
+    assert os.listdir(open_to_all) == []
+
+
+def missing(*_: object) -> int:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

@@ -3,8 +3,9 @@
 The keys of a user are read and written with the rights of that user only, as sshd reads them. The agent is root and
 the folder is the user's; so whatever the user puts there (a link to /etc/shadow, a FIFO, a mount) leads to nothing
 that the user could not reach. Links that the user may follow are followed, and homes on a server that does not trust
-root work. The cost: a home that only root may enter is refused. Files are opened without waiting, read up to a size,
-and replaced by renaming, so that sshd never sees half of one.
+root work; but no link of procfs, and no file there: /proc/self is this process, which is root's whoever it acts for.
+The cost: a home that only root may enter is refused. Files are opened without waiting, read up to a size, and replaced
+by renaming in a folder that is held open, so that sshd never sees half of one.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 from ...api.errors import Code, Fault
 from .. import kernel, programs
 from ..base64_codec import from_base64, octets
+from ..links import open_plain
 
 if TYPE_CHECKING:
     from ..context import Args, Worker
 
 KEYS_MAX = 16 << 20  # bytes of an authorized_keys
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
+_NAME = "authorized_keys"
 
 
 def set_user_password(worker: Worker, args: Args, *, program: str = "chpasswd") -> dict[str, Any]:
@@ -106,7 +109,11 @@ class _Place:
 
     def __init__(self, user: pwd.struct_passwd) -> None:
         self.folder = os.path.join(user.pw_dir, ".ssh")
-        self.file = os.path.join(self.folder, "authorized_keys")
+        self.file = os.path.join(self.folder, _NAME)
+
+    def open_folder(self) -> int:
+        """Return a descriptor of the folder; raise OSError."""
+        return open_off_procfs(self.folder, os.O_PATH | os.O_DIRECTORY)
 
 
 def _checked(keys: list[str]) -> list[bytes]:
@@ -143,10 +150,19 @@ def _rights_of(user: pwd.struct_passwd) -> Iterator[None]:
         kernel.die_with_parent(signal.SIGKILL)
 
 
+def open_off_procfs(path: str, flags: int) -> int:
+    """Open what is no file of procfs, without a magic link on the way; raise OSError."""
+    fd = open_plain(os.fsencode(path), flags)
+    if kernel.is_procfs(fd):
+        os.close(fd)
+        raise OSError(errno.EACCES, "it leads to procfs, where the agent itself is")
+    return fd
+
+
 def _read(place: _Place, absent: list[bytes] | None = None) -> list[bytes]:
     """Return the lines of the file; `absent`, if given, when there is no file."""
     try:
-        with open(os.open(place.file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as file:
+        with open(open_off_procfs(place.file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise Fault(Code.FAILED, f"failed to read '{place.file}': not a regular file")
             text = file.read(KEYS_MAX + 1)
@@ -161,28 +177,44 @@ def _read(place: _Place, absent: list[bytes] | None = None) -> list[bytes]:
 
 
 def _make_folder(place: _Place) -> None:
-    if os.path.isdir(place.folder):
+    try:
+        os.close(place.open_folder())
         return
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise _uncreated(place, error) from None
     try:
         os.mkdir(place.folder, 0o700)
     except OSError as error:
-        raise Fault(Code.FAILED, f"failed to create directory '{place.folder}': {error.strerror}") from None
+        raise _uncreated(place, error) from None
+
+
+def _uncreated(place: _Place, error: OSError) -> Fault:
+    return Fault(Code.FAILED, f"failed to create directory '{place.folder}': {error.strerror}")
 
 
 def _write(place: _Place, lines: list[bytes]) -> None:
     """Replace the file by one with these lines."""
-    new = os.path.join(place.folder, f".authorized_keys.{os.urandom(6).hex()}")
+    new = f".{_NAME}.{os.urandom(6).hex()}"
     try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        folder = place.open_folder()
         try:
-            with open(fd, "wb") as file:
-                os.fchmod(fd, 0o600)
-                file.write(b"".join(line + b"\n" for line in lines))
-                file.flush()
-                os.fsync(fd)
-            os.rename(new, place.file)
-        except OSError:
-            os.unlink(new)
-            raise
+            _write_in(folder, new, b"".join(line + b"\n" for line in lines))
+        finally:
+            os.close(folder)
     except OSError as error:
         raise Fault(Code.FAILED, f"failed to write to '{place.file}': {error.strerror}") from None
+
+
+def _write_in(folder: int, new: str, text: bytes) -> None:
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    try:
+        with open(fd, "wb") as file:
+            os.fchmod(fd, 0o600)
+            file.write(text)
+            file.flush()
+            os.fsync(fd)
+        os.rename(new, _NAME, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        os.unlink(new, dir_fd=folder)
+        raise

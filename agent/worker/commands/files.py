@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...api.errors import Code, Fault
 from ..base64_codec import from_base64, octets, to_base64
+from ..links import open_asked
 from ..resource import Resource
 
 if TYPE_CHECKING:
@@ -65,9 +66,9 @@ def file_open(worker: Worker, args: Args) -> OpenFile:
         try:
             # In a sticky folder O_CREAT on someone else's file is refused (fs.protected_regular), and a dangling link
             # would be followed. So a new file is made with O_EXCL, and an existing one is opened without O_CREAT.
-            fd = os.open(name, flags | _NEW if flags & os.O_CREAT else flags, 0o666)
+            fd = open_asked(name, flags | _NEW if flags & os.O_CREAT else flags)
         except FileExistsError:
-            fd = os.open(name, flags & ~os.O_CREAT)
+            fd = open_asked(name, flags & ~os.O_CREAT)
     except OSError as error:
         raise Fault(Code.FAILED, f"failed to open file '{path}' (mode: '{mode}'): {error.strerror}") from None
     worker.title(f"handle {args['handle']}, {path}")
