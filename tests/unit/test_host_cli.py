@@ -24,6 +24,7 @@ from fakes.agent_socket import (
     status_record,
 )
 from virtagent.agent import __version__
+from virtagent.agent.api.records import Plan, load
 from virtagent.host import cli, text
 
 Run = Callable[..., tuple[int, str, str]]
@@ -132,7 +133,7 @@ def test_plan(run: Run) -> None:
         "  1 file system on no disk (pseudo)\n",
         "",
     )
-    assert json.loads(run("--json", "plan", answer=returning(PLAN))[1]) == PLAN
+    assert load(Plan, json.loads(run("--json", "plan", answer=returning(PLAN))[1]), "plan") == load(Plan, PLAN, "plan")
     nothing = run("plan", answer=returning({"mounts": [], "left_out": []}))
     assert nothing == (0, "a freeze would freeze 0 file systems\n", "")
 

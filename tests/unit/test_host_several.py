@@ -45,7 +45,7 @@ def test_every_command_asks_all_agents_or_refuses(
         assert (code, asked) == (2, set())
         assert "`watch` takes one --agent, and 3 are given" in err
     else:
-        assert (code, asked) == ({"thaw": 6, "snapshot": 1}.get(name, 0), {0, 1, 2}), err
+        assert (code, asked) == ({"thaw": 6, "snapshot": 1, "doctor": 1}.get(name, 0), {0, 1, 2}), err
 
 
 @pytest.mark.parametrize("name", ["ping", "thaw", "status", "plan", "hold"])
