@@ -97,6 +97,15 @@ def named_devices(mount: MountInfo) -> list[str]:
     return [path for path in paths if path.startswith("/dev/")]
 
 
+def served_device(mount: MountInfo) -> str:
+    """Return the path below /dev that root's FUSE server names as its source, "" if there is none.
+
+    It may be no block device: that of a server that names none is /dev/fuse.
+    """
+    is_roots = server_of(mount.fstype) is Server.FUSE and "user_id=0" in mount.super_options.split(",")
+    return mount.source if is_roots and mount.source.startswith("/dev/") else ""
+
+
 def upper_folder(mount: MountInfo) -> str:
     """Return the path that an overlay's upper layer was mounted by, relative ones too; "" if it has none."""
     options = (option.partition("=") for option in mount.super_options.split(","))

@@ -22,7 +22,7 @@ from ..api.options import Rules
 from ..api.records import LeftOut, Mount, Plan
 from ..api.states import Reason
 from ..api.text import listed
-from .mountinfo import MountInfo, Server, Superblock, is_anonymous, named_devices, server_of, superblocks
+from .mountinfo import MountInfo, Server, Superblock, is_anonymous, named_devices, served_device, server_of, superblocks
 
 DAMAGED = frozenset({"emergency_ro", "shutdown"})  # options of a superblock that writes no more, after an error
 IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "rootfs", "hugetlbfs"})
@@ -81,7 +81,7 @@ class Survey:
         rules: Rules,
         links: Mapping[str, str] = NOTHING,
     ) -> None:
-        """`found` are in the order of mounting; `links` are paths of selectors and the path of the device they lead to.
+        """`found` are in the order of mounting; `links` are paths and that of the device they lead to, "" if to none.
 
         Raises Fault PARAMS if a selector is malformed.
         """
@@ -97,7 +97,7 @@ class Survey:
             frozenset((s.info.device, *(d.number for d in on))) for s, on in zip(found, self._disks, strict=True)
         ]
         self._wanted = _selectors(rules.request_include, by_path)
-        self._reasons = _reasons(found, self._numbers, by_path, self._wanted, block_types, rules)
+        self._reasons = _reasons(found, self._numbers, by_path, self._wanted, block_types, rules, links)
 
     @property
     def chosen(self) -> list[str]:
@@ -223,6 +223,7 @@ def _reasons(
     wanted: Sequence[_Selector],
     block_types: frozenset[str],
     rules: Rules,
+    links: Mapping[str, str],
 ) -> list[tuple[Reason | None, bool]]:
     """Return why each file system is left out, None for those that are chosen, and whether that is a strict error.
 
@@ -246,7 +247,7 @@ def _reasons(
 
     reasons = []
     for superblock, own in zip(found, numbers, strict=True):
-        reason, is_error = _nature(superblock, block_types)
+        reason, is_error = _nature(superblock, block_types, links)
         if reason is None or is_error:
             chosen = choice(superblock, own)
             reason, is_error = reason or chosen, is_error and chosen is None
@@ -254,7 +255,9 @@ def _reasons(
     return reasons
 
 
-def _nature(superblock: Superblock, block_types: frozenset[str]) -> tuple[Reason | None, bool]:
+def _nature(
+    superblock: Superblock, block_types: frozenset[str], links: Mapping[str, str]
+) -> tuple[Reason | None, bool]:
     """Return why a file system cannot be frozen, None if it can, and whether that is an error under strict."""
     info = superblock.info
     options = info.super_options.split(",")
@@ -264,8 +267,8 @@ def _nature(superblock: Superblock, block_types: frozenset[str]) -> tuple[Reason
         case Server.FUSE_ON_DISK:
             return Reason.FUSE, True
         case Server.FUSE:
-            is_error = "user_id=0" in options and info.source.startswith("/dev/") and not superblock.namespace
-            return Reason.FUSE, is_error
+            device = served_device(info)
+            return Reason.FUSE, bool(links.get(device, device)) and not superblock.namespace
     if info.fstype == "zfs":
         return Reason.ZFS, "ro" not in options
     if info.fstype not in block_types or info.fstype == "autofs":

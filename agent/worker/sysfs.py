@@ -12,13 +12,22 @@ import errno
 import functools
 import os
 import re
+import stat
 from collections.abc import Iterable
 from dataclasses import replace
 
 from ..api.errors import Fault, failed
 from ..api.options import Rules
 from ..api.records import Plan
-from .mountinfo import MountInfo, is_anonymous, named_devices, parse_filesystems, parse_mountinfo, superblocks
+from .mountinfo import (
+    MountInfo,
+    is_anonymous,
+    named_devices,
+    parse_filesystems,
+    parse_mountinfo,
+    served_device,
+    superblocks,
+)
 from .open_fs import FileSystemOpener
 from .plan import BlockDevice, Survey
 from .probe import Probe
@@ -70,14 +79,25 @@ def _survey(rules: Rules, *, ask: bool = False) -> tuple[Survey, Probe, list[Blo
         devices = read_devices(mountinfo, probe if ask else None)
     except OSError as error:
         raise failed(error, f"read {error.filename}") from error
-    return Survey(superblocks(mountinfo), block_types, devices, rules, _links(rules) if ask else {}), probe, devices
+    links = _links(rules, mountinfo) if ask else {}
+    return Survey(superblocks(mountinfo), block_types, devices, rules, links), probe, devices
 
 
-def _links(rules: Rules) -> dict[str, str]:
-    """Return where the paths below /dev that selectors name lead to; any other path could hang."""
+def _links(rules: Rules, mountinfo: Iterable[MountInfo]) -> dict[str, str]:
+    """Return where the paths below /dev that selectors and FUSE servers name lead to; any other path could hang."""
     selectors = (*rules.include, *rules.exclude, *rules.request_include, *rules.request_exclude)
     paths = (one.removeprefix("dev:") for one in selectors if one.startswith("dev:/dev/"))
-    return {path: os.path.realpath(path) for path in paths if os.path.islink(path)}
+    links = {path: os.path.realpath(path) for path in paths if os.path.islink(path)}
+    return {path: _block_device(path) for path in {*map(served_device, mountinfo)} - {""}} | links
+
+
+def _block_device(path: str) -> str:
+    try:
+        return os.path.realpath(path) if stat.S_ISBLK(os.stat(path).st_mode) else ""
+    except OSError as error:
+        if error.errno in _VANISHED:
+            return ""
+        raise
 
 
 def read_mountinfo() -> list[MountInfo]:

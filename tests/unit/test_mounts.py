@@ -249,6 +249,15 @@ def test_what_it_is_and_whether_that_is_an_error_under_strict(
     assert (left.reason, left.strict_error) == (reason, False), "what was not asked for is no error"
 
 
+@pytest.mark.parametrize(
+    ("source", "leads_to", "is_error"), [("/dev/fuse", "", False), ("/dev/vg/lv", "/dev/dm-0", True)]
+)
+def test_a_source_below_dev_need_not_be_a_disk(source: str, leads_to: str, is_error: bool) -> None:
+    served = mount("0:60", "/x", "fuse", source=source, super_options="rw,user_id=0,group_id=0")
+    found = Survey(superblocks([ROOT, served]), BLOCK_TYPES, [SDA, SDA1], Rules(), {source: leads_to}).plan()
+    assert [left.strict_error for left in found.left_out] == [is_error]
+
+
 # How it is reached
 
 
