@@ -52,6 +52,15 @@ install_libvirt_packages() {
     install_packages "${missing[@]}"
 }
 
+# deb_packages: print what is missing of that with which scripts/package builds for Debian, and which the packages depend on.
+deb_packages() {
+    local module
+    packages_for dpkg-buildpackage:dpkg-dev dh:debhelper dh_python3:dh-python
+    for module in h11 msgpack psutil setproctitle; do
+        compgen -G "/usr/lib/python3/dist-packages/$module*" >/dev/null || printf 'python3-%s\n' "$module"
+    done
+}
+
 checksum() { sha256sum | cut -d' ' -f1; }
 
 stamped() { [ "$(cat "$venv/stamp.$1" 2>/dev/null)" = "$2" ]; }

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Unmet
 from harness.peer import QemuGa, Talk, qemu_ga, qemu_ga_version
 from harness.processes import kill, python, until, wait_gone
 from harness.rig import Rig
@@ -36,7 +35,7 @@ def run(program: str, *words: str, conf: Path | str = "/nonexistent/conf") -> tu
 
 def needs_blacklist(*texts: str) -> None:
     if "blacklist" in "".join(texts) and qemu_ga_version()[1] >= (10, 0):
-        raise Unmet("needs a qemu-ga before 10.0: later ones have no blacklist, which ours still takes")
+        pytest.skip("this qemu-ga is 10.0 or later: it has no blacklist, which ours still takes")
 
 
 @pytest.mark.parametrize("words", [words for words, _ in LINES])
