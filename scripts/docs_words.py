@@ -112,6 +112,7 @@ RECORD = {
     "version": "of the agent",
     "uptime": "seconds since the daemon started",
     "left_out_counts": "how many file systems are left out for each reason that there is",
+    "troubles": "connections dropped and workers killed because a call for them failed; the log has each",
 }
 LIMITS = (
     ("clients over `max-clients` for whom essential methods are served", "RESERVE_MAX", "", ""),

@@ -161,6 +161,7 @@ class Status:
     """The status record of va.fsstatus. `seq` counts changes; `last` is None before the first freeze.
 
     `mounts` has at most 50 file systems that are left out; `left_out_counts` counts all of them by their reasons.
+    `troubles` counts the connections that were dropped and the workers that were killed because a call for them failed.
     """
 
     state: str
@@ -180,6 +181,7 @@ class Status:
     version: str = ""
     uptime: float = -1
     left_out_counts: Mapping[str, int] = field(default_factory=dict)
+    troubles: int = -1
 
     @property
     def stock(self) -> bool:

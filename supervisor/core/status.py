@@ -18,10 +18,10 @@ from .workers import Worker, Workers
 _LEFT_OUT = (MountState.UNSUPPORTED, MountState.BUSY, MountState.FAILED)
 
 
-def dump(status: Status, process_state: Callable[[int], str]) -> dict[str, Any]:
+def dump(status: Status, process_state: Callable[[int], str], troubles: int = 0) -> dict[str, Any]:
     """Return the record as it is sent; `process_state` returns the process state of a pid."""
     workers = (replace(w, process_state=process_state(w.pid) if w.pid else "starting") for w in status.workers)
-    return records.dump(replace(status, workers=tuple(workers)))
+    return records.dump(replace(status, workers=tuple(workers), troubles=troubles))
 
 
 def _mounts(transaction: Transaction | None) -> tuple[MountStatus, ...]:

@@ -13,15 +13,19 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 from ...agent.worker import context, messages, process
 from ..core import events
+from ..core.timing import Deadlines, Key
 from . import poller as ranks
+from .ours import is_our_worker
 from .poller import Poller
 from .process import Ended, Processes
 from .troubles import Troubles
 
 READ = 64 << 10
+AGAIN = 1.0  # seconds until another look at an orphan that cannot be watched
 PIPE_SIZE = 1 << 20  # a report pipe that is not read for a while must not block a freeze worker (F_SETPIPE_SZ)
 
 
@@ -29,7 +33,9 @@ PIPE_SIZE = 1 << 20  # a report pipe that is not read for a while must not block
 class Child:
     """One worker: its pid, and the descriptors on the supervisor's side, -1 when closed.
 
-    `unsent` is what the control pipe has not taken yet; `waits`: the loop waits until it takes more.
+    `unsent` is what the control pipe has not taken yet; `waits`: the loop waits until it takes more. An `adopted`
+    one is no child of this process; it `started` at that time, and is `doomed` if it is to be killed as soon as a pidfd
+    can be had.
     """
 
     id: int
@@ -42,6 +48,8 @@ class Child:
     adopted: bool = False
     unsent: deque[bytes] = field(default_factory=deque)
     waits: bool = False
+    started: int = 0
+    doomed: bool = False
 
     def read(self) -> tuple[list[messages.Report], str, bool] | None:
         """Read once; return the messages, what was wrong with the bytes ("": nothing), and whether it is the end.
@@ -94,12 +102,16 @@ class Children:
         self,
         processes: Processes,
         poller: Poller,
+        timers: Deadlines,
+        clock: Callable[[], float],
         feed: Callable[[events.Event], None],
         ended: Callable[[], None],
         troubles: Troubles,
     ) -> None:
         self._processes = processes
         self._poller = poller
+        self._timers = timers
+        self._clock = clock
         self._feed = feed
         self._ended = ended
         self._troubles = troubles
@@ -177,22 +189,48 @@ class Children:
             raise
         return Child(job.worker, pid, pidfd, report_r, control_w)
 
-    def adopt(self, number: int, pid: int) -> Child:
-        """Watch a process that is not a child; raises OSError if there is none, or if it cannot be watched."""
-        child = Child(number, pid, self._processes.open_pidfd(pid), -1, -1, adopted=True)
-        try:
-            self._watch(child)
-        except OSError:
-            child.close()
-            raise
-        self._by_id[number] = child
-        return child
+    def adopt(self, number: int, pid: int, started: int) -> None:
+        """Watch the worker of a dead supervisor, which started at that time; if it is gone, feed its exit.
 
-    def forget(self, child: Child) -> None:
-        """Watch an adopted process no more."""
-        del self._by_id[child.id]
-        self._poller.unregister(child.pidfd)
+        One that is there and cannot be watched (no pidfd is to be had) is not taken for gone: it may still freeze. That
+        is told, and tried again every second.
+        """
+        self._by_id[number] = child = Child(number, pid, -1, -1, -1, adopted=True, started=started)
+        if error := self._take(child):
+            self._tell(child, "what an earlier agent left cannot be watched, and is looked at every second", error)
+
+    def adopt_again(self, key: Key) -> None:
+        """Try again to watch it, or see that it is gone."""
+        child = self._by_id.get(cast("int", key[1]))
+        if child is not None and child.pidfd < 0:
+            self._take(child)
+
+    def _take(self, child: Child) -> OSError | None:
+        """Watch an orphan; return why that cannot be done for now."""
+        failed = None
+        try:
+            child.pidfd = self._processes.open_pidfd(child.pid)
+        except OSError as error:
+            failed = error
+        # ADR 0016: another process may have got the pid before the pidfd was opened; from now on none can.
+        gone = isinstance(failed, ProcessLookupError) or not is_our_worker(child.pid, child.started)
+        if not gone and failed is None:
+            try:
+                self._watch(child)
+            except OSError as error:
+                failed = error
+        if not gone and failed is None:
+            if child.doomed:
+                self.kill(child.id)
+            return None
         child.close()
+        child.pidfd = -1
+        if gone:
+            del self._by_id[child.id]
+            self._feed(events.Exited(child.id, signal.SIGKILL, 0))
+            return None
+        self._timers.arm(("orphan", child.id), self._clock() + AGAIN)
+        return failed
 
     def tell(self, number: int, message: messages.Control) -> None:
         """Write the message to the worker's control pipe, now or when that takes it; not if it is gone or adopted."""
@@ -223,7 +261,9 @@ class Children:
     def kill(self, number: int) -> None:
         """SIGKILL the child; nothing if it was reaped in this turn, or was to be adopted and was gone."""
         child = self._by_id.get(number)
-        if child is not None:
+        if child is not None and child.pidfd < 0:
+            child.doomed = True
+        elif child is not None:
             try:
                 self._processes.kill(child.pidfd)
             except OSError as error:

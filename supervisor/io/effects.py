@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,6 @@ from ..core import events, status
 from .children import Children
 from .journal import Journal
 from .log import Log
-from .ours import is_our_worker
 from .process import Processes
 
 
@@ -43,7 +41,7 @@ class Effects:
         self._clock = clock
         self.table: dict[type, Callable[[Any], events.Event | None]] = {
             events.Spawn: self._spawn,
-            events.Adopt: self._adopt,
+            events.Adopt: lambda effect: children.adopt(effect.worker, effect.pid, effect.started),
             events.Probe: self._probe,
             events.Kill: lambda effect: children.kill(effect.worker),
             events.Tell: lambda effect: children.tell(effect.worker, effect.message),
@@ -65,17 +63,6 @@ class Effects:
             return events.SpawnFailed(spawn.worker, error)
         return events.Spawned(spawn.worker, child.pid)
 
-    def _adopt(self, adopt: events.Adopt) -> events.Event | None:
-        try:
-            child = self._children.adopt(adopt.worker, adopt.pid)
-        except OSError:
-            return events.Exited(adopt.worker, signal.SIGKILL, 0)
-        # ADR 0016: another process may have got the pid before the pidfd was opened; from now on none can.
-        if not is_our_worker(adopt.pid, adopt.started):
-            self._children.forget(child)
-            return events.Exited(adopt.worker, signal.SIGKILL, 0)
-        return None
-
     def _probe(self, probe: events.Probe) -> events.Event:
         return events.Probed(probe.worker, self._processes.state(self._children.pid(probe.worker)))
 
@@ -84,13 +71,13 @@ class Effects:
         self._log.choose(effect.config.log_level)
 
     def _log_status(self, effect: events.LogStatus) -> None:
-        record = status.dump(effect.record, self._processes.state)
+        record = status.dump(effect.record, self._processes.state, self._connections.troubles.count)
         self._log.add("notice", f"status: {json.dumps(record)}")
 
     def _answer(self, answer: events.Answer) -> None:
         value = answer.value
         if isinstance(value, Status):
-            value = status.dump(value, self._processes.state)
+            value = status.dump(value, self._processes.state, self._connections.troubles.count)
         self._connections.answer(answer.connection, answer.token, value)
 
     def _set_title(self, title: events.SetTitle) -> None:

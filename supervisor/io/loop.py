@@ -26,7 +26,6 @@ from .notify import Notify
 from .poller import READ, REPORTS, WRITE, WRITES, Poller
 from .process import Processes
 from .timers import Timers
-from .troubles import Troubles
 
 LONGEST = 86400.0  # seconds of one wait; epoll_wait(2) takes at most 2**31 ms
 _WATCHDOG = ("watchdog",)
@@ -63,13 +62,15 @@ class Loop:
         self._hurry = False
         self._poller = Poller()
         self._connections = Connections(config, self._poller, timers, log, clock, self.feed)
-        children = Children(processes, self._poller, self.feed, self._connections.has_room, Troubles(log))
+        troubles, ended = self._connections.troubles, self._connections.has_room
+        children = Children(processes, self._poller, timers, clock, self.feed, ended, troubles)
         self._effects = Effects(children, self._connections, journal, log, processes, clock)
         self._due: dict[object, Callable[[timing.Key], None]] = {
             timing.OWNER: lambda key: self.feed(events.Due(key)),
             "connection": self._connections.due,
             "listener": self._connections.due,
             "device": self._connections.due,
+            "orphan": children.adopt_again,
             "watchdog": self._feed_watchdog,
             "log-writer": self._start_writer,
         }

@@ -246,6 +246,7 @@ def status_record(**changed: Any) -> dict[str, Any]:
         "audit": {"waiting": 3, "dropped": 0},
         "version": "0.1.0",
         "uptime": 7500.0,
+        "troubles": 0,
         "error": "",
         "left_out_counts": {},
     }

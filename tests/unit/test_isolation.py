@@ -19,10 +19,12 @@ from virtagent.supervisor.channels import connection, transport
 from virtagent.supervisor.channels.listener import Listener
 from virtagent.supervisor.config import Config
 from virtagent.supervisor.core import events
+from virtagent.supervisor.io import children
 from virtagent.supervisor.io.children import Child, Children
 from virtagent.supervisor.io.log import Log
 from virtagent.supervisor.io.poller import Poller
 from virtagent.supervisor.io.process import Ended
+from virtagent.supervisor.io.timers import Timers
 from virtagent.supervisor.io.troubles import Troubles, reason
 
 
@@ -334,7 +336,9 @@ class Nursery:
         self.poller = Poller()
         self.processes = Processes()
         self.troubles = Troubles(self.log)
-        self.children = Children(self.processes, self.poller, self.fed.append, lambda: None, self.troubles)
+        self.now, self.timers = 0.0, Timers()
+        feed, ended = self.fed.append, lambda: None
+        self.children = Children(self.processes, self.poller, self.timers, lambda: self.now, feed, ended, self.troubles)
 
     def spawn(self) -> Child:
         return self.children.spawn(context.Job(1, "va.getdmesg", {}))
@@ -481,6 +485,85 @@ def test_a_worker_that_cannot_be_killed_is_waited_for(nursery: Nursery, number: 
     nursery.processes.end()
     nursery.turn()
     assert nursery.kinds()[-1] is events.Exited
+
+
+# -- the worker that a dead supervisor left
+
+
+@pytest.fixture
+def orphan(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
+    """Return the pids of orphans that live: 4711 does."""
+    alive = {4711}
+    monkeypatch.setattr(children, "is_our_worker", lambda pid, started: pid in alive and started == 99)
+    yield alive
+    alive.clear()
+
+
+def again(nursery: Nursery) -> None:
+    """Let the second pass after which it is looked at again."""
+    nursery.now += children.AGAIN
+    key = nursery.timers.take_due(nursery.now)
+    assert key is not None
+    nursery.children.adopt_again(key)
+
+
+def test_an_orphan_is_watched_and_killed(nursery: Nursery, orphan: set[int]) -> None:
+    nursery.children.adopt(5, 4711, 99)
+    assert nursery.fed == []
+    assert nursery.children.pid(5) == 4711
+    nursery.children.kill(5)
+    assert len(nursery.processes.killed) == 1
+    nursery.processes.end()
+    nursery.turn()
+    assert nursery.fed == [events.Exited(5, signal.SIGKILL, 0)]
+    assert nursery.timers.nearest() is None
+
+
+def test_an_orphan_that_is_gone_or_a_stranger_has_ended(nursery: Nursery, orphan: set[int]) -> None:
+    nursery.processes.error["open_pidfd"] = ProcessLookupError(errno.ESRCH, "No such process")
+    nursery.children.adopt(5, 4711, 99)
+    nursery.children.adopt(6, 4711, 98)
+    nursery.children.adopt(7, 4712, 99)
+    assert nursery.fed == [events.Exited(number, signal.SIGKILL, 0) for number in (5, 6, 7)]
+    assert nursery.poller._entries == {}
+    assert nursery.timers.nearest() is None
+
+
+@pytest.mark.parametrize("call", ["open_pidfd", "register"])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EPERM])
+def test_an_orphan_that_cannot_be_watched_is_not_taken_for_dead(
+    nursery: Nursery, orphan: set[int], call: str, number: int
+) -> None:
+    """It may still freeze. Killed meanwhile, it dies as soon as it can be reached."""
+    real = nursery.poller._epoll
+
+    def refuse() -> None:
+        nursery.processes.error = {"open_pidfd": failing(number)} if call == "open_pidfd" else {}
+        nursery.poller._epoll = cast(Any, Failing(real, call, failing(number)))
+
+    refuse()
+    nursery.children.adopt(5, 4711, 99)
+    nursery.children.kill(5)
+    refuse()
+    again(nursery)
+    assert (nursery.fed, nursery.processes.killed) == ([], [])
+    assert nursery.troubles.count == 1, "it is told once"
+    nursery.poller._epoll = real
+    again(nursery)
+    assert len(nursery.processes.killed) == 1
+    assert nursery.timers.nearest() is None
+    nursery.processes.end()
+    nursery.turn()
+    assert nursery.fed == [events.Exited(5, signal.SIGKILL, 0)]
+
+
+def test_an_orphan_that_ends_unwatched_is_found_gone(nursery: Nursery, orphan: set[int]) -> None:
+    nursery.processes.error["open_pidfd"] = failing(errno.EMFILE)
+    nursery.children.adopt(5, 4711, 99)
+    orphan.clear()
+    again(nursery)
+    assert nursery.fed == [events.Exited(5, signal.SIGKILL, 0)]
+    assert nursery.timers.nearest() is None
 
 
 # -- a lot of it, in slices

@@ -173,7 +173,9 @@ def child_with_pipes() -> tuple[Child, int, int]:
 def children_of(processes: NoProcesses, fed: list[events.Event] | None = None) -> Children:
     """Return children whose events go to `fed`."""
     troubles = Troubles(Log(Sink(), "info"))
-    return Children(processes, POLLER, ([] if fed is None else fed).append, lambda: None, troubles)
+    return Children(
+        processes, POLLER, Timers(), lambda: 0.0, ([] if fed is None else fed).append, lambda: None, troubles
+    )
 
 
 def descriptors() -> set[str]:
