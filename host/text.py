@@ -206,12 +206,16 @@ def worker_row(worker: WorkerStatus) -> tuple[str, ...]:
 
 def planned_row(mount: Mount, plan: Plan) -> tuple[str, ...]:
     below = [plan.mounts[host].mountpoint for host in mount.hosts if 0 <= host < len(plan.mounts)]
-    facts = [also(mount), f"lies on {', '.join(below)}" if below else ""]
+    facts = [also(mount), where(mount), f"lies on {', '.join(below)}" if below else ""]
     return mount.mountpoint, mount.fstype, mount.source or mount.device, ", ".join(fact for fact in facts if fact)
 
 
 def left_out_row(left: LeftOut) -> tuple[str, ...]:
-    return left.reason, left.mountpoint, left.fstype, also(left)
+    return left.reason, left.mountpoint, left.fstype, ", ".join(filter(None, (also(left), where(left))))
+
+
+def where(record: Mount | LeftOut) -> str:
+    return f"only in the mount namespace of {record.namespace}" if record.namespace else ""
 
 
 def also(record: Mount | LeftOut | MountStatus) -> str:

@@ -17,7 +17,7 @@ from ..agent.api.errors import Fault
 from ..agent.api.options import Rules
 from ..agent.api.records import Plan
 from ..agent.api.text import printable
-from ..agent.worker import handlers, kernel, rcu, sysfs
+from ..agent.worker import handlers, kernel, namespaces, rcu, sysfs
 from .channels.char_device import CharDevice
 from .channels.listener import Listener
 from .config import BadConfig, Config, load
@@ -74,7 +74,8 @@ def describe(plan: Plan) -> str:
     lines = [f"file systems that would be frozen: {len(plan.mounts)}"]
     for mount in plan.mounts:
         also = f", also at {also_at(mount)}" if mount.aliases else ""
-        lines.append(f"  level {mount.level}  {mount.mountpoint} ({mount.fstype}, {mount.device}){also}")
+        where = f", only in the mount namespace of {mount.namespace}" if mount.namespace else ""
+        lines.append(f"  level {mount.level}  {mount.mountpoint} ({mount.fstype}, {mount.device}){also}{where}")
     lines.append(f"left out: {sum(plan.left_out_counts.values())}")
     lines += [f"  {left.reason:<12}  {left.mountpoint} ({left.fstype}, {left.device})" for left in plan.left_out]
     lines += [f"  {reason:<12}  {more} more" for reason, more in not_shown(plan.left_out, plan.left_out_counts).items()]
@@ -190,6 +191,8 @@ def harden(log: Log) -> None:
         log.add("warning", f"mlockall: {error.strerror}; the daemon may wait for a swap file")
     if why := rcu.why_not():
         log.add("info", f"{why}; a freeze waits for grace periods of the kernel, some 25 ms longer")
+    if namespaces.is_own():
+        log.add("warning", f"{namespaces.OF_ITS_OWN}: run it without PrivateTmp, ProtectSystem and the like")
     if os.geteuid() != 0:
         log.add("warning", "not root: nothing can be frozen")
     try:

@@ -17,10 +17,12 @@ from ..api.text import printable
 from .mountinfo import MountInfo, Server, Superblock, parse_mountinfo, server_of
 from .view import View
 
+OF_ITS_OWN = "the agent is in a mount namespace of its own, not in that of process 1, and freezes what is mounted there"
 PATIENCE = 1.0  # seconds for all of them
 MOUNTINFO_MAX = 8 << 20  # bytes of one mountinfo: some 50,000 usual lines
 _CHUNK = 1 << 20
-_CONTAINER = re.compile("(?:^|[-/.])([0-9a-f]{12})[0-9a-f]{52}(?:[./]|$)|/(?:lxc|lxc.payload|machine)[./-]([^/]+)")
+_CONTAINER_ID = re.compile("(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])")
+_CONTAINER_NAME = re.compile(r"/(?:lxc/|lxc\.payload\.|machine-)([^/\n]+)")  # LXC, systemd-nspawn
 
 
 class Namespace(NamedTuple):
@@ -85,8 +87,8 @@ def described(pid: int, procfs: str = "/proc") -> str:
 
 def container_of(cgroup: str) -> str:
     """Return the container in the text of /proc/PID/cgroup, "" if there is none: 12 digits of its id, or its name."""
-    found = _CONTAINER.search(cgroup)
-    return printable(found[1] or found[2].removesuffix(".scope"))[:64] if found else ""
+    found = _CONTAINER_ID.search(cgroup) or _CONTAINER_NAME.search(cgroup)
+    return printable(found[1].removesuffix(".scope"))[:64] if found else ""
 
 
 def is_own(procfs: str = "/proc") -> bool | None:
@@ -105,7 +107,10 @@ def _is_on_disk(fstype: str, block_types: Collection[str]) -> bool:
 def _processes(procfs: str) -> list[Sequence[int]]:
     """Return for each other mount namespace the processes in it, those first that see it whole."""
     found: dict[str, list[int]] = {}
-    own = os.readlink(f"{procfs}/self/ns/mnt")
+    try:
+        own = os.readlink(f"{procfs}/self/ns/mnt")
+    except FileNotFoundError:
+        return []  # a kernel without them
     for name in os.listdir(procfs):
         if name.isdecimal():
             try:
@@ -129,8 +134,9 @@ def _is_of_interest(text: str, known: Collection[str], block_types: Collection[s
     """Return whether a mountinfo names a file system on disks that is not known. Containers have thousands of lines."""
     seen = {*known}
     for line in text.split("\n"):
-        if line and (number := line.split(" ", 3)[2]) not in seen:
-            seen.add(number)
+        number = line.split(" ", 3)[2:3]
+        if number and number[0] not in seen:
+            seen.add(number[0])
             if _is_on_disk(line.partition(" - ")[2].partition(" ")[0], block_types):
                 return True
     return False

@@ -1,9 +1,8 @@
 """Reading what a plan is made from: procfs, and the parts of sysfs that show what the mounted file systems lie on.
 
 It opens nothing else itself: what only opened devices and folders tell, a `Probe` asks, and the file systems are opened
-by a `FileSystemOpener`. A device that vanishes
-meanwhile is as if it had never been there; any other error ends the plan, since an order that is guessed can deadlock
-the machine.
+by a `FileSystemOpener`. A device that vanishes meanwhile is as if it had never been there; any other error ends the
+plan, since an order that is guessed can deadlock the machine.
 """
 
 from __future__ import annotations
@@ -15,10 +14,12 @@ import re
 import stat
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 from ..api.errors import Fault, failed
 from ..api.options import Rules
 from ..api.records import Plan
+from . import namespaces
 from .mountinfo import (
     MountInfo,
     is_anonymous,
@@ -28,6 +29,7 @@ from .mountinfo import (
     served_device,
     superblocks,
 )
+from .namespaces import Namespace
 from .open_fs import FileSystemOpener
 from .plan import BlockDevice, Survey
 from .probe import Probe
@@ -40,6 +42,16 @@ _SERVED = re.compile("/session[0-9]+/|/devices/rbd/")  # iSCSI, Ceph
 _VANISHED = (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR)
 
 
+class Reading(NamedTuple):
+    """What procfs and sysfs tell for a plan."""
+
+    survey: Survey
+    probe: Probe
+    devices: list[BlockDevice]
+    elsewhere: list[Namespace]
+    notes: tuple[str, ...]
+
+
 def read_plan(rules: Rules, *, ask: bool = True) -> Plan:
     """Return the plan for this machine's mounts as they are now.
 
@@ -47,7 +59,7 @@ def read_plan(rules: Rules, *, ask: bool = True) -> Plan:
     Raises Fault: as `plan.Survey`, and FAILED if procfs or sysfs cannot be read.
     """
     if not ask:
-        return _survey(rules)[0].plan()
+        return _read(rules).survey.plan()
     plan, opened = open_plan(rules)
     for fd in opened.values():
         os.close(fd)
@@ -59,28 +71,37 @@ def open_plan(rules: Rules) -> tuple[Plan, dict[str, int]]:
 
     What has none may still be opened: its disk is slow, or the system refused.
     """
-    survey, probe, devices = _survey(rules, ask=True)
-    uppers = probe.uppers(d.file_on for d in devices if d.file_on)
-    opened, unreachable = FileSystemOpener().open_all(survey.chosen)
+    found = _read(rules, ask=True)
+    uppers = found.probe.uppers(d.file_on for d in found.devices if d.file_on)
+    opened, unreachable = FileSystemOpener(found.elsewhere).open_all(found.survey.chosen)
     fds = {device: one.fd for device, one in opened.items()}
     try:
-        return survey.plan(uppers, {device: one.point for device, one in opened.items()}, unreachable), fds
+        plan = found.survey.plan(uppers, {device: one.point for device, one in opened.items()}, unreachable)
     except Fault:
         for fd in fds.values():
             os.close(fd)
         raise
+    return replace(plan, notes=(*found.notes, *plan.notes)), fds
 
 
-def _survey(rules: Rules, *, ask: bool = False) -> tuple[Survey, Probe, list[BlockDevice]]:
+def _read(rules: Rules, *, ask: bool = False) -> Reading:
     try:
         mountinfo = read_mountinfo()
         block_types = parse_filesystems(read_text("/proc/filesystems"))
-        probe = Probe(View(mountinfo))
-        devices = read_devices(mountinfo, probe if ask else None)
+        view = View(mountinfo)
+        # One that no safe path shows is also looked for in other namespaces.
+        shown = [device for device in view.devices if view.ways(device, safe=True)]
+        elsewhere, notes = namespaces.others(shown, block_types)
+        only_there = list(namespaces.only_there(elsewhere, view.devices, block_types))
+        probe = Probe(view, (one.info.device for one in only_there))
+        devices = read_devices([*mountinfo, *(one.info for one in only_there)], probe if ask else None)
     except OSError as error:
         raise failed(error, f"read {error.filename}") from error
-    links = _links(rules, mountinfo) if ask else {}
-    return Survey(superblocks(mountinfo), block_types, devices, rules, links), probe, devices
+    found = [*superblocks(mountinfo), *only_there]
+    if namespaces.is_own():
+        notes.insert(0, namespaces.OF_ITS_OWN)
+    survey = Survey(found, block_types, devices, rules, _links(rules, mountinfo) if ask else {})
+    return Reading(survey, probe, devices, elsewhere, tuple(notes))
 
 
 def _links(rules: Rules, mountinfo: Iterable[MountInfo]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from .mountinfo import MountInfo, behind_servers, is_long, path_walk
 
@@ -13,6 +13,11 @@ class View:
 
     def __init__(self, mounts: Sequence[MountInfo]) -> None:
         self.mounts = mounts
+
+    @property
+    def devices(self) -> Collection[str]:
+        """The superblocks (major:minor) that are mounted."""
+        return self._by_device.keys()
 
     def of(self, device: str) -> list[MountInfo]:
         """Return the mounts of a superblock (major:minor), in the order of mounting."""
