@@ -56,12 +56,16 @@ class Overran(GiveUp):
 
 @dataclass(slots=True)
 class FileSystem:
-    """What the script knows about one planned file system; `froze`: this worker froze it, perhaps thawed it since."""
+    """What the script knows about one planned file system.
+
+    `froze`: this worker froze it, perhaps thawed it since. `refused`: its last FITHAW failed, so it is still frozen.
+    """
 
     index: int
     mount: records.Mount
     state: MountState
     froze: bool = False
+    refused: bool = False
     error: int = 0
     words: str = ""
 
@@ -84,6 +88,10 @@ class FileSystems:
     def in_state(self, *states: MountState) -> list[FileSystem]:
         """Return those that are in one of the states."""
         return [fs for fs in self._all.values() if fs.state in states]
+
+    def refused(self) -> list[FileSystem]:
+        """Return those whose FITHAW failed: they are still frozen."""
+        return [fs for fs in self._all.values() if fs.refused]
 
     def at_work(self) -> list[FileSystem]:
         """Return those on which a call is in flight, in the order of the plan."""
@@ -115,6 +123,7 @@ class FileSystems:
             fs.state, fs.words = steps.judge(event.operation, event.error, event.said, event.failed)
             fs.error = event.error
             fs.froze |= event.operation is Operation.FREEZE and event.error == 0
+            fs.refused = event.operation is Operation.THAW and fs.state is MountState.FAILED
         return event
 
     def describe(self, what: str) -> Script[None]:
@@ -128,12 +137,13 @@ class FileSystems:
         """Thaw all that is frozen, outermost first, each as soon as what it lies on is thawed.
 
         Waits for every call in flight, and also thaws what a FIFREEZE in flight freezes. FITHAW of a file system whose
-        host is frozen would block, since it writes the superblock.
+        host is frozen would block, since it writes the superblock: what lies on one whose FITHAW failed stays frozen.
         """
         yield steps.StopFreezing()
         while True:
             frozen = self.in_state(MountState.FROZEN)
             waiting = {fs.index for fs in (*frozen, *self.in_state(MountState.FREEZING, MountState.THAWING))}
+            waiting |= {fs.index for fs in self.refused()}
             below = {host for index in waiting for host in self._all[index].mount.hosts}
             free = [fs for fs in frozen if not waiting.intersection(fs.mount.hosts)]
             yield from self.announce(free, Operation.THAW)
@@ -364,17 +374,14 @@ class FreezeScript(_Together):
         yield steps.Post((messages.Thawing(reason, now),))  # ADR 0010: the supervisor waits for it
         yield from self._mounts.thaw()
         again = THAW_AGAIN_FIRST
-        while (refused := self._refused()) and (yield steps.Alone()):
+        while (refused := self._mounts.refused()) and (yield steps.Alone()):
             yield from self._mounts.wait((yield steps.Now()) + again)
             again = min(again * 2, THAW_AGAIN_MAX)
             for fs in refused:
-                fs.state = MountState.FROZEN
+                fs.state, fs.refused = MountState.FROZEN, False
             yield from self._mounts.thaw()
         if refused:
             raise Fault(Code.FAILED, f"{_named(refused)}; thawing because {reason or 'the host asked'}")
-
-    def _refused(self) -> list[FileSystem]:
-        return [fs for fs in self._mounts.in_state(MountState.FAILED) if fs.froze]
 
 
 def thaw_again(planned: Mapping[int, records.Mount], expedited: bool) -> Script[int]:
@@ -388,9 +395,8 @@ def thaw_again(planned: Mapping[int, records.Mount], expedited: bool) -> Script[
     mounts = FileSystems(planned.items(), MountState.FROZEN)
     yield from mounts.start(obeys=False)
     yield from mounts.thaw()
-    failed = mounts.in_state(MountState.FAILED)
-    if failed:
-        raise Fault(Code.FAILED, _named(failed))
+    if refused := mounts.refused():
+        raise Fault(Code.FAILED, _named(refused))
     return len(mounts.all())
 
 

@@ -47,6 +47,8 @@ class FreezeReports:
             where = ledger.marks[step.mount].mount.mountpoint
             self._freeze.take(turn, FreezeEvent.FOUND_THAWED, f"someone else had thawed {where}")
         self._workers.describe(worker, ledger.doing if worker.alive else ledger.doing())
+        if state is MountState.FAILED and worker.state is WorkerState.STUCK:
+            self._freeze.changed(turn)  # stuck on another file system, it will not try this one again
         return ""
 
     def _receive_plan(self, turn: Turn, _worker: Worker, message: messages.Plan) -> str:

@@ -84,6 +84,13 @@ def settled(drive: Drive, worker: int, seconds: float = 1.0) -> None:
     assert drive.state is FreezeState.THAWED
 
 
+def seconds_to_the_next(drive: Drive) -> float:
+    """Return how long it is until the nearest deadline."""
+    due = drive.timers.nearest()
+    assert due is not None
+    return due - drive.now
+
+
 def attempts(drive: Drive) -> int:
     """Return how many thaw workers were forked."""
     return sum(spawn.rpc == "thaw" for spawn in drive.spawned.values())

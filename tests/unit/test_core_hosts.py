@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from fakes.drive import PEER, Asked, Drive
-from fakes.scenarios import brought_to, ended, played
+from fakes.scenarios import brought_to, ended, played, seconds_to_the_next
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.methods import RPCS, Disk
 from virtagent.agent.api.records import Status
@@ -539,8 +539,8 @@ def test_a_second_sigterm_changes_nothing(drive: Drive) -> None:
 
 def test_sigterm_in_error_tries_at_once() -> None:
     drive, _ = brought_to("ERROR")
-    for _ in range(8):
-        drive.wait(30)
+    for _ in range(10):
+        drive.wait(seconds_to_the_next(drive))
         drive.refuses()
     count = len(drive.spawned)
     stops(drive)

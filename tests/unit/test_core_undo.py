@@ -6,7 +6,7 @@ import errno
 
 import pytest
 from fakes.drive import Drive, plan_of
-from fakes.scenarios import attempts, ended, keeper_died, played, settled
+from fakes.scenarios import attempts, ended, keeper_died, played, seconds_to_the_next, settled
 from virtagent.agent.api.errors import Code
 from virtagent.agent.api.states import FreezeState
 from virtagent.agent.worker import messages
@@ -167,6 +167,23 @@ def test_the_back_off_begins_anew_with_the_next_freeze(drive: Drive) -> None:
     assert firsts[0] == pytest.approx(firsts[1])
 
 
+def test_what_a_stuck_keeper_could_not_thaw_is_thawed_while_it_hangs_on_another(drive: Drive) -> None:
+    _, keeper = drive.hold(2)
+    thaw = drive.ask("va.fsthaw")
+    drive.report(keeper, messages.Thawing("", drive.now), messages.Step(0, "thawing"), messages.Step(1, "thawing"))
+    drive.in_kernel.add(keeper)
+    drive.wait(11)
+    assert drive.state is FreezeState.ERROR
+    thaw.refused(Code.FAILED, "/srv/0", "/srv/1")
+    drive.report(keeper, messages.Step(1, "failed", errno.EIO, "FITHAW: Input/output error (EIO)"))
+    assert drive.suspected(drive.newest) == {1}, "the other may lie on it, and hang until it is thawed"
+    drive.compensates()
+    drive.undo(keeper, 0)
+    drive.die(keeper)
+    settled(drive, keeper)
+    ended(drive, "thawed")
+
+
 def test_only_what_is_not_proved_thawed_is_tried_again(drive: Drive) -> None:
     drive.compensates(keeper_died(drive, 3), {1: errno.EIO})
     drive.wait(1)
@@ -175,9 +192,9 @@ def test_only_what_is_not_proved_thawed_is_tried_again(drive: Drive) -> None:
 
 def test_thaw_in_error_tries_at_once(drive: Drive) -> None:
     keeper_died(drive, 1)
-    for _ in range(6):
+    for _ in range(10):
         drive.refuses()
-        drive.wait(20)
+        drive.wait(seconds_to_the_next(drive))
     drive.refuses()
     count = attempts(drive)
     thaw = drive.ask("va.fsthaw")

@@ -494,6 +494,16 @@ def test_a_refused_thaw_is_tried_again_when_nobody_else_would() -> None:
     left_nothing(driven)
 
 
+def test_what_lies_on_one_whose_thaw_was_refused_is_left_to_whoever_tries_again() -> None:
+    """Its FITHAW would block until the other is thawed, which nobody would try meanwhile."""
+    driven = freezing(NESTED, errors={(2, THAW): [errno.EIO]})
+    assert fault_of(driven).text == "/srv/2: FITHAW: Input/output error (EIO); thawing because the host asked"
+    assert driven.frozen == {0, 1, 2}
+    driven = freezing(NESTED, comes=[(0, PROCEED), (5, DIED)], errors={(2, THAW): [errno.EIO]})
+    assert fault_of(driven) == Refused(Code.FREEZE_BROKEN, "the supervisor died")
+    left_nothing(driven)
+
+
 def test_a_refused_thaw_of_a_freeze_that_failed_is_told_with_both_reasons() -> None:
     driven = freezing(errors={(1, FREEZE): [errno.EIO], (0, THAW): [errno.EIO]}, lasts={(1, FREEZE): [0.1]})
     found = fault_of(driven)
