@@ -1,0 +1,234 @@
+"""Planted defects: each breaks the real core or the real script in one place, and the storms must find it.
+
+A defect replaces words in one function's source. If the words are no longer there, planting it fails: then either the
+defect is to be planted where the code went, or it has become impossible.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from virtagent.agent.api.states import FREEZE_TABLE, FreezeEvent, FreezeState
+from virtagent.agent.worker import freeze as script
+from virtagent.agent.worker import steps
+from virtagent.supervisor.core import compensation, engine, freeze, ledger, news, pending, reports
+
+_F, _E = FreezeState, FreezeEvent
+
+
+class Edit(NamedTuple):
+    """Words in a function, and what stands there instead."""
+
+    function: Any
+    words: str
+    instead: str
+
+
+class Row(NamedTuple):
+    """Members of a row of FREEZE_TABLE that are different."""
+
+    state: FreezeState
+    event: FreezeEvent
+    changes: dict[str, Any]
+
+
+DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
+    # what proves that something is thawed
+    "EINVAL is proof before the freeze worker is reaped": (
+        Edit(ledger.Ledger.note, "(self.reaped or step.errno == 0)", "True"),
+    ),
+    "a thaw worker forked before the reaping proves": (
+        Edit(ledger.Ledger.freezer_reaped, "self.proof_after = last_worker", "pass"),
+    ),
+    "after rubbish what was said before counts": (
+        Edit(ledger.Ledger.freezer_died, "if spoke_rubbish else", "if False else"),
+    ),
+    "a recovered plan suspects nothing": (
+        Edit(ledger.Ledger.adopt, "self.attempted, self.suspects = set(everything), set(everything)", "pass"),
+    ),
+    "what is about to freeze is not suspect until it is frozen": (
+        Edit(
+            ledger.Ledger.note,
+            "freezer and state in (MountState.FREEZING, MountState.FROZEN)",
+            "freezer and state is MountState.FROZEN",
+        ),
+    ),
+    "a thaw that failed counts as thawed": (
+        Edit(
+            ledger.Ledger.note,
+            "elif state is MountState.THAWED:",
+            "elif state in (MountState.THAWED, MountState.FAILED):",
+        ),
+    ),
+    # compensation
+    "compensation is forgotten after the reaping": (
+        Edit(freeze.Freeze.exited, "ledger.freezer_died(spoke_rubbish=worker.rubbish)", "ledger.suspects.clear()"),
+    ),
+    "no compensation at the kill": (
+        Edit(compensation.Compensation.due, "(WorkerState.KILLED, WorkerState.STUCK)", "()"),
+    ),
+    "a thaw worker that died is not followed by another": (
+        Edit(
+            compensation.Compensation.due,
+            "bool(ledger.to_thaw)",
+            "bool(ledger.to_thaw) and self._workers.last_id < ledger.freezer + 2",
+        ),
+    ),
+    "THAWED while a thaw worker is left": (
+        Edit(compensation.Compensation.nothing_left, "not self.at_work(ledger) and", ""),
+    ),
+    "grace periods are not put back": (Edit(compensation.Compensation.start, "ledger.expedites", "False"),),
+    "a failed thaw is never tried again": (
+        Edit(compensation.Compensation._try_later, "turn.arm(RETRY, self._backoff)", "turn.arm(RETRY, 1e9)"),
+    ),
+    "two attempts at one file system": (
+        Edit(ledger.Ledger.to_thaw.fget, "self.suspects - self.in_flight.keys()", "set(self.suspects)"),
+    ),
+    # truth
+    "evidence that died with the keeper counts for the freeze (H8)": (
+        Edit(freeze.Freeze._do_advance, "and transaction.unproved", "and False"),
+    ),
+    "a tie between the keeper's end and the thaw is good (H8)": (
+        Edit(reports.FreezeReports._receive_thawing, "thawing.at > ", "thawing.at >= "),
+    ),
+    "news is forgotten when it is not asked for at once": (
+        Edit(freeze.Freeze._do_settle, "and fault is not None", "and False"),
+    ),
+    "a journal with a fault is removed before that is told": (
+        Edit(news.News.keep, "if self.unreported:", "if False:"),
+    ),
+    "success is told before the journal is removed": (
+        Edit(freeze.Freeze._do_settle, "if fault is None and not self.news.unreported:", "if False:"),
+        Edit(freeze.Freeze._do_settle, "if fault is not None or news:", "if True:"),
+    ),
+    "what lies on one whose thaw was refused is tried all the same": (
+        Edit(script.FileSystems.thaw, "for fs in self.refused()", "for fs in ()"),
+    ),
+    "what a stuck keeper could not thaw waits for it": (
+        Edit(reports.FreezeReports._receive_step, "if state is MountState.FAILED and", "if False and"),
+    ),
+    "the keeper's own end of the hold is in time if the thaw was asked later": (
+        Edit(reports.FreezeReports._receive_thawing, "thawing.at > transaction.thaw_asked_at", "True"),
+    ),
+    "a keeper that died in the hold is no break": (Row(_F.FROZEN, _E.DIED, {"outcome": None}),),
+    "a hold that passed is no break": (
+        Row(_F.FROZEN, _E.EXPIRED, {"outcome": None}),
+        Row(_F.FROZEN, _E.HOLD_PASSED, {"outcome": None}),
+    ),
+    "SIGTERM to the daemon is no break": (Row(_F.FROZEN, _E.STOPPING, {"outcome": None}),),
+    "a keeper that gave up is no break": (Row(_F.FROZEN, _E.GAVE_UP, {"outcome": None}),),
+    "a longer hold is granted before the keeper agrees": (
+        Edit(freeze.Freeze.hold, "return DEFERRED", "return seconds"),
+    ),
+    # the journal
+    "the worker goes on before the plan is in the journal": (
+        Edit(
+            freeze.Freeze._do_journal,
+            "turn.journal(",
+            "transaction.journaled = True; self.proceed_if_ready(turn); turn.journal(",
+        ),
+    ),
+    "what was told to proceed counts as one that froze nothing": (
+        Edit(freeze.Freeze.proceed_if_ready, "transaction.may_have_frozen = True", "pass"),
+    ),
+    "a journal that could not be written does not matter": (
+        Row(_F.INPROGRESS, _E.JOURNAL_FAILED, {"state": _F.INPROGRESS, "action": "proceed", "outcome": None}),
+    ),
+    "the journal says nothing of the freeze worker": (Edit(freeze.Freeze._do_journal, "freezer.pid", "0"),),
+    "the journal has no news to tell": (Edit(ledger.Ledger.journal, "unreported, expedites", "'', expedites"),),
+    # the machine
+    "the keeper is not told to thaw": (
+        Edit(freeze.Freeze._do_tell_keeper_to_thaw, "turn.tell(keeper.id, messages.Thaw())", "pass"),
+    ),
+    "a stopped keeper is waited for": (
+        Edit(
+            freeze.Freeze._do_tell_keeper_to_thaw,
+            "self._workers.arm(turn, keeper, REACT_GRACE)",
+            "self._workers.arm(turn, keeper, 0)",
+        ),
+    ),
+    "the hold limit counts from the report": (
+        Edit(reports.FreezeReports._receive_frozen, "max(until - turn.now, 1e-3) if limit else 0", "limit"),
+    ),
+    "a longer hold leaves the old limit": (
+        Edit(freeze.Freeze._do_extend_hold, "self._workers.limit(turn, keeper, transaction.hold_ends)", "pass"),
+    ),
+    "hosts that hang up are answered": (
+        Edit(pending.Pending.abandon, "self._close(turn, number)", "self._open[number]"),
+    ),
+    "only the first of those who wait for a thaw is answered": (
+        Edit(news.News.answer, "for number in callers", "for number in callers[:1]"),
+    ),
+    # the script of the worker
+    "FIFREEZE begins before the announcement is read": (
+        Edit(script.FreezeScript._announce, "taken=True)), Taken)", "taken=True)), object)"),
+    ),
+    "the script thaws without waiting for a FIFREEZE in flight": (
+        Edit(script.FileSystems.thaw, "if not self.busy:", "if not free:"),
+    ),
+    "the keeper stays when the supervisor is gone": (
+        Edit(script.FreezeScript._hold, "case Gone(reason):", "case None:"),
+    ),
+    "the keeper never ends the hold by itself": (Edit(script.FreezeScript._hold, "if now >= until:", "if False:"),),
+    "the keeper does not see that someone else has thawed": (
+        Edit(steps.judge, 'return MountState.THAWED, "was not frozen any more"', 'return MountState.THAWED, ""'),
+    ),
+    "outermost is not first": (Edit(script.FileSystems.thaw, "not waiting.intersection(fs.mount.hosts)", "True"),),
+    "the script ends with what it could not thaw": (Edit(script.FreezeScript._thaw, "(yield steps.Alone())", "False"),),
+    # answers
+    "the thaw is answered before all is thawed": (Row(_F.FROZEN, _E.THAW_ASKED, {"action": "settle"}),),
+    "a call that waits is forgotten when its worker dies": (
+        Edit(engine.Engine._lost, "self._pending.answer(turn, worker.call, fault)", "pass"),
+    ),
+}
+
+
+@contextlib.contextmanager
+def planted(name: str) -> Iterator[None]:
+    """Plant a defect for as long as this context lasts; raise LookupError if its words are not there any more."""
+    undo: list[Callable[[], None]] = []
+    try:
+        by_function: dict[Any, list[Edit]] = {}
+        for change in DEFECTS[name]:
+            if isinstance(change, Edit):
+                by_function.setdefault(change.function, []).append(change)
+            else:
+                undo.append(_change_row(*change))
+        undo += [_edit(function, edits) for function, edits in by_function.items()]
+        yield
+    finally:
+        for back in reversed(undo):
+            back()
+
+
+def _edit(function: Any, edits: Sequence[Edit]) -> Callable[[], None]:
+    source = textwrap.dedent(inspect.getsource(function))
+    for _, words, instead in edits:
+        if words not in source:
+            raise LookupError(f"{function.__qualname__} has no {words!r}")
+        source = source.replace(words, instead)
+    names: dict[str, Any] = {}
+    code = compile(f"from __future__ import annotations\n{source}", "<planted>", "exec")
+    exec(code, function.__globals__, names)
+    new = names[function.__name__]
+    old, function.__code__ = function.__code__, getattr(new, "fget", new).__code__
+
+    def back() -> None:
+        function.__code__ = old
+
+    return back
+
+
+def _change_row(state: FreezeState, event: FreezeEvent, changes: dict[str, Any]) -> Callable[[], None]:
+    table: Any = FREEZE_TABLE
+    old = table[state, event]
+    table[state, event] = old._replace(**changes)
+
+    def back() -> None:
+        table[state, event] = old
+
+    return back

@@ -1,0 +1,289 @@
+"""What must be true after each event (promises 3 to 6, 9 and 12 of docs/architecture.md), judged by the kernel.
+
+A freeze begins to count when the supervisor enters FROZEN, since then a host may know of it. It is broken if one of the
+file systems that its worker held is thawed before the first host that asks for the thaw has sent that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from virtagent.agent.api.errors import Code, Fault
+from virtagent.agent.api.states import FreezeState
+from virtagent.agent.worker import messages
+from virtagent.agent.worker.steps import Operation
+from virtagent.supervisor.core import events
+from virtagent.supervisor.core.engine import Engine
+from virtagent.supervisor.core.freeze import REACT_GRACE
+
+from .kernel import FLOWS, FileSystem
+
+if TYPE_CHECKING:
+    from .process import Process
+    from .world import Asked, World
+
+THAWS = ("va.fsthaw", "guest-fsfreeze-thaw")
+FREEZES = ("va.fsfreeze", "guest-fsfreeze-freeze")
+ACTS = (*THAWS, *FREEZES, "va.fshold")
+SLACK = 0.1
+_BROKEN = re.compile(r"freeze (\d+) was broken")
+
+
+class Violation(AssertionError):
+    """A promise is broken."""
+
+
+class Frozen:
+    """One freeze that a host may know of. Moments are those of the world, 0 is never; `told` is the second of that."""
+
+    __slots__ = ("asked", "broken", "id", "process", "told", "what")
+
+    def __init__(self, number: int, process: Process) -> None:
+        self.id = number
+        self.process = process
+        self.asked = 0
+        self.broken = 0
+        self.what = ""
+        self.told: float | None = None
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it was thawed before a host had asked for that."""
+        return bool(self.broken) and (not self.asked or self.broken < self.asked)
+
+
+class Oracle:
+    """The judge of one storm."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._state = int(FreezeState.THAWED)
+        self._freeze: Frozen | None = None
+        self._ids: dict[int, int] = {}
+        self._told_good: set[int] = set()
+        self._alone: set[int] = set()
+        self._late_since: tuple[Process, float] | None = None
+
+    # -- what happens
+
+    def changed(self, fs: FileSystem) -> None:
+        """Take note that the kernel has frozen or thawed a file system."""
+        world, freeze = self._world, self._freeze
+        world.moment += 1
+        world.note(f"    /srv/{fs.index} is {'frozen by ' + str(fs.frozen) if fs.frozen else 'thawed'}")
+        if fs.frozen > 0 and world.supervisor is not None and self._state == FreezeState.THAWED:
+            raise Violation(f"promise 6: /srv/{fs.index} was frozen in state THAWED")
+        if not fs.frozen and freeze is not None and not freeze.broken and fs.index in freeze.process.held:
+            freeze.broken, freeze.what = world.moment, f"/srv/{fs.index} was thawed"
+
+    def counts_on(self, index: int) -> bool:
+        """Return whether it would hide a break if somebody else froze this file system now."""
+        return any(index in process.held for process in self._world.processes)
+
+    def enters(self, process: Process, index: int, operation: Operation) -> None:
+        """Take note that a call enters the kernel: before FIFREEZE all must be written down."""
+        if operation is not Operation.FREEZE:
+            return
+        world = self._world
+        if index not in process.announced:
+            raise Violation(f"write-ahead: FIFREEZE of /srv/{index} before the supervisor could know")
+        journal = world.journal
+        if journal is None or not any(m["mountpoint"] == f"/srv/{index}" for m in journal.record["plan"]["mounts"]):
+            raise Violation(f"promise 4: FIFREEZE of /srv/{index}, and no journal names it")
+
+    def said(self, process: Process, report: messages.Report) -> None:
+        """Take note of what a worker says."""
+        if isinstance(report, messages.Frozen):
+            process.held = frozenset(process.froze)
+            process.hold_until = float(report.until)
+        elif isinstance(report, messages.Held):
+            process.hold_until = float(report.until)
+            process.granted.add(process.hold_until)
+        elif isinstance(report, messages.Thawing):
+            process.thaws = True
+
+    def asked(self, call: Asked) -> None:
+        """Take note that the supervisor takes a request."""
+        if call.method in THAWS and self._freeze is not None and not self._freeze.asked:
+            self._freeze.asked = call.sent
+
+    def started(self, found: events.JournalFound | None) -> None:
+        """Take note that a supervisor starts."""
+        self._state = int(FreezeState.THAWINPROGRESS if found else FreezeState.THAWED)
+        self._late_since = None
+
+    def died(self) -> None:
+        """Take note that the supervisor is dead."""
+        live = self._world.processes
+        self._alone = {p.pid for p in live if p.row.compensation and not p.killed and not p.ended}
+
+    def killed(self, process: Process) -> None:
+        """Take note that a worker was killed."""
+        self._alone.discard(process.pid)
+
+    def quits(self) -> None:
+        """Require that the supervisor leaves nothing frozen when it ends by itself."""
+        self._nothing_frozen("the supervisor ended")
+
+    # -- after each event
+
+    def decided(self, engine: Engine, event: events.Event, effects: Sequence[events.Effect]) -> None:
+        """Judge what the core has decided."""
+        self._order(effects)
+        for effect in effects:
+            if isinstance(effect, events.WriteJournal) and effect.pid and effect.pid not in self._ids:
+                self._ids[effect.pid] = effect.freeze
+                self._told_good.discard(effect.freeze)  # after a restart numbers may begin again
+        state = engine.state_number()
+        if state != self._state:
+            self._world.note(f"        state {FreezeState(state).name}")
+            self._world.count(FreezeState(state).name)
+            self._state = state
+            if state == FreezeState.FROZEN:
+                self._begin(event)
+
+    def _begin(self, event: events.Event) -> None:
+        assert isinstance(event, events.Reported)
+        supervisor = self._world.supervisor
+        assert supervisor is not None
+        process = supervisor.children[event.worker].process
+        assert isinstance(event.message, messages.Frozen)
+        freeze = self._freeze = Frozen(self._ids[process.pid], process)
+        self._late_since = None
+        self._world.moment += 1
+        every = self._world.kernel.every
+        gone = [index for index in process.held if not every[index].frozen]
+        if gone:
+            freeze.broken, freeze.what = self._world.moment, f"/srv/{gone[0]} was thawed before"
+
+    def acted(self, engine: Engine) -> None:
+        """Judge the state after the effects of an event."""
+        if self._state == FreezeState.THAWED:
+            self._nothing_frozen("state THAWED")
+
+    def _nothing_frozen(self, when: str) -> None:
+        for fs in self._world.kernel.every:
+            if fs.frozen > 0:
+                raise Violation(f"promise 6: {when}, and /srv/{fs.index} is frozen by {fs.frozen}")
+        for process in self._world.processes:
+            if not process.ended and process.freezing:
+                raise Violation(f"promise 6: {when}, and process {process.name} may still freeze")
+        if self._world.kernel.expedited:
+            raise Violation(f"{when}, and grace periods are still expedited")
+
+    def _order(self, effects: Sequence[events.Effect]) -> None:
+        watched = False
+        for effect in effects:
+            if isinstance(effect, events.Answer):
+                method = self._world.asked[effect.connection, effect.token].method
+                if method == "va.fsstatus":
+                    watched = True
+                elif watched and method in ACTS:
+                    raise Violation(f"promise 12: {method} is answered after a watcher")
+
+    # -- answers
+
+    def answered(self, call: Asked, value: Any, *, heard: bool) -> None:
+        """Judge an answer."""
+        if call.method in THAWS:
+            self._thaw_answered(value, heard=heard)
+        elif call.method == "va.fshold" and not isinstance(value, Fault):
+            self._hold_answered(value)
+        elif call.method == "guest-fsfreeze-status" and value == "thawed":
+            self._nothing_frozen("status thawed was told")
+        elif call.method in FREEZES and not isinstance(value, Fault) and value:
+            self._world.count("freeze answered")
+            freeze = self._freeze
+            if freeze is None or value != len(freeze.process.held):
+                raise Violation(f"promise 5: {value} file systems were said to be frozen, in truth {freeze}")
+
+    def _thaw_answered(self, value: Any, *, heard: bool) -> None:
+        freeze, now = self._freeze, self._world.now
+        if isinstance(value, Fault):
+            self._world.count(f"thaw answered {value.code.name}")
+            if value.code is Code.IN_PROGRESS:
+                return
+            for number in map(int, _BROKEN.findall(value.text)):
+                if number in self._told_good:
+                    raise Violation(f"promise 5: freeze {number} was said to be good, and now: {value.text}")
+            if freeze is not None and value.code is Code.FREEZE_BROKEN and freeze.told is None:
+                freeze.told = now
+            return
+        self._world.count("thaw answered with a number" if value else "thaw answered 0")
+        self._nothing_frozen("a thaw was answered")
+        if freeze is None:
+            return
+        if freeze.is_broken and freeze.told is None:
+            raise Violation(f"promises 5 and 9: thaw was answered {value}, but freeze {freeze.id}: {freeze.what}")
+        if value and not freeze.is_broken:
+            self._told_good.add(freeze.id)
+
+    def _hold_answered(self, seconds: float) -> None:
+        freeze, until = self._freeze, self._world.now + seconds
+        granted = freeze is not None and any(abs(until - its_word) < 1e-6 for its_word in freeze.process.granted)
+        if seconds and not granted:
+            raise Violation(f"promise 5: a hold of {seconds} s was granted that the keeper does not keep")
+
+    # -- when nobody can go on at this second
+
+    def quiet(self) -> None:
+        """Require that the supervisor has done in time what it had to do at this second."""
+        world, freeze = self._world, self._freeze
+        supervisor = world.supervisor
+        if freeze is None or supervisor is None or supervisor.stopped or freeze.process.parent is not supervisor:
+            self._late_since = None
+            return
+        keeper = freeze.process
+        overdue = keeper.hold_until and not (keeper.thaws or keeper.killed or keeper.ended)
+        if not overdue or world.now < keeper.hold_until:
+            self._late_since = None
+            return
+        if self._state == FreezeState.FROZEN and world.now > keeper.hold_until + SLACK and not keeper.pipe:
+            raise Violation(f"the hold ended at {keeper.hold_until}, and the state is still FROZEN")
+        if self._late_since is None:
+            self._late_since = keeper, world.now
+        elif world.now > self._late_since[1] + REACT_GRACE + SLACK:
+            raise Violation(f"the keeper's hold ended at {keeper.hold_until}, and nobody makes it thaw")
+
+    def while_disks_are_stuck(self) -> None:
+        """Require that only what lies on a stuck disk is not settled, long after all other faults."""
+        world = self._world
+        every = world.kernel.every
+        assert world.supervisor is not None
+        stuck = {fs.index for fs in every if fs.disk != FLOWS}
+        for fs in every:
+            if fs.frozen > 0 and not stuck & {fs.index, *fs.below}:
+                raise Violation(f"promise 10: /srv/{fs.index} stays frozen because the disk of another is stuck")
+        hang = any(
+            process.distrusted or thread.operation in (Operation.FREEZE, Operation.THAW)
+            for process in world.processes
+            for thread in process.threads.values()
+        )
+        if not hang and not any(fs.frozen > 0 for fs in every) and not world.supervisor.engine.thawed:
+            raise Violation("promise 6: nothing is frozen or hangs in FIFREEZE or FITHAW, and the state is not THAWED")
+
+    def nobody_but_the_keeper(self) -> None:
+        """Require that workers which the supervisor's death left alone have thawed by themselves (promise 3)."""
+        for fs in self._world.kernel.every:
+            if fs.frozen in self._alone:
+                raise Violation(f"promise 3: /srv/{fs.index} stays frozen after the supervisor's death")
+
+    def at_rest(self) -> None:
+        """Judge the end: calm has lasted long enough."""
+        world = self._world
+        supervisor = world.supervisor
+        assert supervisor is not None
+        if not supervisor.engine.thawed:
+            raise Violation("promises 3 and 4: long after the last fault the state is not THAWED")
+        for fs in world.kernel.every:
+            if fs.frozen:
+                raise Violation(f"promise 3: /srv/{fs.index} stays frozen")
+        if world.processes:
+            raise Violation(f"worker {world.processes[0].name} {world.processes[0].rpc} never ends")
+        for call in world.asked.values():
+            if not call.answers and not call.lost:
+                raise Violation(f"{call.method} was never answered")
+        if supervisor.timers.nearest() is not None:
+            raise Violation("the supervisor still waits for something")
