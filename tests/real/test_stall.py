@@ -69,6 +69,14 @@ class Scene:
             lambda r: any(m["mountpoint"] == self.stuck and m["state"] == state for m in r["mounts"])
         )
 
+    def wait_in_freeze(self) -> None:
+        """Wait until only FIFREEZE of the stuck one is under way, in the kernel: no kill can prevent it any more."""
+        well = {str(fs.path) for fs in self.well}
+        begun = ("pending", "syncing", "synced", "freezing")
+        self.wait_mount("freezing")
+        self.daemon.wait_status(lambda r: not any(m["mountpoint"] in well and m["state"] in begun for m in r["mounts"]))
+        self.wait_stuck_in_d()
+
     def wait_well_thawed(self) -> dict[str, Any]:
         """Wait until the agent says that those on the other disks are thawed, while the stuck one is not; see it."""
         paths = {str(fs.path) for fs in self.well}
@@ -258,7 +266,7 @@ def test_stopped_while_stalled(scene: Scene) -> None:
     scene.stall_in_freeze()
     daemon = scene.daemon
     asking = Asking(daemon, "va.fsfreeze")
-    scene.wait_mount("freezing")
+    scene.wait_in_freeze()
     daemon.process.terminate()
     daemon.wait_state("ERROR")
     assert asking.answer().faultCode == Code.FREEZE_FAILED
