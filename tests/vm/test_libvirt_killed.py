@@ -21,6 +21,7 @@ ANSWERED = f'Line [{{"return": {FILE_SYSTEMS}}}'
 SNAPSHOT = ("--disk-only", "--no-metadata", "--atomic", "--quiesce")
 SLACK = 30  # seconds more than a limit, on a slow machine
 LONGER = HOLD + 4
+TRIES = 5
 OTHERS = {
     "guestinfo": "guest-get-fsinfo",
     "domfsinfo": "guest-get-fsinfo",
@@ -98,19 +99,32 @@ def test_virsh_is_killed_in_a_snapshot(domain: Domain, agent: str, line: str, ta
     table.note("snapshot-create-as --quiesce, virsh killed", agent, "libvirtd carries on, and thaws")
 
 
-def test_libvirtd_is_killed_in_a_snapshot(domain: Domain, agent: str, table: Table) -> None:
-    load(domain, agent)
+def killed_in_a_snapshot(domain: Domain) -> float:
+    """SIGKILL libvirtd between the answer to its freeze and its thaw; return when, or 0 if it was quicker.
+
+    Before that answer nobody knows on the host whether the guest has got the freeze at all.
+    """
     mark = domain.libvirtd.mark()
     process = domain.libvirtd.begin(*domain.words("snapshot-create-as", domain.snapshot_name(), *SNAPSHOT))
-    domain.libvirtd.wait_log(FREEZING, mark)
+    domain.libvirtd.wait_log(ANSWERED, mark)
     domain.libvirtd.kill()
     began = time.monotonic()
     process.communicate(timeout=20)
-    assert process.returncode
-    if THAWING in domain.libvirtd.log(mark):
-        raise HarnessError("libvirtd was quicker than its end")
+    quicker = THAWING in domain.libvirtd.log(mark)
     domain.libvirtd.start()
     domain.wait_answer()
+    return 0 if quicker else began
+
+
+def test_libvirtd_is_killed_in_a_snapshot(domain: Domain, agent: str, table: Table) -> None:
+    load(domain, agent)
+    for _ in range(TRIES):
+        if began := killed_in_a_snapshot(domain):
+            break
+        domain.virsh("domfsthaw", check=False)
+        domain.wait_writing()
+    else:
+        raise HarnessError(f"libvirtd was quicker than its end {TRIES} times")
     table.note("snapshot-create-as --quiesce, libvirtd killed", agent, comes_back(domain, agent, began))
     works(domain)
 
