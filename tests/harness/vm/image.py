@@ -24,6 +24,7 @@ PACKAGES = (
     *("systemd", "systemd-sysv", "udev", "kmod", "procps", "rsyslog", "e2fsprogs", "xfsprogs", "btrfs-progs"),
     *("python3", "python3-psutil", "python3-msgpack", "python3-setproctitle", "python3-h11"),
     *("python3-venv", "qemu-guest-agent", "dbus"),  # which cannot shut down without D-Bus
+    *("cryptsetup-bin", "lvm2", "mdadm", "nbd-client", "nbd-server"),
 )
 KERNEL = "linux-image-cloud-amd64"
 RECIPE = 3  # to be raised with a change of what is made from the packages
@@ -47,6 +48,9 @@ MASKED = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer"),
     *("systemd-timesyncd.service", "systemd-networkd-wait-online.service", "getty.target", "e2scrub_reap.service"),
     *("systemd-tmpfiles-clean.timer", "systemd-pstore.service", "qemu-guest-agent.service"),
+    *("lvm2-monitor.service", "lvm2-lvmpolld.socket", "dm-event.socket", "blk-availability.service"),
+    *("mdcheck_start.timer", "mdcheck_continue.timer", "mdmonitor-oneshot.timer", "mdmonitor.service"),
+    "nbd-server.service",
 )
 
 
