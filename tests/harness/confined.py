@@ -1,6 +1,7 @@
 """A program that confines itself as a service unit says, and then is another: as far as it can be had without systemd.
 
-What it has not: KeyringMode, RestrictNamespaces, RestrictRealtime, LockPersonality, RestrictSUIDSGID, IPAddressDeny.
+What it has not: KeyringMode, RestrictRealtime, LockPersonality, RestrictSUIDSGID, IPAddressDeny. Of RestrictNamespaces
+it has what concerns unshare(2).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import ctypes
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import Unmet
@@ -44,6 +45,7 @@ def rule(action, name, *compared):
 
 for name in {calls}:
     rule(0x7FFF0000, name)
+rule(0x7FFF0000, "unshare", Compared(0, 7, {other_namespaces}, 0))
 for family in range(64):
     rule(0x7FFF0000 if family in {families} else error(97), "socket", Compared(0, 4, family, 0))
 if libc.prctl(65, 1, 0, 0, 0) and ctypes.get_errno() != 22:
@@ -52,6 +54,18 @@ done(libc.prctl(38, 1, 0, 0, 0))
 done(seccomp.seccomp_load(rules))
 os.execvp("setpriv", ["setpriv", "--bounding-set={bounding}", "--inh-caps=-all", "{program}", *sys.argv[1:]])
 """
+
+# linux/sched.h
+_NAMESPACES = {
+    "cgroup": 0x02000000,
+    "ipc": 0x08000000,
+    "net": 0x40000000,
+    "mnt": 0x00020000,
+    "pid": 0x20000000,
+    "user": 0x10000000,
+    "uts": 0x04000000,
+    "time": 0x00000080,
+}
 
 
 def may_raise() -> bool:
@@ -84,7 +98,8 @@ def make(path: Path, unit: str, python: Path, program: Path, *, may_raise: bool)
         python=python,
         program=program,
         may_raise=may_raise,
-        calls=sorted(system_calls(unit) - {"socket"}),
+        calls=sorted(system_calls(unit) - {"socket", "unshare"}),
+        other_namespaces=_other_namespaces(words(unit, "RestrictNamespaces")),
         families=[int(getattr(socket, word)) for word in words(unit, "RestrictAddressFamilies")],
         bounding=",".join(("-all", *capabilities)),
     )
@@ -92,11 +107,20 @@ def make(path: Path, unit: str, python: Path, program: Path, *, may_raise: bool)
     path.chmod(0o755)
 
 
+def _other_namespaces(allowed: Sequence[str]) -> int:
+    """Return the flags of unshare(2) that RestrictNamespaces forbids: all but those of the kinds that it names."""
+    forbidden = 0
+    for kind, flag in _NAMESPACES.items():
+        forbidden |= 0 if kind in allowed else flag
+    return forbidden
+
+
 def system_calls(unit: str) -> set[str]:
     """Return the names of the system calls that the unit leaves."""
     left: set[str] = set()
     for line in words(unit, "SystemCallFilter"):
-        found = set(calls_in(line.removeprefix("~")))
+        name = line.removeprefix("~")
+        found = set(calls_in(name)) if name.startswith("@") else {name}
         left = left - found if line.startswith("~") else left | found
     return left
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from harness import confined, linux
 from harness.peer import Talk
-from harness.processes import until
+from harness.processes import Child, until
 from harness.rig import Rig
 
 UNIT = Path(__file__).resolve().parents[2] / "packaging/virtagentd.service"
@@ -46,16 +46,22 @@ def etc(rig: Rig) -> Iterator[Path]:
 
 
 @pytest.fixture
-def talk(rig: Rig, etc: Path) -> Iterator[Talk]:
+def talk(rig: Rig, etc: Path, program: str) -> Iterator[Talk]:
     """A host of an agent that runs confined as the unit says."""
+    made = Talk(rig.area, str(rig.daemon([rig.fs("ext4")], ["--exec-limit", "0.2"], program=program).socket))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def program(rig: Rig) -> str:
+    """A daemon that runs confined as the unit says."""
     daemon, program = rig.area.fresh("daemon"), rig.area.fresh("confined")
     daemon.write_text(f'#!/bin/sh\nexec {sys.executable} -m virtagent.supervisor.main "$@"\n')
     daemon.chmod(0o755)
     python = Path(sys.executable)
     confined.make(program, UNIT.read_text(encoding="utf-8"), python, daemon, may_raise=confined.may_raise())
-    made = Talk(rig.area, str(rig.daemon([rig.fs("ext4")], ["--exec-limit", "0.2"], program=str(program)).socket))
-    yield made
-    made.close()
+    return str(program)
 
 
 def value(reply: dict[str, Any]) -> Any:
@@ -133,3 +139,35 @@ def test_programs_of_the_host_are_confined_too(talk: Talk) -> None:
         confined.words(UNIT.read_text(encoding="utf-8"), "CapabilityBoundingSet")
     )
     assert ran(talk, sys.executable, "-I", "-c", "import socket; socket.socket(socket.AF_INET)")["exitcode"] == 1
+    assert ran(talk, "unshare", "--net", "true")["exitcode"] == 1
+    assert ran(talk, "unshare", "--mount", "true")["exitcode"] == 0, "what the agent itself needs"
+
+
+def test_a_covered_file_system_is_frozen(rig: Rig, program: str) -> None:
+    fs = rig.fs("ext4")
+    number = fs.number
+    linux.mount("cover", str(fs), "tmpfs")
+    try:
+        host = rig.daemon([fs], program=program).proxy()
+        assert [m["device"] for m in host.va.fsplan()["mounts"]] == [number]
+        assert (host.va.fsfreeze(), host.va.fsthaw()) == (1, 1)
+    finally:
+        linux.umount(str(fs))
+
+
+def test_what_another_user_has_mounted_is_frozen(rig: Rig, program: str) -> None:
+    """Its process may only be looked at with CAP_SYS_PTRACE."""
+    fs = rig.fs("ext4")
+    device = os.stat(fs.device).st_rdev
+    script = 'mount --make-rprivate / && echo ready && exec setpriv --reuid="$1" --clear-groups sleep 600'
+    child = Child(["unshare", "--mount", "sh", "-ec", script, "sh", str(NOBODY)], "holder")
+    rig.area.guard(child.pid)
+    try:
+        assert child.line(20) == "ready"
+        until(lambda: os.stat(f"/proc/{child.pid}").st_uid == NOBODY, 20, "another user")
+        linux.umount(str(fs))
+        host = rig.daemon([f"dev:{os.major(device)}:{os.minor(device)}"], program=program).proxy()
+        assert (host.va.fsfreeze(), host.va.fsthaw()) == (1, 1)
+    finally:
+        child.close()
+        fs.mount()
