@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from virtagent.agent.api import states
+from virtagent.agent.api import states, writers
 
 FREEZE_STATE = {
     states.FreezeState.ERROR: "something may still be frozen and cannot be thawed for now; the agent keeps trying",
@@ -20,12 +20,31 @@ WORKER_STATE = {
     states.WorkerState.STUCK: "SIGKILL had no effect yet: it is inside a system call",
     states.WorkerState.REAPED: "gone",
 }
+WRITER_STATE = {
+    writers.WriterState.IDLE: "configured; it has not taken part yet",
+    writers.WriterState.PREPARING: "it connects, checks, flushes; its application runs",
+    writers.WriterState.READY: "prepared; its application runs",
+    writers.WriterState.QUIESCING: "it begins to hold its application's writes",
+    writers.WriterState.QUIESCED: "it holds",
+    writers.WriterState.CONFIRMED: "it holds, and held over the instant of the freeze",
+    writers.WriterState.RELEASING: "it lets its application go",
+    writers.WriterState.RELEASED: "its application runs",
+    writers.WriterState.VETOED: "it has refused; it is let go all the same",
+    writers.WriterState.OVERRAN: "a limit passed; it is let go all the same",
+    writers.WriterState.LOST: "its worker died, or it lost its hold; what is left set is undone",
+    writers.WriterState.STUCK: "it could not be let go: the agent goes on trying, and refuses freezes until then",
+    writers.WriterState.SKIPPED: "it does not take part in this freeze",
+}
 PHASE = {
     states.Phase.PLAN: "read mountinfo and sysfs, choose and order; nothing is opened",
+    states.Phase.PREPARE: "writers connect, check and flush; applications run",
     states.Phase.SYNC: "write what is dirty, in parallel, at most three rounds; nothing is frozen",
+    states.Phase.QUIESCE: "writers hold their applications' writes",
     states.Phase.FREEZE: "FIFREEZE level by level, all of a level at once",
+    states.Phase.CONFIRM: "writers prove that they held over the freeze; then it is answered",
     states.Phase.HOLD: "the keeper waits for the thaw",
     states.Phase.THAW: "FITHAW in the opposite order",
+    states.Phase.RELEASE: "nothing is frozen any more; writers let their applications go, then the thaw is answered",
     states.Phase.RUN: "the only phase of other RPCs",
     states.Phase.KEEP: "a worker that holds an open file or a started program, between two requests",
 }
@@ -62,6 +81,7 @@ OUTCOME = {
     states.Outcome.OVERRAN: "the limit of the plan, sync or freeze phase passed",
     states.Outcome.EXPIRED: "the hold limit passed before the thaw was asked",
     states.Outcome.BROKEN: "the hold ended for any other reason before the thaw was asked",
+    states.Outcome.VETOED: "a required writer refused, overran its limit or was lost before it had confirmed",
 }
 RECORD = {
     "state": "name of the freeze state",
@@ -98,6 +118,19 @@ RECORD = {
     "workers[].phase": "phase (see [states](states.md#phases))",
     "workers[].seconds": "seconds since it was forked",
     "workers[].process_state": "as psutil names it, read when the record is sent; `disk-sleep` is state D",
+    "writers": "the applications that take part in a freeze, and what the present or last freeze has done with them",
+    "writers[].name": "name in the configuration; `hook` and `hook-dir` are those of the options",
+    "writers[].type": "type",
+    "writers[].hold": "what ends its hold if the whole agent dies: the server a `session`, the clock a `lease`, the "
+    "next start of the agent a `latch`",
+    "writers[].state": "see [states](states.md#writers)",
+    "writers[].required": "whether there is no freeze without it",
+    "writers[].seconds": "how long its steps took, -1 if it has not come to one",
+    "writers[].seconds.prepare": "to prepare",
+    "writers[].seconds.quiesce": "to quiesce",
+    "writers[].seconds.held": "from quiesced to the order to let go: the application stood still for no longer",
+    "writers[].seconds.release": "to let go",
+    "writers[].error": "what went wrong, empty if nothing did",
     "last": "how the last freeze ended; an empty struct before the first",
     "last.freeze_id": "number of that freeze",
     "last.outcome": "see [states](states.md#outcomes)",
@@ -106,6 +139,8 @@ RECORD = {
     "last.stall_seconds": "from the first FIFREEZE to the state THAWED: no writer stood still for longer",
     "last.error": "the fault's text, empty if there was none",
     "last.at": "when, in seconds since the epoch",
+    "last.consistency": "`application` if there are writers and all held over the freeze, else `file-system`; `none` "
+    "if the freeze was not good",
     "audit": "the ring of audit records",
     "audit.waiting": "records that wait for the thaw",
     "audit.dropped": "records lost since the start, because the ring was full",

@@ -14,6 +14,9 @@ from typing import Any, NoReturn
 from ..agent.api import qemu
 from ..agent.api.methods import RPCS, allows
 from ..agent.api.params import seconds
+from ..agent.api.writers import BadWriter, Step, WriterConfig
+from ..agent.worker.writers import config as writer_files
+from . import taking_part
 
 CONFIG_FILE = "/etc/virtagent/virtagentd.conf"
 STATE_DIR = "/run/virtagent"
@@ -45,6 +48,15 @@ class Config:
     hold_limit_max: float = 600
     guest_hold_limit: float = 300
     thaw_limit: float = 10
+    prepare_limit: float = 60
+    quiesce_limit: float = 10
+    confirm_limit: float = 2
+    release_limit: float = 10
+    hook: str = ""
+    hook_dir: str = ""
+    hook_when: str = Step.QUIESCE.value
+    writers: str = "all"
+    writers_dir: str = taking_part.FOLDER
     exec_limit: float = 86400
     exit_grace: float = 1
     kill_grace: float = 1
@@ -64,8 +76,14 @@ class Config:
     log_target: str = "stderr"
     file: str = CONFIG_FILE
     file_needed: bool = False
+    every_writer: tuple[WriterConfig, ...] = ()
     notes: tuple[str, ...] = ()
     given: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @property
+    def latches(self) -> str:
+        """The folder in memory with the records of what writers have set."""
+        return f"{self.state_dir}/writers"
 
     def allows(self, rpc: str) -> bool:
         """Return whether the configuration lets a host call this RPC, by this name."""
@@ -80,6 +98,8 @@ class Option:
     metavar: str
     help: str
     repeats: bool = False
+    bare: str | None = None
+    """The text that it has if it is given without a value."""
 
 
 def _text(name: str, text: str) -> str:
@@ -203,6 +223,29 @@ OPTIONS: Mapping[str, Option] = {
         _limit, "S", "how long a freeze by guest-fsfreeze-* is held; as default at most hold-limit-max"
     ),
     "thaw-limit": Option(_over_zero, "S", "limit of one attempt to thaw"),
+    "prepare-limit": Option(_over_zero, "S", "limit in which writers prepare: connect, check, flush"),
+    "quiesce-limit": Option(_over_zero, "S", "limit in which writers hold their applications' writes"),
+    "confirm-limit": Option(_over_zero, "S", "limit in which writers prove that they held over the freeze"),
+    "release-limit": Option(_over_zero, "S", "limit in which writers let their applications go"),
+    "hook": Option(
+        taking_part.to_hook,
+        "PATH",
+        "call this program with freeze before the file systems freeze and with thaw after they are thawed; "
+        f"/dev/null for none; without a value {taking_part.HOOKS[0]}, or {taking_part.HOOKS[1]} where only that is",
+        bare=taking_part.HOOK,
+    ),
+    "hook-dir": Option(
+        taking_part.to_hook,
+        "DIR",
+        "call the programs of this folder as --hook does, in the order of their names and back",
+    ),
+    "hook-when": Option(
+        taking_part.to_when, "WHEN", "quiesce: call the hooks after the sync, right before the freeze; prepare: before"
+    ),
+    "writers": Option(
+        taking_part.to_choice, "WHICH", "all: as configured; try: freeze without those that refuse; none: also no hooks"
+    ),
+    "writers-dir": Option(_absolute, "DIR", "the files NAME.conf of this folder describe writers"),
     "exec-limit": Option(_limit, "S", "how long a program of guest-exec may run; then SIGTERM, 10 s later SIGKILL"),
     "exit-grace": Option(_over_zero, "S", "how long a worker may live after its report"),
     "kill-grace": Option(_over_zero, "S", "how long after SIGKILL a worker is called stuck"),
@@ -221,7 +264,8 @@ OPTIONS: Mapping[str, Option] = {
     "audit-ring": Option(_count, "N", "audit records kept while frozen"),
     "shutdown-command": Option(_command, "COMMAND", "program that va.shutdown runs with -H, -P or -r and now"),
 }
-FIXED = ("channel", "vsock_any", "state_dir", "log_target")
+_WRITER_LIMITS = ("prepare_limit", "quiesce_limit", "confirm_limit", "release_limit")
+FIXED = ("channel", "vsock_any", "state_dir", "log_target", "writers_dir")
 """The options that change only with a restart."""
 _FLAGS = {
     "strict": "a file system that cannot be frozen is an error",
@@ -247,7 +291,8 @@ def parser() -> argparse.ArgumentParser:
             if option.repeats or shown in ((), "")
             else f" (default {shown if isinstance(shown, str | int | float) else ' '.join(shown)})"
         )
-        made.add_argument(f"--{name}", metavar=option.metavar, action="append", help=option.help + default)
+        bare: dict[str, Any] = {} if option.bare is None else {"nargs": "?", "const": option.bare}
+        made.add_argument(f"--{name}", metavar=option.metavar, action="append", help=option.help + default, **bare)
     for name, text in _FLAGS.items():
         made.add_argument(f"--{name}", action="store_true", help=text)
     made.add_argument("--config", metavar="FILE", help=f"options, one a line (default {CONFIG_FILE}, if it is there)")
@@ -269,6 +314,8 @@ def read_file(text: str, path: str) -> dict[str, list[str]]:
             continue
         name, _, value = re.sub(r"\s*=\s*|\s+", "\0", stripped, count=1).partition("\0")
         name = name.removeprefix("--")
+        if not value and name in OPTIONS and not stripped.endswith("="):
+            value = OPTIONS[name].bare or ""
         if name in _FLAGS and value in ("", "yes", "true", "no", "false"):
             found[name] = [value]
         elif name in OPTIONS and value:
@@ -290,10 +337,12 @@ def build(
     given: Mapping[str, Sequence[str]],
     from_file: Mapping[str, Sequence[str]],
     file: tuple[str, bool] = (CONFIG_FILE, False),
+    writers: Mapping[str, str] | None = None,
 ) -> Config:
     """Return the configuration; options `given` on the command line override the file. Raises BadConfig.
 
-    `file` is the path of the file, and whether the file must exist.
+    `file` is the path of the file, and whether the file must exist. `writers` has the text of each writer's file; None
+    reads them.
     """
     values: dict[str, Any] = {"file": file[0], "file_needed": file[1]}
     values["given"] = tuple((name, tuple(texts)) for name, texts in given.items())
@@ -327,12 +376,20 @@ def build(
             raise BadConfig(f"channel {spec} is given twice")
     if not config.channel:
         values["channel"] = (f"unix:{config.state_dir}/virtagentd.sock",)
-    return Config(**values)
+    whole = Config(**values)
+    try:
+        found = writer_files.read_folder(whole.writers_dir) if writers is None else writers
+        limits = {name: getattr(whole, name) for name in _WRITER_LIMITS}
+        hooks = {"hook": whole.hook, "hook-dir": whole.hook_dir}
+        every = taking_part.together(hooks, whole.hook_when, found, whole.writers_dir, limits)
+        return replace(whole, every_writer=every)
+    except BadWriter as error:
+        raise BadConfig(str(error)) from None
 
 
-def reread(config: Config, text: str) -> tuple[Config, list[str]]:
-    """Return the configuration with the file's new text, and the changed options that need a restart."""
-    fresh = build(dict(config.given), read_file(text, config.file), (config.file, config.file_needed))
+def reread(config: Config, text: str, writers: Mapping[str, str]) -> tuple[Config, list[str]]:
+    """Return the configuration with the files' new texts, and the changed options that need a restart."""
+    fresh = build(dict(config.given), read_file(text, config.file), (config.file, config.file_needed), writers)
     unchanged = [name for name in FIXED if getattr(fresh, name) != getattr(config, name)]
     return replace(fresh, **{name: getattr(config, name) for name in FIXED}), unchanged
 
@@ -358,6 +415,6 @@ def load(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     return build(given, from_file, (os.path.abspath(path), there)), namespace
 
 
-assert {f.name for f in fields(Config)} - {"file", "file_needed", "given", "notes"} == {
+assert {f.name for f in fields(Config)} - {"file", "file_needed", "given", "notes", "every_writer"} == {
     name.replace("-", "_") for name in (*OPTIONS, *_FLAGS)
 }

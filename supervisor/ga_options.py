@@ -43,7 +43,7 @@ OPTIONS = (
     Option("p", "path", "yes", "path of the device or socket; CID:PORT for vsock-listen"),
     Option("l", "logfile", "yes", "append the log to this file, through a process of its own (default stderr)"),
     Option("f", "pidfile", "yes", "pid file of a daemon (default /var/run/qemu-ga.pid)"),
-    Option("F", "fsfreeze-hook", "may", "refused: hooks come with a later version"),
+    Option("F", "fsfreeze-hook", "may", f"program to call around a freeze (default {HOOK}; /dev/null: none)"),
     Option("t", "statedir", "yes", f"keep state in DIR/virtagent; on a disk: in a tmpfs instead (default {STATE})"),
     Option("v", "verbose", "no", "log more"),
     Option("V", "version", "no", "print the version and end"),

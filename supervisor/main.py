@@ -18,12 +18,13 @@ from ..agent.api.options import Rules
 from ..agent.api.records import Plan
 from ..agent.api.text import printable
 from ..agent.worker import handlers, kernel, namespaces, rcu, sysfs
+from ..agent.worker.writers import latch
 from .channels.char_device import CharDevice
 from .channels.listener import Listener
 from .config import BadConfig, Config, load
 from .core import inline, ledger
 from .core.engine import Engine
-from .core.events import JournalFound, Stopped, Woken
+from .core.events import JournalFound, LatchesFound, Stopped, Woken
 from .io import journal, process
 from .io.log import Log, Sink, Stderr, syslog
 from .io.log import journal as system_journal
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             # A guest must not stay frozen because of a mistake in a file.
             _say(f"{error}; recovering without the file", 2)
-            config, asked = load([*given, "--config", os.devnull])
+            config, asked = load([*given, "--config", os.devnull, "--writers-dir", os.devnull])
     except BadConfig as error:
         return _say(str(error), 2)
     if asked.version:
@@ -129,6 +130,8 @@ def serve(
     gc.collect()
     gc.freeze()
     loop.feed(found or Woken())
+    if left := latch.left(config.latches):
+        loop.feed(LatchesFound(left))
     if recover_only:
         loop.feed(Stopped("it was asked to recover only"))
         return loop.run()

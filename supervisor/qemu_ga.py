@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..agent.api import qemu
 from ..agent.api.methods import RPCS
-from . import state_dir
+from . import ga_options, state_dir, taking_part
 from .config import CONFIG_FILE, BadConfig, Config, build, read_file
 from .ga_options import METHODS, STATE, BadUsage, Settings, load, usage
 from .io import journal, process
@@ -67,8 +67,6 @@ def _configured_version(environment: Mapping[str, str]) -> str:
 
 def configure(settings: Settings, environment: Mapping[str, str]) -> tuple[Config, list[str]]:
     """Return the configuration, and notes about it for the log. Raises BadUsage, BadConfig."""
-    if settings.hook is not None:
-        raise BadConfig("fsfreeze-hook: programs around a freeze are not offered yet; take -F or fsfreeze-hook away")
     path = environment.get("VIRTAGENT_CONF") or CONFIG_FILE
     from_file, there = _read(path, needed="VIRTAGENT_CONF" in environment)
     notes: list[str] = []
@@ -86,6 +84,9 @@ def configure(settings: Settings, environment: Mapping[str, str]) -> tuple[Confi
         given["log-target"] = ["syslog"]  # a daemonized process has no stderr
     if settings.qga_version:
         given["qga-version"] = [settings.qga_version]
+    if settings.hook is not None:
+        usual = settings.hook == ga_options.HOOK
+        given["hook"] = [taking_part.HOOK if usual else os.path.abspath(settings.hook) if settings.hook else ""]
     if settings.verbose:
         given["log-level"] = ["debug"]
     for option, names in (("block-rpcs", settings.block), ("allow-rpcs", settings.allow)):

@@ -36,6 +36,13 @@ _FREEZE = (
     _SYNC_LIMIT,
     Param("freeze_limit", Kind.SECONDS, "limit of the freeze phase", required=False),
     Param("hold_limit", Kind.SECONDS, "limit of the hold", required=False),
+    Param(
+        "writers",
+        Kind.STRING,
+        "which writers take part: all as configured, try: each as if not required, none",
+        required=False,
+        choices=("all", "try", "none"),
+    ),
 )
 
 _ROWS = (
@@ -197,12 +204,32 @@ _ROWS = (
         outlives=True,
     ),
     Rpc(
+        "writer",
+        "writers.serve",
+        _W,
+        Disk.NONE,
+        "Be a writer: prepare an application, hold its writes around a freeze, and let it go.",
+        "what went wrong when it was let go",
+        public=False,
+        outlives=True,
+    ),
+    Rpc(
+        "unlatch",
+        "writers.unlatch",
+        _W,
+        Disk.NONE,
+        "Undo what the dead worker of a writer may have left set.",
+        "what went wrong with that",
+        public=False,
+        outlives=True,
+    ),
+    Rpc(
         "reload",
         "methods.read_options",
         _W,
         Disk.READ,
-        "Read the configuration file again, which may lie on a slow disk.",
-        "its text",
+        "Read the configuration files again, which may lie on a slow disk.",
+        "their text",
         limit=10,
         public=False,
     ),

@@ -25,7 +25,9 @@ class Options:
     """What one freeze is to do: which file systems, what is an error, the limits of its phases.
 
     `strict`: also what cannot be frozen at all. `partial`: nothing is, what fails is left out. Limits are in seconds; 0
-    means no limit. The supervisor kills the worker at the limits of sync and freeze.
+    means no limit. The supervisor kills the worker at the limits of sync and freeze. `writers` says which writers take
+    part (all, try, none). If the worker `waits`, it syncs only when they are prepared. They let go by themselves when
+    they were held for `held_at_most`.
     """
 
     rules: Rules
@@ -34,3 +36,6 @@ class Options:
     freeze_limit: float
     hold_limit: float
     partial: bool = False
+    writers: str = "none"
+    waits: bool = False
+    held_at_most: float = 0

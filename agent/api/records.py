@@ -136,6 +136,29 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class WriterSeconds:
+    """How long a writer took for each step, and how long its application was held."""
+
+    prepare: float = -1
+    quiesce: float = -1
+    held: float = -1
+    release: float = -1
+
+
+@dataclass(frozen=True, slots=True)
+class WriterStatus:
+    """A writer: its type, what ends its hold if the agent dies (`writers.Hold`), its state (`writers.WriterState`)."""
+
+    name: str
+    type: str = ""
+    hold: str = ""
+    state: str = ""
+    required: bool = True
+    seconds: WriterSeconds = WriterSeconds()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Last:
     """How the last freeze ended."""
 
@@ -146,6 +169,7 @@ class Last:
     stall_seconds: float = -1
     error: str = ""
     at: float = -1
+    consistency: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +200,7 @@ class Status:
     mounts: tuple[MountStatus, ...] = ()
     progress: Progress = Progress()
     workers: tuple[WorkerStatus, ...] = ()
+    writers: tuple[WriterStatus, ...] = ()
     last: Last | None = None
     audit: Audit = Audit()
     version: str = ""

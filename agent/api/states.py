@@ -56,6 +56,7 @@ class FreezeEvent(enum.Enum):
     HELD = "keeper holds longer"
     STOPPING = "the daemon was told to stop"
     CHANGED = "something to thaw, or a worker, has changed"
+    VETOED = "a writer refused, overran or was lost"
     SETTLED = "all thawed, all reaped"
     THAW_FAILED = "a thaw failed"
     STUCK = "a worker is stuck"
@@ -71,6 +72,7 @@ class Outcome(str, enum.Enum):
     OVERRAN = "overran"
     EXPIRED = "expired"
     BROKEN = "broken"
+    VETOED = "vetoed"
 
 
 class FreezeRow(NamedTuple):
@@ -156,6 +158,8 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
     (_F.INPROGRESS, _E.THAWS): _fails(Code.FREEZE_FAILED, text="the keeper thawed unasked"),
     (_F.INPROGRESS, _E.GAVE_UP): _fails(Code.FREEZE_FAILED),
     (_F.INPROGRESS, _E.DIED): _fails(Code.WORKER_DIED),
+    (_F.INPROGRESS, _E.VETOED): _killed(Code.VETOED, _O.VETOED),
+    (_F.INPROGRESS, _E.EXPIRED): _fails(Code.OVERRUN, _O.OVERRAN),
     (_F.INPROGRESS, _E.OVERRAN): _killed(Code.OVERRUN, _O.OVERRAN, "{why}{where}"),
     (_F.INPROGRESS, _E.THAW_ASKED): _killed(Code.FREEZE_FAILED, _O.CANCELLED, _CANCEL),
     (_F.INPROGRESS, _E.STOPPING): _killed(Code.FREEZE_FAILED, _O.CANCELLED, _CANCEL),
@@ -228,6 +232,7 @@ class WorkerEvent(enum.Enum):
     REPLIED = "Replied"
     DECLINED = "Declined"
     RELEASABLE = "Releasable"
+    ACTED = "Acted"
     DONE = "Done"
     FAILED = "Failed"
     LIMIT = "limit passed"
@@ -252,6 +257,7 @@ WORKER_TABLE: Mapping[tuple[WorkerState, WorkerEvent], tuple[WorkerState, str]] 
     (_W.RUNNING, _V.STEP): (_W.RUNNING, _NOTE),
     (_W.RUNNING, _V.PROGRESS): (_W.RUNNING, _NOTE),
     (_W.RUNNING, _V.FROZEN): (_W.HOLDING, "reply; arm hold limit"),
+    (_W.RUNNING, _V.ACTED): (_W.RUNNING, "a writer has done a step, or has refused it"),
     (_W.RUNNING, _V.ACQUIRED): (_W.HOLDING, "reply; the worker keeps what the host opened or started"),
     (_W.HOLDING, _V.REPLIED): (_W.HOLDING, "reply"),
     (_W.HOLDING, _V.DECLINED): (_W.HOLDING, "reply with the fault"),
@@ -288,6 +294,7 @@ WORKER_TABLE: Mapping[tuple[WorkerState, WorkerEvent], tuple[WorkerState, str]] 
             _V.REPLIED,
             _V.DECLINED,
             _V.RELEASABLE,
+            _V.ACTED,
             _V.DONE,
             _V.FAILED,
             _V.RUBBISH,
@@ -327,10 +334,14 @@ class Phase(str, enum.Enum):
     """The phases of a freeze, each with its own limit; other RPCs have only RUN and KEEP."""
 
     PLAN = "plan"
+    PREPARE = "prepare"
     SYNC = "sync"
+    QUIESCE = "quiesce"
     FREEZE = "freeze"
+    CONFIRM = "confirm"
     HOLD = "hold"
     THAW = "thaw"
+    RELEASE = "release"
     RUN = "run"
     KEEP = "keep"
 

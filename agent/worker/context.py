@@ -7,6 +7,7 @@ stopped, never delays a thaw.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import select
@@ -98,22 +99,33 @@ class Reporter:
 class Worker:
     """What a handler in a worker may use."""
 
-    def __init__(self, job: Job, report_fd: int, control_fd: int, supervisor: int) -> None:
+    def __init__(self, job: Job, report_fd: int, control_fd: int, supervisor: int, lifeline_fd: int = -1) -> None:
         self.id = job.worker
         self.rpc = job.rpc
         self.control_fd = control_fd
         self.supervisor = supervisor
+        self.lifeline_fd = lifeline_fd
         self.reporter = Reporter(report_fd)
-        self._role = "worker"
+        self._role, self._name = "worker", ""
 
     def title(self, doing: str) -> None:
         """Show in ps what is happening now."""
-        name = self.rpc if self._role == "worker" else self.rpc.removeprefix("va.")
+        name = self._name or (self.rpc if self._role == "worker" else self.rpc.removeprefix("va."))
         setproctitle.setproctitle(f"{TITLE}{self._role} {self.id} {name} [{printable(doing)}]")
+
+    def tell_thawed(self) -> None:
+        """Say on the lifeline that nothing is frozen any more: writers wait for that if the supervisor is dead."""
+        if self.lifeline_fd >= 0:
+            with contextlib.suppress(BrokenPipeError):  # no writer is left
+                os.write(self.lifeline_fd, b".")
 
     def become_keeper(self) -> None:
         """Call this worker keeper from the next title on."""
         self._role = "keeper"
+
+    def become_writer(self, name: str) -> None:
+        """Call this worker the writer of that name from the next title on."""
+        self._role, self._name = "writer", name
 
 
 WorkerHandler = Callable[[Worker, Args], object]

@@ -247,6 +247,7 @@ class FreezeScript(_Together):
         if options.strict:
             self._fatal.append(MountState.UNSUPPORTED)
         self._proceed = False
+        self._prepared = not options.waits
 
     def run(self) -> Script[int]:
         """Carry out the freeze; return the number of file systems frozen and thawed.
@@ -294,6 +295,8 @@ class FreezeScript(_Together):
         return count
 
     def _sync(self) -> Script[None]:
+        while not self._prepared:
+            self._attend((yield from self._mounts.wait()))
         yield from self._sync_rounds(Limit())  # the supervisor kills at the limit
         yield steps.Post((messages.Synced(),))
         while not self._proceed:  # ADR 0003: not before the plan is in the journal
@@ -334,6 +337,8 @@ class FreezeScript(_Together):
 
     def _attend(self, event: Event) -> None:
         match event:
+            case Told(messages.Sync()):
+                self._prepared = True
             case Told(messages.Proceed()):
                 self._proceed = True
             case Told(messages.Thaw()):

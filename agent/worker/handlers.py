@@ -10,6 +10,7 @@ from . import methods
 from .commands import accounts, cpus, disks, exec, files, machine, network, system
 from .context import WorkerHandler
 from .resource import ResourceHandler
+from .writers import life
 
 HANDLERS: Mapping[str, WorkerHandler] = {
     "accounts.set_user_password": accounts.set_user_password,
@@ -49,6 +50,8 @@ HANDLERS: Mapping[str, WorkerHandler] = {
     "system.get_time": system.get_time,
     "system.get_timezone": system.get_timezone,
     "system.get_users": system.get_users,
+    "writers.serve": life.serve,
+    "writers.unlatch": life.unlatch,
 }
 
 RESOURCE_HANDLERS: Mapping[str, ResourceHandler] = {

@@ -142,6 +142,20 @@ class Releasable:
 
 
 @dataclass(frozen=True, slots=True)
+class Acted:
+    """A writer has done a step (a `writers.Step` value), or has not: `outcome` is ok, refused, overran or lost.
+
+    `text` says what went wrong. `info` is what whoever restores wants to know.
+    """
+
+    shape: ClassVar[Shape] = (str, str, str, dict)
+    step: str
+    outcome: str
+    text: str
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The RPC's value: str, bytes, number, bool, list or dict of those."""
 
@@ -156,6 +170,13 @@ class Failed:
     shape: ClassVar[Shape] = (int, str)
     code: int
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """To the freeze worker, which has planned and waits: the writers are prepared, the sync may begin."""
+
+    shape: ClassVar[Shape] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +218,19 @@ class Drop:
     shape: ClassVar[Shape] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Act:
+    """To a writer: do this step (a `writers.Step` value) within `limit` seconds, 0 for no limit.
+
+    `verdict` is for the release: good, or bad if whoever took the image is to throw it away.
+    """
+
+    shape: ClassVar[Shape] = (str, _NUMBER, str)
+    step: str
+    limit: float
+    verdict: str = ""
+
+
 Report = (
     Started
     | Plan
@@ -210,10 +244,11 @@ Report = (
     | Replied
     | Declined
     | Releasable
+    | Acted
     | Done
     | Failed
 )
-Control = Proceed | Thaw | Hold | Ask | Drop
+Control = Sync | Proceed | Thaw | Hold | Ask | Drop | Act
 
 REPORTS: dict[str, type[Report]] = {
     c.__name__: c
@@ -230,11 +265,12 @@ REPORTS: dict[str, type[Report]] = {
         Replied,
         Declined,
         Releasable,
+        Acted,
         Done,
         Failed,
     )
 }
-CONTROLS: dict[str, type[Control]] = {c.__name__: c for c in (Proceed, Thaw, Hold, Ask, Drop)}
+CONTROLS: dict[str, type[Control]] = {c.__name__: c for c in (Sync, Proceed, Thaw, Hold, Ask, Drop, Act)}
 
 
 def encode(message: Report | Control) -> list[bytes]:

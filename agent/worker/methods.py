@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..api.bounds import bounded
 from ..api.errors import Code, Fault, failed
+from ..api.writers import BadWriter
 from . import freeze, sysfs
 from .links import open_asked
 from .mount_threads import perform
+from .writers import config
 
 if TYPE_CHECKING:
     from .context import Args, Worker
@@ -23,8 +25,19 @@ DMESG_MAX = 16 << 10
 SHUTDOWN_FLAG = {"halt": "-H", "powerdown": "-P", "reboot": "-r"}
 
 
-def read_options(_worker: Worker, args: Args) -> str:
-    """Return the text of the configuration file `path`, at most 1 MiB; "" if it is missing and not `needed`."""
+def read_options(_worker: Worker, args: Args) -> dict[str, Any]:
+    """Return the text of the configuration file `path`, and those of the writers in the folder `writers`, by name.
+
+    The text is at most 1 MiB, and "" if the file is missing and not `needed`. Raises Fault FAILED.
+    """
+    try:
+        writers = config.read_folder(args["writers"])
+    except BadWriter as error:
+        raise Fault(Code.FAILED, str(error)) from None
+    return {"options": _read_options(args), "writers": writers}
+
+
+def _read_options(args: Args) -> str:
     try:
         with open(args["path"], encoding="utf-8", errors="surrogateescape") as file:
             return file.read(OPTIONS_MAX)
@@ -116,7 +129,14 @@ def shut_down(worker: Worker, program: Sequence[str], mode: str) -> subprocess.C
 
 def fsfreeze(worker: Worker, args: Args) -> int:
     """Freeze what `args["options"]` (options.Options) chooses, hold it, thaw it; return the number of file systems."""
-    return perform(worker, freeze.FreezeScript(args["options"]).run())
+    try:
+        count = perform(worker, freeze.FreezeScript(args["options"]).run())
+    except Fault as fault:
+        if fault.code is not Code.FAILED:
+            worker.tell_thawed()
+        raise
+    worker.tell_thawed()
+    return count
 
 
 def thaw(worker: Worker, args: Args) -> int:

@@ -19,13 +19,13 @@ from .context import Job, Worker
 from .handlers import HANDLERS, RESOURCE_HANDLERS
 
 
-def run(job: Job, report_fd: int, control_fd: int, supervisor: int) -> NoReturn:
+def run(job: Job, report_fd: int, control_fd: int, supervisor: int, lifeline_fd: int = -1) -> NoReturn:
     """Run the job's handler in this newly forked process, report its value or fault, and end the process."""
     code = 1
     try:
         gc.disable()
-        _leave_the_supervisor(report_fd, control_fd)
-        worker = Worker(job, report_fd, control_fd, supervisor)
+        _leave_the_supervisor(report_fd, control_fd, *(fd for fd in (lifeline_fd,) if fd >= 0))
+        worker = Worker(job, report_fd, control_fd, supervisor, lifeline_fd)
         row = RPCS[job.rpc]
         worker.title(f"running, limit {row.limit:g} s" if row.limit else "starting")
         if not row.outlives:
@@ -67,8 +67,8 @@ def fault_of(rpc: str, error: Exception) -> Fault:
     return Fault(Code.INTERNAL, f"{rpc}: {type(error).__name__}: {error} ({place})")
 
 
-def _leave_the_supervisor(report_fd: int, control_fd: int) -> None:
-    """Drop what a worker inherits and must not have: signal handling, session, descriptors."""
+def _leave_the_supervisor(*mine: int) -> None:
+    """Drop what a worker inherits and must not have: signal handling, session, descriptors but `mine`."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
@@ -76,7 +76,8 @@ def _leave_the_supervisor(report_fd: int, control_fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.setsid()
-    keep = sorted((report_fd, control_fd))
-    os.closerange(3, keep[0])
-    os.closerange(keep[0] + 1, keep[1])
-    os.closerange(keep[1] + 1, os.sysconf("SC_OPEN_MAX"))
+    first = 3
+    for fd in sorted(mine):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))

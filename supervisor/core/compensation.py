@@ -6,12 +6,12 @@ At most one attempt is in flight for each file system, so nothing piles up behin
 from __future__ import annotations
 
 from ...agent.api.methods import RPCS
-from ...agent.api.states import Phase, WorkerState
+from ...agent.api.states import FreezeEvent, Phase, WorkerState
 from ...agent.worker import messages
 from .ledger import Ledger
 from .timing import OWNER
 from .turn import Turn
-from .workers import Worker, Workers
+from .workers import Worker, Workers, while_clause
 
 RETRY = (OWNER, "retry")  # the deadline at which a thaw that failed is tried again
 RETRY_FIRST, RETRY_MAX = 0.02, 30.0  # seconds until then; they double each time
@@ -45,6 +45,22 @@ class Compensation:
         """Return the freeze worker and the thaw workers that are not reaped."""
         found = (self._workers.get(number) for number in (ledger.freezer, *ledger.thawers))
         return [worker for worker in found if worker is not None]
+
+    def retry_is_useful(self, turn: Turn, ledger: Ledger) -> str:
+        """Return what a retry would do now, "" for nothing."""
+        if self.due(turn, ledger):
+            return "thaw again"
+        return "nothing is frozen any more" if self.nothing_left(ledger) else ""
+
+    def advance(self, turn: Turn, ledger: Ledger) -> tuple[FreezeEvent | None, str]:
+        """Thaw what is to be thawed now; return what it has come to, and why, None while workers are at work."""
+        if self.due(turn, ledger):
+            self.start(turn, ledger)
+        ours = self.at_work(ledger)
+        stuck = [worker for worker in ours if worker.state is WorkerState.STUCK]
+        if stuck:
+            return FreezeEvent.STUCK, "; ".join(f"{worker.name} is stuck{while_clause(worker)}" for worker in stuck)
+        return (None, "") if ours else (FreezeEvent.THAW_FAILED, self.last_refusal)
 
     def start(self, turn: Turn, ledger: Ledger) -> None:
         """Fork a thaw worker for all that may be frozen and that no other worker is thawing."""

@@ -12,17 +12,18 @@ from typing import Any, ClassVar
 
 from ...agent.api import qemu
 from ...agent.api.errors import Code, Fault, from_number
-from ...agent.api.methods import RPCS, Disk, Rpc, Runs, arguments, public, refusal
+from ...agent.api.methods import Disk, Rpc, Runs, arguments, public, refusal
 from ...agent.api.records import Status
 from ...agent.api.states import WorkerEvent, WorkerState
 from ...agent.worker import messages
-from ..config import BadConfig, Config, reread
-from . import audit, events, titles
+from ..config import Config
+from . import audit, ending, events, reloading, titles
 from .admission import room_for_reply, room_for_worker
 from .compensation import RETRY
 from .events import Effect, Event, Requested
 from .freeze import Freeze
 from .options import additions, freeze_options, limit_of
+from .participation import Participation
 from .pending import DEFERRED, Call, Deferred, Pending
 from .reports import FreezeReports
 from .resources import Resources
@@ -30,6 +31,7 @@ from .status import record
 from .timing import Deadlines
 from .turn import Turn
 from .workers import Worker, Workers, while_clause
+from .writers import Writers
 
 InlineHandler = Callable[["Engine", Turn, Call, dict[str, Any]], Any]
 CALLS_MAX = 64  # calls in progress on one connection: a tagged one does not replace an older one
@@ -56,8 +58,10 @@ class Engine:
         self._audit = audit.Audit()
         self._workers = Workers()
         self._pending = Pending(self._audit, self._status)
-        self._freeze = Freeze(self._workers, self._pending, self._settled)
-        self._freeze_reports = FreezeReports(self._freeze, self._workers)
+        self._writers = Writers(self._workers, lambda turn: self._participation.changed(turn))
+        self._freeze = Freeze(self._workers, self._pending, self._writers, self._settled)
+        self._participation = Participation(self._freeze, self._workers, self._writers)
+        self._freeze_reports = FreezeReports(self._freeze, self._workers, self._participation)
         self._resources = Resources(self._workers, self._pending)
         self._handle = next_handle
         self._after_thaw: list[tuple[Call, Rpc, dict[str, Any]]] = []
@@ -125,11 +129,13 @@ class Engine:
             value = self._inline[row.handler](self, turn, call, args)
             if value is not DEFERRED:
                 self._pending.answer(turn, call.id, value)
-        elif row.thaws_first and self._freeze.under_way:
-            if self._after_thaw:
+        elif row.thaws_first and (self._freeze.under_way or self._freeze.releasing):
+            if any(waiting is row for _, waiting, _ in self._after_thaw):
                 raise Fault(Code.BUSY, f"{row.name}: it was asked already, and waits for the thaw")
             self._after_thaw.append((call, row, args))
             self._freeze.stop(turn, f"{row.name} was called")
+        elif row.disk is Disk.FREEZES and self._freeze.releasing:
+            self._after_thaw.append((call, row, args))
         elif row.runs is Runs.RESOURCE:
             self._pending.runs_in(call, self._resources.ask(turn, row, args, call.id))
         else:
@@ -231,9 +237,9 @@ class Engine:
         if not wrong:
             if self._freeze.owns(worker):
                 wrong = self._freeze_reports.receive(turn, worker, message)
-            elif (
-                worker.row.disk is not Disk.FREEZES
-            ):  # ADR 0024: what is left of a freeze that was called off says nothing new
+            elif self._writers.owns(worker):
+                wrong = self._writers.receive(turn, worker, message)
+            elif worker.row.disk is not Disk.FREEZES:  # ADR 0024: one that was called off says nothing new
                 wrong = self._take(turn, worker, message)
         if wrong:
             self._rubbish(turn, worker, wrong)
@@ -241,8 +247,8 @@ class Engine:
     def _take(self, turn: Turn, worker: Worker, message: messages.Report) -> str:
         """Take a report of a worker that does not freeze; return what is wrong with it, "" if nothing is."""
         match message:
-            case messages.Done(str(value)) if worker.row.name == "reload":
-                self._reloaded(turn, value)
+            case messages.Done({"options": str(value), "writers": dict(writers)}) if worker.row.name == "reload":
+                self._reloaded(turn, value, writers)
             case messages.Failed(_, text) if worker.row.name == "reload":
                 turn.log("err", f"the configuration stays as it was: {text}")
             case messages.Done(value) if worker.call is not None:
@@ -279,6 +285,8 @@ class Engine:
         self._workers.change(turn, worker, WorkerEvent.EXIT)
         if owned:
             self._freeze.exited(turn, worker, death, reported=reported)
+        elif self._writers.owns(worker):
+            self._writers.exited(turn, worker, death)
         else:
             self._lost(turn, worker, Fault(Code.WORKER_DIED, death))
 
@@ -302,6 +310,8 @@ class Engine:
             self._kill(turn, worker, WorkerEvent.GRACE, ": it did not end after its report", Code.WORKER_DIED)
         elif self._freeze.owns(worker):
             self._freeze_reports.limit_passed(turn, worker)
+        elif self._writers.owns(worker):
+            self._writers.limit_passed(turn, worker)
         elif not self.thawed and Disk.WRITE in (worker.row.disk, self._resources.disk(worker)):
             self._workers.arm(turn, worker, worker.limit)  # it may be waiting for the thaw, which is not its fault
         else:
@@ -315,6 +325,11 @@ class Engine:
     def _journal_failed(self, turn: Turn, event: events.JournalFailed) -> None:
         self._freeze_reports.journaled(turn, event.freeze, event.error)
 
+    def _latches_found(self, turn: Turn, event: events.LatchesFound) -> None:
+        self._writers.found(turn, event.names)
+        if self.thawed and event.names:
+            self._freeze.release(turn)
+
     def _journal_found(self, turn: Turn, event: events.JournalFound) -> None:
         self._freeze.recover(turn, event, freeze_options(self._config, "start", None))
 
@@ -326,30 +341,19 @@ class Engine:
         self._workers.configure(config.exit_grace, config.kill_grace)
         self._freeze.configure(config.hold_limit_max, config.thaw_limit)
         self._audit.configure(config.audit_ring)
+        self._writers.configure(config.every_writer, config.latches, config.release_limit)
 
     def _reload(self, turn: Turn, _event: events.Reload) -> None:
-        row = RPCS["reload"]
         if not self.thawed:
             turn.log("warning", f"SIGHUP is refused: the state is {self._freeze.state.name}")
-        elif not any(worker.row is row for worker in self._workers):
-            args = {"path": self._config.file, "needed": self._config.file_needed}
-            self._workers.spawn(turn, row, args, None, row.limit or 0)
+        else:
+            reloading.ask(turn, self._workers, self._config)
 
-    def _reloaded(self, turn: Turn, text: str) -> None:
-        if not self.thawed:
+    def _reloaded(self, turn: Turn, options: str, writers: dict[str, Any]) -> None:
+        if not self.thawed or self._freeze.releasing:
             turn.log("warning", "the configuration stays as it was: a freeze began; send SIGHUP again")
-            return
-        try:
-            fresh, unchanged = reread(self._config, text)
-        except BadConfig as error:
-            turn.log("err", f"the configuration stays as it was: {error}")
-            return
-        self._configure(fresh)
-        needs = f"; {', '.join(unchanged)} change only with a restart" if unchanged else ""
-        turn.do(events.Configured(fresh))
-        for note in fresh.notes:
-            turn.log("notice", note)
-        turn.log("notice", f"the configuration {fresh.file} was read again{needs}")
+        elif (fresh := reloading.taken_over(turn, self._config, options, writers)) is not None:
+            self._configure(fresh)
 
     # -- the rest
 
@@ -359,6 +363,10 @@ class Engine:
                 self._worker_due(turn, self._worker(number))
             case ("core", "call", int(number)):
                 self._pending.wait_passed(turn, number)
+            case ("core", "release"):
+                self._writers.release_due(turn)
+            case ("core", "writer", str(name)):
+                self._writers.due(turn, name)
             case ("core", "poll", int(number)):
                 self._pending.poll_due(turn, number)
             case key:
@@ -370,11 +378,11 @@ class Engine:
 
     @property
     def _seq(self) -> int:
-        return 1 + self._freeze.changes + self._workers.changes
+        return 1 + self._freeze.changes + self._workers.changes + self._writers.changes
 
     def _status(self, turn: Turn) -> Status:
         counts = (self._audit.waiting, self._audit.dropped)
-        return record(turn, self._freeze, self._workers, self._seq, self.version, counts, self._start)
+        return record(turn, self._freeze, self._workers, self._writers, self._seq, self.version, counts, self._start)
 
     def _show_status(self, turn: Turn, _event: events.ShowStatus) -> None:
         turn.do(events.LogStatus(self._status(turn)))
@@ -387,6 +395,8 @@ class Engine:
         waited, self._after_thaw = self._after_thaw, []
         for call, row, args in waited:
             try:
+                if (refused := self.refusal(row)) is not None:
+                    raise refused
                 self._fork(turn, call, row, args)
             except Fault as fault:
                 self._pending.answer(turn, call.id, fault)
@@ -400,17 +410,9 @@ class Engine:
             self._settled(turn)
 
     def _quit(self, turn: Turn) -> None:
-        if not self.thawed:
-            return  # in ERROR it goes on trying: the daemon ends only when the guest is thawed
-        self._pending.tell_all(turn)
-        for worker in self._workers:
-            if worker.row.thaws_first:
-                self._pending.answer(turn, worker.call, "dummy")  # the shutdown works: it is what sent the signal
-        self._pending.answer_all(turn, Fault(Code.WRONG_STATE, self._stopping))
-        for worker in self._workers:
-            if worker.alive and not self._resources.drop(turn, worker):
-                self._workers.kill(turn, worker, WorkerEvent.CANCELLED, f": {self._stopping}")
-        turn.do(events.Quit(0))
+        # In ERROR it goes on trying: the daemon ends only when the guest is thawed and the writers are let go.
+        if self.thawed and not self._freeze.releasing:
+            ending.end(turn, self._pending, self._workers, self._resources, self._stopping)
 
     _HANDLERS: ClassVar[Mapping[type, Callable[[Engine, Turn, Any], None]]] = {
         Requested: _requested,
@@ -428,6 +430,7 @@ class Engine:
         events.Journaled: _journaled,
         events.JournalFailed: _journal_failed,
         events.JournalFound: _journal_found,
+        events.LatchesFound: _latches_found,
         events.Reload: _reload,
         events.ShowStatus: _show_status,
         events.Stopped: _stopped,

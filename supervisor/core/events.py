@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +161,13 @@ class JournalFound:
 
 
 @dataclass(slots=True)
+class LatchesFound:
+    """An earlier agent may have left these writers set."""
+
+    names: list[str]
+
+
+@dataclass(slots=True)
 class Reload:
     """The daemon was told to read its configuration again."""
 
@@ -204,12 +212,20 @@ Event = (
     | Journaled
     | JournalFailed
     | JournalFound
+    | LatchesFound
     | Reload
     | ShowStatus
     | Stopped
     | Due
     | Woken
 )
+
+
+class Lifeline(enum.Enum):
+    """Which end of the pipe from the freeze worker to the writers a worker gets."""
+
+    HOLD = "hold"
+    WATCH = "watch"
 
 
 @dataclass(slots=True)
@@ -219,6 +235,7 @@ class Spawn:
     worker: int
     rpc: str
     args: dict[str, Any]
+    lifeline: Lifeline | None = None
 
 
 @dataclass(slots=True)

@@ -25,18 +25,18 @@ from ...agent.api.states import (
     Outcome,
     Phase,
     WorkerEvent,
-    WorkerState,
     freeze_row,
 )
 from ...agent.worker import messages
 from .compensation import Compensation
-from .events import JournalFound
+from .events import JournalFound, Lifeline
 from .ledger import Ledger
 from .news import News
 from .pending import DEFERRED, Call, Deferred, Pending
 from .transaction import Transaction
 from .turn import Turn
 from .workers import Worker, Workers, while_clause
+from .writers import BAD, GOOD, Writers
 
 REACT_GRACE = 2.0  # seconds until the keeper must have said that it thaws; then it is considered stopped
 NOTHING_FROZEN = "nothing was frozen"
@@ -54,13 +54,17 @@ class Cause(NamedTuple):
 class Freeze:
     """The freeze state, and the transaction that is in progress or was the last one.
 
-    `news` is what hosts that thaw are told, `error` the reason of an ERROR, `changes` a count of changes.
+    `news` is what hosts that thaw are told, `error` the reason of an ERROR, `changes` a count of changes. `releasing`:
+    nothing is frozen, and the writers are let go before that is told.
     `on_settled` is called when the freeze is thawed, or cannot be thawed for now.
     """
 
-    def __init__(self, workers: Workers, pending: Pending, on_settled: Callable[[Turn], None]) -> None:
+    def __init__(
+        self, workers: Workers, pending: Pending, writers: Writers, on_settled: Callable[[Turn], None]
+    ) -> None:
         self._workers = workers
         self._pending = pending
+        self._writers = writers
         self._on_settled = on_settled
         self.state = FreezeState.THAWED
         self.since = 0.0
@@ -69,6 +73,8 @@ class Freeze:
         self.transaction: Transaction | None = None
         self.last: Last | None = None
         self.news = News(pending)
+        self.releasing = False
+        self._ends = False
         self._last_id = 0
         self._undo = Compensation(workers)
         self._hold_max = self.thaw_limit = 0.0
@@ -153,9 +159,16 @@ class Freeze:
     # -- what hosts ask
 
     def begin(self, turn: Turn, call: int, options: Options, plan_limit: float) -> Worker:
-        """Fork the freeze worker and return it; to be called only when all is thawed."""
+        """Fork the freeze worker and return it; to be called only when all is thawed and no writer is let go.
+
+        Raises Fault VETOED if a writer of an earlier freeze could not be let go.
+        """
+        if options.writers != "none" and (stuck := self._writers.stuck()):
+            raise Fault(Code.VETOED, f"{stuck}; {NOTHING_FROZEN}")
         self._last_id += 1
-        worker = self._workers.spawn(turn, RPCS["va.fsfreeze"], {"options": options}, call, plan_limit)
+        args: dict[str, object] = {"options": options}
+        lifeline = Lifeline.HOLD if options.waits else None
+        worker = self._workers.spawn(turn, RPCS["va.fsfreeze"], args, call, plan_limit, lifeline)
         self.transaction = Transaction(self._last_id, options, Ledger(worker.id), caller=call)
         self._workers.enter_phase(turn, worker, Phase.PLAN, plan_limit)
         self.take(turn, FreezeEvent.ADMITTED, f"freeze {self._last_id} by {worker.name}")
@@ -268,26 +281,29 @@ class Freeze:
     def _do_proceed(self, turn: Turn, _cause: Cause) -> None:
         transaction = self.current
         transaction.journaled = True
-        self.proceed_if_ready(turn)
+        self._writers.quiesce(turn)
 
     def proceed_if_ready(self, turn: Turn) -> None:
         """Let the freeze worker freeze if nothing is missing any more: the only place that decides this (ADR 0024)."""
         transaction = self.current
-        if transaction.asks and transaction.journaled and not transaction.may_have_frozen:
+        ready = transaction.asks and transaction.journaled and self._writers.quiesced
+        if ready and not transaction.may_have_frozen:
             transaction.may_have_frozen = True
             turn.tell(transaction.ledger.freezer, messages.Proceed())  # ADR 0003: only now is the plan in the journal
 
     def _do_call_off(self, turn: Turn, cause: Cause) -> None:
         worker = self._workers.get(self.current.ledger.freezer)
-        if worker is not None and worker.alive:
-            self._workers.kill(turn, worker, WorkerEvent.CANCELLED, f": {cause.why}")
+        if worker is not None:
+            self._workers.answered(worker)  # the call waits for the end of the freeze, not for this worker's
+            if worker.alive:
+                self._workers.kill(turn, worker, WorkerEvent.CANCELLED, f": {cause.why}")
         self._do_settle(turn, cause)
 
     def _do_answer_freeze(self, turn: Turn, cause: Cause) -> None:
         transaction, frozen = self.current, cause.report
         assert isinstance(frozen, messages.Frozen)
         transaction.ledger.not_expedited()
-        transaction.frozen_at, transaction.hold_ends = float(frozen.at), float(frozen.until)
+        transaction.frozen_at = float(frozen.at)
         self.news.drop(turn)
         transaction.held = frozenset(transaction.ledger.held)
         self._pending.answer(turn, transaction.caller, len(transaction.held))
@@ -335,21 +351,13 @@ class Freeze:
             how = f"{transaction.outcome.value}, thawed: {transaction.thawed_count}"
             self.take(turn, FreezeEvent.SETTLED, f"freeze {transaction.id} {how}")
             return
-        if self._undo.due(turn, self.current.ledger):
-            self._undo.start(turn, ledger)
-        ours = self._undo.at_work(ledger)
-        stuck = [worker for worker in ours if worker.state is WorkerState.STUCK]
-        if stuck:
-            why = "; ".join(f"{worker.name} is stuck{while_clause(worker)}" for worker in stuck)
-            self.take(turn, FreezeEvent.STUCK, why)
-        elif not ours:
-            self.take(turn, FreezeEvent.THAW_FAILED, self._undo.last_refusal)
+        event, why = self._undo.advance(turn, ledger)
+        if event is not None:
+            self.take(turn, event, why)
 
     def _do_retry_if_useful(self, turn: Turn, _cause: Cause) -> None:
-        if self._undo.due(turn, self.current.ledger):
-            self.take(turn, FreezeEvent.RETRY, "thaw again")
-        elif self._undo.nothing_left(self.current.ledger):
-            self.take(turn, FreezeEvent.RETRY, "nothing is frozen any more")
+        if useful := self._undo.retry_is_useful(turn, self.current.ledger):
+            self.take(turn, FreezeEvent.RETRY, useful)
 
     def _do_retry_now(self, turn: Turn, _cause: Cause) -> None:
         self._undo.try_now(turn)
@@ -371,33 +379,33 @@ class Freeze:
 
     def _do_settle(self, turn: Turn, _cause: Cause) -> None:
         self._undo.try_now(turn)
+        self._ends = True
         transaction = self.current
         transaction.ledger.settle()
-        fault = transaction.final_fault
-        thawed_count = transaction.thawed_count
-        self.last = transaction.summary(turn.now, turn.wall)
-        # Before a success is answered, nothing on disk may contradict it; a fault stays there until it is answered.
-        if fault is None and not self.news.unreported:
-            self.news.keep(turn, transaction.id)
-        reported = self._pending.answer(turn, transaction.caller, fault or 0) or transaction.reported
-        cancelled = transaction.outcome is Outcome.CANCELLED
-        mine = fault.text if fault is not None and not reported and not cancelled else ""
-        news = self.news.with_unreported(mine)
-        if (
-            not self.news.tell(turn, thawed_count, mine)
-            and fault is not None
-            and not reported
-            and not (cancelled and transaction.thaw_asked_at)
-        ):
-            self.news.add(fault.text)
-        if fault is not None or news:
-            self.news.keep(turn, transaction.id)
+        self.last = transaction.summary(turn.now, turn.wall, application=self._writers.application_consistent)
+        self.release(turn)
+
+    def release(self, turn: Turn) -> None:
+        """Let the writers go: nothing is frozen any more; `released` is called when they are."""
+        self.releasing = True
+        self._writers.release(turn, GOOD if self.transaction is not None and self.transaction.verdict_good else BAD)
+
+    def released(self, turn: Turn) -> None:
+        """Tell how the freeze ended; then whoever waited for that goes on."""
+        self.releasing = False
+        self.changes += 1
+        if self._ends:
+            self._ends = False
+            self.news.settle(turn, self.current)
+        else:
+            self._do_answer_thaw(turn, Cause("", Fault(Code.INTERNAL, ""), None))
         self._on_settled(turn)
 
     def _do_answer_thaw(self, turn: Turn, _cause: Cause) -> None:
-        news = self.news.unreported
-        if self.news.tell(turn, 0) and news:
-            turn.no_journal()
+        if not self.releasing:  # else answered when the writers are let go
+            news = self.news.unreported
+            if self.news.tell(turn, 0) and news:
+                turn.no_journal()
 
     _ACTIONS: ClassVar[Mapping[str, Callable[[Freeze, Turn, Cause], None]]] = {
         "nothing": _do_nothing,

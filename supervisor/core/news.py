@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from ...agent.api.errors import Code, Fault
+from ...agent.api.states import Outcome
 from .ledger import NO_PLAN, journal
 from .pending import Pending
+from .transaction import Transaction
 from .turn import Turn
 
 
@@ -43,6 +45,26 @@ class News:
         if told:
             self.unreported = ""
         return told
+
+    def settle(self, turn: Turn, transaction: Transaction) -> None:
+        """Tell how a freeze ended: its caller and those who wait for a thaw, or else the next fsthaw."""
+        fault = transaction.final_fault
+        # Before a success is answered, nothing on disk may contradict it; a fault stays there until it is answered.
+        if fault is None and not self.unreported:
+            self.keep(turn, transaction.id)
+        reported = self._pending.answer(turn, transaction.caller, fault or 0) or transaction.reported
+        cancelled = transaction.outcome is Outcome.CANCELLED
+        mine = fault.text if fault is not None and not reported and not cancelled else ""
+        news = self.with_unreported(mine)
+        if (
+            not self.tell(turn, transaction.thawed_count, mine)
+            and fault is not None
+            and not reported
+            and not (cancelled and transaction.thaw_asked_at)
+        ):
+            self.add(fault.text)
+        if fault is not None or news:
+            self.keep(turn, transaction.id)
 
     def drop(self, turn: Turn) -> None:
         """Forget the news: from now on a thaw that is asked for is the thaw of a later freeze (ADR 0006)."""

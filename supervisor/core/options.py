@@ -11,6 +11,7 @@ from ...agent.api.options import Options, Rules
 from ...agent.worker.freeze import OWN_LIMIT_LATER
 from ..config import Config
 
+HELD_LATER = 60.0  # seconds after all limits of a freeze until a writer lets go by itself
 EXEC_GRACE = 10.0  # seconds that a program over its limit has between SIGTERM and SIGKILL
 
 
@@ -50,6 +51,8 @@ def freeze_options(
         partial = False
     if strict and partial:
         raise Fault(Code.PARAMS, f"{method}: strict and partial contradict each other; nothing was frozen")
+    writers = given.get("writers") or config.writers
+    longest = (config.freeze_limit, config.hold_limit_max, config.thaw_limit)
     return Options(
         rules=Rules(
             config.include,
@@ -63,6 +66,9 @@ def freeze_options(
         freeze_limit=limit("freeze_limit", config.freeze_limit, config.freeze_limit),
         hold_limit=limit("hold_limit", hold, config.hold_limit_max),
         partial=partial,
+        writers=writers,
+        waits=bool(config.every_writer) and writers != "none",
+        held_at_most=sum(longest) + HELD_LATER if all(longest) else 0,
     )
 
 

@@ -13,6 +13,7 @@ from ...agent.api.records import Plan
 from ...agent.api.states import FreezeEvent, MountState, Phase, WorkerEvent, WorkerState
 from ...agent.worker import messages
 from .freeze import REACT_GRACE, Freeze
+from .participation import Participation
 from .turn import Turn
 from .workers import LOOK_AGAIN, Worker, Workers, while_clause
 
@@ -23,8 +24,9 @@ _MOUNT_STATES = {state.value: state for state in MountState}
 class FreezeReports:
     """Reports, limits and process states of the freeze worker and the thaw workers."""
 
-    def __init__(self, freeze: Freeze, workers: Workers) -> None:
+    def __init__(self, freeze: Freeze, workers: Workers, participation: Participation) -> None:
         self._freeze = freeze
+        self._participation = participation
         self._workers = workers
 
     def receive(self, turn: Turn, worker: Worker, message: messages.Report) -> str:
@@ -51,7 +53,7 @@ class FreezeReports:
             self._freeze.changed(turn)  # stuck on another file system, it will not try this one again
         return ""
 
-    def _receive_plan(self, turn: Turn, _worker: Worker, message: messages.Plan) -> str:
+    def _receive_plan(self, turn: Turn, worker: Worker, message: messages.Plan) -> str:
         transaction = self._freeze.current
         if transaction.ledger.planned:
             return "a second Plan"
@@ -61,6 +63,8 @@ class FreezeReports:
             return f"Plan: {error}"
         for note in transaction.ledger.plan.notes:
             turn.log("notice", f"freeze {transaction.id}: {note}")
+        if worker.alive and self._freeze.expects(FreezeEvent.VETOED):
+            self._participation.planned(turn)
         return ""
 
     def _receive_synced(self, turn: Turn, worker: Worker, _synced: messages.Synced) -> str:
@@ -98,9 +102,7 @@ class FreezeReports:
             return f"Frozen for {frozen.count} of {held}, from {frozen.at:g} to {frozen.until:g}"
         self._workers.enter_phase(turn, worker, Phase.HOLD, limit)
         self._workers.arm(turn, worker, max(until - turn.now, 1e-3) if limit else 0)
-        self._freeze.take(
-            turn, FreezeEvent.FROZEN, f"freeze {transaction.id}, file systems: {frozen.count}", report=frozen
-        )
+        self._participation.frozen(turn, frozen)
         return ""
 
     def _receive_held(self, turn: Turn, _worker: Worker, held: messages.Held) -> str:

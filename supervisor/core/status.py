@@ -14,6 +14,9 @@ from .ledger import Ledger
 from .transaction import Transaction
 from .turn import Turn
 from .workers import Worker, Workers
+from .writers import Writers
+
+WRITERS_PHASES = (Phase.PREPARE.value, Phase.QUIESCE.value, Phase.CONFIRM.value, Phase.RELEASE.value)
 
 _LEFT_OUT = (MountState.UNSUPPORTED, MountState.BUSY, MountState.FAILED)
 
@@ -70,13 +73,27 @@ def _owner(freeze: Freeze, workers: Workers) -> Worker | None:
 
 
 def record(
-    turn: Turn, freeze: Freeze, workers: Workers, seq: int, version: str, audit: tuple[int, int], start: float
+    turn: Turn,
+    freeze: Freeze,
+    workers: Workers,
+    writers: Writers,
+    seq: int,
+    version: str,
+    audit: tuple[int, int],
+    start: float,
 ) -> Status:
     """Return the record of this turn; `audit` is (waiting, dropped), `start` is when the daemon started."""
     now = turn.now
     owner = _owner(freeze, workers)
     phase = Phase.THAW.value if freeze.expects(FreezeEvent.CHANGED) else owner.phase.value if owner else ""
     transaction = freeze.transaction
+    limit_left = turn.left(owner.key) if owner and owner.limit else -1.0
+    if transaction is not None and transaction.holds is not None and freeze.expects(FreezeEvent.FROZEN):
+        phase = Phase.CONFIRM.value
+    elif freeze.releasing:
+        phase = Phase.RELEASE.value
+    if phase in WRITERS_PHASES:
+        limit_left = writers.limit_left(turn)
     return Status(
         state=freeze.state.name,
         code=int(freeze.state),
@@ -84,12 +101,13 @@ def record(
         freeze_id=transaction.id if transaction else 0,
         phase=phase,
         since=now - (owner.phase_since if owner else freeze.since),
-        limit_left=turn.left(owner.key) if owner and owner.limit else -1.0,
+        limit_left=limit_left,
         hold_left=max(0.0, freeze.hold_ends - now) if freeze.hold_ends else -1.0,
         error=freeze.error,
         mounts=_mounts(transaction),
         progress=_progress(transaction.ledger) if transaction and phase in ("sync", "freeze") else Progress(),
         workers=tuple(WorkerStatus(w.id, w.pid, w.row.name, w.phase.value, now - w.born) for w in workers),
+        writers=writers.status(now),
         last=freeze.last,
         audit=records.Audit(*audit),
         version=version,

@@ -8,9 +8,10 @@ from ...agent.api.errors import Code, Fault
 from ...agent.api.options import Options
 from ...agent.api.records import Last
 from ...agent.api.states import Outcome
+from ...agent.worker import messages
 from .ledger import Ledger
 
-_SAY_WHAT_WAS_UNDONE = (Code.OVERRUN, Code.WORKER_DIED, Code.FREEZE_BROKEN)
+_SAY_WHAT_WAS_UNDONE = (Code.OVERRUN, Code.WORKER_DIED, Code.FREEZE_BROKEN, Code.VETOED)
 
 
 @dataclass(slots=True)
@@ -21,7 +22,8 @@ class Transaction:
     `hold_callers` waits until the keeper agrees to the end of the hold that it asked for. `held_until` is when the
     freeze ended. `held` are those that were frozen when the host was told. `asks`: the worker has synced and asks to
     proceed. `may_have_frozen`: it was told to, or it has said what cannot be; before that it has frozen nothing, and
-    will not (ADR 0024). `reason` is why the worker thaws, as it says, "" if it was told to.
+    will not (ADR 0024). `reason` is why the worker thaws, as it says, "" if it was told to. `prepared`: the writers
+    are, and the worker was told to sync. `holds` is its report that all is frozen, which the writers then confirm.
     """
 
     id: int
@@ -36,11 +38,22 @@ class Transaction:
     may_have_frozen: bool = False
     held: frozenset[int] = frozenset()
     reason: str = ""
+    prepared: bool = False
+    verdict: str = ""
+    holds: messages.Frozen | None = None
     frozen_at: float = 0.0
     hold_ends: float = 0.0
     thaw_asked_at: float = 0.0
     held_until: float = 0.0
     hold_callers: list[tuple[int, float]] = field(default_factory=list)
+
+    def note_prepared(self) -> None:
+        """Take note that the writers are prepared, and the worker was told to sync."""
+        self.prepared = True
+
+    def note_held(self, frozen: messages.Frozen) -> None:
+        """Take note that the worker holds all that is frozen; that is answered when the writers have confirmed."""
+        self.holds, self.hold_ends = frozen, float(frozen.until)
 
     @property
     def thawed_count(self) -> int:
@@ -57,6 +70,11 @@ class Transaction:
         return set(self.held - self.ledger.thawed_by.keys())
 
     @property
+    def verdict_good(self) -> bool:
+        """Whether what was taken of the disks meanwhile is good, as far as it is known here."""
+        return self.outcome is Outcome.THAWED and self.verdict != "bad" and bool(self.ledger.froze)
+
+    @property
     def final_fault(self) -> Fault | None:
         """The fault that is reported to a host at the end; None if all went well."""
         fault = self.fault
@@ -64,16 +82,18 @@ class Transaction:
             return Fault(fault.code, f"{fault.text}{self.ledger.what_was_undone()}")
         return fault
 
-    def summary(self, now: float, wall: float) -> Last:
-        """Return how the freeze ended; `wall` is the time of day."""
+    def summary(self, now: float, wall: float, *, application: bool) -> Last:
+        """Return how the freeze ended; `wall` is the time of day. `application`: all writers held over the freeze."""
         fault = self.final_fault
         stalled_since = self.ledger.standstill_since
+        good = self.outcome is Outcome.THAWED and bool(self.ledger.froze)
         return Last(
             freeze_id=self.id,
             outcome=self.outcome.value,
-            held_continuously=self.outcome is Outcome.THAWED and bool(self.ledger.froze),
+            held_continuously=good,
             held_seconds=max(0.0, self.held_until - self.frozen_at) if self.frozen_at else 0.0,
             stall_seconds=now - stalled_since if stalled_since else 0.0,
             error=fault.text if fault else "",
             at=wall,
+            consistency=("application" if application else "file-system") if good else "none",
         )

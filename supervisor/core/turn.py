@@ -29,9 +29,9 @@ class Turn:
         """Reply to a request."""
         self.effects.append(events.Answer(connection, token, value))
 
-    def spawn(self, worker: int, row: Rpc, args: dict[str, Any]) -> None:
+    def spawn(self, worker: int, row: Rpc, args: dict[str, Any], lifeline: events.Lifeline | None = None) -> None:
         """Fork a worker."""
-        self.effects.append(events.Spawn(worker, row.name, args))
+        self.effects.append(events.Spawn(worker, row.name, args, lifeline))
 
     def adopt(self, worker: int, pid: int, started: int) -> None:
         """Adopt the freeze worker that a dead supervisor left."""

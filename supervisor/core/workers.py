@@ -13,13 +13,16 @@ from typing import ClassVar
 from ...agent.api.methods import Rpc
 from ...agent.api.states import WORKER_TABLE, Phase, Unlisted, WorkerEvent, WorkerState, following
 from ...agent.worker import messages
+from .events import Lifeline
 from .turn import Turn
 
 ORPHAN_GRACE = 0.5  # seconds in which the worker of a dead supervisor may thaw and end by itself
+WRITER, UNLATCH = "writer", "unlatch"  # the rows of the workers of writers
 LOOK_AGAIN = 1.0  # seconds until another look at a worker that was in the kernel at its limit
 _SAID = {kind: WorkerEvent(name) for name, kind in messages.REPORTS.items()}
 _FREEZES = {WorkerEvent.PLAN, WorkerEvent.SYNCED, WorkerEvent.FROZEN, WorkerEvent.HELD, WorkerEvent.THAWING}
 _SYNCS = {WorkerEvent.STEP, WorkerEvent.PROGRESS}
+_OF_WRITERS = {WorkerEvent.ACTED}
 _OF_RESOURCES = {WorkerEvent.ACQUIRED, WorkerEvent.REPLIED, WorkerEvent.DECLINED, WorkerEvent.RELEASABLE}
 ALIVE = (WorkerState.SPAWNED, WorkerState.RUNNING, WorkerState.HOLDING)
 DYING = (WorkerState.KILLED, WorkerState.STUCK)
@@ -85,12 +88,20 @@ class Workers:
         """Return the worker with this number, None if it is reaped."""
         return self._live.get(number)
 
-    def spawn(self, turn: Turn, row: Rpc, args: dict[str, object], call: int | None, limit: float) -> Worker:
+    def spawn(
+        self,
+        turn: Turn,
+        row: Rpc,
+        args: dict[str, object],
+        call: int | None,
+        limit: float,
+        lifeline: Lifeline | None = None,
+    ) -> Worker:
         """Fork a worker for `row`; `limit` is in seconds, 0 means no limit."""
         self.last_id += 1
         worker = Worker(self.last_id, row, call, turn.now)
         self._live[worker.id] = worker
-        turn.spawn(worker.id, row, args)
+        turn.spawn(worker.id, row, args, lifeline)
         self.enter_phase(turn, worker, Phase.RUN, limit)
         return worker
 
@@ -199,6 +210,8 @@ class Workers:
             return f"{type(message).__name__} from a worker that does not freeze"
         if event in _SYNCS and not (worker.row.outlives or worker.row.limited_by):
             return f"{type(message).__name__} from {worker.row.name}"
+        if event in _OF_WRITERS and worker.row.name != WRITER:
+            return f"{type(message).__name__} from a worker that is no writer"
         if event in _OF_RESOURCES and not worker.row.holds:
             return f"{type(message).__name__} from a worker that keeps nothing"
         try:

@@ -17,6 +17,7 @@ from typing import cast
 
 from ...agent.worker import context, messages, process
 from ..core import events
+from ..core.events import Lifeline
 from ..core.timing import Deadlines, Key
 from . import poller as ranks
 from .ours import is_our_worker
@@ -117,17 +118,19 @@ class Children:
         self._troubles = troubles
         self._by_id: dict[int, Child] = {}
         self._lost: list[int] = []
+        self._lifeline = -1
 
     def pid(self, number: int) -> int:
         """Return the child's pid, -1 if it is reaped."""
         return self._by_id[number].pid if number in self._by_id else -1
 
-    def spawn(self, job: context.Job) -> Child:
+    def spawn(self, job: context.Job, lifeline: Lifeline | None = None) -> Child:
         """Fork a worker for `job`, begin to wait for its reports, and return it; in the child this never returns.
 
+        The `lifeline` is a pipe from the freeze worker, which alone has the end to write to, to the writers.
         Raises OSError if a pipe, the fork or the pidfd was refused; then nothing is left behind.
         """
-        child = self._fork(job)
+        child = self._fork(job, lifeline)
         try:
             self._watch(child)
         except OSError:
@@ -150,27 +153,34 @@ class Children:
                 self._poller.unregister(child.report_fd)
             raise
 
-    def _fork(self, job: context.Job) -> Child:
+    def _fork(self, job: context.Job, lifeline: Lifeline | None) -> Child:
         self._lost = [pid for pid in self._lost if _is_unreaped(pid)]
         fds: list[int] = []
+        held = -1
         supervisor = os.getpid()
         try:
             report_r, report_w = os.pipe2(os.O_CLOEXEC)
             fds += [report_r, report_w]
             control_r, control_w = os.pipe2(os.O_CLOEXEC)
             fds += [control_r, control_w]
+            if lifeline is Lifeline.HOLD:
+                watched, held = os.pipe2(os.O_CLOEXEC)
+                _close([self._lifeline] if self._lifeline >= 0 else [])
+                self._lifeline = watched
+                fds += [held]
             os.set_blocking(report_r, False)
             os.set_blocking(control_w, False)
             _widen(report_w)
         except OSError:
             _close(fds)
             raise
+        mine = {Lifeline.HOLD: held, Lifeline.WATCH: self._lifeline}[lifeline] if lifeline else -1
         # A signal to the child before it has its own handlers would be handled as one to the supervisor.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = self._processes.fork()
             if pid == 0:
-                process.run(job, report_w, control_r, supervisor)
+                process.run(job, report_w, control_r, supervisor, mine)
         except OSError:
             _close(fds)
             raise
@@ -178,6 +188,8 @@ class Children:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(report_w)
         os.close(control_r)
+        if lifeline is Lifeline.HOLD:
+            os.close(held)
         try:
             pidfd = self._processes.open_pidfd(pid)
         except OSError:

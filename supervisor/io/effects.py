@@ -58,7 +58,7 @@ class Effects:
 
     def _spawn(self, spawn: events.Spawn) -> events.Event:
         try:
-            child = self._children.spawn(context.Job(spawn.worker, spawn.rpc, spawn.args))
+            child = self._children.spawn(context.Job(spawn.worker, spawn.rpc, spawn.args), spawn.lifeline)
         except OSError as error:
             return events.SpawnFailed(spawn.worker, error)
         return events.Spawned(spawn.worker, child.pid)

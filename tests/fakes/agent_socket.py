@@ -225,6 +225,7 @@ LAST = {
     "stall_seconds": 0.04,
     "error": "the hold limit passed",
     "at": 86400.0,
+    "consistency": "file-system",
 }
 
 
@@ -242,6 +243,7 @@ def status_record(**changed: Any) -> dict[str, Any]:
         "mounts": [MOUNT],
         "progress": {"dirty_bytes": -1, "flushed_bytes": -1, "bytes_per_second": -1.0, "eta": -1.0},
         "workers": [WORKER],
+        "writers": [],
         "last": {},
         "audit": {"waiting": 3, "dropped": 0},
         "version": "0.1.0",

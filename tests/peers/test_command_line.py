@@ -172,12 +172,6 @@ def test_it_works_under_the_name_of_theirs(rig: Rig, conf: Path) -> None:
         assert talk.ask("guest-ping") == {"return": {}}
 
 
-def test_hooks_are_refused(rig: Rig, conf: Path) -> None:
-    done = subprocess.run([OURS, "-F", "-m", "unix-listen", "-p", "x"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("virtagent-qemu-ga: fsfreeze-hook: ")
-
-
 def started(command: list[str]) -> tuple[int, str]:
     """Return exit code and what was said until nobody has its standard output any more."""
     done = subprocess.run(

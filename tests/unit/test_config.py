@@ -25,6 +25,16 @@ GOOD: list[tuple[str, str, Any]] = [
     ("hold-limit", "600", 600.0),
     ("guest-hold-limit", "600", 600.0),
     ("thaw-limit", "1e1", 10.0),
+    ("prepare-limit", "90", 90.0),
+    ("quiesce-limit", "1.5", 1.5),
+    ("confirm-limit", "1", 1.0),
+    ("release-limit", "20", 20.0),
+    ("hook", "/etc/a b", "/etc/a b"),
+    ("hook", "/dev/null", ""),
+    ("hook-dir", "/etc/hooks.d", "/etc/hooks.d"),
+    ("hook-when", "prepare", "prepare"),
+    ("writers", "try", "try"),
+    ("writers-dir", "/nonexistent/d", "/nonexistent/d"),
     ("exec-limit", "0", 0.0),
     ("exit-grace", "0.1", 0.1),
     ("kill-grace", "3", 3.0),
@@ -46,7 +56,13 @@ GOOD: list[tuple[str, str, Any]] = [
 ]
 _NUMBERS = ["", " ", "x", "-1", "nan", "inf", "-inf", "1e400", "1,5", "1 2", "0x10"]
 _COUNTS = ["", "0", "-1", "1.5", "x", "99999999999", "1e3"]
+WRITER_LIMITS = ("prepare-limit", "quiesce-limit", "confirm-limit", "release-limit")
 BAD: list[tuple[str, str]] = [
+    ("hook", "hook"),
+    ("hook-dir", "hooks.d"),
+    ("hook-when", "freeze"),
+    ("writers", "some"),
+    ("writers-dir", "d"),
     *[("channel", text) for text in ("", "/run/a", "unix:", "unix:a", "tcp:1", "UNIX:/a", "unix:/" + "x" * 107)],
     *[("channel", f"vsock{rest}") for rest in ("", ":", ":0", ":-1", ":1:2", ":x", ":4294967295", ":\u0664", ": 1")],
     *[("channel", text) for text in ("virtio:", "virtio:vport1p1", "virtio ", "serial", "serial:", "serial:ttyS0")],
@@ -55,7 +71,7 @@ BAD: list[tuple[str, str]] = [
     ("exclude", "a\0b"),
     *[
         (n, t)
-        for n in ("plan-limit", "thaw-limit", "exit-grace", "kill-grace", "message-age")
+        for n in ("plan-limit", "thaw-limit", "exit-grace", "kill-grace", "message-age", *WRITER_LIMITS)
         for t in [*_NUMBERS, "0"]
     ],
     *[

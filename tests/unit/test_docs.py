@@ -7,7 +7,7 @@ import functools
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from virtagent.agent.api import errors, methods, states
+from virtagent.agent.api import errors, methods, states, writers
 from virtagent.supervisor import config
 from virtagent.supervisor.core import audit
 
@@ -148,7 +148,7 @@ def test_every_value_is_named(kind: type[Enum]) -> None:
     assert [member.value for member in kind if f"| `{member.value}` |" not in text_of("states.md")] == []
 
 
-@pytest.mark.parametrize("kind", [states.FreezeEvent, states.WorkerEvent])
+@pytest.mark.parametrize("kind", [states.FreezeEvent, states.WorkerEvent, writers.WriterEvent])
 def test_every_event_is_in_its_matrix(kind: type[Enum]) -> None:
     assert [event.value for event in kind if f"\n| {event.value} |" not in text_of("states.md")] == []
 
@@ -274,8 +274,10 @@ def test_the_decisions_that_the_code_names_are_there_and_each_is_named() -> None
 
 
 def test_the_drawings_have_every_arrow() -> None:
+    tables: tuple[Mapping[Any, tuple[Any, ...]], ...]
+    tables = (states.FREEZE_TABLE, states.WORKER_TABLE, writers.WRITER_TABLE)
     drawn = re.findall(r"^```mermaid\n(.*?)^```", text_of("states.md"), re.M | re.S)
-    for drawing, table in zip(drawn, (states.FREEZE_TABLE, states.WORKER_TABLE), strict=True):
+    for drawing, table in zip(drawn, tables, strict=True):
         arrows = re.findall(r"^    (\w+) --> (\w+): (.+)$", drawing, re.M)
         shown = {(start, end, event) for start, end, events in arrows for event in events.split(" / ")}
         assert shown == {(s.name, row[0].name, e.value) for (s, e), row in table.items() if row[0] is not s}

@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from virtagent.supervisor import qemu_ga, state_dir
+from virtagent.supervisor import qemu_ga, state_dir, taking_part
 from virtagent.supervisor.config import BadConfig
 from virtagent.supervisor.ga_options import BadUsage, Settings, load
 from virtagent.supervisor.io import journal
@@ -285,9 +285,24 @@ def test_what_cannot_be_served(words: list[str], said: str) -> None:
         made(words)
 
 
-def test_hooks_are_refused_and_a_bad_port() -> None:
-    with pytest.raises(BadConfig, match="fsfreeze-hook"):
-        made(["-F"])
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (["-F/a/hook"], "/a/hook"),
+        (["--fsfreeze-hook=/a/hook"], "/a/hook"),
+        (["-F"], taking_part.HOOK),
+        (["-F/dev/null"], ""),
+        (["--fsfreeze-hook="], ""),
+        ([], ""),
+    ],
+)
+def test_hooks(words: list[str], path: str) -> None:
+    config = made(words)[0]
+    assert config.hook == path
+    assert [(writer.name, writer.path) for writer in config.every_writer] == ([("hook", path)] if path else [])
+
+
+def test_a_bad_port() -> None:
     with pytest.raises(BadConfig, match="vsock:x"):
         made(["-m", "vsock-listen", "-p", "3:x"])
 
@@ -381,7 +396,6 @@ def test_a_version_has_the_commands_that_it_had(capsys: pytest.CaptureFixture[st
         (["-b", "help"], 0, "va.ping\n", ""),
         (["-D"], 0, "[general]\n", ""),
         (["-x"], 1, "Unknown option, try", "virtagent-qemu-ga: invalid option -- 'x'\n"),
-        (["-F"], 2, "", "virtagent-qemu-ga: fsfreeze-hook: "),
         (["-m", "unix-listen"], 1, "", "virtagent-qemu-ga: must specify a path for this channel\n"),
     ],
 )

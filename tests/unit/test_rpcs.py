@@ -12,7 +12,7 @@ from virtagent.agent.api.params import Kind, Param
 from virtagent.agent.api.states import FreezeState
 from virtagent.agent.worker.handlers import HANDLERS
 
-FSFREEZE = {"include", "exclude", "strict", "partial", "wait", "sync_limit", "freeze_limit", "hold_limit"}
+FSFREEZE = {"include", "exclude", "strict", "partial", "wait", "sync_limit", "freeze_limit", "hold_limit", "writers"}
 FSSYNC = {"include", "exclude", "partial", "wait", "sync_limit"}
 DESIGN: dict[str, list[set[str] | str]] = {
     "va.ping": [],

@@ -38,6 +38,8 @@ INPROGRESS      CALLED_OFF   THAWED
 INPROGRESS      FAILED       THAWINPROGRESS
 INPROGRESS      DIED         THAWINPROGRESS
 INPROGRESS      OVERRAN      THAWINPROGRESS
+INPROGRESS      VETOED       THAWINPROGRESS
+INPROGRESS      EXPIRED      THAWINPROGRESS
 INPROGRESS      THAW_ASKED   THAWINPROGRESS
 INPROGRESS      STOPPING     THAWINPROGRESS
 FROZEN          THAW_ASKED   THAWINPROGRESS
@@ -75,6 +77,8 @@ INPROGRESS      FAILED                FAILED     -              nothing
 INPROGRESS      THAWS GAVE_UP         FAILED     FREEZE_FAILED  nothing
 INPROGRESS      DIED                  FAILED     WORKER_DIED    nothing
 INPROGRESS      OVERRAN               OVERRAN    OVERRUN        kill_freezer
+INPROGRESS      EXPIRED               OVERRAN    OVERRUN        nothing
+INPROGRESS      VETOED                VETOED     VETOED         kill_freezer
 INPROGRESS      THAW_ASKED STOPPING   CANCELLED  FREEZE_FAILED  kill_freezer
 FROZEN          STOPPING              BROKEN     FREEZE_BROKEN  tell_keeper_to_thaw
 FROZEN          HOLD_PASSED           EXPIRED    FREEZE_BROKEN  tell_keeper_to_thaw
@@ -90,9 +94,8 @@ ERROR           FOUND_BROKEN                  BROKEN  FREEZE_BROKEN  nothing
 """
 
 # Section 3.
-_REPORTS = (
-    "STARTED PLAN STEP PROGRESS SYNCED FROZEN HELD THAWING ACQUIRED REPLIED DECLINED RELEASABLE DONE FAILED RUBBISH"
-)
+_REPORTS = "STARTED PLAN STEP PROGRESS SYNCED FROZEN HELD THAWING ACQUIRED REPLIED DECLINED RELEASABLE ACTED DONE"
+_REPORTS += " FAILED RUBBISH"
 WORKER_ROWS = """
 SPAWNED                    STARTED                      RUNNING
 RUNNING                    STEP PROGRESS                RUNNING
@@ -106,7 +109,7 @@ SPAWNED RUNNING HOLDING REPORTED KILLED STUCK  EXIT     REAPED
 # What the design says in words, or measuring taught: rubbish is killed; the hold is extended; the freeze worker tells
 # its plan and that it thaws; a worker inside FITHAW is left alone; what a killed worker had said before is still read.
 WORKER_MORE = f"""
-RUNNING                    PLAN SYNCED THAWING          RUNNING
+RUNNING                    PLAN SYNCED THAWING ACTED    RUNNING
 HOLDING                    HELD THAWING STEP PROGRESS   HOLDING
 RUNNING                    ACQUIRED                         HOLDING
 HOLDING                    REPLIED DECLINED RELEASABLE       HOLDING
@@ -216,7 +219,7 @@ def test_the_numbers_and_names_are_those_of_2011_and_of_the_status_record() -> N
     assert [s.value for s in MountState] == (
         "pending syncing synced freezing frozen thawing thawed unsupported busy failed left-out".split()  # noqa: SIM905
     )
-    assert {o.value for o in Outcome} == {"thawed", "cancelled", "failed", "overran", "expired", "broken"}
+    assert {o.value for o in Outcome} == {"thawed", "cancelled", "failed", "overran", "expired", "broken", "vetoed"}
     assert {r.value for r in Reason} == {
         *("network", "fuse", "zfs", "pseudo", "read-only", "damaged", "unreachable", "excluded", "not-included"),
     }
@@ -261,6 +264,7 @@ def test_only_the_setters_assign_the_states() -> None:
         ("freeze.py", "Freeze", "__init__"),
         ("freeze.py", "Freeze", "_enter"),
         ("workers.py", "Workers", "change"),
+        ("writers.py", "Writers", "_take"),
     }
 
 
@@ -271,7 +275,7 @@ RECORDS = {
     "freeze.py": {"transaction"},
     "pending.py": {"call"},
 }
-RECORDS |= {"audit.py": {"_short"}, "resources.py": {"holder", "self._holders[worker.id]"}}
+RECORDS |= {"writers.py": {"writer"}, "audit.py": {"_short"}, "resources.py": {"holder", "self._holders[worker.id]"}}
 
 
 @pytest.mark.parametrize("path", sorted(SUPERVISOR.glob("*.py")), ids=lambda p: p.stem)

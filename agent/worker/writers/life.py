@@ -1,0 +1,148 @@
+"""The life of a writer's worker: it obeys orders one at a time, and lets go when told, or whatever dies.
+
+Until it has said that it has quiesced, no file system freezes; so an order to let go, or the death of the supervisor,
+interrupts what it does. From then on it lets go when told; if the supervisor is dead, when the freeze worker has thawed
+and ended; and at the latest when all limits of a freeze have passed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import select
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from ...api.errors import Code, Fault
+from ...api.writers import Step, WriterConfig
+from .. import kernel, messages
+from .hook import Hooks, Refused, TooSlow, undo
+from .latch import Latch
+from .orders import Gone, Interrupted, Orders
+
+if TYPE_CHECKING:
+    from ..context import Args, Worker
+
+BAD = "bad"
+
+
+def serve(worker: Worker, args: Args) -> str:
+    """Be the writer `args["writer"]` (writers.WriterConfig) for one freeze; return what went wrong with its end.
+
+    `args["folder"]` has the records of latches, `args["at_most"]` is how many seconds it may be held, 0 for no limit.
+    """
+    config: WriterConfig = args["writer"]
+    worker.become_writer(config.name)
+    # An operator's or a service manager's SIGTERM must not end a hold; not ignored, which programs would inherit.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    with contextlib.suppress(OSError):  # the supervisor has logged that this is not allowed
+        kernel.lock_memory()
+    worker.title("starting")
+    orders = Orders(worker)
+    return _Life(worker, config, orders, Latch(args["folder"], config.name), args["at_most"]).run()
+
+
+def unlatch(worker: Worker, args: Args) -> str:
+    """Undo what the writer `args["name"]` left set; return what went wrong. Raises Fault FAILED.
+
+    It waits until the worker of that writer is dead. `args["limit"]` is in seconds.
+    """
+    worker.become_writer(args["name"])
+    worker.title("letting go for one that died")
+    try:
+        latch = Latch(args["folder"], args["name"])
+    except (OSError, ValueError) as error:
+        raise Fault(Code.FAILED, f"writer {args['name']}: {error}") from None
+    return undo(latch, wait, time.monotonic() + args["limit"])
+
+
+def wait(fd: int, until: float) -> bool:
+    """Wait until the descriptor is readable (True), or that second has come."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(None if until == math.inf else max(0, math.ceil((until - time.monotonic()) * 1000))))
+
+
+class _Life:
+    def __init__(self, worker: Worker, config: WriterConfig, orders: Orders, latch: Latch, at_most: float) -> None:
+        self._worker = worker
+        self._config = config
+        self._orders = orders
+        self._latch = latch
+        self._at_most = at_most
+        self._driver = Hooks(config, latch, orders.wait)
+        self._state = "starting"
+        self._since = time.monotonic()
+        self._held_since = 0.0
+
+    def run(self) -> str:
+        undo(self._latch, wait, math.inf)  # what an earlier one left: nothing, unless its worker died just now
+        while True:
+            match self._next():
+                case messages.Act("release", limit, verdict):
+                    return self._release(limit, verdict)
+                case messages.Act(step, limit):
+                    self._do(Step(step), limit)
+                case Gone.THAWED:
+                    return self._release(0, BAD)
+                case Gone.UNKNOWN if not self._held_since:
+                    return self._release(0, BAD)  # it had not said that it has quiesced: nothing froze
+                case Gone.UNKNOWN:
+                    return "the agent died, and perhaps left something frozen: the next start lets go"
+                case None:
+                    self._worker.reporter.post(messages.Acted("held", "lost", "it was held as long as it may be", {}))
+                    return self._release(0, BAD)
+
+    def _next(self) -> messages.Act | Gone | None:
+        """Return the next order; None if it was held as long as it may be."""
+        if self._orders.alone and not self._held_since:
+            return Gone.UNKNOWN
+        ends = self._held_since + self._at_most if self._held_since and self._at_most else math.inf
+        while True:
+            now = time.monotonic()
+            seconds = int(now - self._since)
+            self._worker.title(f"{self._state}, {seconds} s" if self._held_since else self._state)
+            # Only what is held counts up: what an operator reads in ps must be true.
+            tick = self._since + seconds + 1 if self._held_since else math.inf
+            found = self._orders.next(min(tick, ends))
+            if found is not None:
+                return found
+            if time.monotonic() >= ends:
+                return None
+
+    def _do(self, step: Step, limit: float) -> None:
+        until = time.monotonic() + limit if limit else math.inf
+        doing = {Step.PREPARE: self._driver.prepare, Step.QUIESCE: self._driver.quiesce}
+        self._enter({Step.PREPARE: "preparing", Step.QUIESCE: "quiescing"}.get(step, "confirming"))
+        self._worker.title(self._state)
+        text, info = "", {}
+        try:
+            info = doing.get(step, self._driver.confirm)(until)
+            outcome = "ok"
+        except TooSlow as slow:
+            outcome, text = "overran", str(slow)
+        except Refused as refused:
+            outcome, text = "refused", str(refused)
+        except OSError as error:
+            outcome, text = "refused", f"{error.strerror}"
+        except Interrupted:
+            return
+        if outcome == "ok":
+            self._enter({Step.PREPARE: "ready", Step.QUIESCE: "quiesced"}.get(step, "confirmed"))
+        else:
+            self._enter("has refused")
+        if step is Step.QUIESCE and outcome == "ok":
+            self._held_since = time.monotonic()
+        self._worker.reporter.send(messages.Acted(step.value, outcome, text, info))
+
+    def _release(self, limit: float, _verdict: str) -> str:
+        self._enter("releasing")
+        self._worker.title(self._state)
+        limit = limit or self._config.release_limit
+        wrong = self._driver.release(time.monotonic() + limit)
+        self._worker.reporter.send(messages.Acted("release", "ok", wrong, {}))
+        return wrong
+
+    def _enter(self, state: str) -> None:
+        self._state, self._since = state, time.monotonic()
