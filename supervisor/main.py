@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+import msgpack
+import psutil
 import setproctitle
 
 from ..agent import __version__
@@ -180,6 +182,12 @@ def _found(journal_file: journal.Journal, config: Config, log: Log) -> JournalFo
         return found
 
 
+def python_only() -> list[str]:
+    """Return the packages that are here written in Python, for want of the compiled ones."""
+    pure = [each.__name__ for each in (psutil, setproctitle) if getattr(each, "PURE", False)]
+    return pure + ["msgpack"] * (msgpack.Unpacker.__module__ == "msgpack.fallback")
+
+
 def harden(log: Log) -> None:
     """Depend as little as possible on what may be frozen, and be killed late; failures are only logged."""
     mounts = {info.device: info.fstype for info in sysfs.read_mountinfo()}
@@ -196,6 +204,11 @@ def harden(log: Log) -> None:
         log.add("info", f"{why}; a freeze waits for grace periods of the kernel, some 25 ms longer")
     if namespaces.is_own():
         log.add("warning", f"{namespaces.OF_ITS_OWN}: run it without PrivateTmp, ProtectSystem and the like")
+    if pure := python_only():
+        log.add(
+            "info",
+            f"written in Python, for want of the compiled ones: {', '.join(pure)}; they are slower",
+        )
     if os.geteuid() != 0:
         log.add("warning", "not root: nothing can be frozen")
     try:
