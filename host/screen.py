@@ -87,6 +87,8 @@ def plan(found: Plan) -> RenderableType:
                     branch.add(_line(text.left_out_row(left)[1:]))
                 if reason in more:
                     branch.add(_dim(f"and {more[reason]} more"))
+    for note in found.notes:
+        tree.add(_cell(note, "yellow"))
     return tree
 
 

@@ -82,6 +82,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         named = [left for left in plan.left_out if left.reason != PSEUDO]
         yield from table([left_out_row(left) for left in sorted(named, key=lambda x: (x.reason, x.mountpoint))])
         yield from more_left_out(plan.left_out, plan.left_out_counts)
+    yield from (f"note: {note}" for note in plan.notes)
 
 
 def changes(before: Status | None, after: Status) -> Iterator[str]:

@@ -359,13 +359,14 @@ def _reach(
     """
     place = {i: at for at, i in enumerate(planned)}
     direct: list[list[int]] = []
-    unknown: list[int] = []
+    unknown: dict[int, str] = {}
     for at, i in enumerate(planned):
         # What lies below another planned one is that one's own.
         nodes = list(walk_down(below(i), lambda node: () if node in place else below(node)))
         direct.append([place[node] for node in nodes if isinstance(node, int) and node in place and node != i])
         if None in nodes:
-            unknown.append(at)
+            devices = listed(node for node in nodes if isinstance(node, str))
+            unknown[at] = f"{found[i].points[0]}{devices and f' ({devices})'}"
     hosts = [set(walk_down(below_it, direct.__getitem__)) - {at} for at, below_it in enumerate(direct)]
     for at, those in enumerate(hosts):
         if circle := [other for other in those if at in hosts[other]]:
@@ -375,11 +376,13 @@ def _reach(
 
     reach = [sum(1 << host for host in those) for those in hosts]
     notes = []
-    for at in unknown:
+    for at, name in unknown.items():
         on_it = [other for other, mask in enumerate(reach) if mask >> at & 1]
         earlier = [other for other in range(at) if not reach[other] >> at & 1]
         for other in earlier:
             reach[at] |= reach[other] | 1 << other
+        if earlier:
+            notes.append(f"{name} is taken to lie on all that was mounted before it: what it lies on is not understood")
         for other in on_it:
             reach[other] |= reach[at]
         if refused := [found[planned[other]].points[0] for other in on_it if other < at]:

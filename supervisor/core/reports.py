@@ -11,6 +11,7 @@ from typing import ClassVar
 from ...agent.api.errors import Code, from_number
 from ...agent.api.records import Plan
 from ...agent.api.states import FreezeEvent, MountState, Phase, WorkerEvent, WorkerState
+from ...agent.api.text import listed
 from ...agent.worker import messages
 from .freeze import REACT_GRACE, Freeze
 from .participation import Participation
@@ -61,11 +62,16 @@ class FreezeReports:
             transaction.ledger.take(Plan.load(message.plan), expedites=bool(message.expedites))
         except ValueError as error:
             return f"Plan: {error}"
-        for note in transaction.ledger.plan.notes:
-            turn.log("notice", f"freeze {transaction.id}: {note}")
+        self._log_notes(turn, transaction.id, transaction.ledger.plan)
         if worker.alive and self._freeze.expects(FreezeEvent.VETOED):
             self._participation.planned(turn)
         return ""
+
+    def _log_notes(self, turn: Turn, freeze: int, plan: Plan) -> None:
+        for note in plan.notes:
+            turn.log("notice", f"freeze {freeze}: {note}")
+        if left := [f"{one.mountpoint} ({one.reason})" for one in plan.left_out if one.strict_error]:
+            turn.log("notice", f"freeze {freeze}: left out, which strict would refuse: {listed(left)}")
 
     def _receive_synced(self, turn: Turn, worker: Worker, _synced: messages.Synced) -> str:
         transaction = self._freeze.current

@@ -139,6 +139,13 @@ def test_words_tell_what_is_not_named() -> None:
     assert ", 5992 more\n" in said
 
 
+def test_words_have_the_notes() -> None:
+    note = "/x (nbd0) is taken to lie on all"
+    found = Plan(plan_of(1).mounts, (), (note,))
+    assert f"note: {note}" in list(text.plan_lines(found))
+    assert f"note: {note}\n" in main.describe(found)
+
+
 def test_the_supervisor_does_not_notice_how_many_there_are() -> None:
     def work(count: int) -> int:
         dumped = bounds.bounded(plan(*binds(count), *hostile(count // 10))).dump()
@@ -190,6 +197,14 @@ def test_notes_are_logged_once_a_freeze() -> None:
     drive.sync(worker, 1)
     drive.freezes(worker, 0)
     assert len(drive.logged("/a is not taken")) == 1
+
+
+def test_what_strict_would_refuse_is_logged_though_nobody_asked() -> None:
+    left_out = tuple(LeftOut(f"/srv/{i}", device=f"8:{i}", reason="damaged", strict_error=i < 9) for i in range(20))
+    drive, _ = taken(bounds.bounded(Plan(plan_of(1).mounts, left_out)))
+    (line,) = drive.logged("freeze 1: left")
+    assert line.startswith("freeze 1: left out, which strict would refuse: /srv/0 (damaged), /srv/1 (damaged), ")
+    assert line.endswith(", 4 more")
 
 
 def test_notes_are_bounded() -> None:

@@ -759,7 +759,10 @@ def test_what_lies_on_the_unknown_is_not_taken_to_be_under_it_and_that_is_noted(
         [EARLY, mount("7:0", "/on-it"), mount("43:0", "/x")], [UNKNOWN, BlockDevice("loop0", "7:0", file_on="43:0")]
     )
     assert lies_on(found) == {"/on-it": {"/", "/early", "/x"}, "/x": {"/", "/early"}, "/": set(), "/early": set()}
-    assert found.notes == ("/x is not taken to lie on /on-it: mounted before it, but known to lie on it",)
+    assert found.notes == (
+        "/x (nbd0) is taken to lie on all that was mounted before it: what it lies on is not understood",
+        "/x is not taken to lie on /on-it: mounted before it, but known to lie on it",
+    )
 
 
 def test_ext4_lies_on_its_journal_too() -> None:
@@ -961,7 +964,12 @@ def test_nothing_freezes_beside_or_after_what_it_lies_on(stack: Any) -> None:
             assert level[upper] < level[lower]
         if upper in unknown:
             assert all(level[upper] < level[lower] for lower in level if at[lower] < at[upper])
-    assert found.notes == (), "what lies on it was mounted later"
+    assert not any("not taken" in note for note in found.notes), "what lies on it was mounted later"
+    noted = [note.partition(" ")[0] for note in found.notes]
+    by_number = {m.device: m.mountpoint for m in found.mounts}
+    assert set(noted) >= {
+        by_number[number] for number in unknown & level.keys() if any(at[o] < at[number] for o in level)
+    }
 
 
 def test_it_is_quick_enough() -> None:
