@@ -274,8 +274,7 @@ WORKER_TABLE: Mapping[tuple[WorkerState, WorkerEvent], tuple[WorkerState, str]] 
     **{(s, e): (_W.KILLED, _KILL) for s in (_W.SPAWNED, _W.RUNNING, _W.HOLDING) for e in (_V.LIMIT, _V.CANCELLED)},
     **{(s, _V.RUBBISH): (_W.KILLED, _KILL) for s in (_W.SPAWNED, _W.RUNNING, _W.HOLDING, _W.REPORTED)},
     (_W.REPORTED, _V.GRACE): (_W.KILLED, "SIGKILL"),
-    (_W.RUNNING, _V.IN_KERNEL): (_W.STUCK, _LEFT),
-    (_W.HOLDING, _V.IN_KERNEL): (_W.STUCK, _LEFT),
+    **{(s, _V.IN_KERNEL): (_W.STUCK, _LEFT) for s in (_W.SPAWNED, _W.RUNNING, _W.HOLDING)},
     (_W.STUCK, _V.LIMIT): (_W.KILLED, "it left the kernel and does not end"),
     (_W.KILLED, _V.GRACE): (_W.STUCK, "title and log name the mount it is stuck on"),
     **{  # ADR 0004: late reports are noted, not defects

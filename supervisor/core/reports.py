@@ -50,7 +50,7 @@ class FreezeReports:
             where = ledger.marks[step.mount].mount.mountpoint
             self._freeze.take(turn, FreezeEvent.FOUND_THAWED, f"someone else had thawed {where}")
         self._workers.describe(worker, ledger.doing if worker.alive else ledger.doing())
-        if state is MountState.FAILED and worker.state is WorkerState.STUCK:
+        if worker.state is WorkerState.STUCK and step.mount in ledger.to_thaw:
             self._freeze.changed(turn)  # stuck on another file system, it will not try this one again
         return ""
 
@@ -195,7 +195,7 @@ class FreezeReports:
         in_kernel = process_state in (IN_D, UNKNOWN)
         if in_kernel and worker.state is WorkerState.STUCK:
             self._workers.arm(turn, worker, LOOK_AGAIN)
-        elif not in_kernel or worker.state is WorkerState.SPAWNED:
+        elif not in_kernel:
             self._freeze.kill(turn, worker, f"the thaw limit of {worker.limit:g} s passed")
         else:
             # ADR 0015: SIGKILL inside FITHAW would not end it sooner, and does harm.

@@ -96,20 +96,20 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
         Edit(reports.FreezeReports._receive_thawing, "thawing.at > ", "thawing.at >= "),
     ),
     "news is forgotten when it is not asked for at once": (
-        Edit(freeze.Freeze._do_settle, "and fault is not None", "and False"),
+        Edit(news.News.settle, "and fault is not None", "and False"),
     ),
     "a journal with a fault is removed before that is told": (
         Edit(news.News.keep, "if self.unreported:", "if False:"),
     ),
     "success is told before the journal is removed": (
-        Edit(freeze.Freeze._do_settle, "if fault is None and not self.news.unreported:", "if False:"),
-        Edit(freeze.Freeze._do_settle, "if fault is not None or news:", "if True:"),
+        Edit(news.News.settle, "if fault is None and not self.unreported:", "if False:"),
+        Edit(news.News.settle, "if fault is not None or news:", "if True:"),
     ),
     "what lies on one whose thaw was refused is tried all the same": (
         Edit(script.FileSystems.thaw, "for fs in self.refused()", "for fs in ()"),
     ),
     "what a stuck keeper could not thaw waits for it": (
-        Edit(reports.FreezeReports._receive_step, "if state is MountState.FAILED and", "if False and"),
+        Edit(reports.FreezeReports._receive_step, "if worker.state is", "if False and worker.state is"),
     ),
     "the keeper's own end of the hold is in time if the thaw was asked later": (
         Edit(reports.FreezeReports._receive_thawing, "thawing.at > transaction.thaw_asked_at", "True"),

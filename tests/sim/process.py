@@ -81,7 +81,7 @@ class Process:
         self.held: frozenset[int] = frozenset()
         self.hold_until = 0.0
         self.granted: set[float] = set()
-        self.thaws = self.distrusted = False
+        self.thaws = self.distrusted = self.killed_by_others = False
         self.stopped = False
         self.ended = 0
         self.signal = 0

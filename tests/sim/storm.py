@@ -113,10 +113,13 @@ def _signal(world: World, whom: str, number: int) -> bool:
         one.stopped = True
     elif number == signal.SIGCONT:
         one.stopped = False
-    elif number == signal.SIGTERM:
-        one.terminate()
     else:
-        one.kill()
+        before = one.killed
+        if number == signal.SIGTERM:
+            one.terminate()
+        else:
+            one.kill()
+        one.killed_by_others |= one.killed and not before
     return True
 
 

@@ -184,6 +184,37 @@ def test_what_a_stuck_keeper_could_not_thaw_is_thawed_while_it_hangs_on_another(
     ended(drive, "thawed")
 
 
+def test_what_a_stuck_thaw_worker_found_not_frozen_is_tried_again_while_it_hangs(drive: Drive) -> None:
+    _, worker = played(drive, "freezing", 2)
+    thaw = drive.ask("va.fsthaw")
+    thawer = drive.newest
+    drive.in_kernel |= {worker, thawer}
+    drive.wait(11)
+    thaw.refused(Code.FAILED, "/srv/0", "/srv/1")
+    drive.report(thawer, messages.Started(1))
+    drive.undo(thawer, 0, refused=errno.EINVAL)
+    assert drive.newest > thawer, "the freeze worker may have frozen it since, and hangs on the other"
+    assert drive.suspected(drive.newest) == {0}
+    drive.compensates()
+    drive.in_kernel.clear()
+    drive.undo(thawer, 1)
+    drive.report(thawer, messages.Done(2))
+    drive.exit(thawer)
+    settled(drive, worker)
+    ended(drive, "cancelled")
+
+
+def test_a_thaw_worker_that_was_not_heard_yet_is_left_alone_in_the_kernel(drive: Drive) -> None:
+    """Killed, it would not thaw the others that it was forked for, and they would wait for its disk, too."""
+    thawer = keeper_died(drive, 2)
+    drive.in_kernel.add(thawer)
+    drive.wait(11)
+    assert thawer not in drive.killed
+    assert drive.state is FreezeState.ERROR
+    drive.compensates(thawer)
+    ended(drive, "broken", tells=["SIGKILL"])
+
+
 def test_only_what_is_not_proved_thawed_is_tried_again(drive: Drive) -> None:
     drive.compensates(keeper_died(drive, 3), {1: errno.EIO})
     drive.wait(1)

@@ -114,7 +114,7 @@ HOLDING                    HELD THAWING STEP PROGRESS   HOLDING
 RUNNING                    ACQUIRED                         HOLDING
 HOLDING                    REPLIED DECLINED RELEASABLE       HOLDING
 SPAWNED RUNNING HOLDING REPORTED   RUBBISH              KILLED
-RUNNING HOLDING            IN_KERNEL                    STUCK
+SPAWNED RUNNING HOLDING    IN_KERNEL                    STUCK
 STUCK                      LIMIT                        KILLED
 KILLED                     {_REPORTS}                   KILLED
 STUCK                      {_REPORTS}                   STUCK
