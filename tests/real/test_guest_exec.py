@@ -146,15 +146,15 @@ def test_the_path(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     script.write_text("#!/bin/sh\necho $0\n")
     ran = {"exitcode": 0, "out-data": f"{script}\n".encode(), "out-truncated": False}
     not_there = "Failed to execute child process \u201ctool\u201d"
-    with refused(rf"{not_there} \(No such file or directory\)$"):
+    with refused(rf"{not_there} \(No such file or directory\)"):
         start("tool")
-    with refused(rf"{not_there} \(Permission denied\)$"):
+    with refused(rf"{not_there} \(Permission denied\)"):
         start("tool", env=[f"PATH=/nope:{tmp_path}"])
     script.chmod(0o755)
     assert outcome(start("tool", env=[f"PATH=/nope:{tmp_path}"], capture=True)) == ran
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert outcome(start("tool", env=["A=1"], capture=True)) == ran
-    with refused(rf"{not_there} \(No such file or directory\)$"):
+    with refused(rf"{not_there} \(No such file or directory\)"):
         start("tool", env=["PATH=/nope"])
 
 
@@ -170,9 +170,9 @@ def test_the_path(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 )
 def test_what_cannot_be_executed(path: str, why: str, start: Start) -> None:
     said = f"Failed to execute child process \u201c{path}\u201d \\({why}\\)"
-    with refused(f"^{said}$"):
+    with refused(f"{said}"):
         start(path, "x")
-    with refused(f"^Guest agent command failed, error was '{said}'$"):
+    with refused(f"Guest agent command failed, error was '{said}'"):
         start(path, "x", qga=(7, 2))
 
 
@@ -182,7 +182,7 @@ def test_a_script_without_an_interpreter(start: Start, tmp_path: Path) -> None:
     script.chmod(0o755)
     assert outcome(start(str(script), "a $b", capture=True))["out-data"] == f"{script} a $b\n".encode()
     script.write_text("#!/nope\n")
-    with refused(rf"Guest agent .*\u201c{script}\u201d \(No such file or directory\)$"):
+    with refused(rf"Failed to execute child process \u201c{script}\u201d \(No such file or directory\)"):
         start(str(script))
 
 
