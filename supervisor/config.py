@@ -57,6 +57,7 @@ class Config:
     hook_when: str = Step.QUIESCE.value
     writers: str = "all"
     writers_dir: str = taking_part.FOLDER
+    news_limit: float = 60
     exec_limit: float = 86400
     exit_grace: float = 1
     kill_grace: float = 1
@@ -246,6 +247,11 @@ OPTIONS: Mapping[str, Option] = {
         taking_part.to_choice, "WHICH", "all: as configured; try: freeze without those that refuse; none: also no hooks"
     ),
     "writers-dir": Option(_absolute, "DIR", "the files NAME.conf of this folder describe writers"),
+    "news-limit": Option(
+        _limit,
+        "S",
+        "how long after it was first told a broken freeze is told again to every thaw; 0: until the next freeze",
+    ),
     "exec-limit": Option(_limit, "S", "how long a program of guest-exec may run; then SIGTERM, 10 s later SIGKILL"),
     "exit-grace": Option(_over_zero, "S", "how long a worker may live after its report"),
     "kill-grace": Option(_over_zero, "S", "how long after SIGKILL a worker is called stuck"),

@@ -165,7 +165,7 @@ GUEST_ROWS = (
         "inline.fsfreeze_thaw",
         _I,
         _NONE,
-        "Thaw, as va.fsthaw does; tells once if the freeze was broken.",
+        "Thaw, as va.fsthaw does; tells if the last freeze was broken.",
         "number of file systems thawed",
         essential=True,
         blocked_with=("va.fsthaw",),

@@ -123,7 +123,7 @@ _ROWS = (
         "inline.fsthaw",
         _I,
         Disk.NONE,
-        "Thaw, cancel a freeze in progress, or try again in state ERROR; tells once if the freeze was broken.",
+        "Thaw, cancel a freeze in progress, or try again in state ERROR; tells if the last freeze was broken.",
         "number of file systems thawed",
         params=_struct(_WAIT),
         essential=True,

@@ -180,6 +180,10 @@ class CharDevice:
             self._hub.log.add("notice", f"{self.spec}: hung up, unplugged or failed")
             self._look()
 
+    def left_unread(self) -> bool:
+        """Return False: a device does not tell what its host has read."""
+        return False
+
     def drop_unsent(self) -> None:
         """Drop what a terminal has not sent: the next host must not get it, and a close would wait for it."""
         try:

@@ -47,6 +47,8 @@ class Connection:
         self._heard_at = -math.inf
         self._run_until = -math.inf
         self._run_more = 0
+        self._written = 0  # bytes
+        self._receipts: list[tuple[int, int]] = []  # token, and how many bytes are written when its reply is taken
 
     def begins_run(self, now: float) -> bool:
         """Note bytes that are no request; return whether they begin a run of such, of which only that is told."""
@@ -160,13 +162,26 @@ class Connection:
         session = self.session
         try:
             while pending := session.pending():
-                session.wrote(self.transport.send(pending))
+                count = self.transport.send(pending)
+                session.wrote(count)
+                self._written += count
                 if UNREAD in self.patience.until:
                     self.patience.end(UNREAD)
         except BlockingIOError:
             self.patience.begin(UNREAD, now + self._age)
         except OSError:
             self.gone = True
+
+    def expect_receipt(self, token: int) -> None:
+        """Note that this reply, which was sent last, is to be reported when all its bytes are written."""
+        self._receipts.append((token, self._written + self.session.output_size))
+
+    def receipts(self) -> list[int]:
+        """Return the tokens of the replies to be reported that were taken since the last call."""
+        taken = [token for token, end in self._receipts if end <= self._written]
+        if taken:
+            self._receipts = [receipt for receipt in self._receipts if receipt[1] > self._written]
+        return taken
 
     @property
     def over(self) -> bool:

@@ -68,14 +68,17 @@ class Connections:
         self._endpoints[endpoint.spec] = endpoint
         endpoint.serve(self)
 
-    def answer(self, number: int, token: int, value: Any) -> None:
-        """Reply with a value or a Fault, unless the connection has ended."""
+    def answer(self, number: int, token: int, value: Any, *, receipt: bool = False) -> None:
+        """Reply with a value or a Fault, unless the connection has ended; with `receipt`, Taken follows."""
         connection = self._by_id.get(number)
         if connection is None:
             return
         connection.settled(token, self.clock())
         send = connection.session.fault if isinstance(value, Fault) else connection.session.reply
+        before = connection.session.output_size
         self._try(connection, partial(send, token, value))
+        if receipt and connection.session.output_size > before:  # else the host has given up on it
+            connection.expect_receipt(token)
         # What waited for its turn has it now, but must not be taken before what stands in the loop's queue. Where the
         # host is being heard right now, that goes on anyway.
         if connection is not self._pumping:
@@ -228,6 +231,10 @@ class Connections:
         if connection.id not in self._by_id:
             return
         self._try(connection, partial(connection.write, self.clock()))
+        for token in connection.receipts():
+            self._feed(events.Taken(connection.id, token))
+        if connection.id not in self._by_id:
+            return
         self._count_unsent(connection, connection.session.output_size)
         if not connection.over:
             self._try(connection, connection.arm)
@@ -250,11 +257,15 @@ class Connections:
         if connection.session.output_size:
             self._try(connection, transport.drop_unsent)
         asked = self._try(connection, connection.session.give_up)
+        try:
+            unread = transport.left_unread()
+        except OSError:
+            unread = True  # nobody knows, and what is not known was not told
         self._try(connection, transport.finish)
         for event in asked or ():
             self._dispatch(connection, event)  # what it asked is done, though nobody waits for it
         self._end_run(connection)
-        self._feed(events.Disconnected(connection.id))
+        self._feed(events.Disconnected(connection.id, unread))
         self.has_room()
 
     def _try(self, connection: Connection, work: Callable[[], T]) -> T | None:

@@ -7,8 +7,12 @@ its own endpoint, and carries one connection after another. Only these two class
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import select
 import socket
+import struct
+import termios
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -53,6 +57,9 @@ class Transport(Protocol):
 
     def arm(self, *, reading: bool, writing: bool) -> None:
         """Wake the loop for this from now on; with neither, only when the host is gone."""
+
+    def left_unread(self) -> bool:
+        """Return whether the peer is known to have hung up without reading all that it was sent."""
 
     def drop_unsent(self) -> None:
         """Throw away what was written and has not left yet: the connection is over, and nobody else may get it."""
@@ -112,13 +119,13 @@ class Endpoint(Protocol):
 class Socket:
     """A connected socket, with one host."""
 
-    recv: Callable[[int], bytes]
     send: Callable[[memoryview], int]
 
     def __init__(self, sock: socket.socket, peer: Peer, hub: Hub) -> None:
         self.peer = peer
-        self.recv, self.send = sock.recv, sock.send
+        self.send = sock.send
         self._sock = sock
+        self._reset = False
         self._poller = hub.poller
         self._wanted = READ
         self._poller.register(sock.fileno(), HOSTS, READ, partial(hub.ready, self))
@@ -141,6 +148,26 @@ class Socket:
         if wanted != self._wanted:
             self._wanted = wanted
             self._poller.modify(self._sock.fileno(), wanted)
+
+    def recv(self, size: int, /) -> bytes:
+        """Read; return nothing at the end. Raises BlockingIOError, ConnectionError, OSError."""
+        try:
+            return self._sock.recv(size)
+        except ConnectionResetError:
+            self._reset = True
+            raise
+
+    def left_unread(self) -> bool:
+        """Return whether the peer of a unix socket has hung up with bytes unread; of others only their kernel knows.
+
+        Its close throws away what it has not read, so that SIOCOUTQ is 0 then, but leaves ECONNRESET behind. Where it
+        has only shut down, SIOCOUTQ tells (ADR 0028).
+        """
+        sock = self._sock
+        if sock.family != socket.AF_UNIX or not hung_up(sock):
+            return False
+        reset = self._reset or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+        return reset or struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0] > 0
 
     def drop_unsent(self) -> None:
         """Do nothing: what the kernel has taken is for this host, and a close does not wait for it."""

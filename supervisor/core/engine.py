@@ -175,6 +175,10 @@ class Engine:
 
     def _disconnected(self, turn: Turn, event: events.Disconnected) -> None:
         self._pending.abandon(turn, event.connection, None)
+        self._freeze.news.disconnected(turn, event.connection, unread=event.unread)
+
+    def _taken(self, turn: Turn, event: events.Taken) -> None:
+        self._freeze.news.taken(turn, event.connection, event.token)
 
     # -- what the inline handlers may use
 
@@ -182,17 +186,10 @@ class Engine:
         """Return whether the configuration lets hosts call this method."""
         return self._config.allows(method)
 
-    def thaw(self, turn: Turn, call: Call) -> Deferred:
-        """Thaw; or cancel a freeze, retry a thaw, or join one that is in progress."""
-        return self._freeze.thaw(turn, call)
-
-    def hold(self, turn: Turn, call: Call, seconds: float) -> Deferred:
-        """Extend the hold; raise Fault WRONG_STATE if nothing is held."""
-        return self._freeze.hold(turn, call, seconds)
-
-    def state_number(self) -> int:
-        """Return the number of the freeze state."""
-        return int(self._freeze.state)
+    @property
+    def freeze(self) -> Freeze:
+        """The machine of the freeze."""
+        return self._freeze
 
     def status(
         self, turn: Turn, call: Call, since: int | None, wait: float | None, *, brief: bool
@@ -339,7 +336,7 @@ class Engine:
         self._config = config
         self.qga_version, self.qga = config.qga_version, qemu.version(config.qga_version)
         self._workers.configure(config.exit_grace, config.kill_grace)
-        self._freeze.configure(config.hold_limit_max, config.thaw_limit)
+        self._freeze.configure(config.hold_limit_max, config.thaw_limit, config.news_limit)
         self._audit.configure(config.audit_ring)
         self._writers.configure(config.every_writer, config.latches, config.release_limit)
 
@@ -369,6 +366,8 @@ class Engine:
                 self._writers.due(turn, name)
             case ("core", "poll", int(number)):
                 self._pending.poll_due(turn, number)
+            case ("core", "news"):
+                self._freeze.news.due(turn)
             case key:
                 assert key == RETRY, f"unknown deadline {key!r}"
                 self._freeze.changed(turn)
@@ -419,6 +418,7 @@ class Engine:
         events.Malformed: _malformed,
         events.GivenUp: _given_up,
         events.NewsCut: _news_cut,
+        events.Taken: _taken,
         events.Disconnected: _disconnected,
         events.Reported: _reported,
         events.RubbishReported: _rubbish_reported,

@@ -67,10 +67,19 @@ class NewsCut:
 
 
 @dataclass(frozen=True, slots=True)
-class Disconnected:
-    """The connection is closed; none of its replies will be read."""
+class Taken:
+    """All bytes of a reply that was sent with `receipt` were taken by the transport."""
 
     connection: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection is closed; none of its replies will be read. `unread`: the host left some that it had taken."""
+
+    connection: int
+    unread: bool = False
 
 
 @dataclass(slots=True)
@@ -150,7 +159,8 @@ class JournalFound:
     """An earlier supervisor left a journal: what it planned to freeze, and what was not reported to a host yet.
 
     `orphan` is pid and start time of its freeze worker if that lives, else (0, 0). `expedites`: it may have left
-    grace periods expedited.
+    grace periods expedited. `told_at` is the second of the loop's clock at which `unreported` was first told, 0 if
+    it was not.
     """
 
     freeze: int
@@ -158,6 +168,7 @@ class JournalFound:
     unreported: str
     orphan: tuple[int, int] = (0, 0)
     expedites: bool = False
+    told_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -201,6 +212,7 @@ Event = (
     | Malformed
     | GivenUp
     | NewsCut
+    | Taken
     | Disconnected
     | Spawned
     | SpawnFailed
@@ -271,11 +283,12 @@ class Tell:
 
 @dataclass(slots=True)
 class Answer:
-    """Reply to a request with a value, a status record, or a fault."""
+    """Reply to a request with a value, a status record, or a fault; with `receipt` it draws Taken when that is so."""
 
     connection: int
     token: int
     value: Any | Fault
+    receipt: bool = False
 
 
 @dataclass(slots=True)

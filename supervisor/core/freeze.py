@@ -40,7 +40,6 @@ from .writers import BAD, GOOD, Writers
 
 REACT_GRACE = 2.0  # seconds until the keeper must have said that it thaws; then it is considered stopped
 NOTHING_FROZEN = "nothing was frozen"
-HOLDS_MAX = 64  # calls of va.fshold that may wait, so that the control pipe cannot fill
 
 
 class Cause(NamedTuple):
@@ -72,15 +71,16 @@ class Freeze:
         self.changes = 0
         self.transaction: Transaction | None = None
         self.last: Last | None = None
-        self.news = News(pending)
+        self.news = News(pending, self._keep_news)
         self.releasing = False
         self._ends = False
         self._last_id = 0
         self._undo = Compensation(workers)
         self._hold_max = self.thaw_limit = 0.0
 
-    def configure(self, hold_max: float, thaw_limit: float) -> None:
-        """Set the longest hold that a host may ask for, and how many seconds a thaw may take."""
+    def configure(self, hold_max: float, thaw_limit: float, news_limit: float) -> None:
+        """Set the longest hold that a host may ask for, how long a thaw may take, and how long news are told again."""
+        self.news.configure(news_limit)
         self._hold_max, self.thaw_limit = hold_max, thaw_limit
         self._undo.configure(thaw_limit)
 
@@ -177,7 +177,7 @@ class Freeze:
     def thaw(self, turn: Turn, call: Call) -> Deferred:
         """Thaw; or cancel a freeze, retry a thaw, join one that is in progress, or answer if there is nothing to thaw.
 
-        Answers FREEZE_BROKEN, once, if the last freeze was broken and that was not reported yet.
+        Answers FREEZE_BROKEN if the last freeze was broken, until that was told for long enough (news.py).
         """
         self.news.wait_for_thaw(call.id)
         if not self.thawed:
@@ -191,12 +191,7 @@ class Freeze:
         if not self.expects(FreezeEvent.HOLD_ASKED):
             raise Fault(Code.WRONG_STATE, f"va.fshold needs state FROZEN, the state is {self.state.name}")
         transaction = self.current
-        if seconds <= 0:
-            raise Fault(Code.PARAMS, "va.fshold: seconds is 0, expected more; to thaw call va.fsthaw")
-        if len(transaction.hold_callers) >= HOLDS_MAX:
-            raise Fault(Code.BUSY, f"va.fshold: {HOLDS_MAX} calls wait for the keeper already")
-        until = turn.now + (min(seconds, self._hold_max) if self._hold_max else seconds)
-        transaction.hold_callers.append((call.id, until))
+        until = transaction.ask_hold(call.id, turn.now, seconds, self._hold_max)
         turn.tell(transaction.ledger.freezer, messages.Hold(until))
         return DEFERRED  # ADR 0011: only the keeper knows that it still holds
 
@@ -208,7 +203,7 @@ class Freeze:
         """Thaw what the journal of an earlier supervisor names, and report that to the next fsthaw."""
         self._last_id = found.freeze
         if not found.plan.mounts:
-            self.news.add(found.unreported)
+            self.news.add(turn, found.unreported, found.told_at)
             self.last = Last(found.freeze, Outcome.BROKEN.value, False, 0.0, 0.0, found.unreported, -1.0)
             return
         orphan = self._workers.adopt(turn, RPCS["va.fsfreeze"], found.orphan).id if found.orphan[0] else 0
@@ -217,6 +212,10 @@ class Freeze:
         broken = Fault(Code.FREEZE_BROKEN, found.unreported)
         self.transaction = Transaction(found.freeze, options, ledger, outcome=Outcome.BROKEN, fault=broken)
         self.take(turn, FreezeEvent.JOURNAL, found.unreported)
+
+    def _keep_news(self, turn: Turn) -> None:
+        if self.thawed and not self.releasing:  # else the journal is that of a freeze, and names the news, too
+            self.news.keep(turn, self._last_id)
 
     # -- its workers
 
@@ -369,7 +368,7 @@ class Freeze:
         left = ledger.named(ledger.suspects)
         still = f"{cause.why}; not yet thawed: {left or 'nothing, but a worker may still freeze'}; trying again"
         fault = transaction.fault
-        if fault is not None and self._pending.answer(
+        if fault is not None and self.news.tell_caller(
             turn, transaction.caller, Fault(fault.code, f"{fault.text}; {still}")
         ):
             transaction.caller = None
@@ -403,9 +402,7 @@ class Freeze:
 
     def _do_answer_thaw(self, turn: Turn, _cause: Cause) -> None:
         if not self.releasing:  # else answered when the writers are let go
-            news = self.news.unreported
-            if self.news.tell(turn, 0) and news:
-                turn.no_journal()
+            self.news.tell(turn, 0)
 
     _ACTIONS: ClassVar[Mapping[str, Callable[[Freeze, Turn, Cause], None]]] = {
         "nothing": _do_nothing,

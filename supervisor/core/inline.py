@@ -69,24 +69,24 @@ def fsfreeze_status(engine: Engine, _turn: Turn, call: Call, _args: dict[str, An
 
 def fsfreeze_thaw(engine: Engine, turn: Turn, call: Call, _args: dict[str, Any]) -> int | Deferred:
     """Thaw, as va.fsthaw does."""
-    return engine.thaw(turn, call)
+    return engine.freeze.thaw(turn, call)
 
 
 def fsthaw(engine: Engine, turn: Turn, call: Call, _args: dict[str, Any]) -> int | Deferred:
     """Thaw; or cancel a freeze, retry a thaw, or join one that is in progress."""
-    return engine.thaw(turn, call)
+    return engine.freeze.thaw(turn, call)
 
 
 def fshold(engine: Engine, turn: Turn, call: Call, args: dict[str, Any]) -> Deferred:
     """Extend the hold."""
-    return engine.hold(turn, call, args["seconds"])
+    return engine.freeze.hold(turn, call, args["seconds"])
 
 
 def fsstatus(engine: Engine, turn: Turn, call: Call, args: dict[str, Any]) -> Any:
     """Return the number of the state; the status record if a struct was given."""
     options = args["options"]
     if options is None:
-        return engine.state_number()
+        return int(engine.freeze.state)
     return engine.status(turn, call, options["since"], options["wait"], brief=bool(options["brief"]))
 
 

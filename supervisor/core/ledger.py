@@ -230,6 +230,8 @@ class Ledger:
         return journal(freeze, self.plan, unreported, expedites=self.expedites)
 
 
-def journal(freeze: int, plan: Plan, unreported: str, *, expedites: bool = False) -> dict[str, Any]:
-    """Return the record of a freeze for the journal."""
-    return {"freeze": freeze, "plan": plan.dump(), "untold": unreported, "expedites": expedites}
+def journal(
+    freeze: int, plan: Plan, unreported: str, *, expedites: bool = False, told_at: float = 0.0
+) -> dict[str, Any]:
+    """Return the record of a freeze for the journal; `told_at` is when `unreported` was first told, 0 if it was not."""
+    return {"freeze": freeze, "plan": plan.dump(), "untold": unreported, "expedites": expedites, "told_at": told_at}

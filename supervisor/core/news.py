@@ -1,80 +1,200 @@
-"""The hosts that wait for a thaw, and the news of a broken freeze that no host was told yet (ADR 0006). Pure."""
+"""The hosts that wait for a thaw, and the news of freezes that went wrong. Pure.
+
+A broken freeze is told to every fsthaw until a later freeze is FROZEN, at the longest `news-limit` seconds after it was
+first told (ADR 0006). Told means that the host has taken the reply (`events.Taken`), and has not then closed the
+connection with bytes unread. How a freeze failed is told to the host that asked for it; only if that one does not take
+it does it become news.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from ...agent.api.errors import Code, Fault
 from ...agent.api.states import Outcome
 from .ledger import NO_PLAN, journal
-from .pending import Pending
+from .pending import Call, Pending
+from .timing import OWNER
 from .transaction import Transaction
 from .turn import Turn
 
+NEWS = (OWNER, "news")  # the deadline at which something that was told may be forgotten
+NEWS_MAX = 16
+Reply = tuple[int, int]  # connection and token
+
+
+@dataclass(slots=True)
+class Item:
+    """One thing to be told. Times are seconds of the loop's clock; 0 means not yet.
+
+    `by` are the open connections on which it was taken; `surely`: it was taken on one that has ended well. `owed`: it
+    is the answer of a host that asked for that freeze, which need not be told to anybody else once that has taken it.
+    """
+
+    text: str
+    owed: bool = False
+    by: set[int] = field(default_factory=set)
+    surely: bool = False
+    told_at: float = 0.0
+
+    @property
+    def told(self) -> bool:
+        """Whether somebody has taken it."""
+        return self.surely or bool(self.by)
+
 
 class News:
-    """The calls that wait for a thaw. `unreported` is what the next fsthaw must be told, "" if there is nothing."""
+    """The calls that wait for a thaw, and what hosts that thaw are to be told.
 
-    def __init__(self, pending: Pending) -> None:
+    `on_change` is called when what the journal must hold has changed by itself.
+    """
+
+    def __init__(self, pending: Pending, on_change: Callable[[Turn], None]) -> None:
         self._pending = pending
+        self._on_change = on_change
         self._thaw_callers: list[int] = []
-        self.unreported = ""
+        self._items: list[Item] = []
+        self._on_its_way: dict[Reply, list[Item]] = {}
+        self._limit = 0.0
 
-    def add(self, more: str) -> None:
-        """Remember this, too, for the next fsthaw."""
-        self.unreported = self.with_unreported(more)
-
-    def with_unreported(self, more: str) -> str:
-        """Return what is unreported, and `more`."""
-        return "; ".join(filter(None, (self.unreported, more)))
+    def configure(self, limit: float) -> None:
+        """Set for how many seconds after it was first told something is told again; 0 means no limit."""
+        self._limit = limit
 
     def wait_for_thaw(self, call: int) -> None:
         """Let the call wait for the end of a thaw."""
         self._thaw_callers = [*filter(self._pending.waits, self._thaw_callers), call]
 
-    def answer(self, turn: Turn, value: int | Fault) -> bool:
-        """Answer those who wait for a thaw; return whether anybody did."""
-        callers, self._thaw_callers = self._thaw_callers, []
-        return sum(self._pending.answer(turn, number, value) for number in callers) > 0  # not any(): all are answered
+    # -- what there is to tell
 
-    def tell(self, turn: Turn, otherwise: int, more: str = "") -> bool:
-        """Answer those who wait for a thaw: with the news and `more` if there is any; return whether anybody waited.
+    @property
+    def _open(self) -> list[Item]:
+        return [item for item in self._items if not item.owed]
 
-        ADR 0006: answered first and forgotten then, so that a death in between reports it twice rather than never.
-        """
-        news = self.with_unreported(more)
-        told = self.answer(turn, Fault(Code.FREEZE_BROKEN, news) if news else otherwise)
-        if told:
-            self.unreported = ""
-        return told
+    def with_unreported(self, more: str) -> str:
+        """Return what is to be told, and `more`, as one text; that is for the journal."""
+        untaken = [item for item in self._items if not (item.owed and item.told)]
+        return "; ".join(filter(None, (*(item.text for item in untaken), more)))
 
-    def settle(self, turn: Turn, transaction: Transaction) -> None:
-        """Tell how a freeze ended: its caller and those who wait for a thaw, or else the next fsthaw."""
-        fault = transaction.final_fault
-        # Before a success is answered, nothing on disk may contradict it; a fault stays there until it is answered.
-        if fault is None and not self.unreported:
-            self.keep(turn, transaction.id)
-        reported = self._pending.answer(turn, transaction.caller, fault or 0) or transaction.reported
-        cancelled = transaction.outcome is Outcome.CANCELLED
-        mine = fault.text if fault is not None and not reported and not cancelled else ""
-        news = self.with_unreported(mine)
-        if (
-            not self.tell(turn, transaction.thawed_count, mine)
-            and fault is not None
-            and not reported
-            and not (cancelled and transaction.thaw_asked_at)
-        ):
-            self.add(fault.text)
-        if fault is not None or news:
-            self.keep(turn, transaction.id)
+    def add(self, turn: Turn, text: str, told_at: float = 0.0) -> Item:
+        """Remember this for whoever thaws; `told_at` is when an earlier supervisor first told it."""
+        item = Item(text, surely=told_at > 0, told_at=told_at)
+        self._items.append(item)
+        self._arm(turn)
+        if len(self._items) > NEWS_MAX:
+            self._forget(turn, self._items[:1])
+        return item
 
     def drop(self, turn: Turn) -> None:
         """Forget the news: from now on a thaw that is asked for is the thaw of a later freeze (ADR 0006)."""
-        if self.unreported:
-            turn.log("warning", f"nobody was told: {self.unreported}")
-            self.unreported = ""
+        self._forget(turn, list(self._items))
+
+    def _forget(self, turn: Turn, items: list[Item]) -> None:
+        for item in items:
+            if not item.told:
+                turn.log("warning", f"nobody was told: {item.text}")
+            self._items.remove(item)
+        self._arm(turn)
 
     def keep(self, turn: Turn, freeze: int) -> None:
-        """Leave in the journal only what was not reported (ADR 0006): nothing is frozen now."""
-        if self.unreported:
-            turn.journal(freeze, 0, journal(freeze, NO_PLAN, self.unreported))
+        """Leave in the journal only what is to be told (ADR 0006): nothing is frozen now."""
+        if text := self.with_unreported(""):
+            first = min(item.told_at for item in self._items if not (item.owed and item.told))
+            turn.journal(freeze, 0, journal(freeze, NO_PLAN, text, told_at=first))
         else:
             turn.no_journal()
+
+    # -- telling
+
+    def answer(self, turn: Turn, value: int | Fault) -> None:
+        """Answer those who wait for a thaw."""
+        for call in self._take_callers():
+            self._pending.answer(turn, call.id, value)
+
+    def tell(self, turn: Turn, otherwise: int) -> None:
+        """Answer those who wait for a thaw: with the news if there is any."""
+        for call in self._take_callers():
+            self._send(turn, call, self._open, otherwise)
+
+    def tell_caller(self, turn: Turn, number: int | None, fault: Fault) -> bool:
+        """Answer the host that asked for the freeze how it failed; return whether it still waited."""
+        call = self._pending.get(number)
+        if call is None:
+            return False
+        item = self.add(turn, fault.text)
+        item.owed = True
+        self._on_its_way[call.reply] = [item]
+        self._pending.answer(turn, call.id, fault, receipt=True)
+        return True
+
+    def _take_callers(self) -> list[Call]:
+        callers, self._thaw_callers = self._thaw_callers, []
+        return [call for call in map(self._pending.get, callers) if call is not None]
+
+    def _send(self, turn: Turn, call: Call, items: list[Item], otherwise: int) -> None:
+        if not items:
+            self._pending.answer(turn, call.id, otherwise)
+            return
+        self._on_its_way[call.reply] = list(items)
+        text = "; ".join(item.text for item in items)
+        self._pending.answer(turn, call.id, Fault(Code.FREEZE_BROKEN, text), receipt=True)
+
+    def settle(self, turn: Turn, transaction: Transaction) -> None:
+        """Tell how a freeze ended: its caller and those who wait for a thaw, or else each thaw that comes."""
+        fault = transaction.final_fault
+        if fault is None:
+            # Before a success is answered, nothing on disk may contradict it; a fault stays there until it is told.
+            self.keep(turn, transaction.id)
+            self._pending.answer(turn, transaction.caller, 0)
+        else:
+            reported = self.tell_caller(turn, transaction.caller, fault) or transaction.reported
+            wanted = transaction.outcome is Outcome.CANCELLED and transaction.thaw_asked_at
+            if not reported and not wanted:
+                self.add(turn, fault.text)
+        self.tell(turn, transaction.thawed_count)
+        if fault is not None:
+            self.keep(turn, transaction.id)
+
+    # -- what became of it
+
+    def taken(self, turn: Turn, connection: int, token: int) -> None:
+        """Take note that the host has taken that reply."""
+        items = self._on_its_way.pop((connection, token), [])
+        first = [item for item in items if not item.told_at]
+        for item in items:
+            item.by.add(connection)
+            item.told_at = item.told_at or turn.now
+        self._arm(turn)
+        if first:
+            self._on_change(turn)
+
+    def disconnected(self, turn: Turn, connection: int, *, unread: bool) -> None:
+        """Take note that the connection has ended, with replies unread or not."""
+        before = [item.told_at for item in self._items]
+        for reply in [reply for reply in self._on_its_way if reply[0] == connection]:
+            for item in self._on_its_way.pop(reply):
+                item.owed = False
+        for item in self._items:
+            if connection in item.by:
+                item.by.discard(connection)
+                item.surely |= not unread
+                if not item.told:
+                    item.told_at, item.owed = 0.0, False
+        self._items = [item for item in self._items if not (item.owed and item.surely)]
+        self._arm(turn)
+        if before != [item.told_at for item in self._items]:
+            self._on_change(turn)
+
+    def due(self, turn: Turn) -> None:
+        """Forget what was first told long enough ago."""
+        self._items = [item for item in self._items if not (item.told_at and item.told_at + self._limit <= turn.now)]
+        self._arm(turn)
+        self._on_change(turn)
+
+    def _arm(self, turn: Turn) -> None:
+        first = min((item.told_at for item in self._items if item.told_at), default=0.0)
+        if first and self._limit:
+            turn.arm(NEWS, max(first + self._limit - turn.now, 1e-3))
+        else:
+            turn.cancel(NEWS)

@@ -45,6 +45,11 @@ class Call:
     at: float
     worker: int | None = None
 
+    @property
+    def reply(self) -> tuple[int, int]:
+        """Where its answer goes: connection and token."""
+        return self.request.connection, self.request.token
+
 
 class Pending:
     """The open calls by number. `status` returns the present record. Each call that ends gets an audit record."""
@@ -78,6 +83,10 @@ class Pending:
         """Return whether somebody still waits for the answer to this call."""
         return number in self._open
 
+    def get(self, number: int | None) -> Call | None:
+        """Return the call if somebody still waits for its answer."""
+        return self._open.get(number) if number is not None else None
+
     def runs_in(self, call: Call, worker: int) -> None:
         """Take note that this worker was forked, or asked, for the call."""
         call.worker = worker
@@ -87,12 +96,12 @@ class Pending:
         if call.id in self._open:
             turn.arm(("core", "call", call.id), seconds)
 
-    def answer(self, turn: Turn, number: int | None, value: Any | Fault) -> bool:
-        """Answer the call; return whether somebody waited for it."""
+    def answer(self, turn: Turn, number: int | None, value: Any | Fault, *, receipt: bool = False) -> bool:
+        """Answer the call, with a receipt or not; return whether somebody waited for it."""
         call = self._close(turn, number)
         if call is None:
             return False
-        turn.answer(call.request.connection, call.request.token, value)
+        turn.answer(call.request.connection, call.request.token, value, receipt=receipt)
         fault = value if isinstance(value, Fault) else None
         self._record(turn, call, "fault" if fault else "done", fault)
         return True

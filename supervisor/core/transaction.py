@@ -11,6 +11,7 @@ from ...agent.api.states import Outcome
 from ...agent.worker import messages
 from .ledger import Ledger
 
+HOLDS_MAX = 64  # calls of va.fshold that may wait, so that the control pipe cannot fill
 _SAY_WHAT_WAS_UNDONE = (Code.OVERRUN, Code.WORKER_DIED, Code.FREEZE_BROKEN, Code.VETOED)
 
 
@@ -54,6 +55,19 @@ class Transaction:
     def note_held(self, frozen: messages.Frozen) -> None:
         """Take note that the worker holds all that is frozen; that is answered when the writers have confirmed."""
         self.holds, self.hold_ends = frozen, float(frozen.until)
+
+    def ask_hold(self, call: int, now: float, seconds: float, most: float) -> float:
+        """Note that a call asks to hold `seconds` from now, at most `most` (0: no limit); return until when.
+
+        Raises Fault PARAMS for no seconds, and BUSY if too many calls wait for the keeper.
+        """
+        if seconds <= 0:
+            raise Fault(Code.PARAMS, "va.fshold: seconds is 0, expected more; to thaw call va.fsthaw")
+        if len(self.hold_callers) >= HOLDS_MAX:
+            raise Fault(Code.BUSY, f"va.fshold: {HOLDS_MAX} calls wait for the keeper already")
+        until = now + (min(seconds, most) if most else seconds)
+        self.hold_callers.append((call, until))
+        return until
 
     @property
     def thawed_count(self) -> int:

@@ -25,9 +25,9 @@ class Turn:
         self.effects: list[events.Effect] = []
         self._deadlines = deadlines
 
-    def answer(self, connection: int, token: int, value: Any | Fault) -> None:
-        """Reply to a request."""
-        self.effects.append(events.Answer(connection, token, value))
+    def answer(self, connection: int, token: int, value: Any | Fault, *, receipt: bool = False) -> None:
+        """Reply to a request; `receipt` asks to be told when the host has taken it."""
+        self.effects.append(events.Answer(connection, token, value, receipt))
 
     def spawn(self, worker: int, row: Rpc, args: dict[str, Any], lifeline: events.Lifeline | None = None) -> None:
         """Fork a worker."""

@@ -78,7 +78,7 @@ class Effects:
         value = answer.value
         if isinstance(value, Status):
             value = status.dump(value, self._processes.state, self._connections.troubles.count)
-        self._connections.answer(answer.connection, answer.token, value)
+        self._connections.answer(answer.connection, answer.token, value, receipt=answer.receipt)
 
     def _set_title(self, title: events.SetTitle) -> None:
         text = printable(title.text)

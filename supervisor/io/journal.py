@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import stat
 import time
@@ -173,7 +174,9 @@ class Journal:
                     return JournalFound(freeze, Plan((), ()), unreported)
                 orphan = (pid, started) if pid > 0 and is_our_worker(pid, started) else (0, 0)
                 whole = Plan.load(plan, exact=False)  # the agent that wrote it may have been of another version
-                return JournalFound(freeze, whole, unreported, orphan, record.get("expedites") is True)
+                told = record.get("told_at")
+                told_at = told if isinstance(told, float) and math.isfinite(told) else 0.0
+                return JournalFound(freeze, whole, unreported, orphan, record.get("expedites") is True, told_at)
         raise ValueError("not a journal")
 
     def keep_handle(self, number: int) -> None:

@@ -21,6 +21,7 @@ from virtagent.supervisor.config import Config
 from virtagent.supervisor.core import events
 from virtagent.supervisor.core.engine import Engine
 from virtagent.supervisor.core.inline import HANDLERS
+from virtagent.supervisor.core.news import NEWS
 from virtagent.supervisor.io.timers import Timers
 
 BEGIN = 1000.0
@@ -37,13 +38,14 @@ def plan_of(count: int) -> Plan:
 
 @dataclass
 class Asked:
-    """A request that was made: what it was answered, if it was."""
+    """A request that was made: what it was answered, if it was. `reads`: the host takes the answer."""
 
     connection: int
     token: int
     method: str
     answers: list[Any] = field(default_factory=list)
     gone: bool = False
+    reads: bool = True
 
     @property
     def answered(self) -> bool:
@@ -134,6 +136,8 @@ class Drive:
                 assert not call.gone, f"{call.method} was answered to a host that is gone"
                 call.answers.append(value)
                 assert len(call.answers) == 1, f"{call.method} was answered twice: {call.answers}"
+                if effect.receipt and call.reads:
+                    return events.Taken(connection, token)
             case events.WriteJournal():
                 if self.journal_error is not None:
                     return events.JournalFailed(effect.freeze, self.journal_error)
@@ -163,9 +167,11 @@ class Drive:
 
     # -- hosts
 
-    def ask(self, method: str, *params: Any, connection: int | None = None, crowded: bool = False) -> Asked:
-        """Make a request, by default on a connection of its own."""
-        return self._ask(method, list(params), connection, crowded=crowded)
+    def ask(
+        self, method: str, *params: Any, connection: int | None = None, crowded: bool = False, reads: bool = True
+    ) -> Asked:
+        """Make a request, by default on a connection of its own; `reads` says whether the host takes the answer."""
+        return self._ask(method, list(params), connection, crowded=crowded, reads=reads)
 
     def ask_by_name(self, method: str, arguments: dict[str, Any], connection: int | None = None) -> Asked:
         """Make a request as JSON does, its arguments by name."""
@@ -183,18 +189,23 @@ class Drive:
         *,
         unheard: bool = False,
         crowded: bool = False,
+        reads: bool = True,
     ) -> Asked:
         token = len(self.asked)
         call = Asked(1000 + token if connection is None else connection, token, method)
-        call.gone = unheard
+        call.gone, call.reads = unheard, reads
         self.asked.append(call)
         asked = events.Requested(call.connection, token, method, params, PEER, 1.7e9, crowded, unheard)
         self.feed(asked)
         return call
 
-    def hang_up(self, call: Asked) -> None:
-        """Have the host of this call disconnect."""
-        self.feed(events.Disconnected(call.connection))
+    def take(self, call: Asked) -> None:
+        """Have the host of this call take its answer, which it had not taken yet."""
+        self.feed(events.Taken(call.connection, call.token))
+
+    def hang_up(self, call: Asked, *, unread: bool = False) -> None:
+        """Have the host of this call disconnect, and leave unread what it had taken or not."""
+        self.feed(events.Disconnected(call.connection, unread))
         for other in self.asked:
             other.gone |= other.connection == call.connection and not other.answered
 
@@ -335,4 +346,9 @@ class Drive:
     def idle(self) -> bool:
         """Return whether all is thawed, nothing runs, nothing is due, and everybody who still listens is answered."""
         waits = [a for a in self.asked if not a.answered and not a.gone]
-        return self.state is FreezeState.THAWED and not self.live and self.timers.nearest() is None and not waits
+        return self.state is FreezeState.THAWED and not self.live and not self.due and not waits
+
+    @property
+    def due(self) -> list[Any]:
+        """The deadlines that are armed, but for the one at which news may be forgotten."""
+        return [key for key in self.timers._armed if key != NEWS]

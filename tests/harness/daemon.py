@@ -26,6 +26,7 @@ from .processes import TESTS, kill, process_state, python, wait_gone
 
 START_SECONDS = 15.0
 STOP_SECONDS = 15.0
+NEWS_LIMIT = 0.2  # seconds for which a daemon here tells a broken freeze again; 60 would be too long to wait for
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -110,6 +111,8 @@ class Daemon:
         self._proxies: list[xmlrpc.client.ServerProxy] = []
         self._sockets: list[socket.socket] = []
         self.command = [program] if program else [sys.executable, "-m", module]
+        if not program:
+            self.command += ["--news-limit", str(NEWS_LIMIT)]
         self.command += ["--channel", f"unix:{self.socket}"]
         self.command += ["--state-dir", str(self.state_dir), *(x for g in globs for x in ("--include", g)), *options]
         notify = self.folder / "notify.sock"

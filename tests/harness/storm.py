@@ -605,12 +605,10 @@ class Storm:
                 self._violation(f"{fs} is frozen")
                 fs.thaw()
             fs.end_probes()
+        until(lambda: self._ask("va.fsthaw").wait(BOUND) == 0, BOUND, "what was told is forgotten")
         files = {path.name for path in self._daemon.state_dir.iterdir()} - {"lock", "journal.new"}
         if files:
             self._violation(f"left in the state folder: {sorted(files)}")
-        again = self._ask("va.fsthaw").wait(BOUND)
-        if again != 0:
-            self._violation(f"all was thawed and told, and a second va.fsthaw answers {again}")
         rest = resting(self.rig, self._daemon)
         sockets = rest.fds.count("socket")
         if sockets > 5:

@@ -96,14 +96,14 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
         Edit(reports.FreezeReports._receive_thawing, "thawing.at > ", "thawing.at >= "),
     ),
     "news is forgotten when it is not asked for at once": (
-        Edit(news.News.settle, "and fault is not None", "and False"),
+        Edit(news.News.settle, "if not reported and not wanted:", "if False:"),
     ),
     "a journal with a fault is removed before that is told": (
-        Edit(news.News.keep, "if self.unreported:", "if False:"),
+        Edit(news.News.keep, 'if text := self.with_unreported(""):', "if False:"),
     ),
     "success is told before the journal is removed": (
-        Edit(news.News.settle, "if fault is None and not self.unreported:", "if False:"),
-        Edit(news.News.settle, "if fault is not None or news:", "if True:"),
+        Edit(news.News.settle, "self.keep(turn, transaction.id)\n            self._pending", "self._pending"),
+        Edit(news.News.settle, "if fault is not None:", "if True:"),
     ),
     "what lies on one whose thaw was refused is tried all the same": (
         Edit(script.FileSystems.thaw, "for fs in self.refused()", "for fs in ()"),
@@ -161,7 +161,7 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
         Edit(pending.Pending.abandon, "self._close(turn, number)", "self._open[number]"),
     ),
     "only the first of those who wait for a thaw is answered": (
-        Edit(news.News.answer, "for number in callers", "for number in callers[:1]"),
+        Edit(news.News._take_callers, "map(self._pending.get, callers)", "map(self._pending.get, callers[:1])"),
     ),
     # the script of the worker
     "FIFREEZE begins before the announcement is read": (

@@ -136,7 +136,7 @@ class Oracle:
             if isinstance(effect, events.WriteJournal) and effect.pid and effect.pid not in self._ids:
                 self._ids[effect.pid] = effect.freeze
                 self._told_good.discard(effect.freeze)  # after a restart numbers may begin again
-        state = engine.state_number()
+        state = int(engine.freeze.state)
         if state != self._state:
             self._world.note(f"        state {FreezeState(state).name}")
             self._world.count(FreezeState(state).name)

@@ -237,8 +237,10 @@ class Supervisor:
         if child is not None and not child.adopted and not child.process.ended:
             child.process.control.append(tell.message)
 
-    def _answer(self, answer: events.Answer) -> None:
+    def _answer(self, answer: events.Answer) -> events.Event | None:
         self.world.answered(answer.connection, answer.token, answer.value)
+        heard = answer.connection in self.world.connections
+        return events.Taken(answer.connection, answer.token) if answer.receipt and heard else None
 
     def _write_journal(self, write: events.WriteJournal) -> events.Event:
         if self.world.journal_fails:

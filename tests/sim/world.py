@@ -178,8 +178,10 @@ class World:
         record = journal.record
         lives = journal.pid > 0 and self.process(journal.pid) is not None
         orphan = (journal.pid, journal.pid) if lives else (0, 0)
+        expedites = record["expedites"] is True
+        told_at = record.get("told_at", 0.0)
         return events.JournalFound(
-            record["freeze"], Plan.load(record["plan"]), record["untold"], orphan, record["expedites"] is True
+            record["freeze"], Plan.load(record["plan"]), record["untold"], orphan, expedites, told_at
         )
 
     def _unreadable(self) -> events.JournalFound:

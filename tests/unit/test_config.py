@@ -35,6 +35,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("hook-when", "prepare", "prepare"),
     ("writers", "try", "try"),
     ("writers-dir", "/nonexistent/d", "/nonexistent/d"),
+    ("news-limit", "0", 0.0),
     ("exec-limit", "0", 0.0),
     ("exit-grace", "0.1", 0.1),
     ("kill-grace", "3", 3.0),
@@ -76,7 +77,7 @@ BAD: list[tuple[str, str]] = [
     ],
     *[
         (n, t)
-        for n in ("sync-limit", "freeze-limit", "hold-limit", "hold-limit-max", "guest-hold-limit")
+        for n in ("sync-limit", "freeze-limit", "news-limit", "hold-limit", "hold-limit-max", "guest-hold-limit")
         for t in _NUMBERS
     ],
     ("hold-limit", "0"),

@@ -430,7 +430,7 @@ def test_a_hold_of_nothing_that_ends_unasked_is_a_broken_freeze() -> None:
 def test_what_nobody_waits_for_is_not_kept() -> None:
     drive = Watched(**LIMITS)
     drive.ask_unheard("va.fsstatus", {"since": drive.status().seq})
-    assert drive.timers.nearest() is None
+    assert not drive.due
     assert not drive.core._pending._since
     drive.finish()
 

@@ -274,6 +274,7 @@ RECORDS = {
     "ledger.py": {"mark"},
     "freeze.py": {"transaction"},
     "pending.py": {"call"},
+    "news.py": {"item"},
 }
 RECORDS |= {"writers.py": {"writer"}, "audit.py": {"_short"}, "resources.py": {"holder", "self._holders[worker.id]"}}
 

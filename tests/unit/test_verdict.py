@@ -117,11 +117,12 @@ def test_what_was_over_before_makes_nothing_unclear() -> None:
     assert wrong(*before, F, thaw(3, 4, 0))
 
 
-def test_told_twice() -> None:
-    assert wrong(thaw(3, 4, BROKEN), thaw(5, 6, BROKEN))
+def test_told_too_long() -> None:
+    assert wrong(thaw(3, 4, BROKEN), thaw(6, 7, BROKEN))
+    assert not wrong(thaw(3, 4, BROKEN), thaw(5, 6, BROKEN))
     assert not wrong(thaw(3, 4, BROKEN), thaw(3.5, 6, BROKEN))
     both = Fault(Code.FREEZE_BROKEN, "freeze 2 was broken: ...; freeze 3 was broken: ...")
-    assert wrong(thaw(3, 4, BROKEN), thaw(5, 6, both))
+    assert wrong(thaw(3, 4, BROKEN), thaw(6, 7, both))
     # One that died as it told may tell again.
     assert not wrong(thaw(3, 4, BROKEN, daemon_pid=7), thaw(5, 6, BROKEN, daemon_pid=8))
 

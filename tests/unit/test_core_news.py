@@ -1,0 +1,176 @@
+"""News of a broken freeze: told to every fsthaw, from when it is taken, until a later freeze is held (promise 9)."""
+
+from __future__ import annotations
+
+import pytest
+from fakes.drive import Asked, Drive
+from fakes.scenarios import NEWS_LIMIT, ended, keeper_died, played
+from virtagent.agent.api.errors import Code
+from virtagent.agent.api.records import Plan
+from virtagent.supervisor.core import events
+
+BROKEN = "freeze 1 was broken"
+
+
+def broken(drive: Drive) -> None:
+    """Play a freeze that breaks in the hold, up to THAWED."""
+    keeper_died(drive)
+    drive.compensates()
+
+
+def thaw(drive: Drive, *, reads: bool = True) -> Asked:
+    return drive.ask("va.fsthaw", reads=reads)
+
+
+def test_each_thaw_is_told_for_a_minute_from_the_first(drive: Drive) -> None:
+    broken(drive)
+    drive.wait(1000)
+    for _ in range(3):
+        thaw(drive).refused(Code.FREEZE_BROKEN, BROKEN)
+        drive.wait(NEWS_LIMIT / 3 - 0.1)
+    assert drive.journal is not None
+    drive.wait(0.4)
+    assert drive.journal is None
+    assert thaw(drive).value == 0
+    ended(drive, "broken")
+
+
+def test_a_reply_that_was_not_taken_has_told_nothing(drive: Drive) -> None:
+    """H6."""
+    broken(drive)
+    deaf = thaw(drive, reads=False)
+    assert deaf.code is Code.FREEZE_BROKEN
+    drive.hang_up(deaf)
+    drive.wait(10 * NEWS_LIMIT)
+    thaw(drive).refused(Code.FREEZE_BROKEN, BROKEN)
+    ended(drive, "broken")
+
+
+def test_a_reply_that_was_left_unread_has_told_nothing(drive: Drive) -> None:
+    """H6: the kernel has it, but the host closed its end without reading."""
+    broken(drive)
+    drive.hang_up(thaw(drive), unread=True)
+    drive.wait(10 * NEWS_LIMIT)
+    thaw(drive).refused(Code.FREEZE_BROKEN, BROKEN)
+    ended(drive, "broken")
+
+
+@pytest.mark.parametrize("first", ["read", "unread"])
+def test_one_who_has_read_it_is_enough(drive: Drive, first: str) -> None:
+    broken(drive)
+    calls = [thaw(drive), thaw(drive)]
+    drive.hang_up(calls[0], unread=first == "unread")
+    drive.hang_up(calls[1], unread=first == "read")
+    drive.wait(NEWS_LIMIT)
+    assert thaw(drive).value == 0
+    ended(drive, "broken")
+
+
+def test_one_that_is_taken_later_counts_from_then(drive: Drive) -> None:
+    broken(drive)
+    slow = thaw(drive, reads=False)
+    drive.wait(5 * NEWS_LIMIT)
+    drive.take(slow)
+    drive.wait(NEWS_LIMIT - 1)
+    thaw(drive).refused(Code.FREEZE_BROKEN, BROKEN)
+    drive.wait(1)
+    assert thaw(drive).value == 0
+
+
+def test_a_later_freeze_that_is_held_ends_it(drive: Drive) -> None:
+    broken(drive)
+    call, worker = played(drive, "synced")
+    drive.ask("va.fsthaw")
+    drive.die(worker)
+    thaw(drive).refused(Code.FREEZE_BROKEN, BROKEN)
+    assert call.code is Code.FREEZE_FAILED
+    _, keeper = drive.hold()
+    good = thaw(drive)
+    drive.thaws(keeper)
+    assert good.value == 2
+    assert thaw(drive).value == 0
+
+
+def test_a_thaw_that_waits_is_told_and_the_next_too(drive: Drive) -> None:
+    keeper_died(drive)
+    waits = thaw(drive)
+    drive.compensates()
+    waits.refused(Code.FREEZE_BROKEN, BROKEN)
+    thaw(drive).refused(Code.FREEZE_BROKEN, BROKEN)
+    ended(drive, "broken")
+
+
+def test_a_host_that_does_not_take_how_its_freeze_failed_leaves_it_to_the_next_thaw(drive: Drive) -> None:
+    call = drive.ask("va.fsfreeze", reads=False)
+    drive.die(drive.newest)
+    assert call.code is Code.WORKER_DIED
+    assert thaw(drive).value == 0, "it may still read it"
+    drive.hang_up(call)
+    assert drive.journal is not None
+    ended(drive, "failed", tells=["SIGKILL", "nothing was frozen"])
+
+
+def test_a_host_that_leaves_unread_how_its_freeze_failed_leaves_it_to_the_next_thaw(drive: Drive) -> None:
+    call = drive.ask("va.fsfreeze")
+    drive.die(drive.newest)
+    assert drive.journal is None
+    assert thaw(drive).value == 0
+    drive.hang_up(call, unread=True)
+    assert drive.journal is not None
+    ended(drive, "failed", tells=["SIGKILL", "nothing was frozen"])
+
+
+def test_a_host_that_has_read_how_its_freeze_failed_is_enough(drive: Drive) -> None:
+    call = drive.ask("va.fsfreeze")
+    drive.die(drive.newest)
+    drive.hang_up(call)
+    assert thaw(drive).value == 0
+    ended(drive, "failed")
+
+
+def test_the_journal_of_a_freeze_under_way_is_left_alone(drive: Drive) -> None:
+    broken(drive)
+    slow = thaw(drive, reads=False)
+    _, keeper = played(drive, "freezing")
+    plan = drive.journal
+    drive.take(slow)
+    drive.wait(NEWS_LIMIT / 2.5)
+    assert drive.journal == plan
+    drive.hang_up(slow, unread=True)
+    assert drive.journal == plan
+    drive.frozen(keeper, 0, 1)
+
+
+def test_no_limit_means_until_the_next_freeze() -> None:
+    drive = Drive(news_limit=0)
+    broken(drive)
+    thaw(drive)
+    drive.wait(1e6)
+    thaw(drive).refused(Code.FREEZE_BROKEN, BROKEN)
+    assert not drive.timers.nearest()
+
+
+def test_it_goes_on_after_a_restart(drive: Drive) -> None:
+    broken(drive)
+    thaw(drive)
+    told = drive.journal
+    assert told is not None
+    again = Drive()
+    again.now = drive.now + 40
+    again.feed(events.JournalFound(1, Plan((), ()), told["untold"], told_at=told["told_at"]))
+    thaw(again).refused(Code.FREEZE_BROKEN, BROKEN)
+    again.wait(19)
+    thaw(again).refused(Code.FREEZE_BROKEN, BROKEN)
+    again.wait(1)
+    assert thaw(again).value == 0
+    assert again.journal is None
+
+
+def test_news_without_end_is_bounded(drive: Drive) -> None:
+    for _ in range(40):
+        call = drive.ask("va.fsfreeze")
+        drive.hang_up(call)
+        drive.die(drive.newest)
+    assert len(drive.core._freeze.news._items) <= 16
+    assert len(thaw(drive).fault.text) < 4000
+    assert drive.logged("nobody was told")
