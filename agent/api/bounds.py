@@ -63,6 +63,7 @@ def _left_out(left: LeftOut) -> LeftOut:
         mountpoint=_cut(left.mountpoint),
         aliases=aliases,
         fstype=_cut(left.fstype),
+        namespace=_cut(left.namespace),
         more_aliases=len(left.aliases) - len(aliases),
     )
 

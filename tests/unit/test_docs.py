@@ -22,7 +22,7 @@ from virtagent.supervisor.core import audit
 TREE = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(TREE.glob("*.md")), *sorted((TREE / "docs").rglob("*.md"))]
 WHOLE = ("rpc.md", "states.md", "virtagentctl.1", "virtagentd.8", "virtagentd.conf.5", "virtagent-qemu-ga.8")
-MARKED = ("configuration.md", "faults.md")
+MARKED = ("configuration.md", "faults.md", "what-is-frozen.md")
 SOURCES = {
     path.relative_to(TREE).as_posix(): path.read_text(encoding="utf-8")
     for folder in ("agent", "supervisor", "host", "tests")
@@ -86,7 +86,9 @@ def test_what_is_generated_is_current(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_a_stale_page_is_named_and_made_anew(copied: Generator, name: str) -> None:
     page = copied.docs / name
     good = page.read_text(encoding="utf-8")
-    page.write_text(good + "stale\n" if name in WHOLE else re.sub(r"(?m)^\| (option|faultCode) ", "| stale ", good))
+    page.write_text(
+        good + "stale\n" if name in WHOLE else re.sub(r"(?m)^\| (option|faultCode|layout) ", "| stale ", good)
+    )
     assert copied.run("--check") == (1, f"scripts/docs: not what the tables say: docs/{name}; run scripts/docs\n")
     assert copied.run()[0] == 0
     if name in WHOLE:
@@ -107,6 +109,30 @@ def test_a_page_without_its_marks_is_refused(copied: Generator, name: str, part:
     (copied.docs / name).write_text("# Page\n")
     place = f"docs/{name} has no place for the {part}"
     assert copied.run() == (1, f"scripts/docs: {place}; mend the words in scripts/docs_words.py\n")
+
+
+@pytest.mark.parametrize(
+    ("test", "result", "missing"),
+    [
+        ("test_that_is_not_there", "frozen", "has no test_that_is_not_there"),
+        ("test_selectors_by_device_and_type", "left out as `damaged`", "says nothing of 'damaged'"),
+        ("test_selectors_by_device_and_type", "frozen, before what it lies on", "says nothing of"),
+    ],
+)
+def test_a_layout_is_listed_only_with_a_test_that_shows_it(
+    copied: Generator, monkeypatch: pytest.MonkeyPatch, test: str, result: str, missing: str
+) -> None:
+    rows = (("a layout", result, "tests/real/test_layouts.py", test),)
+    monkeypatch.setattr(generator().docs_layouts, "ROWS", (("Heading", rows),))
+    code, said = copied.run("--check")
+    assert code == 1
+    assert missing in said
+
+
+def test_every_reason_is_in_the_list_of_layouts() -> None:
+    page = text_of("what-is-frozen.md")
+    planned = {states.Reason.EXCLUDED}  # what the operator himself asked for
+    assert [reason.value for reason in {*states.Reason} - planned if f"`{reason.value}`" not in page] == []
 
 
 def test_every_option_is_named() -> None:
