@@ -10,21 +10,36 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 from ..api.errors import Code, Fault, failed, no_more
 from ..api.methods import RPCS
-from . import kernel, messages, resource
+from . import kernel, messages, resource, standby
 from .context import Job, Worker
 from .handlers import HANDLERS, RESOURCE_HANDLERS
 
 
 def run(job: Job, report_fd: int, control_fd: int, supervisor: int, lifeline_fd: int = -1) -> NoReturn:
     """Run the job's handler in this newly forked process, report its value or fault, and end the process."""
+    _begin(lambda: job, report_fd, control_fd, supervisor, lifeline_fd)
+
+
+def stand_by(report_fd: int, control_fd: int, supervisor: int, _lifeline_fd: int = -1) -> NoReturn:
+    """Run the job that comes by the control pipe, if one does, and end the process (`standby`)."""
+    _begin(lambda: standby.wait(control_fd), report_fd, control_fd, supervisor, -1)
+
+
+def _begin(
+    get_job: Callable[[], Job | None], report_fd: int, control_fd: int, supervisor: int, lifeline_fd: int
+) -> NoReturn:
     code = 1
     try:
         gc.disable()
         _leave_the_supervisor(report_fd, control_fd, *(fd for fd in (lifeline_fd,) if fd >= 0))
+        job = get_job()
+        if job is None:
+            os._exit(0)
         worker = Worker(job, report_fd, control_fd, supervisor, lifeline_fd)
         row = RPCS[job.rpc]
         worker.title(f"running, limit {row.limit:g} s" if row.limit else "starting")

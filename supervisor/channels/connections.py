@@ -17,6 +17,7 @@ from ...agent.wire.messages import Abandoned, Incoming, Limits, Refused, Request
 from ..config import Config
 from ..core import events
 from ..core.timing import Deadlines, Key
+from ..io.descriptors import Descriptors
 from ..io.log import Log
 from ..io.poller import Poller
 from ..io.troubles import Troubles
@@ -53,6 +54,7 @@ class Connections:
         self.log = log
         self.clock = clock
         self.troubles = Troubles(log)
+        self.descriptors = Descriptors()
         self._feed = feed
         self._endpoints: dict[str, Endpoint] = {}
         self._by_id: dict[int, Connection] = {}
@@ -105,6 +107,7 @@ class Connections:
 
     def has_room(self) -> None:
         """Accept again where that was put off: something has ended."""
+        self.descriptors.restock()
         for endpoint in self._endpoints.values():
             endpoint.has_room()
 
@@ -118,6 +121,7 @@ class Connections:
             self._try(connection, connection.transport.close)
         for endpoint in self._endpoints.values():
             endpoint.close()
+        self.descriptors.close()
 
     # -- what endpoints and transports use (Hub)
 

@@ -121,7 +121,7 @@ class Listener:
             self._pause()
             return
         try:
-            accepted = self.accept()
+            accepted = self._accept()
         except PeerRejected as rejected:
             if isinstance(rejected.__cause__, Exception):
                 hub.troubles.tell(f"{self.spec}: a client was turned away", rejected.__cause__)
@@ -136,6 +136,17 @@ class Listener:
             while hub.same_channel(self.spec) >= hub.config.max_clients and hub.make_room(self.spec):
                 pass
             self._begin(*accepted)
+
+    def _accept(self) -> tuple[socket.socket, Peer] | None:
+        """Accept one peer as `accept` does; where no descriptor can be had, at the cost of an idle one or a reserve."""
+        hub = self._hub
+        while True:
+            try:
+                return self.accept()
+            except OSError as error:
+                none_left = error.errno in (errno.EMFILE, errno.ENFILE)
+                if not none_left or not (hub.make_room(self.spec) or hub.descriptors.lend()):
+                    raise
 
     def _begin(self, sock: socket.socket, peer: Peer) -> None:
         """Begin the connection; if that goes wrong it is over."""

@@ -21,6 +21,7 @@ from typing import Protocol
 from ..config import Config
 from ..core.events import Peer
 from ..core.timing import Deadlines
+from ..io.descriptors import Descriptors
 from ..io.log import Log
 from ..io.poller import HOSTS, READ, WRITE, Poller
 from ..io.troubles import Troubles
@@ -79,6 +80,7 @@ class Hub(Protocol):
     log: Log
     config: Config
     troubles: Troubles
+    descriptors: Descriptors
 
     def clock(self) -> float:
         """Return the time of the loop's clock."""

@@ -146,6 +146,10 @@ class Journaled:
     freeze: int
 
 
+class NoStandby(OSError):
+    """No process could be forked ahead that would thaw if the keeper died."""
+
+
 @dataclass(slots=True)
 class JournalFailed:
     """The journal could not be written."""

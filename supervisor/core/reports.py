@@ -13,6 +13,7 @@ from ...agent.api.records import Plan
 from ...agent.api.states import FreezeEvent, MountState, Phase, WorkerEvent, WorkerState
 from ...agent.api.text import listed
 from ...agent.worker import messages
+from .events import NoStandby
 from .freeze import REACT_GRACE, Freeze
 from .participation import Participation
 from .turn import Turn
@@ -175,7 +176,8 @@ class FreezeReports:
             if refused is None:
                 self._freeze.take(turn, FreezeEvent.JOURNALED)
             else:
-                why = "the journal could not be written"
+                alone = isinstance(refused, NoStandby)
+                why = "no process can be had ahead for the thaw" if alone else "the journal could not be written"
                 self._freeze.take(turn, FreezeEvent.JOURNAL_FAILED, why, where=str(refused.strerror))
 
     def limit_passed(self, turn: Turn, worker: Worker) -> None:

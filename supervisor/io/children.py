@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
+from typing import NoReturn, cast
 
-from ...agent.worker import context, messages, process
+from ...agent.worker import context, messages, process, standby
 from ..core import events
 from ..core.events import Lifeline
 from ..core.timing import Deadlines, Key
@@ -26,7 +26,12 @@ from .process import Ended, Processes
 from .troubles import Troubles
 
 READ = 64 << 10
-AGAIN = 1.0  # seconds until another look at an orphan that cannot be watched
+AGAIN = 1.0  # seconds until another look at an orphan that cannot be watched, or for a process that stands by
+STANDBY = ("standby",)
+NOBODY = 0  # the number of a process that stands by; workers are numbered from 1
+THAW = "thaw"
+Body = Callable[[int, int, int, int], NoReturn]
+"""What a child does, given the ends of its pipes, our pid, and its end of the lifeline or -1."""
 PIPE_SIZE = 1 << 20  # a report pipe that is not read for a while must not block a freeze worker (F_SETPIPE_SZ)
 
 
@@ -119,6 +124,8 @@ class Children:
         self._by_id: dict[int, Child] = {}
         self._lost: list[int] = []
         self._lifeline = -1
+        self._standby: Child | None = None
+        self._wants_standby = False
 
     def pid(self, number: int) -> int:
         """Return the child's pid, -1 if it is reaped."""
@@ -127,10 +134,21 @@ class Children:
     def spawn(self, job: context.Job, lifeline: Lifeline | None = None) -> Child:
         """Fork a worker for `job`, begin to wait for its reports, and return it; in the child this never returns.
 
-        The `lifeline` is a pipe from the freeze worker, which alone has the end to write to, to the writers.
-        Raises OSError if a pipe, the fork or the pidfd was refused; then nothing is left behind.
+        The `lifeline` is a pipe from the freeze worker, which alone has the end to write to, to the writers. Where no
+        process can be had, a thaw is done by the one that stands by. Raises OSError if a pipe, the fork or the pidfd
+        was refused; then nothing is left behind.
         """
-        child = self._fork(job, lifeline)
+        try:
+            child = self._spawn(job.worker, partial(process.run, job), lifeline)
+        except OSError as error:
+            if job.rpc != THAW or self._standby is None:
+                raise
+            return self._wake(job, error)
+        self._by_id[child.id] = child
+        return child
+
+    def _spawn(self, number: int, body: Body, lifeline: Lifeline | None = None) -> Child:
+        child = self._fork(number, body, lifeline)
         try:
             self._watch(child)
         except OSError:
@@ -139,7 +157,44 @@ class Children:
             self._lost.append(child.pid)
             child.close()
             raise
+        return child
+
+    # -- one in reserve (ADR 0029)
+
+    def stand_by(self) -> None:
+        """Have a process forked ahead that can thaw; raise NoStandby. It is replaced if it dies, until `dismiss`."""
+        self._wants_standby = True
+        if self._standby is None:
+            try:
+                self._standby = self._spawn(NOBODY, process.stand_by)
+            except OSError as error:
+                raise events.NoStandby(error.errno, error.strerror) from None
+
+    def stand_by_again(self, _key: Key) -> None:
+        """Try again to have one: the last has ended, or thaws."""
+        if self._wants_standby:
+            try:
+                self.stand_by()
+            except OSError:
+                self._timers.arm(STANDBY, self._clock() + AGAIN)
+
+    def dismiss(self) -> None:
+        """End the one that stands by: nothing is frozen."""
+        self._wants_standby = False
+        self._timers.cancel(STANDBY)
+        child, self._standby = self._standby, None
+        if child is not None:
+            self._kill(child)
+
+    def _wake(self, job: context.Job, error: OSError) -> Child:
+        """Give the job to the one that stands by."""
+        child, self._standby = self._standby, None
+        assert child is not None
+        child.id = job.worker
         self._by_id[child.id] = child
+        self._tell(child, "no other process can be had, so the one that stood by thaws", error)
+        self.tell(child.id, standby.order(job))
+        self._timers.arm(STANDBY, self._clock() + AGAIN)
         return child
 
     def _watch(self, child: Child) -> None:
@@ -153,7 +208,7 @@ class Children:
                 self._poller.unregister(child.report_fd)
             raise
 
-    def _fork(self, job: context.Job, lifeline: Lifeline | None) -> Child:
+    def _fork(self, number: int, body: Body, lifeline: Lifeline | None) -> Child:
         self._lost = [pid for pid in self._lost if _is_unreaped(pid)]
         fds: list[int] = []
         held = -1
@@ -180,7 +235,7 @@ class Children:
         try:
             pid = self._processes.fork()
             if pid == 0:
-                process.run(job, report_w, control_r, supervisor, mine)
+                body(report_w, control_r, supervisor, mine)
         except OSError:
             _close(fds)
             raise
@@ -199,7 +254,7 @@ class Children:
             os.close(report_r)
             os.close(control_w)
             raise
-        return Child(job.worker, pid, pidfd, report_r, control_w)
+        return Child(number, pid, pidfd, report_r, control_w)
 
     def adopt(self, number: int, pid: int, started: int) -> None:
         """Watch the worker of a dead supervisor, which started at that time; if it is gone, feed its exit.
@@ -276,10 +331,13 @@ class Children:
         if child is not None and child.pidfd < 0:
             child.doomed = True
         elif child is not None:
-            try:
-                self._processes.kill(child.pidfd)
-            except OSError as error:
-                self._tell(child, "it cannot be killed, and is waited for", error)
+            self._kill(child)
+
+    def _kill(self, child: Child) -> None:
+        try:
+            self._processes.kill(child.pidfd)
+        except OSError as error:
+            self._tell(child, "it cannot be killed, and is waited for", error)
 
     def _report(self, child: Child) -> bool:
         """Take what the worker said; return whether there may be more."""
@@ -297,7 +355,8 @@ class Children:
         if end:
             self._poller.unregister(child.report_fd)
             child.close_report()
-            self._feed(events.ReportEnded(child.id))
+            if child.id != NOBODY:
+                self._feed(events.ReportEnded(child.id))
         return not end
 
     def _reap(self, child: Child) -> None:
@@ -311,7 +370,7 @@ class Children:
             self._tell(child, "how it ended cannot be known, and is taken for a kill", error)
         if ended is None:
             return
-        del self._by_id[child.id]
+        self._by_id.pop(child.id, None)
         # What it wrote before it died is true, and comes first.
         while child.report_fd >= 0 and self._report(child):
             pass
@@ -321,7 +380,11 @@ class Children:
         if child.waits:
             self._poller.unregister(child.control_fd)
         child.close()
-        self._feed(events.Exited(child.id, ended.signal, ended.code))
+        if child.id != NOBODY:
+            self._feed(events.Exited(child.id, ended.signal, ended.code))
+        elif child is self._standby:
+            self._standby = None
+            self._timers.arm(STANDBY, self._clock() + AGAIN)
         self._ended()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import setproctitle
 
+from ...agent.api.methods import RPCS, Disk
 from ...agent.api.records import Status
 from ...agent.api.text import printable
 from ...agent.worker import context
@@ -61,6 +63,10 @@ class Effects:
             child = self._children.spawn(context.Job(spawn.worker, spawn.rpc, spawn.args), spawn.lifeline)
         except OSError as error:
             return events.SpawnFailed(spawn.worker, error)
+        if RPCS[spawn.rpc].disk is Disk.FREEZES:
+            # Now, while the worker plans. If it cannot be had now, it is tried again before anything is frozen.
+            with contextlib.suppress(OSError):
+                self._children.stand_by()
         return events.Spawned(spawn.worker, child.pid)
 
     def _probe(self, probe: events.Probe) -> events.Event:
@@ -88,13 +94,21 @@ class Effects:
 
     def _write_journal(self, write: events.WriteJournal) -> events.Event:
         try:
+            if write.pid:
+                self._children.stand_by()
+            else:
+                self._children.dismiss()
             self._journal.write(write.pid, write.record)
+        except events.NoStandby as error:
+            self._log.add("err", f"no process can be had ahead for the thaw: {error.strerror}")
+            return events.JournalFailed(write.freeze, error)
         except OSError as error:
             self._log.add("err", f"journal: {error}")
             return events.JournalFailed(write.freeze, error)
         return events.Journaled(write.freeze)
 
     def _remove_journal(self, effect: events.RemoveJournal) -> None:
+        self._children.dismiss()
         try:
             self._journal.remove()
         except OSError as error:

@@ -71,6 +71,7 @@ class Loop:
             "listener": self._connections.due,
             "device": self._connections.due,
             "orphan": children.adopt_again,
+            "standby": children.stand_by_again,
             "watchdog": self._feed_watchdog,
             "log-writer": self._start_writer,
         }

@@ -32,8 +32,8 @@ def start(rig: Rig, hooks: Hooks, *options: str) -> Daemon:
     return rig.daemon([rig.everywhere], options, module="harness.hooked", env=hooks.env)
 
 
-def lose_keeper(daemon: Daemon) -> None:
-    (keeper,) = [pid for pid, title in daemon.titles().items() if "keeper" in title]
+def lose_keeper(daemon: Daemon, what: str = "keeper") -> None:
+    (keeper,) = [pid for pid, title in daemon.titles().items() if what in title]
     kill(keeper)
 
 
@@ -60,12 +60,17 @@ def test_freeze_refused(rig: Rig, hooks: Hooks) -> None:
 @pytest.mark.parametrize("times", [1, 4])
 @pytest.mark.parametrize(("name", "number"), [*IN_SUPERVISOR, ("worker_open", "EMFILE")])
 def test_compensation_refused(rig: Rig, hooks: Hooks, name: str, number: str, times: int) -> None:
-    """The keeper is dead and no thaw worker can be had: it is tried again until one thaws."""
+    """The keeper is dead and no thaw worker can be had: the one that stands by thaws.
+
+    If that is dead, too, it is tried again until one thaws.
+    """
     every = nested(rig)
     daemon = start(rig, hooks)
     rest = resting(rig, daemon)
     assert call(daemon, "va.fsfreeze") == 2
     hooks.fail(name, number, times)
+    if times > 1:
+        lose_keeper(daemon, "standby")
     lose_keeper(daemon)
     assert daemon.wait_state("THAWED")["last"]["outcome"] == "broken"
     assert not hooks.faults_left()

@@ -14,12 +14,13 @@ from typing import Any, cast
 
 import pytest
 from fakes.bench import Bench, Sink
-from virtagent.agent.worker import context, messages
+from virtagent.agent.api.records import Mount
+from virtagent.agent.worker import context, messages, standby
 from virtagent.supervisor.channels import connection, transport
 from virtagent.supervisor.channels.listener import Listener
 from virtagent.supervisor.config import Config
 from virtagent.supervisor.core import events
-from virtagent.supervisor.io import children
+from virtagent.supervisor.io import children, descriptors
 from virtagent.supervisor.io.children import Child, Children
 from virtagent.supervisor.io.log import Log
 from virtagent.supervisor.io.poller import Poller
@@ -240,11 +241,47 @@ def test_the_poll_of_a_hang_up_fails(opened: Opened, monkeypatch: pytest.MonkeyP
     is_served(bench, tmp_path)
 
 
+def lent(number: int) -> int:
+    """Return how many descriptors are lent before that errno of accept(2) is taken for good."""
+    return descriptors.COUNT if number in (errno.EMFILE, errno.ENFILE) else 0
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_a_descriptor_in_reserve_lets_a_host_in(opened: Opened, number: int) -> None:
+    bench, door, tmp_path = opened
+    real = door.real
+    door.real = cast(socket.socket, Failing(real, "accept", failing(number)))
+    with client(tmp_path) as sock:
+        sock.sendall(SYNC)
+        bench.turn()
+        assert b"to " in sock.recv(4096)
+        assert len(bench.hosts.descriptors._kept) == descriptors.COUNT - 1
+    bench.turn()
+    assert len(bench.hosts.descriptors._kept) == descriptors.COUNT
+    is_served(bench, tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_an_idle_connection_gives_its_descriptor(opened: Opened, number: int) -> None:
+    bench, door, tmp_path = opened
+    real = door.real
+    with client(tmp_path) as idle:
+        bench.turn()
+        door.real = cast(socket.socket, Failing(real, "accept", failing(number)))
+        with client(tmp_path) as sock:
+            sock.sendall(SYNC)
+            bench.turn()
+            assert b"to " in sock.recv(4096)
+            assert is_over(idle)
+        assert len(bench.hosts.descriptors._kept) == descriptors.COUNT
+    bench.turn()
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM])
 def test_nobody_can_be_accepted_for_a_while(opened: Opened, number: int) -> None:
     bench, door, tmp_path = opened
     real = door.real
-    door.real = cast(socket.socket, Failing(real, "accept", failing(number)))
+    door.real = cast(socket.socket, Failing(real, "accept", failing(number), times=1 + lent(number)))
     with client(tmp_path) as sock:
         sock.sendall(SYNC)
         bench.turn()
@@ -259,7 +296,7 @@ def test_nobody_can_be_accepted_for_a_while(opened: Opened, number: int) -> None
 def test_a_listener_that_the_epoll_refuses_tries_again(opened: Opened) -> None:
     bench, door, tmp_path = opened
     real, listening = bench.poller._epoll, door.real
-    door.real = cast(socket.socket, Failing(listening, "accept", failing(errno.EMFILE)))
+    door.real = cast(socket.socket, Failing(listening, "accept", failing(errno.ENOBUFS)))
     with client(tmp_path):
         bench.turn()
     bench.poller._epoll = cast(Any, Failing(real, "register", failing(errno.ENOSPC)))
@@ -485,6 +522,70 @@ def test_a_worker_that_cannot_be_killed_is_waited_for(nursery: Nursery, number: 
     nursery.processes.end()
     nursery.turn()
     assert nursery.kinds()[-1] is events.Exited
+
+
+# -- the process that stands by for a thaw
+
+
+def thaw_job(number: int = 7) -> context.Job:
+    return context.Job(number, "thaw", {"mounts": {2: Mount("/srv/\udcff", device="8:1")}, "expedited": True})
+
+
+def test_one_that_stands_by_thaws_where_no_other_can_be_had(nursery: Nursery) -> None:
+    nursery.children.stand_by()
+    spare = nursery.children._standby
+    assert spare is not None
+    nursery.children.stand_by()
+    assert nursery.children._standby is spare, "one is enough"
+    reader = os.open(f"/proc/self/fd/{spare.control_fd}", os.O_RDONLY | os.O_NONBLOCK)
+    for call in ("fork", "open_pidfd"):
+        nursery.processes.error[call] = failing(errno.EAGAIN)
+        with pytest.raises(OSError, match="temporarily"):
+            nursery.spawn()  # it is not for others
+    nursery.processes.error["fork"] = failing(errno.EAGAIN)
+    assert nursery.children.spawn(thaw_job()) is spare
+    (asked,) = messages.Decoder(messages.CONTROLS).feed(os.read(reader, 65536))
+    os.close(reader)
+    assert standby.job_of(asked) == thaw_job()
+    assert nursery.children.pid(7) == 1 << 30
+    assert nursery.troubles.count == 1
+    nursery.processes.end()
+    nursery.turn()
+    assert nursery.fed[-1] == events.Exited(7, 0, 0)
+    nursery.now += children.AGAIN
+    key = nursery.timers.take_due(nursery.now)
+    assert key is not None
+    nursery.children.stand_by_again(key)
+    assert nursery.children._standby is not None, "there is another by now"
+
+
+def test_one_that_stands_by_and_dies_is_replaced_until_none_is_needed(nursery: Nursery) -> None:
+    nursery.children.stand_by()
+    nursery.processes.end()
+    nursery.turn()
+    assert (nursery.fed, nursery.children._standby) == ([], None)
+    nursery.now += children.AGAIN
+    for refused in (True, False):
+        key = nursery.timers.take_due(nursery.now)
+        assert key is not None
+        if refused:
+            nursery.processes.error["fork"] = failing(errno.EAGAIN)
+        nursery.children.stand_by_again(key)
+        nursery.now += children.AGAIN
+    assert nursery.children._standby is not None
+    nursery.children.dismiss()
+    assert len(nursery.processes.killed) == 1
+    nursery.processes.end()
+    nursery.turn()
+    assert nursery.fed == []
+    assert nursery.timers.nearest() is None
+    assert nursery.poller._entries == {}
+
+
+def test_one_that_cannot_be_had_is_said_so(nursery: Nursery) -> None:
+    nursery.processes.error["fork"] = failing(errno.EAGAIN)
+    with pytest.raises(events.NoStandby, match="temporarily"):
+        nursery.children.stand_by()
 
 
 # -- the worker that a dead supervisor left
