@@ -30,6 +30,7 @@ from .resources import Resources
 from .status import record
 from .timing import Deadlines
 from .turn import Turn
+from .waiting import Waiting
 from .workers import Worker, Workers, while_clause
 from .writers import Writers
 
@@ -64,7 +65,7 @@ class Engine:
         self._freeze_reports = FreezeReports(self._freeze, self._workers, self._participation)
         self._resources = Resources(self._workers, self._pending)
         self._handle = next_handle
-        self._after_thaw: list[tuple[Call, Rpc, dict[str, Any]]] = []
+        self._waiting = Waiting(self._freeze, self._pending, self.refusal, self._fork)
         self._stopping = ""
         self._title = titles.Title()
         self._configure(config)
@@ -83,6 +84,7 @@ class Engine:
 
     def _show(self, turn: Turn) -> None:
         """Show the change to those who wait for it, in the audit log and in the title."""
+        self._waiting.held(turn)
         self._pending.tell_news(turn, self._seq, self._freeze.state)
         if self._audit.waiting and self._freeze.thawed:
             for text in self._audit.take():
@@ -108,7 +110,8 @@ class Engine:
             room_for_reply(row, self._pending)
             if request.crowded and not row.essential:
                 raise Fault(Code.BUSY, f"{row.name}: too many replies are not read; call again later")
-            if (refused := self.refusal(row)) is not None:
+            refused = self.refusal(row)
+            if refused is not None and not (refused.code is Code.REFUSED_WHILE_FROZEN and self._waiting.takes(row)):
                 raise refused
             self._run(turn, call, row, arguments(row, request.params))
         except Fault as fault:
@@ -130,12 +133,10 @@ class Engine:
             if value is not DEFERRED:
                 self._pending.answer(turn, call.id, value)
         elif row.thaws_first and (self._freeze.under_way or self._freeze.releasing):
-            if any(waiting is row for _, waiting, _ in self._after_thaw):
-                raise Fault(Code.BUSY, f"{row.name}: it was asked already, and waits for the thaw")
-            self._after_thaw.append((call, row, args))
+            self._waiting.add(call, row, args)
             self._freeze.stop(turn, f"{row.name} was called")
-        elif row.disk is Disk.FREEZES and self._freeze.releasing:
-            self._after_thaw.append((call, row, args))
+        elif row.disk is Disk.FREEZES and (self._freeze.releasing or self._waiting.takes(row)):
+            self._waiting.add(call, row, args)
         elif row.runs is Runs.RESOURCE:
             self._pending.runs_in(call, self._resources.ask(turn, row, args, call.id))
         else:
@@ -391,14 +392,7 @@ class Engine:
         if self._stopping:
             self._quit(turn)
             return
-        waited, self._after_thaw = self._after_thaw, []
-        for call, row, args in waited:
-            try:
-                if (refused := self.refusal(row)) is not None:
-                    raise refused
-                self._fork(turn, call, row, args)
-            except Fault as fault:
-                self._pending.answer(turn, call.id, fault)
+        self._waiting.settled(turn)
 
     def _stopped(self, turn: Turn, event: events.Stopped) -> None:
         self._stopping = f"the agent was stopped: {event.signal}"

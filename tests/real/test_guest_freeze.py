@@ -77,7 +77,6 @@ def test_all_is_answered_while_a_freeze_hangs_and_no_reply_comes_late(scene: Sce
     record = other.ask("va.fsstatus", {"wait": 0})["return"]
     assert (record["state"], record["phase"]) == ("INPROGRESS", "freeze")
     assert scene.stuck in [m["mountpoint"] for m in record["mounts"] if m["state"] == "freezing"]
-    assert other.ask("guest-fsfreeze-freeze")["error"]["class"] == "CommandNotFound"
     assert other.ask("guest-exec", {"path": "/bin/true"})["error"] == {
         "class": "CommandNotFound",
         "desc": "Command guest-exec has been disabled: the command is not allowed",
@@ -88,6 +87,20 @@ def test_all_is_answered_while_a_freeze_hangs_and_no_reply_comes_late(scene: Sce
     assert host.replies_to(b"") == [{"error": {"class": "GenericError", "desc": "JSON parse error, stray '\ufffd'"}}]
     assert host.ask("guest-fsfreeze-status") == {"return": "frozen"}
     assert host.ask("guest-fsfreeze-thaw") == {"return": 2}
+    scene.recover()
+
+
+def test_a_second_freeze_waits_for_the_outcome_of_the_first(scene: Scene) -> None:
+    """H9: it is refused as one that comes while all is frozen only if all is frozen."""
+    first, second = scene.talk(), scene.talk()
+    scene.hang(first)
+    second.send(b'{"execute": "guest-fsfreeze-freeze", "id": "waits"}')
+    assert second.ask("guest-ping", id="now") == {"return": {}, "id": "now"}
+    scene.stall.release()
+    assert first.line() == {"return": 2}
+    refused = second.line()
+    assert (refused["error"]["class"], refused["id"]) == ("CommandNotFound", "waits")
+    assert first.ask("guest-fsfreeze-thaw") == {"return": 2}
     scene.recover()
 
 

@@ -102,7 +102,7 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
         Edit(news.News.keep, 'if text := self.with_unreported(""):', "if False:"),
     ),
     "success is told before the journal is removed": (
-        Edit(news.News.settle, "self.keep(turn, transaction.id)\n            self._pending", "self._pending"),
+        Edit(news.News.settle, "self.keep(turn, transaction.id)\n        self._pending", "self._pending"),
         Edit(news.News.settle, "if fault is not None:", "if True:"),
     ),
     "what lies on one whose thaw was refused is tried all the same": (

@@ -1,0 +1,67 @@
+"""The calls that begin when a freeze is over: a shutdown, which ends it, and other freezes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ...agent.api.errors import Code, Fault
+from ...agent.api.methods import Disk, Rpc
+from ...agent.api.states import FreezeEvent
+from .freeze import Freeze
+from .pending import Call, Pending
+from .turn import Turn
+
+
+class Waiting:
+    """These calls, oldest first. `refusal` says why a row is not admitted now, `begin` begins a call."""
+
+    def __init__(
+        self,
+        freeze: Freeze,
+        pending: Pending,
+        refusal: Callable[[Rpc], Fault | None],
+        begin: Callable[[Turn, Call, Rpc, dict[str, Any]], None],
+    ) -> None:
+        self._freeze = freeze
+        self._pending = pending
+        self._refusal = refusal
+        self._begin = begin
+        self._calls: list[tuple[Call, Rpc, dict[str, Any]]] = []
+
+    def add(self, call: Call, row: Rpc, args: dict[str, Any]) -> None:
+        """Let the call wait; raise Fault BUSY if it ends the freeze, and another of its kind waits already."""
+        if row.thaws_first and any(other is row for _, other, _ in self._calls):
+            raise Fault(Code.BUSY, f"{row.name}: it was asked already, and waits for the thaw")
+        self._calls.append((call, row, args))
+
+    def takes(self, row: Rpc) -> bool:
+        """Return whether a call of `row` waits for the outcome of a freeze that is not held yet, or is being undone.
+
+        A QEMU guest agent has no such moment, so what it says then, that the guest is frozen, would not be true.
+        """
+        freeze = self._freeze
+        outcome_is_open = freeze.expects(FreezeEvent.CALLED_OFF) or freeze.expects(FreezeEvent.SETTLED)
+        return row.is_guest and row.disk is Disk.FREEZES and outcome_is_open
+
+    def held(self, turn: Turn) -> None:
+        """Refuse the freezes that wait, if another is held now."""
+        if self._calls and self._freeze.expects(FreezeEvent.HOLD_ASKED):
+            self.settled(turn)
+
+    def settled(self, turn: Turn) -> None:
+        """Begin or refuse what waits: the freeze is thawed or held, or cannot be thawed for now."""
+        waited, self._calls = self._calls, []
+        for call, row, args in waited:
+            freezes = row.disk is Disk.FREEZES
+            if freezes and (self.takes(row) or self._freeze.releasing):
+                self._calls.append((call, row, args))  # another that waited has begun
+                continue
+            if freezes and not self._pending.waits(call.id):
+                continue  # nobody would thaw it
+            try:
+                if (refused := self._refusal(row)) is not None:
+                    raise refused
+                self._begin(turn, call, row, args)
+            except Fault as fault:
+                self._pending.answer(turn, call.id, fault)

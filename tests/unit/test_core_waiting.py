@@ -1,0 +1,111 @@
+"""Freezes of the QEMU protocol that come while another is on its way: they wait for what becomes of it (H9)."""
+
+from __future__ import annotations
+
+import pytest
+from fakes.drive import Asked, Drive
+from fakes.scenarios import ended, keeper_died, played
+from virtagent.agent.api.errors import Code
+from virtagent.agent.api.states import FreezeState
+from virtagent.agent.worker import messages
+from virtagent.supervisor.core import events
+
+METHODS = ("guest-fsfreeze-freeze", "guest-fsfreeze-freeze-list")
+
+
+def second(drive: Drive, method: str = METHODS[0]) -> Asked:
+    return drive.ask_by_name(method, {})
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("until", ["spawned", "syncing", "synced", "freezing", "frozen"])
+def test_one_that_comes_before_the_hold_is_refused_when_all_is_frozen(drive: Drive, until: str, method: str) -> None:
+    call, worker = played(drive, until)
+    waits = second(drive, method)
+    assert not waits.answered, "nothing is frozen yet"
+    if until != "frozen":
+        drive.ask("va.fsthaw")
+        drive.die(worker)
+        while drive.workers("thaw"):
+            drive.compensates()
+        assert call.answered
+        assert drive.workers("va.fsfreeze"), "nothing is frozen, so the other is admitted"
+        assert not waits.answered
+    else:
+        drive.report(worker, messages.Frozen(2, drive.now, drive.now + 60))
+        waits.refused(Code.REFUSED_WHILE_FROZEN, "the agent is in frozen state")
+
+
+def test_it_is_admitted_when_the_other_has_failed(drive: Drive) -> None:
+    _, worker = played(drive, "syncing")
+    waits = second(drive)
+    drive.die(worker)
+    assert drive.state is FreezeState.INPROGRESS
+    keeper = drive.newest
+    drive.report(keeper, messages.Started(1))
+    drive.die(keeper)
+    assert waits.code is Code.WORKER_DIED
+    ended(drive, "failed")
+
+
+def test_it_waits_for_a_thaw_and_is_then_admitted(drive: Drive) -> None:
+    _, keeper = drive.hold()
+    thaw = drive.ask("va.fsthaw")
+    waits = second(drive)
+    assert not waits.answered
+    drive.thaws(keeper)
+    assert thaw.value == 2
+    assert drive.state is FreezeState.INPROGRESS
+    assert not waits.answered
+
+
+def test_it_is_refused_where_thawing_does_not_succeed(drive: Drive) -> None:
+    keeper_died(drive)
+    waits = second(drive)
+    assert not waits.answered
+    drive.refuses()
+    waits.refused(Code.REFUSED_WHILE_FROZEN, "frozen state")
+
+
+def test_of_two_that_wait_the_second_waits_for_the_first(drive: Drive) -> None:
+    _, worker = played(drive, "syncing")
+    first, later = second(drive), second(drive)
+    drive.die(worker)
+    assert not first.answered
+    assert not later.answered
+    assert len(drive.workers("va.fsfreeze")) == 1
+
+
+def test_one_whose_host_has_gone_freezes_nothing(drive: Drive) -> None:
+    _, worker = played(drive, "syncing")
+    drive.hang_up(second(drive))
+    drive.die(worker)
+    assert drive.state is FreezeState.THAWED
+    ended(drive, "failed")
+
+
+def test_it_is_refused_at_once_for_any_other_reason() -> None:
+    drive = Drive(block_rpcs=("guest-fsfreeze-freeze",))
+    played(drive, "syncing") if drive.core.allows("va.fsfreeze") else None
+    assert second(drive).code is Code.BLOCKED
+    other = Drive()
+    played(other, "freezing")
+    other.feed(events.Stopped("SIGTERM"))
+    assert second(other).code is Code.WRONG_STATE
+
+
+def test_its_arguments_are_checked_before_it_waits(drive: Drive) -> None:
+    played(drive, "syncing")
+    assert drive.ask_by_name("guest-fsfreeze-freeze-list", {"mountpoints": 5}).code is Code.PARAMS
+
+
+def test_the_end_of_the_agent_answers_it(drive: Drive) -> None:
+    _, worker = played(drive, "freezing")
+    waits = second(drive)
+    drive.feed(events.Stopped("SIGTERM"))
+    while drive.workers("thaw"):
+        drive.compensates()
+    drive.die(worker)
+    drive.compensates()
+    assert waits.code is Code.WRONG_STATE
+    assert drive.of(events.Quit)
