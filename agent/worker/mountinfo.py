@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,6 +28,7 @@ class Server(enum.Enum):
     FUSE_ON_DISK = "fuseblk"
 
 
+@functools.lru_cache(256)
 def server_of(fstype: str) -> Server:
     """Return who serves file systems of this type; mountinfo names types ("ext4", "nfs4", "fuse.sshfs")."""
     if fstype in NETWORK_TYPES:
