@@ -30,17 +30,18 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="which storms (default 1)")
     parser.add_argument("--replay", type=int, metavar="SEED", help="only this storm, as a violation named it")
     parser.add_argument("--times", type=int, default=10, help="how often it is replayed (default 10)")
+    parser.add_argument("--layouts", action="store_true", help="file systems that lie on each other as no path tells")
     parser.add_argument("--go-on", action="store_true", help="do not end at the first violation")
     return parser.parse_args()
 
 
-def storm(world: World, tally: Tally, seed: int) -> bool:
+def storm(world: World, tally: Tally, seed: int, flags: str) -> bool:
     """Play one storm; return whether all went well, and say so if it did not."""
     actions = sequence(seed)
     played = play(world, actions, tally)
     if not played.violations:
         return True
-    print(f"\nViolations in the storm of seed {seed} (scripts/chaos --replay {seed}):")
+    print(f"\nViolations in the storm of seed {seed} (scripts/chaos{flags} --replay {seed}):")
     for line in played.violations:
         print(f"  {line}")
     print("Actions:")
@@ -60,11 +61,12 @@ def run(area: Area, chosen: argparse.Namespace, tally: Tally) -> None:
     first = chosen.seed * MANY if chosen.replay is None else chosen.replay
     began = shown = time.monotonic()
     number = 0
+    flags = " --layouts" if chosen.layouts else ""
     rig = Rig(area)
     try:
-        world = World(rig, first // MANY)
+        world = World(rig, first // MANY, odd_layouts=chosen.layouts)
         while number < chosen.times if chosen.replay is not None else time.monotonic() - began < chosen.minutes * 60:
-            well = storm(world, tally, first + (number if chosen.replay is None else 0))
+            well = storm(world, tally, first + (number if chosen.replay is None else 0), flags)
             number += 1
             if not well and not chosen.go_on:
                 return
@@ -73,7 +75,7 @@ def run(area: Area, chosen: argparse.Namespace, tally: Tally) -> None:
                 for line in rig.close():
                     print(f"  {line}", flush=True)
                 rig = Rig(area)
-                world = World(rig, first // MANY)
+                world = World(rig, first // MANY, odd_layouts=chosen.layouts)
             if time.monotonic() - shown > 60:
                 shown = time.monotonic()
                 print(
@@ -97,7 +99,8 @@ def main() -> int:
             print(f"\nThe run could not go on: {tally.violations[-1]}", flush=True)
         finally:
             seed = chosen.seed if chosen.replay is None else chosen.replay
-            print(f"\nscripts/chaos, seed {seed}, {(time.monotonic() - began) / 60:.1f} minutes:\n")
+            how = f"seed {seed}{' with --layouts' if chosen.layouts else ''}"
+            print(f"\nscripts/chaos, {how}, {(time.monotonic() - began) / 60:.1f} minutes:\n")
             print(tally.table(), flush=True)
     return 1 if tally.violations else 0
 

@@ -11,6 +11,7 @@ import glob
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import HarnessError, Unmet, linux
@@ -39,7 +40,7 @@ def require(kind: str) -> None:
 class LoopFs:
     """A mounted file system on a loop device over an image in the area or on another LoopFs (`outer`).
 
-    `folder` is where the image lies, if not where these are mounted.
+    `folder` is where the image lies, if not where these are mounted; `options` are for mkfs.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class LoopFs:
         outer: LoopFs | None = None,
         name: str = "",
         folder: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         require(kind)
         self.area, self.kind, self.outer = area, kind, outer
@@ -62,7 +64,8 @@ class LoopFs:
         self.image = folder / f"{self.path.name}.img"
         with open(self.image, "wb") as image:
             image.truncate(size or LEAST[kind])
-        made = subprocess.run([*_MAKE[kind], str(self.image)], capture_output=True, text=True, check=False, cwd="/")
+        make = [*_MAKE[kind], *options, str(self.image)]
+        made = subprocess.run(make, capture_output=True, text=True, check=False, cwd="/")
         if made.returncode:
             raise HarnessError(f"{' '.join(made.args)}: {made.stderr.strip()}")
         self.device, self._device_fd = linux.attach_loop(self.image)

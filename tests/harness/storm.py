@@ -23,7 +23,7 @@ from typing import Any
 
 from virtagent.agent.api.errors import Code
 
-from . import HarnessError, linux, verdict
+from . import HarnessError, layouts, linux, verdict
 from .actions import FILE_SYSTEMS, Action
 from .daemon import Daemon, process_line
 from .filesystems import MIB, LoopFs
@@ -48,14 +48,23 @@ OPTIONS = (
 
 
 class World:
-    """ext4 with an ext4 on it, a btrfs, and one on a disk that can stall; a writer on each."""
+    """ext4 with an ext4 on it, a btrfs, and one on a disk that can stall; a writer on each.
 
-    def __init__(self, rig: Rig, seed: int = 0) -> None:
+    With `odd_layouts` no path tells what lies on the first: an image in a folder that is covered since (or on an
+    overlay, by the seed), and instead of the btrfs an ext4 whose journal is there.
+    """
+
+    def __init__(self, rig: Rig, seed: int = 0, *, odd_layouts: bool = False) -> None:
         self.rig = rig
         kind = ("xfs", "ext4")[seed % 2]
-        outer = rig.fs("ext4", 256 * MIB)
+        outer = layouts.Underneath(rig, "ext4", 256 * MIB)
         self.stall = rig.stall(kind)
-        self.every: list[LoopFs] = [outer, rig.fs("ext4", outer=outer), rig.fs("btrfs"), self.stall.fs]
+        if odd_layouts:
+            image = (layouts.image_on_overlay, layouts.covered_image)[seed % 2]
+            others = [image(rig, outer), layouts.with_journal_elsewhere(rig, outer)]
+        else:
+            others = [rig.fs("ext4", outer=outer), rig.fs("btrfs")]
+        self.every: list[LoopFs] = [outer, *others, self.stall.fs]
         self.writers: list[Writer] = [rig.writer(fs) for fs in self.every]
         self._asking = threading.Lock()
 
