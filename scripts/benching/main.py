@@ -20,7 +20,7 @@ from harness.filesystems import MIB  # noqa: E402
 from harness.namespace import Area  # noqa: E402
 from harness.rig import Rig, closed  # noqa: E402
 
-from benching import cost, counts, latency, life, report, scaling, stall  # noqa: E402
+from benching import cost, counts, latency, layouts, life, report, scaling, stall  # noqa: E402
 from benching.figures import Figures, machine, progress, say  # noqa: E402
 from benching.ways import Bench, compile_still  # noqa: E402
 
@@ -32,6 +32,7 @@ PARTS: dict[str, Callable[[Bench, Figures], None]] = {
     "start": life.start,
     "memory": life.memory,
     "cost": cost.measure,
+    "layouts": layouts.measure,
 }
 
 
