@@ -94,6 +94,8 @@ def _run(args: argparse.Namespace) -> int:
         )
         if args.command == "snapshot":
             return snapshot(run)
+        if args.command == "metrics":
+            return metrics(run)
         if len(args.agents) > 1:
             return several_agents(run)
         with run.agent:
@@ -132,6 +134,28 @@ def several_agents(run: Run) -> int:
         return several.freeze(args, args.agents) if args.command == "freeze" else several.ask(args, args.agents)
     except ValueError as error:
         raise options.Bad(str(error)) from None
+
+
+def metrics(run: Run) -> int:
+    """Print what the agents say for a monitoring system, or write it to a file; of one that does not answer that."""
+    from . import metrics as telling
+
+    args = run.args
+    found: dict[str, records.Status | VirtagentError]
+    if len(args.agents) > 1:
+        from . import several  # asyncio takes long
+
+        try:
+            found = several.statuses(args, args.agents)
+        except ValueError as error:
+            raise options.Bad(str(error)) from None
+    else:
+        try:
+            with run.agent:
+                found = {args.agent: run.agent.status()}
+        except VirtagentError as error:
+            found = {args.agent: error}
+    return telling.tell(found, args.textfile, as_json=args.json)
 
 
 def _screen(stream: Any) -> ModuleType | None:

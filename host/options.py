@@ -127,6 +127,12 @@ def parser() -> Parser:
     watching.add_argument(
         "--until", choices=[state.name for state in FreezeState], metavar="STATE", help="end when in this state"
     )
+    measuring = command("metrics", "print what a monitoring system wants to know, as OpenMetrics text")
+    measuring.add_argument(
+        "--textfile",
+        metavar="DIR",
+        help="write it to DIR/virtagent.prom, for node_exporter; in a guest DIR must be on tmpfs",
+    )
     holding = command("hold", "hold the freeze for S seconds from now")
     holding.add_argument("seconds", type=_seconds, metavar="S", help="seconds, as far as the agent allows")
     _snapshot(command, taking)

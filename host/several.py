@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from ..agent.api.errors import VirtagentError
+from ..agent.api.records import Status
 from ..agent.api.text import printable
-from . import exits, signals, text
+from . import calls, exits, signals, text
 from .aio import AsyncAgent
 from .commands import COMMANDS, Said
 from .exits import DONE
 from .group import CONNECTS, AsyncAgentGroup, GroupFreeze, refuse_twice
+from .holding import Script
 from .options import included
 
+T = TypeVar("T")
 _WORST_FIRST = (exits.BROKEN, exits.FAILED, exits.TIMED_OUT, exits.UNREACHABLE, exits.NOTHING_TO_THAW, exits.USAGE)
 Found = Mapping[str, "Said | VirtagentError"]
 
@@ -27,7 +30,7 @@ def ask(args: argparse.Namespace, urls: Sequence[str]) -> int:
     """
     refuse_twice(urls)
     agents = {url: AsyncAgent(url, timeout=args.timeout) for url in urls}
-    found = signals.interruptible(_asked(args, agents))
+    found = signals.interruptible(_asked(agents, lambda url: COMMANDS[args.command](args, url)))
     if args.json:
         print(text.to_json({url: _document(one, args) for url, one in found.items()}, indent=2))
     else:
@@ -41,13 +44,25 @@ def ask(args: argparse.Namespace, urls: Sequence[str]) -> int:
     return next((code for code in _WORST_FIRST if code in codes), DONE)
 
 
-async def _asked(args: argparse.Namespace, agents: Mapping[str, AsyncAgent]) -> Found:
+def statuses(args: argparse.Namespace, urls: Sequence[str]) -> dict[str, Status | VirtagentError]:
+    """Return the record of each agent, or why there is none. Raises ValueError if a URL is none, or stands twice."""
+    refuse_twice(urls)
+    agents = {url: AsyncAgent(url, timeout=args.timeout) for url in urls}
+    return signals.interruptible(_asked(agents, lambda _url: _status()))
+
+
+def _status() -> Script[Status]:
+    found: Status = yield calls.status()
+    return found
+
+
+async def _asked(agents: Mapping[str, AsyncAgent], script: Callable[[str], Script[T]]) -> dict[str, T | VirtagentError]:
     gate = asyncio.Semaphore(CONNECTS)
 
-    async def one(url: str, agent: AsyncAgent) -> Said | VirtagentError:
+    async def one(url: str, agent: AsyncAgent) -> T | VirtagentError:
         async with gate, agent:
             try:
-                said = await agent.play(COMMANDS[args.command](args, url))
+                said = await agent.play(script(url))
             except VirtagentError as error:
                 return error
         return said

@@ -148,6 +148,12 @@ RECORD = {
     "uptime": "seconds since the daemon started",
     "left_out_counts": "how many file systems are left out for each reason that there is",
     "troubles": "connections dropped and workers killed because a call for them failed; the log has each",
+    "totals": "what happened since the daemon started",
+    "totals.freezes": "how many freezes ended with each [outcome](states.md#outcomes)",
+    "totals.phase_seconds": "seconds in each phase of all freezes",
+    "totals.held_seconds": "seconds from frozen to the end of the hold, of all freezes",
+    "totals.stall_seconds": "seconds that writers stood still at the most, of all freezes",
+    "totals.last_success": "when the last one that held without a break ended, in seconds since the epoch; -1: none",
 }
 LIMITS = (
     ("clients over `max-clients` for whom essential methods are served", "RESERVE_MAX", "", ""),

@@ -181,6 +181,21 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True)
+class Totals:
+    """What happened since the daemon started: freezes by their outcome, and seconds in each phase of all of them.
+
+    `held_seconds` and `stall_seconds` are sums over all freezes; `last_success` is the time of day at which the last
+    freeze ended that held without a break, -1 if there was none.
+    """
+
+    freezes: Mapping[str, int] = field(default_factory=dict)
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    held_seconds: float = -1
+    stall_seconds: float = -1
+    last_success: float = -1
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The status record of va.fsstatus. `seq` counts changes; `last` is None before the first freeze.
 
@@ -207,6 +222,7 @@ class Status:
     uptime: float = -1
     left_out_counts: Mapping[str, int] = field(default_factory=dict)
     troubles: int = -1
+    totals: Totals = Totals()
 
     @property
     def stock(self) -> bool:
@@ -306,7 +322,8 @@ def _load_member(hint: Any, value: Any, where: str, exact: bool) -> Any:
             return tuple(_load_member(item, one, f"{where}[{i}]", exact) for i, one in enumerate(value))
     elif get_origin(hint) is Mapping:
         if isinstance(value, dict):
-            return {key: _load_member(int, one, f"{where}.{key:.40}", exact) for key, one in value.items()}
+            kind = get_args(hint)[1]
+            return {key: _load_member(kind, one, f"{where}.{key:.40}", exact) for key, one in value.items()}
     elif is_dataclass(hint):
         return load(cast("type[Any]", hint), value, where, exact=exact)
     elif get_args(hint):

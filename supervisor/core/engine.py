@@ -27,8 +27,9 @@ from .participation import Participation
 from .pending import DEFERRED, Call, Deferred, Pending
 from .reports import FreezeReports
 from .resources import Resources
-from .status import record
+from .status import phase_of, record
 from .timing import Deadlines
+from .totals import Counting
 from .turn import Turn
 from .waiting import Waiting
 from .workers import Worker, Workers, while_clause
@@ -53,7 +54,6 @@ class Engine:
         """Begin at `now`; `inline` has the handlers of the inline rows by their names."""
         self.version = version
         self._inline = inline
-        self._start = now
         self._wall_offset = 0.0
         self._deadlines = deadlines
         self._audit = audit.Audit()
@@ -68,6 +68,7 @@ class Engine:
         self._waiting = Waiting(self._freeze, self._pending, self.refusal, self._fork)
         self._stopping = ""
         self._title = titles.Title()
+        self._counting = Counting(now)
         self._configure(config)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -85,6 +86,7 @@ class Engine:
     def _show(self, turn: Turn) -> None:
         """Show the change to those who wait for it, in the audit log and in the title."""
         self._waiting.held(turn)
+        self._counting.note(turn.now, phase_of(self._freeze, self._workers), self._freeze.last)
         self._pending.tell_news(turn, self._seq, self._freeze.state)
         if self._audit.waiting and self._freeze.thawed:
             for text in self._audit.take():
@@ -382,7 +384,7 @@ class Engine:
 
     def _status(self, turn: Turn) -> Status:
         counts = (self._audit.waiting, self._audit.dropped)
-        return record(turn, self._freeze, self._workers, self._writers, self._seq, self.version, counts, self._start)
+        return record(turn, self._freeze, self._workers, self._writers, self._seq, self.version, counts, self._counting)
 
     def _show_status(self, turn: Turn, _event: events.ShowStatus) -> None:
         turn.do(events.LogStatus(self._status(turn)))

@@ -11,6 +11,7 @@ from ...agent.api.records import MountStatus, Progress, Status, WorkerStatus
 from ...agent.api.states import FreezeEvent, MountState, Phase
 from .freeze import Freeze
 from .ledger import Ledger
+from .totals import Counting
 from .transaction import Transaction
 from .turn import Turn
 from .workers import Worker, Workers
@@ -72,6 +73,19 @@ def _owner(freeze: Freeze, workers: Workers) -> Worker | None:
     return None if waits else worker
 
 
+def phase_of(freeze: Freeze, workers: Workers) -> str:
+    """Return the phase of the freeze, "" if there is no freeze."""
+    transaction = freeze.transaction
+    if transaction is not None and transaction.holds is not None and freeze.expects(FreezeEvent.FROZEN):
+        return Phase.CONFIRM.value
+    if freeze.releasing:
+        return Phase.RELEASE.value
+    if freeze.expects(FreezeEvent.CHANGED):
+        return Phase.THAW.value
+    owner = _owner(freeze, workers)
+    return owner.phase.value if owner else ""
+
+
 def record(
     turn: Turn,
     freeze: Freeze,
@@ -80,18 +94,15 @@ def record(
     seq: int,
     version: str,
     audit: tuple[int, int],
-    start: float,
+    counting: Counting,
 ) -> Status:
-    """Return the record of this turn; `audit` is (waiting, dropped), `start` is when the daemon started."""
+    """Return the record of this turn; `audit` is (waiting, dropped)."""
     now = turn.now
     owner = _owner(freeze, workers)
-    phase = Phase.THAW.value if freeze.expects(FreezeEvent.CHANGED) else owner.phase.value if owner else ""
+    phase = phase_of(freeze, workers)
+    counting.note(now, phase, freeze.last)
     transaction = freeze.transaction
     limit_left = turn.left(owner.key) if owner and owner.limit else -1.0
-    if transaction is not None and transaction.holds is not None and freeze.expects(FreezeEvent.FROZEN):
-        phase = Phase.CONFIRM.value
-    elif freeze.releasing:
-        phase = Phase.RELEASE.value
     if phase in WRITERS_PHASES:
         limit_left = writers.limit_left(turn)
     return Status(
@@ -111,6 +122,7 @@ def record(
         last=freeze.last,
         audit=records.Audit(*audit),
         version=version,
-        uptime=now - start,
+        uptime=now - counting.start,
+        totals=counting.record(),
         left_out_counts=transaction.ledger.plan.left_out_counts if transaction else {},
     )

@@ -229,6 +229,15 @@ LAST = {
 }
 
 
+TOTALS = {
+    "freezes": {"thawed": 5, "expired": 1},
+    "phase_seconds": {"sync": 12.5, "hold": 90.0},
+    "held_seconds": 90.0,
+    "stall_seconds": 0.75,
+    "last_success": 86000.0,
+}
+
+
 def status_record(**changed: Any) -> dict[str, Any]:
     """Return the status record of a freeze that is held, with members changed."""
     record = {
@@ -251,5 +260,6 @@ def status_record(**changed: Any) -> dict[str, Any]:
         "troubles": 0,
         "error": "",
         "left_out_counts": {},
+        "totals": TOTALS,
     }
     return record | changed
