@@ -299,7 +299,7 @@ class Engine:
         # The worker may have ended since the question was asked.
         worker = self._workers.get(event.worker)
         if worker is not None and (worker.alive or worker.state is WorkerState.STUCK):
-            self._freeze_reports.probed(turn, worker, event.state)
+            self._freeze_reports.probed(turn, worker, event.state, dying=event.dying)
 
     def _worker_due(self, turn: Turn, worker: Worker) -> None:
         if worker.state is WorkerState.KILLED:

@@ -133,10 +133,14 @@ class Exited:
 
 @dataclass(slots=True)
 class Probed:
-    """The process state of a worker (psutil's names; "disk-sleep" is D)."""
+    """The process state of a worker (psutil's names; "disk-sleep" is D).
+
+    `dying`: it was killed, and only threads that are in the kernel are left of it.
+    """
 
     worker: int
     state: str
+    dying: bool = False
 
 
 @dataclass(slots=True)

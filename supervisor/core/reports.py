@@ -192,13 +192,18 @@ class FreezeReports:
         else:  # it was told to thaw, or said so and did something else
             self._freeze.take(turn, FreezeEvent.UNRESPONSIVE, f"it did not begin to thaw within {REACT_GRACE:g} s")
 
-    def probed(self, turn: Turn, worker: Worker, process_state: str) -> None:
-        """Act on a thaw limit that has passed, now that the process state is known: in the kernel, it is left alone."""
+    def probed(self, turn: Turn, worker: Worker, process_state: str, *, dying: bool) -> None:
+        """Act on a thaw limit that has passed, now that the process state is known: in the kernel, it is left alone.
+
+        `dying`: somebody has killed it, so that it does no more than it is doing in the kernel.
+        """
         in_kernel = process_state in (IN_D, UNKNOWN)
-        if in_kernel and worker.state is WorkerState.STUCK:
-            self._workers.arm(turn, worker, LOOK_AGAIN)
-        elif not in_kernel:
+        if dying:
+            self._freeze.current.ledger.free(worker.id)  # ADR 0030: on which of them it hangs, nobody knows
+        if dying or not in_kernel:
             self._freeze.kill(turn, worker, f"the thaw limit of {worker.limit:g} s passed")
+        elif worker.state is WorkerState.STUCK:
+            self._workers.arm(turn, worker, LOOK_AGAIN)
         else:
             # ADR 0015: SIGKILL inside FITHAW would not end it sooner, and does harm.
             self._workers.change(turn, worker, WorkerEvent.IN_KERNEL)

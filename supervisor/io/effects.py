@@ -70,7 +70,8 @@ class Effects:
         return events.Spawned(spawn.worker, child.pid)
 
     def _probe(self, probe: events.Probe) -> events.Event:
-        return events.Probed(probe.worker, self._processes.state(self._children.pid(probe.worker)))
+        pid = self._children.pid(probe.worker)
+        return events.Probed(probe.worker, self._processes.state(pid), self._processes.dying(pid))
 
     def _configured(self, effect: events.Configured) -> None:
         self._connections.config = effect.config

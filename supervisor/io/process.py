@@ -37,6 +37,9 @@ class Processes(Protocol):
     def state(self, pid: int) -> str:
         """Return the process state (psutil's names, "disk-sleep" is D), "gone" if there is no such process."""
 
+    def dying(self, pid: int) -> bool:
+        """Return whether the process was killed, and only threads that are in the kernel are left of it."""
+
 
 class System:
     """The system calls themselves."""
@@ -86,6 +89,16 @@ class System:
         except OSError:
             return "unknown"
         return _STATES.get(known, known) or "gone"
+
+    def dying(self, pid: int) -> bool:
+        """Return whether the process was killed, and only threads that are in the kernel are left of it.
+
+        Its first thread has ended then; ours never ends before the others by itself.
+        """
+        try:
+            return _thread_state(f"/proc/{pid}/task/{pid}/stat") in ("Z", "X")
+        except OSError:
+            return False
 
 
 _STATES = {

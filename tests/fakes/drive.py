@@ -90,6 +90,7 @@ class Drive:
         self.live: set[int] = set()
         self.killed: set[int] = set()
         self.in_kernel: set[int] = set()
+        self.dying: set[int] = set()
         self.told: list[tuple[int, messages.Control]] = []
         self.journal: dict[str, Any] | None = None
         self.journal_error: OSError | None = None
@@ -145,7 +146,7 @@ class Drive:
                 return events.Journaled(effect.freeze)
             case events.Probe(worker):
                 state = "disk-sleep" if worker in self.in_kernel else "sleeping"
-                return events.Probed(worker, state if worker in self.live else "gone")
+                return events.Probed(worker, state if worker in self.live else "gone", worker in self.dying)
             case events.Adopt(worker):
                 self.spawned[worker] = events.Spawn(worker, "va.fsfreeze", {})
                 self.live.add(worker)

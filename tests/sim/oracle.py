@@ -83,7 +83,9 @@ class Oracle:
         return any(index in process.held for process in self._world.processes)
 
     def enters(self, process: Process, index: int, operation: Operation) -> None:
-        """Take note that a call enters the kernel: before FIFREEZE all must be written down."""
+        """Take note that a call enters the kernel: of FITHAW it must be the only one, before FIFREEZE all is noted."""
+        if operation is Operation.THAW:
+            self._only_attempt(process, index)
         if operation is not Operation.FREEZE:
             return
         world = self._world
@@ -92,6 +94,15 @@ class Oracle:
         journal = world.journal
         if journal is None or not any(m["mountpoint"] == f"/srv/{index}" for m in journal.record["plan"]["mounts"]):
             raise Violation(f"promise 4: FIFREEZE of /srv/{index}, and no journal names it")
+
+    def _only_attempt(self, process: Process, index: int) -> None:
+        """Require that no other worker is in FITHAW there, unless that one was killed (ADR 0030)."""
+        for other in self._world.processes:
+            thread = other.threads.get(index)
+            if thread is None or thread.call is None or thread.operation is not Operation.THAW or other is process:
+                continue
+            if other.forked_by is process.forked_by is self._world.supervisor and not other.killed:
+                raise Violation(f"FITHAW of /srv/{index} by {process.name}, while that of {other.name} is in flight")
 
     def said(self, process: Process, report: messages.Report) -> None:
         """Take note of what a worker says."""
@@ -253,9 +264,6 @@ class Oracle:
         every = world.kernel.every
         assert world.supervisor is not None
         stuck = {fs.index for fs in every if fs.disk != FLOWS}
-        for process in world.processes:
-            if process.killed and not process.ended and process.killed_by_others:
-                return  # a known gap: what it was to thaw is tried again only when it is reaped
         for fs in every:
             if fs.frozen > 0 and not stuck & {fs.index, *fs.below}:
                 raise Violation(f"promise 10: /srv/{fs.index} stays frozen because the disk of another is stuck")

@@ -73,6 +73,7 @@ class Process:
         self.script: Script[int] | None = SCRIPTS.get(rpc, _nothing)(args)
         self.outlives = self.row.outlives
         self.parent: object = None
+        self.forked_by: object = None
         self.announced: set[int] = set()
         self.threads: dict[int, Thread] = {}
         self.pipe: deque[messages.Report] = deque()
@@ -81,7 +82,7 @@ class Process:
         self.held: frozenset[int] = frozenset()
         self.hold_until = 0.0
         self.granted: set[float] = set()
-        self.thaws = self.distrusted = self.killed_by_others = False
+        self.thaws = self.distrusted = False
         self.stopped = False
         self.ended = 0
         self.signal = 0

@@ -113,13 +113,10 @@ def _signal(world: World, whom: str, number: int) -> bool:
         one.stopped = True
     elif number == signal.SIGCONT:
         one.stopped = False
+    elif number == signal.SIGTERM:
+        one.terminate()
     else:
-        before = one.killed
-        if number == signal.SIGTERM:
-            one.terminate()
-        else:
-            one.kill()
-        one.killed_by_others |= one.killed and not before
+        one.kill()
     return True
 
 
@@ -290,6 +287,25 @@ def _choose_stall(rng: random.Random, world: World) -> Iterator[Action]:
         yield from _choose_steps(rng, world)
 
 
+def _choose_meddling(rng: random.Random, world: World) -> Iterator[Action]:
+    """Let somebody else thaw what is held, and kill or stop whoever thaws then, or the supervisor."""
+    yield ("ask", rng.choice(("freeze", "guest-freeze")), None)
+    yield ("steps", 120, _is_held)
+    if rng.random() < 0.7:
+        yield ("another", "thaws", rng.randrange(len(world.kernel.every)))
+    if rng.random() < 0.7:
+        yield ("ask", "thaw", None)
+    else:
+        yield from [("time",)] * rng.randint(1, 6)
+    yield ("steps", 60, rng.choice(MOMENTS))
+    yield from _choose_signal(rng, world)
+    yield from _choose_steps(rng, world)
+
+
+def _is_held(world: World) -> bool:
+    return any(one.held and not one.thaws for one in world.processes)
+
+
 def _choose_lag(rng: random.Random, world: World) -> Iterator[Action]:
     """Let a worker that has come back from a call not say so, while all others go on and no disk is stuck."""
     yield ("steps", 120, rng.choice((_thaw_is_back, _freeze_is_back)))
@@ -395,6 +411,7 @@ _CHOICES: Mapping[str, tuple[float, Callable[[random.Random, World], Iterable[Ac
     "strike": (2, _choose_strike),
     "stall": (2, _choose_stall),
     "lag": (2, _choose_lag),
+    "meddling": (2, _choose_meddling),
     "settle": (4, _choose_settle),
     "time": (4, _choose_time),
     "hang up": (1, _choose_hang_up),

@@ -211,7 +211,7 @@ class Supervisor:
         if world.forks_fail:
             return events.SpawnFailed(spawn.worker, OSError(errno.EAGAIN, "Resource temporarily unavailable"))
         child = world.fork(spawn.worker, spawn.rpc, spawn.args)
-        child.parent = self
+        child.parent = child.forked_by = self
         self.children[spawn.worker] = Child(spawn.worker, child)
         return events.Spawned(spawn.worker, child.pid)
 
@@ -230,7 +230,9 @@ class Supervisor:
 
     def _probe(self, probe: events.Probe) -> events.Event:
         child = self.children.get(probe.worker)
-        return events.Probed(probe.worker, "gone" if child is None else child.process.state)
+        if child is None:
+            return events.Probed(probe.worker, "gone")
+        return events.Probed(probe.worker, child.process.state, child.process.killed)
 
     def _tell(self, tell: events.Tell) -> None:
         child = self.children.get(tell.worker)

@@ -215,6 +215,30 @@ def test_a_thaw_worker_that_was_not_heard_yet_is_left_alone_in_the_kernel(drive:
     ended(drive, "broken", tells=["SIGKILL"])
 
 
+@pytest.mark.parametrize("who", ["keeper", "thaw worker"])
+def test_what_a_worker_was_to_thaw_when_somebody_killed_it_does_not_wait_for_what_it_hangs_on(
+    drive: Drive, who: str
+) -> None:
+    """It may hang because of the others: what lies on what is not always known (ADR 0030)."""
+    _, keeper = drive.hold(2)
+    drive.ask("va.fsthaw")
+    victim = keeper
+    if who == "keeper":
+        drive.report(keeper, messages.Thawing("", drive.now), messages.Step(0, "thawing"), messages.Step(1, "thawing"))
+    else:
+        drive.die(keeper)
+        victim = drive.newest
+    drive.in_kernel.add(victim)
+    drive.dying.add(victim)
+    drive.wait(12)
+    assert drive.newest > victim
+    assert drive.suspected(drive.newest) == {0, 1}
+    drive.compensates()
+    drive.die(victim)
+    settled(drive, victim)
+    ended(drive, "thawed")
+
+
 def test_only_what_is_not_proved_thawed_is_tried_again(drive: Drive) -> None:
     drive.compensates(keeper_died(drive, 3), {1: errno.EIO})
     drive.wait(1)

@@ -160,6 +160,9 @@ class NoProcesses:
     def state(self, pid: int) -> str:
         return "gone"
 
+    def dying(self, pid: int) -> bool:
+        return False
+
 
 def child_with_pipes() -> tuple[Child, int, int]:
     """Return a child, the worker's end of its report pipe and that of its control pipe."""
