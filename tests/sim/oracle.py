@@ -36,9 +36,13 @@ class Violation(AssertionError):
 
 
 class Frozen:
-    """One freeze that a host may know of. Moments are those of the world, 0 is never; `told` is the second of that."""
+    """One freeze that a host may know of. Moments are those of the world, 0 is never.
 
-    __slots__ = ("asked", "broken", "id", "process", "told", "what")
+    `told` is the second at which a host first took the news that it is broken, if not all that did have left it unread.
+    `told_by` are the connections of those hosts, `surely`: one of them has ended well.
+    """
+
+    __slots__ = ("asked", "broken", "id", "process", "surely", "told", "told_by", "what")
 
     def __init__(self, number: int, process: Process) -> None:
         self.id = number
@@ -47,6 +51,8 @@ class Frozen:
         self.broken = 0
         self.what = ""
         self.told: float | None = None
+        self.told_by: set[int] = set()
+        self.surely = False
 
     @property
     def is_broken(self) -> bool:
@@ -77,6 +83,11 @@ class Oracle:
             raise Violation(f"promise 6: /srv/{fs.index} was frozen in state THAWED")
         if not fs.frozen and freeze is not None and not freeze.broken and fs.index in freeze.process.held:
             freeze.broken, freeze.what = world.moment, f"/srv/{fs.index} was thawed"
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the last freeze that a host may know of is broken."""
+        return self._freeze is not None and self._freeze.is_broken
 
     def counts_on(self, index: int) -> bool:
         """Return whether it would hide a break if somebody else froze this file system now."""
@@ -196,10 +207,10 @@ class Oracle:
 
     # -- answers
 
-    def answered(self, call: Asked, value: Any, *, heard: bool) -> None:
+    def answered(self, call: Asked, value: Any) -> None:
         """Judge an answer."""
         if call.method in THAWS:
-            self._thaw_answered(value, heard=heard)
+            self._thaw_answered(value)
         elif call.method == "va.fshold" and not isinstance(value, Fault):
             self._hold_answered(value)
         elif call.method == "guest-fsfreeze-status" and value == "thawed":
@@ -210,7 +221,7 @@ class Oracle:
             if freeze is None or value != len(freeze.process.held):
                 raise Violation(f"promise 5: {value} file systems were said to be frozen, in truth {freeze}")
 
-    def _thaw_answered(self, value: Any, *, heard: bool) -> None:
+    def _thaw_answered(self, value: Any) -> None:
         freeze, now = self._freeze, self._world.now
         if isinstance(value, Fault):
             self._world.count(f"thaw answered {value.code.name}")
@@ -219,17 +230,31 @@ class Oracle:
             for number in map(int, _BROKEN.findall(value.text)):
                 if number in self._told_good:
                     raise Violation(f"promise 5: freeze {number} was said to be good, and now: {value.text}")
-            if freeze is not None and value.code is Code.FREEZE_BROKEN and freeze.told is None:
-                freeze.told = now
             return
         self._world.count("thaw answered with a number" if value else "thaw answered 0")
         self._nothing_frozen("a thaw was answered")
         if freeze is None:
             return
-        if freeze.is_broken and freeze.told is None:
+        if freeze.is_broken and (freeze.told is None or now < freeze.told + self._world.config.news_limit):
             raise Violation(f"promises 5 and 9: thaw was answered {value}, but freeze {freeze.id}: {freeze.what}")
         if value and not freeze.is_broken:
             self._told_good.add(freeze.id)
+
+    def taken(self, connection: int, value: Any) -> None:
+        """Take note that a host has taken a reply that may be news."""
+        freeze = self._freeze
+        if freeze is not None and isinstance(value, Fault) and value.code is Code.FREEZE_BROKEN:
+            freeze.told = self._world.now if freeze.told is None else freeze.told
+            freeze.told_by.add(connection)
+
+    def lost(self, connection: int, *, unread: bool) -> None:
+        """Take note that the supervisor knows that a host is gone."""
+        freeze = self._freeze
+        if freeze is not None and connection in freeze.told_by:
+            freeze.told_by.discard(connection)
+            freeze.surely |= not unread
+            if not freeze.told_by and not freeze.surely:
+                freeze.told = None
 
     def _hold_answered(self, seconds: float) -> None:
         freeze, until = self._freeze, self._world.now + seconds

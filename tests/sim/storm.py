@@ -26,6 +26,7 @@ LIMITS: Mapping[str, float] = {
     "exit_grace": 0.5,
     "kill_grace": 0.2,
     "guest_hold_limit": 5,
+    "news_limit": 20,
 }
 _NONE: tuple[int, ...] = ()
 LAYOUTS = (
@@ -98,8 +99,8 @@ def _ask(world: World, what: str, connection: int | None = None) -> bool:
     return world.ask(method, params, connection) is not None
 
 
-def _hang_up(world: World, connection: int) -> bool:
-    return world.hang_up(connection)
+def _hang_up(world: World, connection: int, unread: bool) -> bool:
+    return world.hang_up(connection, unread=unread)
 
 
 def _signal(world: World, whom: str, number: int) -> bool:
@@ -227,7 +228,7 @@ class Maker:
 
 
 def _choose_ask(rng: random.Random, world: World) -> list[Action]:
-    frozen = any(fs.frozen > 0 for fs in world.kernel.every)
+    frozen = any(fs.frozen > 0 for fs in world.kernel.every) or world.oracle.has_news
     if frozen:
         what = rng.choices(
             ("thaw", "thaw-wait", "guest-thaw", "guest-status", "hold", "hold-short", "watch", "freeze", "sync"),
@@ -240,7 +241,7 @@ def _choose_ask(rng: random.Random, world: World) -> list[Action]:
 
 
 def _choose_hang_up(rng: random.Random, world: World) -> list[Action]:
-    return [("hang up", rng.choice(sorted(world.connections)))] if world.connections else []
+    return [("hang up", rng.choice(sorted(world.connections)), rng.random() < 0.5)] if world.connections else []
 
 
 def _choose_steps(rng: random.Random, _world: World) -> list[Action]:
@@ -391,7 +392,7 @@ def _choose_another(rng: random.Random, world: World) -> list[Action]:
 
 
 def _choose_fault(rng: random.Random, _world: World) -> list[Action]:
-    name = rng.choice(("forks_fail", "journal_fails", "pipes_full", "no_threads"))
+    name = rng.choice(("forks_fail", "journal_fails", "pipes_full", "no_threads", "hosts_slow"))
     return [("fault", name, rng.random() < 0.5)]
 
 
@@ -573,7 +574,7 @@ def _thaw_until_good(world: World) -> None:
             if world.journal is not None:
                 raise Violation("all is told, and a journal is left")
             return
-        _let_time_pass(world, 61)  # what was told is told again until news-limit has passed
+        _let_time_pass(world, LIMITS["news_limit"] + 1)  # what was told is told again until news-limit has passed
     raise Violation(f"in calm thaws are answered {answers}")
 
 

@@ -67,6 +67,7 @@ class Supervisor:
         self.stopped = False
         self.quit = False
         self._ready: deque[tuple[Any, Any]] = deque()
+        self._untaken: list[events.Answer] = []
         self.apply = {
             events.Spawn: self._spawn,
             events.Adopt: self._adopt,
@@ -92,6 +93,8 @@ class Supervisor:
         if self.stopped:
             return False
         if self._first is not None or self._ready or self.signals or self.inbox:
+            return True
+        if self._untaken and not self.world.hosts_slow:
             return True
         for child in self.children.values():
             if (child.process.pipe and not child.eof) or child.process.ended > process.DEAD:
@@ -126,6 +129,8 @@ class Supervisor:
         for child in children:
             if child.process.ended > process.DEAD:
                 ready.append((self._reap, child))
+        if self._untaken and not self.world.hosts_slow:
+            ready.append((self._hosts_take, None))
         while self.inbox:
             ready.append((self._take_request, self.inbox.popleft()))
 
@@ -137,7 +142,7 @@ class Supervisor:
             self.world.oracle.asked(self.world.asked[event.connection, event.token])
         self.feed(event)
         if isinstance(event, events.Disconnected):
-            self.world.lose(event.connection)
+            self.world.lose(event.connection, unread=event.unread)
 
     def _read(self, child: Child) -> None:
         """Read what is in the report pipe; or its end."""
@@ -241,8 +246,23 @@ class Supervisor:
 
     def _answer(self, answer: events.Answer) -> events.Event | None:
         self.world.answered(answer.connection, answer.token, answer.value)
-        heard = answer.connection in self.world.connections
-        return events.Taken(answer.connection, answer.token) if answer.receipt and heard else None
+        if not answer.receipt or answer.connection not in self.world.connections:
+            return None
+        if self.world.hosts_slow:
+            self._untaken.append(answer)
+            return None
+        return self._take_reply(answer)
+
+    def _take_reply(self, answer: events.Answer) -> events.Event:
+        self.world.oracle.taken(answer.connection, answer.value)
+        return events.Taken(answer.connection, answer.token)
+
+    def _hosts_take(self, _nothing: None) -> None:
+        """Have the hosts take the replies that they had not taken."""
+        replies, self._untaken = self._untaken, []
+        for answer in replies:
+            if answer.connection in self.world.connections:
+                self.feed(self._take_reply(answer))
 
     def _write_journal(self, write: events.WriteJournal) -> events.Event:
         if self.world.journal_fails:

@@ -64,7 +64,7 @@ class World:
         self.kernel = Kernel(every, self.oracle.changed)
         self.plan: Plan | Exception = _plan(layout)
         self.may_expedite = True
-        self.no_threads = self.forks_fail = self.journal_fails = self.pipes_full = False
+        self.no_threads = self.forks_fail = self.journal_fails = self.pipes_full = self.hosts_slow = False
         self.journal: events.WriteJournal | None = None
         self.torn = False
         self.processes: list[Process] = []
@@ -277,17 +277,18 @@ class World:
         self.note(f"host {connection} asks {method} {given}")
         return call
 
-    def hang_up(self, connection: int) -> bool:
-        """Have a host disconnect; return False if there is no such connection."""
+    def hang_up(self, connection: int, *, unread: bool = False) -> bool:
+        """Have a host disconnect, perhaps with replies unread; return False if there is no such connection."""
         if self.supervisor is None or connection not in self.connections:
             return False
-        self.note(f"host {connection} hangs up")
+        self.note(f"host {connection} hangs up{', with replies unread' if unread else ''}")
         self.connections.discard(connection)
-        self.supervisor.inbox.append(events.Disconnected(connection))
+        self.supervisor.inbox.append(events.Disconnected(connection, unread))
         return True
 
-    def lose(self, connection: int) -> None:
+    def lose(self, connection: int, *, unread: bool) -> None:
         """Take note that the supervisor knows that this host is gone."""
+        self.oracle.lost(connection, unread=unread)
         for call in self.asked.values():
             call.lost = call.lost or (call.connection == connection and not call.answers)
 
@@ -299,7 +300,7 @@ class World:
         if call.answers:
             raise Violation(f"{call.method} was answered twice: {call.answers[0]}, {value}")
         call.answers.append(value)
-        self.oracle.answered(call, value, heard=connection in self.connections)
+        self.oracle.answered(call, value)
 
     # -- time
 
@@ -351,7 +352,7 @@ class World:
     def end_faults(self) -> None:
         """Turn off all faults but stuck disks: forks and the journal work, who was stopped goes on, others let go."""
         self.note("calm: no more faults")
-        self.no_threads = self.forks_fail = self.journal_fails = self.pipes_full = False
+        self.no_threads = self.forks_fail = self.journal_fails = self.pipes_full = self.hosts_slow = False
         self.dies_in = 0
         for fs in self.kernel.every:
             fs.errors.clear()
