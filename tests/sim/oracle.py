@@ -222,7 +222,7 @@ class Oracle:
                 raise Violation(f"promise 5: {value} file systems were said to be frozen, in truth {freeze}")
 
     def _thaw_answered(self, value: Any) -> None:
-        freeze, now = self._freeze, self._world.now
+        freeze = self._freeze
         if isinstance(value, Fault):
             self._world.count(f"thaw answered {value.code.name}")
             if value.code is Code.IN_PROGRESS:
@@ -235,10 +235,14 @@ class Oracle:
         self._nothing_frozen("a thaw was answered")
         if freeze is None:
             return
-        if freeze.is_broken and (freeze.told is None or now < freeze.told + self._world.config.news_limit):
+        if freeze.is_broken and not self._over(freeze):
             raise Violation(f"promises 5 and 9: thaw was answered {value}, but freeze {freeze.id}: {freeze.what}")
         if value and not freeze.is_broken:
             self._told_good.add(freeze.id)
+
+    def _over(self, freeze: Frozen) -> bool:
+        """Return whether the news of a freeze was told for long enough."""
+        return freeze.told is not None and self._world.now >= freeze.told + self._world.config.news_limit
 
     def taken(self, connection: int, value: Any) -> None:
         """Take note that a host has taken a reply that may be news."""
@@ -253,7 +257,7 @@ class Oracle:
         if freeze is not None and connection in freeze.told_by:
             freeze.told_by.discard(connection)
             freeze.surely |= not unread
-            if not freeze.told_by and not freeze.surely:
+            if not (freeze.told_by or freeze.surely or self._over(freeze)):
                 freeze.told = None
 
     def _hold_answered(self, seconds: float) -> None:
