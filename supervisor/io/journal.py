@@ -50,6 +50,33 @@ def in_memory(path: str) -> bool:
         return False
 
 
+def parse(text: str, boot: str) -> JournalFound:
+    """Return what the text of a journal says to a supervisor in that boot; raise ValueError if it is none."""
+    try:
+        record = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep for a journal") from None
+    match record:
+        case {"version": int(version)} if version != VERSION:
+            raise ValueError(f"journal of version {version}, this is {VERSION}")
+        case {
+            "boot": str(written_in),
+            "freeze": int(freeze),
+            "worker": [int(pid), int(started)],
+            "plan": dict(plan),
+            "untold": str(unreported),
+        }:
+            if written_in != boot:
+                # Nothing stays frozen after a boot.
+                return JournalFound(freeze, Plan((), ()), unreported)
+            orphan = (pid, started) if pid > 0 and is_our_worker(pid, started) else (0, 0)
+            whole = Plan.load(plan, exact=False)  # the agent that wrote it may have been of another version
+            told = record.get("told_at")
+            told_at = told if isinstance(told, float) and math.isfinite(told) else 0.0
+            return JournalFound(freeze, whole, unreported, orphan, record.get("expedites") is True, told_at)
+    raise ValueError("not a journal")
+
+
 class Journal:
     """The journal in one state directory, which this process has locked."""
 
@@ -154,30 +181,10 @@ class Journal:
         Raises ValueError if it is bad, BadStateDir if it is not ours.
         """
         try:
-            record = json.loads(self._read("journal"))
+            text = self._read("journal")
         except FileNotFoundError:
             return None
-        except RecursionError:
-            raise ValueError("nested too deep for a journal") from None
-        match record:
-            case {"version": int(version)} if version != VERSION:
-                raise ValueError(f"journal of version {version}, this is {VERSION}")
-            case {
-                "boot": str(boot),
-                "freeze": int(freeze),
-                "worker": [int(pid), int(started)],
-                "plan": dict(plan),
-                "untold": str(unreported),
-            }:
-                if boot != boot_id():
-                    # Nothing stays frozen after a boot.
-                    return JournalFound(freeze, Plan((), ()), unreported)
-                orphan = (pid, started) if pid > 0 and is_our_worker(pid, started) else (0, 0)
-                whole = Plan.load(plan, exact=False)  # the agent that wrote it may have been of another version
-                told = record.get("told_at")
-                told_at = told if isinstance(told, float) and math.isfinite(told) else 0.0
-                return JournalFound(freeze, whole, unreported, orphan, record.get("expedites") is True, told_at)
-        raise ValueError("not a journal")
+        return parse(text, boot_id())
 
     def keep_handle(self, number: int) -> None:
         """Remember the number for the next file that is opened for a host; raise OSError."""
