@@ -130,6 +130,14 @@ def hold(seconds: float) -> Call[float]:
     return Call("va.fshold", (seconds,), lambda value: float(_of("va.fshold", int | float, value)))
 
 
+def forget(mountpoint: str) -> Call[int]:
+    """In state ERROR, count a file system as thawed that cannot be thawed; return how many others may be frozen still.
+
+    `mountpoint` may also be dev:MAJOR:MINOR. Raises Fault WRONG_STATE in any other state.
+    """
+    return _call("va.fsforget", int, mountpoint)
+
+
 def getfile(path: str) -> Call[bytes]:
     """Return the contents of a file in the guest, at most 16 MiB."""
     return Call("va.getfile", (path,), _contents, most=None)

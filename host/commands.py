@@ -112,6 +112,12 @@ def hold(args: argparse.Namespace, url: str) -> Script[Said]:
     return Said([f"held for {text.duration(left)} from now"], {"hold_left": left})
 
 
+def forget(args: argparse.Namespace, url: str) -> Script[Said]:
+    left = yield calls.forget(args.mountpoint)
+    others = f"; {text.count(left)} may be frozen, too, and the agent tries again" if left else ""
+    return Said([f"{args.mountpoint} counts as thawed, and may be frozen still{others}"], {"left": left})
+
+
 def call(args: argparse.Namespace, url: str) -> Script[Said]:
     value = yield calls.call(args.method, *map(_argument, args.arguments))
     lines = value.expandtabs().splitlines() if isinstance(value, str) else text.to_json(value, indent=2).splitlines()
@@ -126,5 +132,5 @@ def _argument(argument: str) -> Any:
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, str], Script[Said]]] = {
-    command.__name__: command for command in (ping, capabilities, plan, sync, thaw, status, doctor, hold, call)
+    command.__name__: command for command in (ping, capabilities, plan, sync, thaw, status, doctor, hold, forget, call)
 }

@@ -32,6 +32,7 @@ _ADVICE = {
 _NEEDS = re.compile(r"va\.(\w+) needs state (\w+), the state is (\w+)")
 _WORDS = {
     ("fshold", "FROZEN"): "nothing is frozen, so nothing can be held longer",
+    ("fsforget", "ERROR"): "only what cannot be thawed (state ERROR) can be forgotten",
     ("fsfreeze", "THAWED"): "the guest cannot be frozen now",
     ("fssync", "THAWED"): "the guest cannot be synced now",
 }

@@ -131,6 +131,7 @@ class Methods(ABC):
     status = Method(calls.status)
     state = Method(calls.state)
     hold = Method(calls.hold)
+    forget = Method(calls.forget)
     getfile = Method(calls.getfile)
     getdmesg = Method(calls.getdmesg)
     shutdown = Method(calls.shutdown)

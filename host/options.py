@@ -135,6 +135,8 @@ def parser() -> Parser:
     )
     holding = command("hold", "hold the freeze for S seconds from now")
     holding.add_argument("seconds", type=_seconds, metavar="S", help="seconds, as far as the agent allows")
+    forgetting = command("forget", "in state ERROR, count a file system as thawed that cannot be thawed")
+    forgetting.add_argument("mountpoint", metavar="MOUNTPOINT", help="where it is mounted, or dev:MAJOR:MINOR")
     _snapshot(command, taking)
     calling = command("call", "call any method; an argument is JSON if it parses, else a string")
     calling.add_argument("method", metavar="METHOD", help="its name, as `capabilities` lists it")

@@ -157,6 +157,15 @@ _ROWS = (
         params=(Param("seconds", Kind.SECONDS, "from now"),),
     ),
     Rpc(
+        "va.fsforget",
+        "inline.fsforget",
+        _I,
+        Disk.NONE,
+        "In state ERROR, count a file system as thawed that cannot be thawed, though it may be frozen still.",
+        "number of file systems that may be frozen still and are tried again",
+        params=(Param("mountpoint", Kind.STRING, "its mount point, or dev:MAJOR:MINOR"),),
+    ),
+    Rpc(
         "va.fsplan",
         "methods.fsplan",
         _W,

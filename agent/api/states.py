@@ -61,6 +61,7 @@ class FreezeEvent(enum.Enum):
     THAW_FAILED = "a thaw failed"
     STUCK = "a worker is stuck"
     RETRY = "retry due"
+    FORGOTTEN = "an operator forgets a file system"
 
 
 class Outcome(str, enum.Enum):
@@ -192,6 +193,9 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
     **_after_the_end(_F.THAWINPROGRESS),
     (_F.ERROR, _E.CHANGED): FreezeRow(
         _F.ERROR, "retry_if_useful", doc="thaw again if that is due, or nothing is left to thaw"
+    ),
+    (_F.ERROR, _E.FORGOTTEN): FreezeRow(
+        _F.ERROR, "retry_if_useful", doc="count it as thawed, which nothing proves; go on if nothing else is left"
     ),
     (_F.ERROR, _E.RETRY): FreezeRow(_F.THAWINPROGRESS, "advance", doc="thaw again what is not proved thawed"),
     (_F.ERROR, _E.THAW_ASKED): FreezeRow(_F.THAWINPROGRESS, "retry_now", doc="thaw again what is not proved thawed"),

@@ -17,7 +17,7 @@ from ...agent.api.records import Status
 from ...agent.api.states import WorkerEvent, WorkerState
 from ...agent.worker import messages
 from ..config import Config
-from . import audit, ending, events, reloading, titles
+from . import audit, ending, events, forgetting, reloading, titles
 from .admission import room_for_reply, room_for_worker
 from .compensation import RETRY
 from .events import Effect, Event, Requested
@@ -194,6 +194,10 @@ class Engine:
         """The machine of the freeze."""
         return self._freeze
 
+    def forget(self, turn: Turn, name: str) -> int:
+        """Count a file system as thawed that cannot be thawed; see `forgetting`."""
+        return forgetting.forget(turn, self._freeze, self._workers, name)
+
     def status(
         self, turn: Turn, call: Call, since: int | None, wait: float | None, *, brief: bool
     ) -> Status | Deferred:
@@ -257,8 +261,8 @@ class Engine:
                 self._lost(turn, worker, from_number(code, text))
             case messages.Started() | messages.Step() | messages.Progress():
                 pass
-            case messages.Done() if worker.row.holds:
-                pass  # the resource has ended or was dropped
+            case messages.Done() if worker.row.holds or not worker.row.public:
+                pass  # the resource has ended or was dropped; or what it was to thaw is forgotten
             case messages.Acquired() | messages.Replied() | messages.Declined() | messages.Releasable():
                 return self._resources.receive(turn, worker, message)
             case _:
@@ -375,9 +379,6 @@ class Engine:
                 assert key == RETRY, f"unknown deadline {key!r}"
                 self._freeze.changed(turn)
 
-    def _woken(self, _turn: Turn, _event: events.Woken) -> None:
-        pass  # nothing to decide: `_show` does the rest
-
     @property
     def _seq(self) -> int:
         return 1 + self._freeze.changes + self._workers.changes + self._writers.changes
@@ -431,5 +432,5 @@ class Engine:
         events.ShowStatus: _show_status,
         events.Stopped: _stopped,
         events.Due: _due,
-        events.Woken: _woken,
+        events.Woken: lambda *_: None,  # nothing to decide: `_show` does the rest
     }

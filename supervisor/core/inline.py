@@ -82,6 +82,11 @@ def fshold(engine: Engine, turn: Turn, call: Call, args: dict[str, Any]) -> Defe
     return engine.freeze.hold(turn, call, args["seconds"])
 
 
+def fsforget(engine: Engine, turn: Turn, _call: Call, args: dict[str, Any]) -> int:
+    """Count a file system as thawed that cannot be thawed; return how many others may be frozen still."""
+    return engine.forget(turn, args["mountpoint"])
+
+
 def fsstatus(engine: Engine, turn: Turn, call: Call, args: dict[str, Any]) -> Any:
     """Return the number of the state; the status record if a struct was given."""
     options = args["options"]
@@ -93,6 +98,7 @@ def fsstatus(engine: Engine, turn: Turn, call: Call, args: dict[str, Any]) -> An
 HANDLERS: Mapping[str, InlineHandler] = {
     "inline.capabilities": capabilities,
     "inline.dummy": dummy,
+    "inline.fsforget": fsforget,
     "inline.fsfreeze_status": fsfreeze_status,
     "inline.fsfreeze_thaw": fsfreeze_thaw,
     "inline.fshold": fshold,

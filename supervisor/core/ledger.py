@@ -45,10 +45,11 @@ class Ledger:
 
     `attempted` are those that a FIFREEZE was announced for, `refused` those of them where it failed. `held` are frozen,
     and no worker of ours has begun to thaw them: if one is found thawed, someone else did it. `thawed_by` maps those
-    that a FITHAW of ours has thawed to its worker: until then they were frozen. `in_flight` maps a file system to the
-    worker that is trying to thaw it, `thawers` each thaw worker to the file systems that it was given. `expedites`:
-    grace periods may be left expedited. `counts` are the marks by state, and `moving` those that something is being
-    done to, oldest first; both are updated step by step, so that a step costs the same however many there are.
+    that a FITHAW of ours has thawed to its worker: until then they were frozen. `forgotten` are those that an operator
+    said to suspect no more. `in_flight` maps a file system to the worker that is trying to thaw it, `thawers` each thaw
+    worker to the file systems that it was given. `expedites`: grace periods may be left expedited. `counts` are the
+    marks by state, and `moving` those that something is being done to, oldest first; both are updated step by step, so
+    that a step costs the same however many there are.
     """
 
     def __init__(self, freezer: int) -> None:
@@ -64,6 +65,7 @@ class Ledger:
         self.suspects: set[int] = set()
         self.held: set[int] = set()
         self.thawed_by: dict[int, int] = {}
+        self.forgotten: set[int] = set()
         self.proof_after = 0
         self.in_flight: dict[int, int] = {}
         self.thawers: dict[int, set[int]] = {}
@@ -147,7 +149,7 @@ class Ledger:
     def freezer_died(self, *, spoke_rubbish: bool) -> None:
         """Suspect what the dying freeze worker may have frozen; if it spoke rubbish, all that was planned."""
         # ADR 0004: after rubbish nothing that it had said counts.
-        self.suspects |= set(range(len(self.marks))) if spoke_rubbish else self.froze
+        self.suspects |= (set(range(len(self.marks))) if spoke_rubbish else self.froze) - self.forgotten
         if spoke_rubbish:
             self.thawed_by = {index: worker for index, worker in self.thawed_by.items() if worker != self.freezer}
 
@@ -190,6 +192,19 @@ class Ledger:
     def to_thaw(self) -> set[int]:
         """Those that may be frozen, and that no worker is trying to thaw."""
         return self.suspects - self.in_flight.keys()
+
+    def forget(self, index: int) -> list[int]:
+        """Suspect this one no more, since an operator says so; return the thaw workers that have nothing left to do."""
+        self.suspects.discard(index)
+        self.forgotten.add(index)
+        self._enter(index, MountState.FAILED)
+        mark = self.marks[index]
+        mark.error = "forgotten by an operator: it may be frozen still"
+        idle = [thawer for thawer, given in self.thawers.items() if not given & self.suspects]
+        for thawer in idle:
+            self.free(thawer)
+            del self.thawers[thawer]
+        return idle
 
     # -- words and figures
 

@@ -19,6 +19,7 @@ PARAMS: dict[str, list[Any]] = {
     "va.getfile": ["/etc/hostname"],
     "va.shutdown": ["halt"],
     "va.fshold": [60],
+    "va.fsforget": ["/nowhere"],
     "system.methodHelp": ["va.ping"],
 }
 PUBLIC = [row.name for row in RPCS.values() if row.public and not row.is_guest]
@@ -42,6 +43,8 @@ def test_admission_of_every_row_in_every_state(method: str, state: str) -> None:
         assert fresh == ([method] if state == "THAWED" else [])
     elif method == "va.fshold":
         assert codes == (set() if state == "FROZEN" else {Code.WRONG_STATE})
+    elif method == "va.fsforget":
+        assert codes == {Code.PARAMS if state == "ERROR" else Code.WRONG_STATE}
     elif method == "va.fssync":
         assert codes == (set() if state == "THAWED" else {Code.REFUSED_WHILE_FROZEN})
     elif method == "va.shutdown":

@@ -25,6 +25,7 @@ DESIGN: dict[str, list[set[str] | str]] = {
     "va.fsthaw": [{"wait"}],
     "va.fsstatus": [{"since", "wait", "brief"}],
     "va.fshold": ["seconds"],
+    "va.fsforget": ["mountpoint"],
     "va.fsplan": [FSFREEZE],
     "va.fssync": [FSSYNC],
     "system.listMethods": [],
