@@ -141,6 +141,7 @@ RECORD = {
     "last.at": "when, in seconds since the epoch",
     "last.consistency": "`application` if there are writers and all held over the freeze, else `file-system`; `none` "
     "if the freeze was not good",
+    "last.verdict": "`good` or `bad`: what the host said at the thaw, else whether the freeze was whole",
     "audit": "the ring of audit records",
     "audit.waiting": "records that wait for the thaw",
     "audit.dropped": "records lost since the start, because the ring was full",

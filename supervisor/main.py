@@ -118,6 +118,7 @@ def serve(
     try:
         journal_file = journal.Journal(config.state_dir)
         found, handle = _found(journal_file, config, log), journal_file.next_handle()
+        last_freeze = journal_file.last_freeze()
     except journal.BadStateDir as error:
         return _say(str(error), 2 if isinstance(error, journal.NotInMemory) else 1)
     harden(log)
@@ -126,7 +127,7 @@ def serve(
     for name in PRIVATE_ENV:
         os.environ.pop(name, None)
     timers = Timers()
-    core = Engine(config, __version__, process.monotonic(), handle, timers, inline.HANDLERS)
+    core = Engine(config, __version__, process.monotonic(), handle, timers, inline.HANDLERS, last_freeze=last_freeze)
     loop = Loop(config, core, timers, journal_file, log, processes, process.monotonic, notify)
     # The present objects stay for ever: a collector in a worker must not touch them, which would copy shared pages.
     gc.collect()

@@ -125,7 +125,17 @@ _ROWS = (
         Disk.NONE,
         "Thaw, cancel a freeze in progress, or try again in state ERROR; tells if the last freeze was broken.",
         "number of file systems thawed",
-        params=_struct(_WAIT),
+        params=_struct(
+            _WAIT,
+            Param(
+                "freeze_id",
+                Kind.INTEGER,
+                "thaw this freeze, and no other (see va.fsstatus)",
+                required=False,
+                any_value=True,
+            ),
+            Param("verdict", Kind.STRING, "what became of the snapshot", required=False, choices=("good", "bad")),
+        ),
         essential=True,
         blocked_with=("guest-fsfreeze-thaw",),
         needed_frozen=True,

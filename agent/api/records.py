@@ -170,6 +170,7 @@ class Last:
     error: str = ""
     at: float = -1
     consistency: str = ""
+    verdict: str = ""
 
 
 @dataclass(frozen=True, slots=True)

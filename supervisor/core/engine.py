@@ -50,6 +50,8 @@ class Engine:
         next_handle: int,
         deadlines: Deadlines,
         inline: Mapping[str, InlineHandler],
+        *,
+        last_freeze: int = 0,
     ) -> None:
         """Begin at `now`; `inline` has the handlers of the inline rows by their names."""
         self.version = version
@@ -60,7 +62,7 @@ class Engine:
         self._workers = Workers()
         self._pending = Pending(self._audit, self._status)
         self._writers = Writers(self._workers, lambda turn: self._participation.changed(turn))
-        self._freeze = Freeze(self._workers, self._pending, self._writers, self._settled)
+        self._freeze = Freeze(self._workers, self._pending, self._writers, self._settled, last_freeze)
         self._participation = Participation(self._freeze, self._workers, self._writers)
         self._freeze_reports = FreezeReports(self._freeze, self._workers, self._participation)
         self._resources = Resources(self._workers, self._pending)
@@ -153,7 +155,7 @@ class Engine:
             self._resources.make_room(turn, row)
         if row.disk is Disk.FREEZES:
             options = freeze_options(self._config, row.name, args.get("options"), args.get("mountpoints"))
-            worker = self._freeze.begin(turn, call.id, options, self._config.plan_limit)
+            worker = self._freeze.begin(turn, call, options, self._config.plan_limit)
             self._pending.runs_in(call, worker.id)
             return
         if "options" in args:

@@ -351,6 +351,13 @@ class KeepHandle:
 
 
 @dataclass(slots=True)
+class KeepFreeze:
+    """Remember, also after a restart, that a freeze got this number."""
+
+    number: int
+
+
+@dataclass(slots=True)
 class Quit:
     """Flush, close and end with this exit code."""
 
@@ -371,5 +378,6 @@ Effect = (
     | WriteJournal
     | RemoveJournal
     | KeepHandle
+    | KeepFreeze
     | Quit
 )

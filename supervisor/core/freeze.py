@@ -29,10 +29,11 @@ from ...agent.api.states import (
 )
 from ...agent.worker import messages
 from .compensation import Compensation
-from .events import JournalFound, Lifeline
+from .events import JournalFound, KeepFreeze, Lifeline
 from .ledger import Ledger
 from .news import News
 from .pending import DEFERRED, Call, Deferred, Pending
+from .recovery import adopted, told_of, why_not
 from .transaction import Transaction
 from .turn import Turn
 from .workers import Worker, Workers, while_clause
@@ -59,7 +60,7 @@ class Freeze:
     """
 
     def __init__(
-        self, workers: Workers, pending: Pending, writers: Writers, on_settled: Callable[[Turn], None]
+        self, workers: Workers, pending: Pending, writers: Writers, on_settled: Callable[[Turn], None], last_id: int
     ) -> None:
         self._workers = workers
         self._pending = pending
@@ -74,7 +75,7 @@ class Freeze:
         self.news = News(pending, self._keep_news)
         self.releasing = False
         self._ends = False
-        self._last_id = 0
+        self._last_id = last_id
         self._undo = Compensation(workers)
         self._hold_max = self.thaw_limit = 0.0
 
@@ -158,7 +159,7 @@ class Freeze:
 
     # -- what hosts ask
 
-    def begin(self, turn: Turn, call: int, options: Options, plan_limit: float) -> Worker:
+    def begin(self, turn: Turn, call: Call, options: Options, plan_limit: float) -> Worker:
         """Fork the freeze worker and return it; to be called only when all is thawed and no writer is let go.
 
         Raises Fault VETOED if a writer of an earlier freeze could not be let go.
@@ -166,23 +167,28 @@ class Freeze:
         if options.writers != "none" and (stuck := self._writers.stuck()):
             raise Fault(Code.VETOED, f"{stuck}; {NOTHING_FROZEN}")
         self._last_id += 1
+        turn.do(KeepFreeze(self._last_id))
         args: dict[str, object] = {"options": options}
         lifeline = Lifeline.HOLD if options.waits else None
-        worker = self._workers.spawn(turn, RPCS["va.fsfreeze"], args, call, plan_limit, lifeline)
-        self.transaction = Transaction(self._last_id, options, Ledger(worker.id), caller=call)
+        worker = self._workers.spawn(turn, RPCS["va.fsfreeze"], args, call.id, plan_limit, lifeline)
+        channel = call.request.peer.channel
+        self.transaction = Transaction(self._last_id, options, Ledger(worker.id), call.id, channel=channel)
         self._workers.enter_phase(turn, worker, Phase.PLAN, plan_limit)
         self.take(turn, FreezeEvent.ADMITTED, f"freeze {self._last_id} by {worker.name}")
         return worker
 
-    def thaw(self, turn: Turn, call: Call) -> Deferred:
+    def thaw(self, turn: Turn, call: Call, freeze_id: int | None = None, verdict: str = "") -> Deferred:
         """Thaw; or cancel a freeze, retry a thaw, join one that is in progress, or answer if there is nothing to thaw.
 
         Answers FREEZE_BROKEN if the last freeze was broken, until that was told for long enough (news.py).
         """
+        ended = self.last if self.thawed and not self.releasing else None
+        if freeze_id is not None and (wrong := why_not(freeze_id, self._last_id, ended)):
+            self.news.refuse(turn, call, wrong)
+            return DEFERRED
         self.news.wait_for_thaw(call.id)
         if not self.thawed:
-            transaction = self.current
-            transaction.thaw_asked_at = transaction.thaw_asked_at or turn.now
+            self.current.ask_thaw(turn, call.request.peer, verdict)
         self.take(turn, FreezeEvent.THAW_ASKED, "va.fsthaw")
         return DEFERRED
 
@@ -201,16 +207,12 @@ class Freeze:
 
     def recover(self, turn: Turn, found: JournalFound, options: Options) -> None:
         """Thaw what the journal of an earlier supervisor names, and report that to the next fsthaw."""
-        self._last_id = found.freeze
+        self._last_id = max(self._last_id, found.freeze)
         if not found.plan.mounts:
             self.news.add(turn, found.unreported, found.told_at)
-            self.last = Last(found.freeze, Outcome.BROKEN.value, False, 0.0, 0.0, found.unreported, -1.0)
+            self.last = told_of(found)
             return
-        orphan = self._workers.adopt(turn, RPCS["va.fsfreeze"], found.orphan).id if found.orphan[0] else 0
-        ledger = Ledger(orphan)
-        ledger.adopt(found.plan, expedites=found.expedites)
-        broken = Fault(Code.FREEZE_BROKEN, found.unreported)
-        self.transaction = Transaction(found.freeze, options, ledger, outcome=Outcome.BROKEN, fault=broken)
+        self.transaction = adopted(turn, found, options, self._workers)
         self.take(turn, FreezeEvent.JOURNAL, found.unreported)
 
     def _keep_news(self, turn: Turn) -> None:
@@ -303,7 +305,7 @@ class Freeze:
         assert isinstance(frozen, messages.Frozen)
         transaction.ledger.not_expedited()
         transaction.frozen_at = float(frozen.at)
-        self.news.drop(turn)
+        self.news.drop(turn, transaction.channel)
         transaction.held = frozenset(transaction.ledger.held)
         self._pending.answer(turn, transaction.caller, len(transaction.held))
         transaction.caller = None
@@ -364,9 +366,7 @@ class Freeze:
 
     def _do_tell_error(self, turn: Turn, cause: Cause) -> None:
         transaction = self.current
-        ledger = transaction.ledger
-        left = ledger.named(ledger.suspects)
-        still = f"{cause.why}; not yet thawed: {left or 'nothing, but a worker may still freeze'}; trying again"
+        still = f"{cause.why}; not yet thawed: {transaction.ledger.what_is_left()}; trying again"
         fault = transaction.fault
         if fault is not None and self.news.tell_caller(
             turn, transaction.caller, Fault(fault.code, f"{fault.text}; {still}")

@@ -72,9 +72,10 @@ def fsfreeze_thaw(engine: Engine, turn: Turn, call: Call, _args: dict[str, Any])
     return engine.freeze.thaw(turn, call)
 
 
-def fsthaw(engine: Engine, turn: Turn, call: Call, _args: dict[str, Any]) -> int | Deferred:
+def fsthaw(engine: Engine, turn: Turn, call: Call, args: dict[str, Any]) -> int | Deferred:
     """Thaw; or cancel a freeze, retry a thaw, or join one that is in progress."""
-    return engine.freeze.thaw(turn, call)
+    options = args["options"] or {}
+    return engine.freeze.thaw(turn, call, options.get("freeze_id"), options.get("verdict") or "")
 
 
 def fshold(engine: Engine, turn: Turn, call: Call, args: dict[str, Any]) -> Deferred:

@@ -229,6 +229,10 @@ class Ledger:
         found = f", {rest} found not frozen" if rest else ""
         return f"; thawed {len(self.thawed_by)} of {len(self.froze)}{found}"
 
+    def what_is_left(self) -> str:
+        """Return what may still be frozen, for a sentence."""
+        return self.named(self.suspects) or "nothing, but a worker may still freeze"
+
     def named(self, indices: Iterable[int]) -> str:
         """Return the mount points of these."""
         return listed(self.marks[index].mount.mountpoint for index in sorted(indices))

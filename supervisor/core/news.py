@@ -28,11 +28,13 @@ Reply = tuple[int, int]  # connection and token
 class Item:
     """One thing to be told. Times are seconds of the loop's clock; 0 means not yet.
 
-    `by` are the open connections on which it was taken; `surely`: it was taken on one that has ended well. `owed`: it
-    is the answer of a host that asked for that freeze, which need not be told to anybody else once that has taken it.
+    `channel` is the only one whose hosts are told, "" for all. `by` are the open connections on which it was taken;
+    `surely`: it was taken on one that has ended well. `owed`: it is the answer of a host that asked for that freeze,
+    which need not be told to anybody else once that has taken it.
     """
 
     text: str
+    channel: str = ""
     owed: bool = False
     by: set[int] = field(default_factory=set)
     surely: bool = False
@@ -68,27 +70,30 @@ class News:
 
     # -- what there is to tell
 
-    @property
-    def _open(self) -> list[Item]:
-        return [item for item in self._items if not item.owed]
+    def _open(self, call: Call) -> list[Item]:
+        channels = ("", call.request.peer.channel)
+        return [item for item in self._items if not item.owed and item.channel in channels]
 
     def with_unreported(self, more: str) -> str:
         """Return what is to be told, and `more`, as one text; that is for the journal."""
-        untaken = [item for item in self._items if not (item.owed and item.told)]
-        return "; ".join(filter(None, (*(item.text for item in untaken), more)))
+        return "; ".join(filter(None, (*(item.text for item in self._for_all), more)))
 
-    def add(self, turn: Turn, text: str, told_at: float = 0.0) -> Item:
-        """Remember this for whoever thaws; `told_at` is when an earlier supervisor first told it."""
-        item = Item(text, surely=told_at > 0, told_at=told_at)
+    @property
+    def _for_all(self) -> list[Item]:
+        return [item for item in self._items if not item.channel and not (item.owed and item.told)]
+
+    def add(self, turn: Turn, text: str, told_at: float = 0.0, *, channel: str = "") -> Item:
+        """Remember this for whoever thaws, or thaws by that channel; `told_at` is when it was first told before."""
+        item = Item(text, channel, surely=told_at > 0, told_at=told_at)
         self._items.append(item)
         self._arm(turn)
         if len(self._items) > NEWS_MAX:
             self._forget(turn, self._items[:1])
         return item
 
-    def drop(self, turn: Turn) -> None:
-        """Forget the news: from now on a thaw that is asked for is the thaw of a later freeze (ADR 0006)."""
-        self._forget(turn, list(self._items))
+    def drop(self, turn: Turn, channel: str) -> None:
+        """Forget the news: a thaw from now on is that of a later freeze, which this channel asked for (ADR 0006)."""
+        self._forget(turn, [item for item in self._items if item.channel in ("", channel)])
 
     def _forget(self, turn: Turn, items: list[Item]) -> None:
         for item in items:
@@ -100,7 +105,7 @@ class News:
     def keep(self, turn: Turn, freeze: int) -> None:
         """Leave in the journal only what is to be told (ADR 0006): nothing is frozen now."""
         if text := self.with_unreported(""):
-            first = min(item.told_at for item in self._items if not (item.owed and item.told))
+            first = min(item.told_at for item in self._for_all)
             turn.journal(freeze, 0, journal(freeze, NO_PLAN, text, told_at=first))
         else:
             turn.no_journal()
@@ -115,7 +120,14 @@ class News:
     def tell(self, turn: Turn, otherwise: int) -> None:
         """Answer those who wait for a thaw: with the news if there is any."""
         for call in self._take_callers():
-            self._send(turn, call, self._open, otherwise)
+            self._send(turn, call, self._open(call), otherwise)
+
+    def refuse(self, turn: Turn, call: Call, why: str) -> None:
+        """Answer a thaw that is not carried out why that is so, and the news for its channel."""
+        items = self._open(call)
+        self._on_its_way[call.reply] = items
+        text = "; ".join(dict.fromkeys((why, *(item.text for item in items))))
+        self._pending.answer(turn, call.id, Fault(Code.FREEZE_BROKEN, text), receipt=True)
 
     def tell_caller(self, turn: Turn, number: int | None, fault: Fault) -> bool:
         """Answer the host that asked for the freeze how it failed; return whether it still waited."""
@@ -143,15 +155,18 @@ class News:
     def settle(self, turn: Turn, transaction: Transaction) -> None:
         """Tell how a freeze ended: its caller and those who wait for a thaw, or else each thaw that comes."""
         fault = transaction.final_fault
+        reported = wanted = False
         if fault is None:
             # Before a success is answered, nothing on disk may contradict it; a fault stays there until it is told.
             self.keep(turn, transaction.id)
             self._pending.answer(turn, transaction.caller, 0)
         else:
             reported = self.tell_caller(turn, transaction.caller, fault) or transaction.reported
-            wanted = transaction.outcome is Outcome.CANCELLED and transaction.thaw_asked_at
+            wanted = transaction.outcome is Outcome.CANCELLED and transaction.thaw_asked_at > 0
             if not reported and not wanted:
                 self.add(turn, fault.text)
+        if (elsewhere := transaction.ended_elsewhere) and not reported and (fault is None or wanted):
+            self.add(turn, elsewhere, channel=transaction.channel)
         self.tell(turn, transaction.thawed_count)
         if fault is not None:
             self.keep(turn, transaction.id)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 
 from ...agent.api.errors import Code, Fault
 from ...agent.api.options import Options
 from ...agent.api.records import Last
 from ...agent.api.states import Outcome
 from ...agent.worker import messages
+from .events import Peer
 from .ledger import Ledger
+from .turn import Turn
+from .writers import BAD, GOOD
 
 HOLDS_MAX = 64  # calls of va.fshold that may wait, so that the control pipe cannot fill
 _SAY_WHAT_WAS_UNDONE = (Code.OVERRUN, Code.WORKER_DIED, Code.FREEZE_BROKEN, Code.VETOED)
@@ -25,6 +29,8 @@ class Transaction:
     proceed. `may_have_frozen`: it was told to, or it has said what cannot be; before that it has frozen nothing, and
     will not (ADR 0024). `reason` is why the worker thaws, as it says, "" if it was told to. `prepared`: the writers
     are, and the worker was told to sync. `holds` is its report that all is frozen, which the writers then confirm.
+    `channel` is that of the host that asked for it, `ended_by` the host that first asked for its thaw, `ended_wall` the
+    time of day of that, and `verdict` what hosts said of the snapshot.
     """
 
     id: int
@@ -41,6 +47,9 @@ class Transaction:
     reason: str = ""
     prepared: bool = False
     verdict: str = ""
+    channel: str = ""
+    ended_by: Peer | None = None
+    ended_wall: float = 0.0
     holds: messages.Frozen | None = None
     frozen_at: float = 0.0
     hold_ends: float = 0.0
@@ -69,6 +78,21 @@ class Transaction:
         self.hold_callers.append((call, until))
         return until
 
+    def ask_thaw(self, turn: Turn, by: Peer, verdict: str) -> None:
+        """Note that a host asks for the thaw, and what it says of the snapshot: one bad is enough."""
+        if not self.thaw_asked_at:
+            self.thaw_asked_at, self.ended_by, self.ended_wall = turn.now, by, turn.wall
+        self.verdict = verdict if self.verdict != BAD and verdict else self.verdict
+
+    @property
+    def ended_elsewhere(self) -> str:
+        """What the freezer's channel is to hear if a host on another one has ended the freeze, "" if none has."""
+        by = self.ended_by
+        if by is None or not self.channel or by.channel == self.channel:
+            return ""
+        when = datetime.fromtimestamp(int(self.ended_wall), timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return f"freeze {self.id} was ended by another host, {by.who} on {by.channel}, at {when}"
+
     @property
     def thawed_count(self) -> int:
         """How many file systems were thawed, as it is reported to a host."""
@@ -86,7 +110,7 @@ class Transaction:
     @property
     def verdict_good(self) -> bool:
         """Whether what was taken of the disks meanwhile is good, as far as it is known here."""
-        return self.outcome is Outcome.THAWED and self.verdict != "bad" and bool(self.ledger.froze)
+        return self.outcome is Outcome.THAWED and self.verdict != BAD and bool(self.ledger.froze)
 
     @property
     def final_fault(self) -> Fault | None:
@@ -110,4 +134,5 @@ class Transaction:
             error=fault.text if fault else "",
             at=wall,
             consistency=("application" if application else "file-system") if good else "none",
+            verdict=GOOD if self.verdict_good else BAD,
         )

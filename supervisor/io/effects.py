@@ -48,6 +48,7 @@ class Effects:
             events.Kill: lambda effect: children.kill(effect.worker),
             events.Tell: lambda effect: children.tell(effect.worker, effect.message),
             events.KeepHandle: self._keep_handle,
+            events.KeepFreeze: self._keep_freeze,
             events.Answer: self._answer,
             events.SetTitle: self._set_title,
             events.Log: lambda effect: log.add(effect.level, effect.text),
@@ -120,6 +121,12 @@ class Effects:
             self._journal.keep_handle(effect.next)
         except OSError as error:
             self._log.add("warning", f"handles: {error}; after a restart numbers of files are given out again")
+
+    def _keep_freeze(self, effect: events.KeepFreeze) -> None:
+        try:
+            self._journal.keep_freeze(effect.number)
+        except OSError as error:
+            self._log.add("warning", f"freeze-id: {error}; after a restart numbers of freezes are given out again")
 
     def _quit(self, effect: events.Quit) -> None:
         self.exit_code = effect.code

@@ -200,6 +200,17 @@ class Journal:
         except (FileNotFoundError, ValueError):
             return FIRST_HANDLE
 
+    def keep_freeze(self, number: int) -> None:
+        """Remember the number of the last freeze; raise OSError."""
+        self._replace("freeze-id", f"{number}\n")
+
+    def last_freeze(self) -> int:
+        """Return the number of the last freeze since the boot, 0 if there was none; raise BadStateDir as above."""
+        try:
+            return max(0, int(self._read("freeze-id")[:32]))
+        except (FileNotFoundError, ValueError):
+            return 0
+
     def set_aside(self) -> str:
         """Store a journal that cannot be read also under another name, for an operator; return that name.
 

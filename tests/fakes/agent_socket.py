@@ -226,6 +226,7 @@ LAST = {
     "error": "the hold limit passed",
     "at": 86400.0,
     "consistency": "file-system",
+    "verdict": "bad",
 }
 
 

@@ -80,10 +80,10 @@ class Asked:
 class Drive:
     """A core under a hand-held clock. `effects` is all that it ever decided, in order."""
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, *, last_freeze: int = 0, **config: Any) -> None:
         self.now = BEGIN
         self.timers = Timers()
-        self.core = Engine(Config(**config), "1.2", self.now, 1000, self.timers, HANDLERS)
+        self.core = Engine(Config(**config), "1.2", self.now, 1000, self.timers, HANDLERS, last_freeze=last_freeze)
         self.effects: list[events.Effect] = []
         self.asked: list[Asked] = []
         self.spawned: dict[int, events.Spawn] = {}
@@ -169,10 +169,16 @@ class Drive:
     # -- hosts
 
     def ask(
-        self, method: str, *params: Any, connection: int | None = None, crowded: bool = False, reads: bool = True
+        self,
+        method: str,
+        *params: Any,
+        connection: int | None = None,
+        crowded: bool = False,
+        reads: bool = True,
+        peer: events.Peer = PEER,
     ) -> Asked:
         """Make a request, by default on a connection of its own; `reads` says whether the host takes the answer."""
-        return self._ask(method, list(params), connection, crowded=crowded, reads=reads)
+        return self._ask(method, list(params), connection, crowded=crowded, reads=reads, peer=peer)
 
     def ask_by_name(self, method: str, arguments: dict[str, Any], connection: int | None = None) -> Asked:
         """Make a request as JSON does, its arguments by name."""
@@ -191,12 +197,13 @@ class Drive:
         unheard: bool = False,
         crowded: bool = False,
         reads: bool = True,
+        peer: events.Peer = PEER,
     ) -> Asked:
         token = len(self.asked)
         call = Asked(1000 + token if connection is None else connection, token, method)
         call.gone, call.reads = unheard, reads
         self.asked.append(call)
-        asked = events.Requested(call.connection, token, method, params, PEER, 1.7e9, crowded, unheard)
+        asked = events.Requested(call.connection, token, method, params, peer, 1.7e9, crowded, unheard)
         self.feed(asked)
         return call
 

@@ -615,7 +615,7 @@ class Storm:
                 fs.thaw()
             fs.end_probes()
         until(lambda: self._ask("va.fsthaw").wait(BOUND) == 0, BOUND, "what was told is forgotten")
-        files = {path.name for path in self._daemon.state_dir.iterdir()} - {"lock", "journal.new"}
+        files = {path.name for path in self._daemon.state_dir.iterdir()} - {"lock", "journal.new", "freeze-id"}
         if files:
             self._violation(f"left in the state folder: {sorted(files)}")
         rest = resting(self.rig, self._daemon)

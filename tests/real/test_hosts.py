@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from harness.daemon import NEWS_LIMIT, Daemon
+from harness.peer import Talk
 from harness.questions import forgets
 from harness.rig import Rig
 from virtagent.agent.api.errors import Code
@@ -131,6 +132,34 @@ def test_freeze_of_a_host_that_gave_up_and_failed_is_told_by_the_next_thaw(rig: 
         host.va.fsthaw()
     assert told.value.faultCode == Code.FREEZE_BROKEN
     forgets(daemon)
+
+
+def test_two_hosts_on_two_channels(rig: Rig) -> None:
+    """H7: A freezes, B thaws, B freezes, A thaws."""
+    fs = rig.fs("ext4")
+    second = rig.area.fresh("second.sock")
+    daemon = rig.daemon([fs], ["--channel", f"unix:{second}"])
+    a, b = Talk(rig.area, str(daemon.socket)), Talk(rig.area, str(second))
+    try:
+        assert a.ask("va.fsfreeze") == {"return": 1}
+        number = a.ask("va.fsstatus", {"brief": True})["return"]["freeze_id"]
+        assert b.ask("va.fsthaw") == {"return": 1}
+        assert b.ask("va.fsfreeze") == {"return": 1}
+        named = a.ask("va.fsthaw", {"freeze_id": number})["error"]["desc"]
+        assert f"freeze {number} is over" in named
+        assert f"freeze {number} was ended by another host" in named
+        fs.assert_frozen()
+        assert "was ended by another host" in a.ask("va.fsthaw")["error"]["desc"]
+        fs.assert_thawed()
+        daemon.kill()
+        again = rig.daemon([fs], state_dir=daemon.state_dir)
+        assert again.proxy().va.fsfreeze() == 1
+        assert again.status()["freeze_id"] == number + 2
+        assert again.proxy().va.fsthaw({"freeze_id": number + 2, "verdict": "bad"}) == 1
+        assert again.status()["last"]["verdict"] == "bad"
+    finally:
+        a.close()
+        b.close()
 
 
 def test_a_host_that_leaves_the_news_unread_has_not_been_told(rig: Rig) -> None:

@@ -60,7 +60,9 @@ class Supervisor:
     def __init__(self, world: World, found: events.JournalFound | None) -> None:
         self.world = world
         self.timers = Deadlines()
-        self.engine = Engine(world.config, "simulated", world.now, 1000, self.timers, HANDLERS)
+        self.engine = Engine(
+            world.config, "simulated", world.now, 1000, self.timers, HANDLERS, last_freeze=world.last_freeze
+        )
         self.children: dict[int, Child] = {}
         self.signals: deque[int] = deque()
         self.inbox: deque[events.Event] = deque()
@@ -83,6 +85,7 @@ class Supervisor:
             events.LogStatus: lambda _: None,
             events.Configured: lambda _: None,
             events.KeepHandle: lambda _: None,
+            events.KeepFreeze: self._keep_freeze,
         }
         self._first: events.Event | None = found or events.Woken()
 
@@ -272,6 +275,9 @@ class Supervisor:
 
     def _remove_journal(self, _remove: events.RemoveJournal) -> None:
         self.world.remove_journal()
+
+    def _keep_freeze(self, keep: events.KeepFreeze) -> None:
+        self.world.last_freeze = keep.number
 
     def _quit(self, _quit: events.Quit) -> None:
         self.quit = True

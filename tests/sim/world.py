@@ -65,6 +65,7 @@ class World:
         self.plan: Plan | Exception = _plan(layout)
         self.may_expedite = True
         self.no_threads = self.forks_fail = self.journal_fails = self.pipes_full = self.hosts_slow = False
+        self.last_freeze = 0
         self.journal: events.WriteJournal | None = None
         self.torn = False
         self.processes: list[Process] = []

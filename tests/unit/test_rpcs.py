@@ -22,7 +22,7 @@ DESIGN: dict[str, list[set[str] | str]] = {
     "va.getdmesg": [],
     "va.shutdown": ["mode"],
     "va.fsfreeze": [FSFREEZE],
-    "va.fsthaw": [{"wait"}],
+    "va.fsthaw": [{"wait", "freeze_id", "verdict"}],
     "va.fsstatus": [{"since", "wait", "brief"}],
     "va.fshold": ["seconds"],
     "va.fsforget": ["mountpoint"],
