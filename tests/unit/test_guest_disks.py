@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.counting import assert_linear
 from fakes.devices import PCI, Devices, add_zoo
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.worker.commands import disk_addresses, disks
@@ -184,6 +186,18 @@ def test_file_systems_the_last_mount_first(devices: Devices, tree: Tree, asked: 
         {"name": "vda1", "mountpoint": "/", "type": "ext4", "disk": [vda1], **USAGE},
     ]
     assert asked == ["/mnt/bind", "/mnt/loop", "/"]
+
+
+def test_many_mounts_beside_many_fuse_mounts_cost_what_each_costs(devices: Devices, tree: Tree) -> None:
+    """Any user may mount a thousand by FUSE."""
+    add_zoo(devices)
+
+    def listing(count: int) -> Callable[[], object]:
+        served = [mount("0:50", f"/home/u/{i}", "fuse.x", "x") for i in range(count)]
+        local = [mount("254:1", f"/gone/{i}") for i in range(count)]
+        return lambda: info(tree, *served, *local)
+
+    assert_linear(listing, 50)
 
 
 def test_a_path_over_a_network_file_system_is_not_asked(devices: Devices, tree: Tree, asked: list[str]) -> None:

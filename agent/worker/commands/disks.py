@@ -49,7 +49,7 @@ def get_fsinfo(_worker: Worker, args: Args) -> list[dict[str, Any]]:
 def fsinfo(mountinfo: list[MountInfo], tree: Tree) -> Iterator[dict[str, Any]]:
     """Yield the GuestFilesystemInfo of each mount that has a block device, the last mount first."""
     hang = (Server.NETWORK, Server.FUSE)
-    over_network = [m.mountpoint for m in mountinfo if server_of(m.fstype) in hang and m.mountpoint != "/"]
+    over_network = {m.mountpoint for m in mountinfo if server_of(m.fstype) in hang and m.mountpoint != "/"}
     for mount in reversed(mountinfo):
         devices = _devices(mount, tree)
         if not devices:
@@ -60,11 +60,20 @@ def fsinfo(mountinfo: list[MountInfo], tree: Tree) -> Iterator[dict[str, Any]]:
             "type": mount.fstype,
             "disk": [],
         }
-        if not any(f"{mount.mountpoint}/".startswith(f"{point}/") for point in over_network):
+        if over_network.isdisjoint(_on_the_way(mount.mountpoint)):
             info |= _usage(mount.mountpoint)
         disks = dict.fromkeys(disk for device in devices for disk in disks_below(tree, device))
         info["disk"] = [address(tree, disk) for disk in disks]
         yield info
+
+
+def _on_the_way(path: str) -> Iterator[str]:
+    """Yield the folders above an absolute path, and the path itself."""
+    at = path.find("/", 1)
+    while at > 0:
+        yield path[:at]
+        at = path.find("/", at + 1)
+    yield path
 
 
 def get_disks(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
