@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 # fmt: off
@@ -132,13 +132,15 @@ class Superblock(NamedTuple):
         return () if self.namespace else self.points
 
 
-def superblocks(mountinfo: Sequence[MountInfo]) -> list[Superblock]:
-    """Return the file systems in the order of their first mounts."""
+def superblocks(
+    mountinfo: Sequence[MountInfo], leads_to: Mapping[str, int] | None = None, served: Set[int] | None = None
+) -> list[Superblock]:
+    """Return the file systems in the order of their first mounts; `path_walk` and `behind_servers` may be known."""
     mounts: dict[str, list[MountInfo]] = {}
     for mount in mountinfo:
         mounts.setdefault(mount.device, []).append(mount)
-    leads_to = path_walk(mountinfo)
-    served = behind_servers(mountinfo)
+    leads_to = path_walk(mountinfo) if leads_to is None else leads_to
+    served = behind_servers(mountinfo) if served is None else served
     found = []
     for same in mounts.values():
         shown = [m for m in same if leads_to[m.mountpoint] == m.mount_id]

@@ -48,21 +48,21 @@ class SuperblockGone(Exception):
 class FileSystemOpener:
     """Opens file systems. All threads use it; what is mounted is read only as often as needed."""
 
-    def __init__(self, elsewhere: Sequence[Namespace] | None = None) -> None:
-        """`elsewhere` are the other namespaces of interest, if they were read already."""
+    def __init__(self, elsewhere: Sequence[Namespace] | None = None, view: View | None = None) -> None:
+        """`elsewhere` are the other namespaces of interest, and `view` is what is mounted, if they were just read."""
         self._lock = threading.Lock()
         self._read_at = -math.inf
         self._here = View(())
         self._elsewhere = elsewhere
+        self._view = view
 
     def open_all(self, devices: Iterable[str]) -> tuple[dict[str, Opened], set[str]]:
         """Return what could be opened of these superblocks (major:minor), and those to which no way leads.
 
         What is in neither may be opened later: its disk is slow, or the system refused.
         """
-        begun = time.monotonic()
         devices = list(devices)
-        view = self._view_since(begun)
+        view = self._view or self._view_since(time.monotonic())  # whatever is opened by it is proved by a later one
         first = {device: ways[0].mountpoint for device in devices if (ways := view.ways(device, safe=True))}
         handles = ask(
             {d: functools.partial(_or_error, functools.partial(open_path, p)) for d, p in first.items()}, _drop

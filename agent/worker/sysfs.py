@@ -46,6 +46,7 @@ class Reading(NamedTuple):
     """What procfs and sysfs tell for a plan."""
 
     survey: Survey
+    view: View
     probe: Probe
     devices: list[BlockDevice]
     elsewhere: list[Namespace]
@@ -73,7 +74,7 @@ def open_plan(rules: Rules) -> tuple[Plan, dict[str, int]]:
     """
     found = _read(rules, ask=True)
     uppers = found.probe.uppers(d.file_on for d in found.devices if d.file_on)
-    opened, unreachable = FileSystemOpener(found.elsewhere).open_all(found.survey.chosen)
+    opened, unreachable = FileSystemOpener(found.elsewhere, found.view).open_all(found.survey.chosen)
     fds = {device: one.fd for device, one in opened.items()}
     try:
         plan = found.survey.plan(uppers, {device: one.point for device, one in opened.items()}, unreachable)
@@ -97,11 +98,11 @@ def _read(rules: Rules, *, ask: bool = False) -> Reading:
         devices = read_devices([*mountinfo, *(one.info for one in only_there)], probe if ask else None)
     except OSError as error:
         raise failed(error, f"read {error.filename}") from error
-    found = [*superblocks(mountinfo), *only_there]
+    found = [*superblocks(mountinfo, view.leads_to, view.behind), *only_there]
     if namespaces.is_own():
         notes.insert(0, namespaces.OF_ITS_OWN)
     survey = Survey(found, block_types, devices, rules, _links(rules, mountinfo) if ask else {})
-    return Reading(survey, probe, devices, elsewhere, tuple(notes))
+    return Reading(survey, view, probe, devices, elsewhere, tuple(notes))
 
 
 def _links(rules: Rules, mountinfo: Iterable[MountInfo]) -> dict[str, str]:

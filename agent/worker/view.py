@@ -34,7 +34,7 @@ class View:
 
     def is_safe(self, mount: MountInfo) -> bool:
         """Return whether no FUSE, network or automount stands on the mount's way, itself among them."""
-        return mount.mount_id not in self._behind
+        return mount.mount_id not in self.behind
 
     def is_safe_path(self, path: str) -> bool:
         """Return whether walking an absolute path asks nobody but the kernel."""
@@ -86,7 +86,8 @@ class View:
         return path_walk(self.mounts)
 
     @functools.cached_property
-    def _behind(self) -> frozenset[int]:
+    def behind(self) -> frozenset[int]:
+        """The ids of the mounts on whose way a FUSE or network file system or an automount stands."""
         return behind_servers(self.mounts)
 
     @functools.cached_property
