@@ -21,6 +21,7 @@ from .ways import PATIENCE, Bench, Writer
 
 PART = "odd layouts"
 BINDS = 6000
+APART = 0.2  # seconds after a thaw; for some 50 ms the next freeze waits for no grace period of the kernel
 
 
 @contextlib.contextmanager
@@ -113,6 +114,7 @@ def compare(bench: Bench, figures: Figures, name: str, made: Sequence[LoopFs]) -
     try:
         for number in range(bench.rounds + 1):
             for way, talk in talks.items():
+                time.sleep(APART)
                 for writer in writers:
                     writer.moving()
                     writer.reset()
