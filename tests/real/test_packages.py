@@ -211,3 +211,49 @@ def test_nothing_is_removed_or_replaced_while_something_is_frozen(arguments: lis
     assert end(0) == (0, "went on\n")
     assert end(3) == (1, "")
     assert end(127) == (0, "went on\n"), "a python3 that is broken must not keep a package from being removed"
+
+
+# -- for Fedora and its family; built on Debian, so that only files and scripts can be looked at
+
+
+@pytest.fixture(scope="module")
+def rpms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    if shutil.which("rpmbuild") is None:
+        pytest.skip("needs rpmbuild (Debian package rpm)")
+    output = tmp_path_factory.mktemp("rpm")
+    run(TREE / "scripts/package", "--output", output, "rpm")
+    return {name: output / f"{name}-{__version__}-1.noarch.rpm" for name in (*PACKAGES, "virtagent-selinux")}
+
+
+@pytest.mark.parametrize("name", GUEST)
+def test_an_rpm_has_the_files_of_the_deb(rpms: dict[str, Path], unpacked: dict[str, Path], name: str) -> None:
+    def code(files: list[str]) -> set[str]:
+        return {file for file in files if file.startswith("/usr/lib/virtagent/virtagent/") and file.endswith(".py")}
+
+    files = run("rpm", "-qpl", rpms[name]).splitlines()
+    top = unpacked[name]
+    assert code(files) == code([f"/{path.relative_to(top)}" for path in top.rglob("*")])
+    unit = "virtagentd" if name == "virtagent" else "virtagent-qemu-ga"
+    assert f"/usr/lib/systemd/system/{unit}.service" in files
+
+
+@pytest.mark.parametrize(("mounts", "code"), [([], 0), ([{"mountpoint": "/srv"}], 1)])
+def test_an_rpm_is_not_replaced_while_something_is_frozen(
+    rpms: dict[str, Path], tmp_path: Path, mounts: list[dict[str, str]], code: int
+) -> None:
+    first = run("rpm", "-qp", "--qf", "%{PREIN}", rpms["virtagent-qemu-ga"])
+    (tmp_path / "journal").write_text(json.dumps({"plan": {"mounts": mounts}, "boot": "x"}))
+    script = first.replace("/run/virtagent/journal", f"{tmp_path}/journal")
+    assert "grep" in script
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == code, (script, done.stderr)
+
+
+def test_the_selinux_module_compiles(tmp_path: Path) -> None:
+    makefile = Path("/usr/share/selinux/devel/Makefile")
+    if not makefile.exists() or shutil.which("checkmodule") is None:
+        pytest.skip("needs checkmodule and the interfaces (Debian packages checkpolicy, selinux-policy-dev)")
+    for path in (TREE / "packaging/selinux").glob("virtagent.*"):
+        shutil.copy(path, tmp_path)
+    run("make", "-f", makefile, "virtagent.pp", cwd=tmp_path)
+    assert (tmp_path / "virtagent.pp").stat().st_size > 0
