@@ -28,6 +28,8 @@ from .transport import End, Hub
 VIRTIO = "/dev/virtio-ports/org.qemu.guest_agent.0"
 AGAIN = 1.0  # seconds until a second look at a busy device: the kernel announces a close just before it happens
 BLIND = 10.0  # seconds between two looks where inotify cannot be used
+_PASSES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN, errno.EINTR)
+"""Why an open failed that no change of the path ends."""
 _BASE = select.EPOLLIN | select.EPOLLET
 _Identity = tuple[int, int, int, int]
 
@@ -101,8 +103,9 @@ class CharDevice:
             self._open(died, watch)
         except OSError as error:
             self.why = f"{error.strerror}, and {blind}" if blind else str(error.strerror)
-            if blind or (error.errno == errno.EBUSY and not again):
-                self._hub.timers.arm(("device", self.spec), self._hub.clock() + (BLIND if blind else AGAIN))
+            passes = error.errno in _PASSES
+            if blind or passes or (error.errno == errno.EBUSY and not again):
+                self._hub.timers.arm(("device", self.spec), self._hub.clock() + (BLIND if blind or passes else AGAIN))
             self.watch = watch
             return False
         if watch is not None:
@@ -127,8 +130,9 @@ class CharDevice:
         if found == died:
             raise OSError(errno.EIO, "it was at its end as soon as it was opened")
         fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        edges = select.epoll()
+        edges = None
         try:
+            edges = select.epoll()
             self.terminal = os.isatty(fd)
             if self.terminal:
                 _make_raw(fd)
@@ -136,7 +140,8 @@ class CharDevice:
         except (OSError, termios.error) as error:
             if watch is not None:
                 watch.forget_end()
-            edges.close()
+            if edges is not None:
+                edges.close()
             os.close(fd)
             raise OSError(*error.args[:2]) from None
         self._fd, self._edges, self._mask, self._is = fd, edges, _BASE, found
