@@ -156,6 +156,9 @@ class WriterStatus:
     required: bool = True
     seconds: WriterSeconds = WriterSeconds()
     error: str = ""
+    paths: tuple[str, ...] = ()
+    not_frozen: tuple[str, ...] = ()
+    info: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

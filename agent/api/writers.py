@@ -47,7 +47,8 @@ class WriterConfig:
     """One writer. Limits are in seconds; -1 means the daemon's.
 
     `required`: without it there is no freeze; otherwise the freeze goes on when it refuses. `after` names writers that
-    are quiesced before this one, and let go after it. `path` is a program, a folder or a socket, as the type says.
+    are quiesced before this one, and let go after it. `path` is a program or a folder. `user` is whom the
+    application's own client runs as, `client` its path; `socket` is where the application listens.
     """
 
     name: str
@@ -55,6 +56,9 @@ class WriterConfig:
     required: bool = True
     after: tuple[str, ...] = ()
     path: str = ""
+    user: str = ""
+    client: str = ""
+    socket: str = ""
     when: Step = Step.QUIESCE
     prepare_limit: float = -1
     quiesce_limit: float = -1
@@ -64,16 +68,23 @@ class WriterConfig:
 
 @dataclass(frozen=True, slots=True)
 class WriterType:
-    """One type: the kind of its hold, the options that it has besides those of all types, and those that it needs."""
+    """One type: the kind of its hold, the options that it has besides those of all types, and those that it needs.
+
+    `latches`: it may also set something that nobody ends by itself. A latch always does.
+    """
 
     hold: Hold
     options: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    latches: bool = False
 
 
 TYPES: Mapping[str, WriterType] = {
     "hook": WriterType(Hold.LATCH, ("path", "when"), ("path",)),
     "hook-dir": WriterType(Hold.LATCH, ("path", "when"), ("path",)),
+    "mariadb": WriterType(Hold.SESSION, ("user", "client", "socket"), latches=True),
+    "postgresql": WriterType(Hold.SESSION, ("user", "client", "socket")),
+    "redis": WriterType(Hold.LEASE, ("socket",)),
 }
 """The types of writers."""
 
@@ -88,6 +99,12 @@ def _truth(text: str) -> bool:
     if text not in ("yes", "no"):
         raise ValueError("expected yes or no")
     return text == "yes"
+
+
+def _text(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("expected no NUL")
+    return text
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -126,6 +143,9 @@ _OPTIONS: Mapping[str, Callable[[str], Any]] = {
     "required": _truth,
     "after": _names,
     "path": _absolute,
+    "user": _text,
+    "client": _absolute,
+    "socket": _text,
     "when": when,
     **dict.fromkeys(_LIMITS, _limit),
 }

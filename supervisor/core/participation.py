@@ -28,7 +28,8 @@ class Participation:
         transaction = self._freeze.current
         options = transaction.options
         none = not options.waits or not transaction.ledger.plan.mounts
-        self._writers.prepare(turn, "none" if none else options.writers, options.held_at_most)
+        devices = tuple(mount.device for mount in transaction.ledger.plan.mounts)
+        self._writers.prepare(turn, "none" if none else options.writers, options.held_at_most, devices)
         if options.waits:
             self._enter(turn, Phase.PREPARE, 0)
             self.changed(turn)

@@ -42,7 +42,7 @@ class Writer:
 
     `asked` is the step that it has yet to answer. `set`: its application may be held. `let_go`: it is
     not any more, and its worker ends. `seconds` is how long each step
-    took. Times are seconds of the loop's clock.
+    took, `places` are its paths, and those of them that are not frozen. Times are seconds of the loop's clock.
     """
 
     config: WriterConfig
@@ -56,7 +56,8 @@ class Writer:
     backoff: float = RETRY_FIRST
     quiesced_at: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
-    info: dict[str, object] = field(default_factory=dict)
+    info: dict[str, str] = field(default_factory=dict)
+    places: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -120,7 +121,7 @@ class Writers:
         """Return whether any writer takes part in a freeze with this choice ("all", "try", "none")."""
         return choice != "none" and bool(self._configured)
 
-    def prepare(self, turn: Turn, choice: str, at_most: float) -> None:
+    def prepare(self, turn: Turn, choice: str, at_most: float, devices: tuple[str, ...] = ()) -> None:
         """Fork the writers' workers, and tell them to prepare; each may be held for `at_most` seconds, 0: no limit."""
         self.refusal, self._verdict, self._step = "", GOOD, Step.PREPARE
         self._all = {writer.name: writer for writer in self._all.values() if writer.worker or writer.set}
@@ -133,9 +134,9 @@ class Writers:
                 self._take(turn, writer, _E.SKIP)
                 continue
             self._take(turn, writer, _E.PREPARE)
-            args = {"writer": writer.config, "folder": self._folder, "at_most": at_most}
+            args = {"writer": writer.config, "folder": self._folder, "at_most": at_most, "devices": devices}
             writer.worker = self._workers.spawn(turn, RPCS["writer"], args, None, 0, Lifeline.WATCH).id
-            writer.set = TYPES[writer.config.type].hold is Hold.LATCH
+            writer.set = _latches(writer.config)
             self._tell(turn, writer, Step.PREPARE, config.prepare_limit)
 
     def quiesce(self, turn: Turn) -> None:
@@ -229,6 +230,9 @@ class Writers:
                 took.get("prepare", -1.0), took.get("quiesce", -1.0), took.get("held", held), took.get("release", -1.0)
             ),
             error=writer.error,
+            paths=writer.places.get("paths", ()),
+            not_frozen=writer.places.get("not_frozen", ()),
+            info=writer.info,
         )
 
     # -- what happens to them
@@ -270,7 +274,11 @@ class Writers:
         step, writer.asked = writer.asked, None
         self._limit(turn, writer, Phase.RUN, 0)
         writer.seconds[step.value] = took
-        writer.info |= acted.info
+        for name, value in acted.info.items():
+            if name in ("paths", "not_frozen") and isinstance(value, list):
+                writer.places[name] = tuple(map(str, value))
+            else:
+                writer.info[name] = str(value)
         if acted.outcome != "ok":
             self._fails(turn, writer, _WRONG[acted.outcome], acted.text)
             return ""
@@ -307,7 +315,7 @@ class Writers:
         self._advance(turn)
 
     def _died(self, turn: Turn, writer: Writer, death: str) -> None:
-        if TYPES[writer.config.type].hold is not Hold.LATCH:
+        if not _latches(writer.config):
             writer.set = False  # the server has ended the session
         if writer.state is _S.RELEASING:
             writer.error = death
@@ -402,3 +410,9 @@ class Writers:
         self._take(turn, writer, _E.NOT_UNDONE, f"{why}; trying again in {writer.backoff:g} s")
         turn.arm(writer.key, writer.backoff)
         writer.backoff = min(writer.backoff * 2, RETRY_MAX)
+
+
+def _latches(config: WriterConfig) -> bool:
+    """Return whether a dead worker of this writer may have left something set that another one must undo."""
+    kind = TYPES[config.type]
+    return kind.latches or kind.hold is Hold.LATCH

@@ -14,7 +14,8 @@ from typing import Any
 
 from ...api.writers import Step, WriterConfig
 from . import hook_program
-from .hook_program import NotStarted, Program, Waits
+from .client import Refused, TooSlow
+from .hook_program import NotStarted, Program, Waits, wait
 from .latch import BEGUN, UNDONE, Latch
 
 IGNORED = ("~", ".bak", ".orig", ".rpmnew", ".rpmorig", ".rpmsave", ".sample")
@@ -22,22 +23,16 @@ IGNORED = ("~", ".bak", ".orig", ".rpmnew", ".rpmorig", ".rpmsave", ".sample")
 Info = dict[str, Any]
 
 
-class Refused(Exception):
-    """The application refuses; one sentence."""
-
-
-class TooSlow(Refused):
-    """The limit of the step passed."""
-
-
 class Hooks:
     """The programs of one writer."""
 
-    def __init__(self, config: WriterConfig, latch: Latch, waits: Waits) -> None:
+    def __init__(self, config: WriterConfig, latch: Latch, waits: Waits, _at_most: float = 0.0) -> None:
         self._config = config
         self._latch = latch
         self._waits = waits
         self._paths: list[str] = []
+
+    fds: tuple[int, ...] = ()
 
     def prepare(self, until: float) -> Info:
         """Look for the programs; call them if that is to be done before the sync. Raises Refused, Interrupted."""
@@ -75,10 +70,10 @@ class Hooks:
 
     def release(self, until: float) -> str:
         """Call the programs that were called; return what went wrong, "" if nothing did."""
-        return undo(self._latch, self._waits, until)
+        return undo(self._latch, until)
 
 
-def undo(latch: Latch, waits: Waits, until: float) -> str:
+def undo(latch: Latch, until: float) -> str:
     """Call each program that was called with `freeze` with `thaw`, unless that is done; return what went wrong.
 
     One that still freezes is ended before, one that still thaws is waited for. Nothing is on record afterwards.
@@ -90,10 +85,10 @@ def undo(latch: Latch, waits: Waits, until: float) -> str:
     begun = runs[: latch.count(BEGUN)][::-1]
     done = latch.count(UNDONE)
     for run in begun[:done]:
-        wrong += [f"{run['path']} thaw {why}"] if (why := _await(Program(*run["thaw"]), waits, until)) else []
+        wrong += [f"{run['path']} thaw {why}"] if (why := _await(Program(*run["thaw"]), until)) else []
     for run in begun[done:]:
         try:
-            ended = hook_program.run(run["path"], "thaw", latch, UNDONE, _noting(latch, runs, run), waits, until)
+            ended = hook_program.run(run["path"], "thaw", latch, UNDONE, _noting(latch, runs, run), wait, until)
         except NotStarted as error:
             wrong.append(str(error))
             continue
@@ -110,7 +105,7 @@ def _noting(latch: Latch, runs: list[dict[str, Any]], run: dict[str, Any]) -> Ca
     return note
 
 
-def _await(program: Program, waits: Waits, until: float) -> str:
+def _await(program: Program, until: float) -> str:
     """Wait until a program that another process has started ends; return what is wrong with that."""
     if not program.lives:
         return ""
@@ -119,7 +114,7 @@ def _await(program: Program, waits: Waits, until: float) -> str:
     except ProcessLookupError:
         return ""
     try:
-        if waits(pidfd, until):
+        if wait(pidfd, until):
             return ""
     finally:
         os.close(pidfd)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import select
 import signal
@@ -23,6 +24,13 @@ TERM_GRACE = 2.0  # seconds between SIGTERM and SIGKILL, and after that until it
 _LOOK = 0.05  # seconds between two looks whether a group has ended: the kernel sends no event for that
 Waits = Callable[[int, float], bool]
 """Waits until the descriptor is readable (True) or that CLOCK_MONOTONIC second has come; may raise Interrupted."""
+
+
+def wait(fd: int, until: float) -> bool:
+    """Wait until the descriptor is readable (True), or that second has come."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(None if until == math.inf else max(0, math.ceil((until - time.monotonic()) * 1000))))
 
 
 class Program(NamedTuple):

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-import select
+import os
 import signal
+import sys
 import time
-from typing import TYPE_CHECKING
+import traceback
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...api.errors import Code, Fault
 from ...api.writers import Step, WriterConfig
-from .. import kernel, messages
-from .hook import Hooks, Refused, TooSlow, undo
+from .. import kernel, messages, sysfs
+from .client import Refused, TooSlow
+from .drivers import DRIVERS, Driver, undo
+from .hook_program import wait
 from .latch import Latch
 from .orders import Gone, Interrupted, Orders
 
@@ -40,7 +45,8 @@ def serve(worker: Worker, args: Args) -> str:
         kernel.lock_memory()
     worker.title("starting")
     orders = Orders(worker)
-    return _Life(worker, config, orders, Latch(args["folder"], config.name), args["at_most"]).run()
+    latch = Latch(args["folder"], config.name)
+    return _Life(worker, config, orders, latch, args["at_most"], args["devices"]).run()
 
 
 def unlatch(worker: Worker, args: Args) -> str:
@@ -54,30 +60,65 @@ def unlatch(worker: Worker, args: Args) -> str:
         latch = Latch(args["folder"], args["name"])
     except (OSError, ValueError) as error:
         raise Fault(Code.FAILED, f"writer {args['name']}: {error}") from None
-    return undo(latch, wait, time.monotonic() + args["limit"])
+    try:
+        return undo(latch, time.monotonic() + args["limit"])
+    except Refused as error:
+        raise Fault(Code.FAILED, f"writer {args['name']}: {error}") from None
 
 
-def wait(fd: int, until: float) -> bool:
-    """Wait until the descriptor is readable (True), or that second has come."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(None if until == math.inf else max(0, math.ceil((until - time.monotonic()) * 1000))))
+def not_on(devices: Collection[str], paths: Collection[str]) -> list[str]:
+    """Return those of the paths that lie on none of these devices (major:minor, as in mountinfo)."""
+    mounts = sorted(sysfs.read_mountinfo(), key=lambda info: len(info.mountpoint))
+    found = []
+    for path in paths:
+        real = os.path.realpath(path)
+        under = [m for m in mounts if real == m.mountpoint or real.startswith(m.mountpoint.rstrip("/") + "/")]
+        if not under or under[-1].device not in devices:
+            found.append(path)
+    return found
+
+
+class Lost(NamedTuple):
+    """The hold is lost, and why."""
+
+    why: str
 
 
 class _Life:
-    def __init__(self, worker: Worker, config: WriterConfig, orders: Orders, latch: Latch, at_most: float) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        config: WriterConfig,
+        orders: Orders,
+        latch: Latch,
+        at_most: float,
+        devices: Collection[str],
+    ) -> None:
         self._worker = worker
         self._config = config
         self._orders = orders
         self._latch = latch
         self._at_most = at_most
-        self._driver = Hooks(config, latch, orders.wait)
+        self._devices = devices
+        self._driver: Driver = DRIVERS[config.type](config, latch, orders.wait, at_most)
         self._state = "starting"
         self._since = time.monotonic()
         self._held_since = 0.0
+        self._lost = False
 
     def run(self) -> str:
-        undo(self._latch, wait, math.inf)  # what an earlier one left: nothing, unless its worker died just now
+        """Obey until the application is let go; return what went wrong with that."""
+        try:
+            return self._obey()
+        except Exception:
+            if self._orders.alone:
+                traceback.print_exc(file=sys.stderr)  # nobody else hears of it
+            # A defect, or a refused system call. Whatever it is, the application must not stay held because of it.
+            self._driver.release(time.monotonic() + self._config.release_limit)
+            raise
+
+    def _obey(self) -> str:
+        undo(self._latch, math.inf)  # what an earlier one left: nothing, unless its worker died just now
         while True:
             match self._next():
                 case messages.Act("release", limit, verdict):
@@ -90,11 +131,14 @@ class _Life:
                     return self._release(0, BAD)  # it had not said that it has quiesced: nothing froze
                 case Gone.UNKNOWN:
                     return "the agent died, and perhaps left something frozen: the next start lets go"
+                case Lost(why):
+                    self._worker.reporter.post(messages.Acted("held", "lost", why, {}))
+                    self._lost = True
                 case None:
                     self._worker.reporter.post(messages.Acted("held", "lost", "it was held as long as it may be", {}))
                     return self._release(0, BAD)
 
-    def _next(self) -> messages.Act | Gone | None:
+    def _next(self) -> messages.Act | Gone | Lost | None:
         """Return the next order; None if it was held as long as it may be."""
         if self._orders.alone and not self._held_since:
             return Gone.UNKNOWN
@@ -105,9 +149,12 @@ class _Life:
             self._worker.title(f"{self._state}, {seconds} s" if self._held_since else self._state)
             # Only what is held counts up: what an operator reads in ps must be true.
             tick = self._since + seconds + 1 if self._held_since else math.inf
-            found = self._orders.next(min(tick, ends))
+            watched = () if self._lost or not self._held_since else self._driver.fds
+            found = self._orders.next(min(tick, ends), watched)
             if found is not None:
                 return found
+            if any(wait(fd, 0) for fd in watched):
+                return Lost("its session has ended")
             if time.monotonic() >= ends:
                 return None
 
@@ -116,10 +163,12 @@ class _Life:
         doing = {Step.PREPARE: self._driver.prepare, Step.QUIESCE: self._driver.quiesce}
         self._enter({Step.PREPARE: "preparing", Step.QUIESCE: "quiescing"}.get(step, "confirming"))
         self._worker.title(self._state)
-        text, info = "", {}
+        text, info = "", dict[str, Any]()
         try:
             info = doing.get(step, self._driver.confirm)(until)
             outcome = "ok"
+            if "paths" in info:
+                info["not_frozen"] = not_on(self._devices, info["paths"])
         except TooSlow as slow:
             outcome, text = "overran", str(slow)
         except Refused as refused:

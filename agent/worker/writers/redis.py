@@ -1,0 +1,134 @@
+"""Redis and Valkey, from 6.2 on: CLIENT PAUSE holds writes, and ends by the clock if nobody ends it.
+
+Without it one SET while the disk is frozen stops the whole server, with all that only read. The protocol (RESP) is
+spoken here: what is asked is an array of strings, and of the answers the first line and one text are enough.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+from ...api.writers import WriterConfig
+from .client import Refused, TooSlow
+from .hook_program import Waits, wait
+from .latch import Latch
+
+Info = dict[str, Any]
+DEFAULT = "127.0.0.1:6379"
+_MARGIN = 60.0  # seconds that the pause outlasts what it may be needed for
+_FOR_EVER = 86400.0
+
+
+class Redis:
+    """One server: a connection, and a pause of writes."""
+
+    def __init__(self, config: WriterConfig, latch: Latch, waits: Waits, at_most: float = 0.0) -> None:
+        self._config = config
+        self._waits = waits
+        self._at_most = at_most or _FOR_EVER
+        self._socket: socket.socket | None = None
+        self._said = b""
+        self._paused_until = 0.0
+        del latch  # a lease ends by the clock
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The descriptor that becomes readable if the connection ends."""
+        return (self._socket.fileno(),) if self._socket is not None else ()
+
+    def prepare(self, until: float) -> Info:
+        """Connect and check. Raises Refused, Interrupted."""
+        self._connect(self._config.socket or DEFAULT)
+        server = self._section("server", until)
+        version = server.get("redis_version", "")
+        if [int(number) for number in version.split(".")[:2]] < [6, 2]:
+            raise Refused(f"it is {version}, and CLIENT PAUSE WRITE needs 6.2")
+        kept = self._section("persistence", until)
+        if kept.get("loading") == "1":
+            raise Refused("it is loading its data")
+        folder = self._ask(until, "CONFIG", "GET", "dir")
+        return {"version": version, "paths": folder[1:2], "aof": kept.get("aof_enabled", "")}
+
+    def quiesce(self, until: float) -> Info:
+        """Hold writes. Raises Refused, Interrupted."""
+        length = self._at_most + _MARGIN
+        self._paused_until = time.monotonic() + length
+        self._ask(until, "CLIENT", "PAUSE", str(int(length * 1000)), "WRITE")
+        position = self._section("replication", until)
+        return {"replid": position.get("master_replid", ""), "offset": position.get("master_repl_offset", "")}
+
+    def confirm(self, until: float) -> Info:
+        """Show that the server is there, and that the pause has not run out. Raises Refused, Interrupted."""
+        self._ask(until, "PING")
+        if time.monotonic() >= self._paused_until:
+            raise Refused("its pause has run out")
+        return {}
+
+    def release(self, until: float) -> str:
+        """Let writes go on."""
+        if self._socket is None:
+            return ""
+        wrong = ""
+        try:
+            if self._paused_until:
+                self._waits = wait
+                self._ask(until, "CLIENT", "UNPAUSE")
+        except Refused as error:
+            wrong = f"{error}; its pause ends by the clock"
+        self._socket.close()
+        self._socket = None
+        return wrong
+
+    def _connect(self, where: str) -> None:
+        try:
+            if where.startswith("/"):
+                self._socket = socket.socket(socket.AF_UNIX)
+                self._socket.connect(where)
+            else:
+                host, _, port = where.rpartition(":")
+                self._socket = socket.create_connection((host, int(port)), 5)
+        except OSError as error:
+            raise Refused(f"{where}: {error.strerror}") from None
+        self._socket.setblocking(False)
+
+    def _section(self, name: str, until: float) -> dict[str, str]:
+        """Return a section of INFO."""
+        (text,) = self._ask(until, "INFO", name)
+        return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+    def _ask(self, until: float, *words: str) -> list[str]:
+        """Return the texts of an answer; raise Refused, TooSlow."""
+        assert self._socket is not None
+        octets = [word.encode() for word in words]
+        command = b"*%d\r\n" % len(octets) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in octets)
+        try:
+            self._socket.sendall(command)
+            return self._answer(until)
+        except OSError as error:
+            raise Refused(f"the connection has ended: {error.strerror}") from None
+
+    def _answer(self, until: float) -> list[str]:
+        line = self._take(until, b"\r\n").decode(errors="replace")
+        kind, rest = line[:1], line[1:]
+        if kind == "-":
+            raise Refused(rest[:300])
+        if kind == "*":
+            return [text for _ in range(int(rest)) for text in self._answer(until)]
+        if kind == "$":
+            return [self._take(until, b"\r\n", int(rest)).decode(errors="replace")] if int(rest) >= 0 else [""]
+        return [rest]
+
+    def _take(self, until: float, end: bytes, least: int = 0) -> bytes:
+        """Return what comes before `end`, which stands behind at least so many bytes."""
+        assert self._socket is not None
+        while (at := self._said.find(end, least)) < 0:
+            if not self._waits(self._socket.fileno(), until):
+                raise TooSlow("it had no answer in time")
+            data = self._socket.recv(65536)
+            if not data:
+                raise Refused("the connection has ended")
+            self._said += data
+        taken, self._said = self._said[:at], self._said[at + len(end) :]
+        return taken

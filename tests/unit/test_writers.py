@@ -1,0 +1,333 @@
+"""Writers without a process: their files, their order, the table of their life, and what the core decides."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.drive import Drive
+from virtagent.agent.api.errors import Code
+from virtagent.agent.api.states import Unlisted
+from virtagent.agent.api.writers import (
+    TYPES,
+    WRITER_TABLE,
+    BadWriter,
+    Step,
+    WriterConfig,
+    WriterEvent,
+    WriterState,
+    next_state,
+    ordered,
+    parse,
+)
+from virtagent.agent.worker import messages
+from virtagent.agent.worker.writers.config import read_folder
+from virtagent.agent.worker.writers.drivers import DRIVERS
+from virtagent.agent.worker.writers.hook import ignored
+from virtagent.agent.worker.writers.latch import BEGUN, UNDONE, Latch, left
+from virtagent.supervisor.config import BadConfig, build
+from virtagent.supervisor.core import events
+
+LIMITS = {"prepare_limit": 60.0, "quiesce_limit": 10.0, "confirm_limit": 2.0, "release_limit": 10.0}
+
+
+# -- configuration
+
+
+def test_a_file() -> None:
+    text = "# a comment\ntype hook\npath = /a b/hook\nrequired no\nafter db other\nquiesce-limit 1.5\nwhen prepare\n"
+    found = parse("orders", text, "f")
+    assert found == WriterConfig(
+        "orders", "hook", False, ("db", "other"), "/a b/hook", when=Step.PREPARE, quiesce_limit=1.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "f: it has no type"),
+        ("type oracle", "f line 1: type is 'oracle', expected one of"),
+        ("type hook", "f: a writer of type hook needs the option path"),
+        ("type hook\npath hook", "f line 2: path is 'hook', expected an absolute path"),
+        ("type hook\npath /h\ncolour red", "f line 3: there is no option 'colour'"),
+        ("type hook\npath /h\npath /h", "f line 3: path stands there for the second time"),
+        ("type hook\npath /h\nafter", "f line 3: after has no value"),
+        ("type hook\npath /h\nrequired maybe", "f line 3: required is 'maybe', expected yes or no"),
+        ("type hook\npath /h\nquiesce-limit 0", "f line 3: quiesce-limit is '0', expected seconds over 0"),
+        ("type hook\npath /h\nafter a/b", "f line 3: after is 'a/b', 'a/b' is no name of a writer"),
+        ("type redis\npath /h", "f line 2: a writer of type redis has no option path"),
+    ],
+)
+def test_a_bad_file_is_named_by_line_and_option(text: str, said: str) -> None:
+    with pytest.raises(BadWriter) as raised:
+        parse("x", text, "f")
+    assert str(raised.value).startswith(said)
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    assert read_folder(str(tmp_path / "nothing")) == {}
+    assert read_folder(os.devnull) == {}
+    (tmp_path / "a.conf").write_text("type redis\n")
+    (tmp_path / "b.conf.sample").write_text("nonsense")
+    (tmp_path / "masked.conf").symlink_to(os.devnull)
+    assert read_folder(str(tmp_path)) == {"a": "type redis\n"}
+    (tmp_path / "a.conf").chmod(0o664)
+    with pytest.raises(BadWriter, match=r"a\.conf must be owned by root and writable by nobody else"):
+        read_folder(str(tmp_path))
+    (tmp_path / "a.conf").chmod(0o644)
+    (tmp_path / "d.conf").mkdir()
+    with pytest.raises(BadWriter, match="directory"):
+        read_folder(str(tmp_path))
+
+
+def test_the_daemon_reads_them_and_gives_them_its_limits(tmp_path: Path) -> None:
+    (tmp_path / "db.conf").write_text("type redis\nconfirm-limit 5\nafter hook\n")
+    given = {"writers-dir": [str(tmp_path)], "hook": ["/h"], "release-limit": ["7"]}
+    hook, db = build(given, {}).every_writer
+    assert hook == WriterConfig("hook", "hook", path="/h", **(LIMITS | {"release_limit": 7.0}))
+    assert (db.confirm_limit, db.release_limit) == (5.0, 7.0)
+    (tmp_path / "hook.conf").write_text("type redis\n")
+    with pytest.raises(BadConfig, match="two writers with the name hook"):
+        build(given, {})
+
+
+def test_the_order() -> None:
+    a, b, c = (
+        WriterConfig("a", "redis", after=("c",)),
+        WriterConfig("b", "redis"),
+        WriterConfig("c", "redis", after=("b",)),
+    )
+    assert [writer.name for writer in ordered((a, b, c))] == ["b", "c", "a"]
+    with pytest.raises(BadWriter, match="after each other: a, b"):
+        ordered((WriterConfig("a", "redis", after=("b",)), WriterConfig("b", "redis", after=("a",))))
+    with pytest.raises(BadWriter, match="writer a: after names x"):
+        ordered((WriterConfig("a", "redis", after=("x",)),))
+
+
+def test_every_type_has_a_driver() -> None:
+    assert TYPES.keys() == DRIVERS.keys()
+
+
+@pytest.mark.parametrize(
+    "name", ["a~", "a.bak", "a.orig", "a.rpmnew", "a.rpmorig", "a.rpmsave", "a.sample", "a.dpkg-old"]
+)
+def test_hooks_that_are_ignored(name: str) -> None:
+    assert ignored(name)
+    assert not ignored("a")
+
+
+# -- the record of a latch
+
+
+def test_a_latch_says_what_was_begun(tmp_path: Path) -> None:
+    folder = str(tmp_path / "writers")
+    assert left(folder) == []
+    latch = Latch(folder, "hook")
+    assert latch.record is None
+    latch.write({"type": "hook", "runs": []})
+    for _ in range(2):
+        os.write(latch.open_count(BEGUN), b".")
+    assert (latch.count(BEGUN), latch.count(UNDONE)) == (2, 0)
+    latch.take_back(BEGUN)
+    assert latch.count(BEGUN) == 1
+    assert left(folder) == ["hook"]
+    latch.clear()
+    assert left(folder) == []
+    latch.write({"type": "hook", "runs": [1]})
+    assert latch.count(BEGUN) == 0
+
+
+# -- the table
+
+
+def test_every_pair_has_a_row_or_is_a_defect() -> None:
+    for state in WriterState:
+        for event in WriterEvent:
+            if (state, event) in WRITER_TABLE:
+                assert next_state(state, event) is WRITER_TABLE[state, event][0]
+            else:
+                with pytest.raises(Unlisted):
+                    next_state(state, event)
+
+
+def test_no_state_is_a_dead_end() -> None:
+    begun = {to for (_, event), (to, _) in WRITER_TABLE.items() if event is WriterEvent.PREPARE}
+    assert begun == {WriterState.PREPARING}
+    for state in WriterState:
+        reached, todo = {state}, [state]
+        while todo:
+            here = todo.pop()
+            for (old, _), (new, _) in WRITER_TABLE.items():
+                if old is here and new not in reached:
+                    reached.add(new)
+                    todo.append(new)
+        assert WriterState.PREPARING in reached, state
+
+
+# -- the core
+
+
+class Played:
+    """A core with writers, and a freeze that is played up to a step."""
+
+    def __init__(self, *writers: WriterConfig) -> None:
+        self.drive = Drive(every_writer=writers)
+
+    def orders(self, name: str) -> list[messages.Act]:
+        number = self.worker(name)
+        return [message for to, message in self.drive.told if to == number and isinstance(message, messages.Act)]
+
+    def worker(self, name: str) -> int:
+        return max(w for w, s in self.drive.spawned.items() if s.rpc == "writer" and s.args["writer"].name == name)
+
+    def acted(self, name: str, step: str, outcome: str = "ok", text: str = "") -> None:
+        self.drive.report(self.worker(name), messages.Acted(step, outcome, text, {}))
+
+    def begin(self, *names: str) -> tuple[Any, int]:
+        call, freezer = self.drive.begin(1)
+        for name in names:
+            self.drive.report(self.worker(name), messages.Started(1))
+        return call, freezer
+
+    def told(self, worker: int) -> list[type]:
+        return [type(message) for to, message in self.drive.told if to == worker]
+
+    def writer(self, name: str) -> Any:
+        record = self.drive.ask("va.fsstatus", {}).value
+        return next(writer for writer in record.writers if writer.name == name)
+
+
+def config(name: str, kind: str = "hook", **more: Any) -> WriterConfig:
+    return WriterConfig(name, kind, path="/h", **(LIMITS | more))
+
+
+def synced(played: Played, freezer: int) -> None:
+    played.drive.sync(freezer, 1)
+
+
+def test_prepare_sync_quiesce_freeze_confirm_reply_thaw_release() -> None:
+    played = Played(config("a"))
+    drive = played.drive
+    call, freezer = played.begin("a")
+    assert [order.step for order in played.orders("a")] == ["prepare"]
+    assert played.told(freezer) == []
+    played.acted("a", "prepare")
+    assert played.told(freezer) == [messages.Sync]
+    synced(played, freezer)
+    assert [order.step for order in played.orders("a")] == ["prepare", "quiesce"]
+    assert played.told(freezer) == [messages.Sync]
+    played.acted("a", "quiesce")
+    assert played.told(freezer) == [messages.Sync, messages.Proceed]
+    drive.freezes(freezer, 0)
+    drive.report(freezer, messages.Step(0, "frozen"), messages.Frozen(1, drive.now, drive.now + 60))
+    assert not call.answered
+    assert played.writer("a").state == "quiesced"
+    played.acted("a", "confirm")
+    assert call.value == 1
+    thaw = drive.ask("va.fsthaw")
+    drive.report(freezer, messages.Thawing("", drive.now), messages.Step(0, "thawing"), messages.Step(0, "thawed"))
+    assert [order.step for order in played.orders("a")] == ["prepare", "quiesce", "confirm"]
+    drive.report(freezer, messages.Done(1))
+    drive.exit(freezer)
+    assert played.orders("a")[-1] == messages.Act("release", 10.0, "good")
+    assert not thaw.answered
+    assert drive.ask("va.fsstatus").value == 0
+    played.acted("a", "release")
+    drive.exit(played.worker("a"))
+    assert thaw.value == 1
+    assert drive.ask("va.fsstatus", {}).value.last.consistency == "application"
+
+
+@pytest.mark.parametrize("step", ["prepare", "quiesce"])
+def test_a_refusal_ends_the_freeze_and_lets_go(step: str) -> None:
+    played = Played(config("a"))
+    call, freezer = played.begin("a")
+    if step == "quiesce":
+        played.acted("a", "prepare")
+        synced(played, freezer)
+    played.acted("a", step, "refused", "it has no time")
+    assert messages.Proceed not in played.told(freezer)
+    assert not call.answered  # not before it is let go
+    played.acted("a", "release")
+    played.drive.exit(played.worker("a"))
+    call.refused(Code.VETOED, "a refused the freeze: it has no time; nothing was frozen")
+    assert played.writer("a").state == "vetoed"
+    played.drive.die(freezer)
+    assert played.drive.ask("va.fsstatus").value == 0
+
+
+def test_one_that_is_not_required_does_not_hinder() -> None:
+    played = Played(config("a", required=False), config("b"))
+    call, freezer = played.begin("a", "b")
+    played.acted("a", "prepare", "refused", "no")
+    played.acted("b", "prepare")
+    assert played.orders("a")[-1].step == "release"
+    synced(played, freezer)
+    played.acted("b", "quiesce")
+    assert messages.Proceed in played.told(freezer)
+    assert not call.answered
+
+
+def test_after_is_the_order_of_quiesce_and_backwards_of_release() -> None:
+    played = Played(config("a"), config("b", after=("a",)))
+    _, freezer = played.begin("a", "b")
+    played.acted("a", "prepare")
+    played.acted("b", "prepare")
+    synced(played, freezer)
+    assert [order.step for order in played.orders("b")] == ["prepare"]
+    played.acted("a", "quiesce")
+    assert [order.step for order in played.orders("b")] == ["prepare", "quiesce"]
+    played.acted("b", "quiesce", "refused", "no")
+    assert played.orders("b")[-1].step == "release"
+    assert played.orders("a")[-1].step == "quiesce"
+    played.acted("b", "release")
+    assert played.orders("a")[-1].step == "release"
+
+
+def test_a_writer_that_dies_is_undone_by_another_worker() -> None:
+    played = Played(config("a"))
+    drive = played.drive
+    call, freezer = played.begin("a")
+    played.acted("a", "prepare")
+    synced(played, freezer)
+    drive.die(played.worker("a"))
+    (undo,) = drive.workers("unlatch")
+    assert drive.spawned[undo].args["name"] == "a"
+    drive.report(undo, messages.Started(1), messages.Done(""))
+    assert not call.answered
+    drive.exit(undo)
+    call.refused(Code.VETOED, "a was lost", "killed by SIGKILL", "nothing was frozen")
+
+
+def test_one_that_could_not_be_let_go_refuses_the_next_freeze_until_it_is() -> None:
+    played = Played(config("a"))
+    drive = played.drive
+    call, freezer = played.begin("a")
+    drive.die(played.worker("a"))
+    (undo,) = drive.workers("unlatch")
+    drive.report(undo, messages.Started(1), messages.Failed(12, "the disk is full"))
+    drive.exit(undo)
+    call.refused(Code.VETOED, "a was lost")
+    drive.die(freezer)
+    assert played.writer("a").state == "stuck"
+    drive.ask("va.fsfreeze").refused(Code.VETOED, "a refuses the freeze", "could not be let go", "nothing was frozen")
+    drive.wait(1.5)
+    (again,) = drive.workers("unlatch")
+    drive.report(again, messages.Started(1), messages.Done(""))
+    drive.exit(again)
+    assert played.writer("a").state == "released"
+    assert not drive.ask("va.fsfreeze").answered
+
+
+def test_what_an_earlier_agent_left_is_undone_at_the_start() -> None:
+    drive = Drive(every_writer=())
+    drive.feed(events.LatchesFound(["gone"]))
+    (undo,) = drive.workers("unlatch")
+    freeze = drive.ask("va.fsfreeze")
+    assert not drive.workers("va.fsfreeze")
+    drive.report(undo, messages.Started(1), messages.Done(""))
+    drive.exit(undo)
+    assert drive.workers("va.fsfreeze")
+    assert not freeze.answered
