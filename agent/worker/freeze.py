@@ -19,8 +19,9 @@ from ..api import options, records
 from ..api.bounds import bounded
 from ..api.errors import Code, Fault
 from ..api.states import MountState, Phase
-from ..api.text import brief, listed
+from ..api.text import listed
 from . import messages, steps
+from .file_systems import FileSystem, FileSystems
 from .steps import Event, Gone, Operation, Result, Script, Taken, Timeout, Told
 
 SYNC_ROUNDS = 3
@@ -28,7 +29,6 @@ SYNC_SHORT = 0.05  # seconds; after a shorter round another is not worth while
 SYNC_GAIN = 0.8  # rounds no longer get shorter if one takes more than this share of the one before
 PROGRESS_EVERY = 0.25
 OWN_LIMIT_LATER = 1.0
-DESCRIBE_AFTER = 0.05  # seconds without an event
 THAW_AGAIN_FIRST, THAW_AGAIN_MAX = 0.02, 30.0  # seconds
 
 
@@ -52,117 +52,6 @@ class GiveUp(Exception):
 
 class Overran(GiveUp):
     """A limit passed."""
-
-
-@dataclass(slots=True)
-class FileSystem:
-    """What the script knows about one planned file system.
-
-    `froze`: this worker froze it, perhaps thawed it since. `refused`: its last FITHAW failed, so it is still frozen.
-    """
-
-    index: int
-    mount: records.Mount
-    state: MountState
-    froze: bool = False
-    refused: bool = False
-    error: int = 0
-    words: str = ""
-
-
-class FileSystems:
-    """All file systems of a script, and which of them have a call in flight."""
-
-    def __init__(self, planned: Iterable[tuple[int, records.Mount]], state: MountState = MountState.PENDING) -> None:
-        self._all = {index: FileSystem(index, mount, state) for index, mount in planned}
-        self.busy: set[int] = set()
-        """The indices of those on which a call is in flight."""
-
-    def __getitem__(self, index: int) -> FileSystem:
-        return self._all[index]
-
-    def all(self) -> list[FileSystem]:
-        """Return all of them in the order of the plan."""
-        return list(self._all.values())
-
-    def in_state(self, *states: MountState) -> list[FileSystem]:
-        """Return those that are in one of the states."""
-        return [fs for fs in self._all.values() if fs.state in states]
-
-    def refused(self) -> list[FileSystem]:
-        """Return those whose FITHAW failed: they are still frozen."""
-        return [fs for fs in self._all.values() if fs.refused]
-
-    def at_work(self) -> list[FileSystem]:
-        """Return those on which a call is in flight, in the order of the plan."""
-        return [self._all[index] for index in sorted(self.busy)]
-
-    def start(self, *, obeys: bool) -> Script[None]:
-        """Give them to whoever drives the script."""
-        yield steps.Start(tuple((fs.index, fs.mount) for fs in self._all.values()), obeys)
-
-    def announce(self, those: Sequence[FileSystem], operation: Operation) -> Script[None]:
-        """Report that a call on these is about to begin."""
-        if those:
-            yield steps.Post(tuple(steps.announced(fs.index, operation) for fs in those))
-
-    def order(self, those: Sequence[FileSystem], operation: Operation) -> Script[None]:
-        """Begin a call on all of these simultaneously; they must be idle."""
-        for fs in those:
-            fs.state = operation.during
-            self.busy.add(fs.index)
-        if those:
-            yield steps.Order(tuple(fs.index for fs in those), operation)
-
-    def wait(self, until: float = math.inf, *, taken: bool = False) -> Script[Event]:
-        """Return the next event, after noting what it says about a file system."""
-        event: Event = yield steps.Wait(until, taken)
-        if isinstance(event, Result):
-            fs = self._all[event.mount]
-            self.busy.discard(fs.index)
-            fs.state, fs.words = steps.judge(event.operation, event.error, event.said, event.failed)
-            fs.error = event.error
-            fs.froze |= event.operation is Operation.FREEZE and event.error == 0
-            fs.refused = event.operation is Operation.THAW and fs.state is MountState.FAILED
-        return event
-
-    def describe(self, what: str) -> Script[None]:
-        """Show in the title what is in flight, and where."""
-        at = [fs.mount.mountpoint for fs in self.at_work()]
-        done = len(self._all) - len(at)
-        where = f" {brief(at[0])}" + (f" +{len(at) - 1}" if len(at) > 1 else "") if at else ""
-        yield steps.Title(f"{what}{where} {done}/{len(self._all)}")
-
-    def thaw(self) -> Script[None]:
-        """Thaw all that is frozen, outermost first, each as soon as what it lies on is thawed.
-
-        Waits for every call in flight, and also thaws what a FIFREEZE in flight freezes. FITHAW of a file system whose
-        host is frozen would block, since it writes the superblock: what lies on one whose FITHAW failed stays frozen.
-        """
-        yield steps.StopFreezing()
-        while True:
-            frozen = self.in_state(MountState.FROZEN)
-            waiting = {fs.index for fs in (*frozen, *self.in_state(MountState.FREEZING, MountState.THAWING))}
-            waiting |= {fs.index for fs in self.refused()}
-            below = {host for index in waiting for host in self._all[index].mount.hosts}
-            free = [fs for fs in frozen if not waiting.intersection(fs.mount.hosts)]
-            yield from self.announce(free, Operation.THAW)
-            yield from self.order(free, Operation.THAW)
-            if not self.busy:
-                return
-            yield from self.describe("thawing")
-            described = len(self.busy)
-            while self.busy:
-                # The title must show those that hang: it is set again when no more results come quickly.
-                until = math.inf
-                if len(self.busy) != described:
-                    until = (yield steps.Now()) + DESCRIBE_AFTER
-                match (yield from self.wait(until)):
-                    case Result(index, operation) if operation is Operation.FREEZE or index in below:
-                        break
-                    case Timeout():
-                        described = len(self.busy)
-                        yield from self.describe("thawing")
 
 
 class _Together:
@@ -287,7 +176,11 @@ class FreezeScript(_Together):
         reason = yield from self._hold(count)
         yield from self._thaw(reason)
         # ADR 0014: here EINVAL is proof, since each FIFREEZE of this worker has returned.
-        lost = [fs.mount.mountpoint for fs in self._mounts.all() if fs.froze and fs.error == errno.EINVAL]
+        lost = [
+            fs.mount.mountpoint
+            for fs in self._mounts.in_state(MountState.THAWED)
+            if fs.froze and fs.error == errno.EINVAL
+        ]
         if lost:
             reason = reason or f"someone else had thawed {listed(lost)}"
         if reason:
