@@ -58,6 +58,8 @@ class Config:
     writers: str = "all"
     writers_dir: str = taking_part.FOLDER
     news_limit: float = 60
+    patience: float = 1
+    busy_wait: float = 2
     exec_limit: float = 86400
     exit_grace: float = 1
     kill_grace: float = 1
@@ -252,6 +254,8 @@ OPTIONS: Mapping[str, Option] = {
         "S",
         "how long after it was first told a broken freeze is told again to every thaw; 0: until the next freeze",
     ),
+    "patience": Option(_limit, "S", "how long a file system that is slow to freeze may make others stand still"),
+    "busy-wait": Option(_limit, "S", "how long to try to freeze what someone else has frozen"),
     "exec-limit": Option(_limit, "S", "how long a program of guest-exec may run; then SIGTERM, 10 s later SIGKILL"),
     "exit-grace": Option(_over_zero, "S", "how long a worker may live after its report"),
     "kill-grace": Option(_over_zero, "S", "how long after SIGKILL a worker is called stuck"),

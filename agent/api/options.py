@@ -11,6 +11,7 @@ class Rules:
 
     An empty include means all. A file system is planned if both includes match one of its mount points, and neither
     exclude does. `literal` is the list of the QEMU protocol: mount points instead of globs; unknown ones are ignored.
+    `learnt` says of superblocks (device numbers) on which others they lie, one of them at least.
     """
 
     include: tuple[str, ...] = ()
@@ -18,6 +19,7 @@ class Rules:
     request_include: tuple[str, ...] = ()
     request_exclude: tuple[str, ...] = ()
     literal: tuple[str, ...] | None = None
+    learnt: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,8 @@ class Options:
     `strict`: also what cannot be frozen at all. `partial`: nothing is, what fails is left out. Limits are in seconds; 0
     means no limit. The supervisor kills the worker at the limits of sync and freeze. `writers` says which writers take
     part (all, try, none). If the worker `waits`, it syncs only when they are prepared. They let go by themselves when
-    they were held for `held_at_most`.
+    they were held for `held_at_most`. `patience` is how long one file system may make others stand still, `busy_wait`
+    how long to try to freeze what someone else has frozen.
     """
 
     rules: Rules
@@ -39,3 +42,5 @@ class Options:
     writers: str = "none"
     waits: bool = False
     held_at_most: float = 0
+    patience: float = 1.0
+    busy_wait: float = 2.0

@@ -162,8 +162,19 @@ class WriterStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Learnt:
+    """A freeze has found out that a file system lies on one of these, in a way that no device number tells."""
+
+    mountpoint: str
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Last:
-    """How the last freeze ended."""
+    """How the last freeze ended.
+
+    `stall_seconds` is the longest time for which one of the file systems stood still.
+    """
 
     freeze_id: int
     outcome: str = ""
@@ -174,6 +185,7 @@ class Last:
     at: float = -1
     consistency: str = ""
     verdict: str = ""
+    learnt: tuple[Learnt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class FreezeEvent(enum.Enum):
     FAILED = "worker failed"
     THAWS = "worker thaws"
     GAVE_UP = "worker gave up and thaws"
+    TOO_SLOW = "worker was too slow and thaws"
     EXPIRED = "keeper thaws: the hold limit passed"
     FOUND_THAWED = "someone else had thawed"
     FOUND_BROKEN = "keeper found the hold broken"
@@ -158,6 +159,7 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
     (_F.INPROGRESS, _E.FAILED): _fails(None),
     (_F.INPROGRESS, _E.THAWS): _fails(Code.FREEZE_FAILED, text="the keeper thawed unasked"),
     (_F.INPROGRESS, _E.GAVE_UP): _fails(Code.FREEZE_FAILED),
+    (_F.INPROGRESS, _E.TOO_SLOW): _fails(Code.OVERRUN, _O.OVERRAN),
     (_F.INPROGRESS, _E.DIED): _fails(Code.WORKER_DIED),
     (_F.INPROGRESS, _E.VETOED): _killed(Code.VETOED, _O.VETOED),
     (_F.INPROGRESS, _E.EXPIRED): _fails(Code.OVERRUN, _O.OVERRAN),
@@ -231,6 +233,7 @@ class WorkerEvent(enum.Enum):
     SYNCED = "Synced"
     FROZEN = "Frozen"
     HELD = "Held"
+    LEARNT = "Learnt"
     THAWING = "Thawing"
     ACQUIRED = "Acquired"
     REPLIED = "Replied"
@@ -260,6 +263,7 @@ WORKER_TABLE: Mapping[tuple[WorkerState, WorkerEvent], tuple[WorkerState, str]] 
     (_W.RUNNING, _V.SYNCED): (_W.RUNNING, "journal the plan, then let the worker go on to freeze"),
     (_W.RUNNING, _V.STEP): (_W.RUNNING, _NOTE),
     (_W.RUNNING, _V.PROGRESS): (_W.RUNNING, _NOTE),
+    (_W.RUNNING, _V.LEARNT): (_W.RUNNING, "noted, for the next plan"),
     (_W.RUNNING, _V.FROZEN): (_W.HOLDING, "reply; arm hold limit"),
     (_W.RUNNING, _V.ACTED): (_W.RUNNING, "a writer has done a step, or has refused it"),
     (_W.RUNNING, _V.ACQUIRED): (_W.HOLDING, "reply; the worker keeps what the host opened or started"),
@@ -292,6 +296,7 @@ WORKER_TABLE: Mapping[tuple[WorkerState, WorkerEvent], tuple[WorkerState, str]] 
             _V.SYNCED,
             _V.FROZEN,
             _V.HELD,
+            _V.LEARNT,
             _V.THAWING,
             _V.ACQUIRED,
             _V.REPLIED,

@@ -22,6 +22,7 @@ from ..api.states import MountState, Phase
 from ..api.text import listed
 from . import messages, steps
 from .file_systems import FileSystem, FileSystems
+from .patience import THAW_SECONDS, Patience
 from .steps import Event, Gone, Operation, Result, Script, Taken, Timeout, Told
 
 SYNC_ROUNDS = 3
@@ -29,6 +30,7 @@ SYNC_SHORT = 0.05  # seconds; after a shorter round another is not worth while
 SYNC_GAIN = 0.8  # rounds no longer get shorter if one takes more than this share of the one before
 PROGRESS_EVERY = 0.25
 OWN_LIMIT_LATER = 1.0
+BUSY_AGAIN = 0.05  # seconds until the next attempt to freeze what someone else has frozen
 THAW_AGAIN_FIRST, THAW_AGAIN_MAX = 0.02, 30.0  # seconds
 
 
@@ -49,9 +51,13 @@ class Limit:
 class GiveUp(Exception):
     """The freeze cannot go on: thaw what is frozen."""
 
+    code = Code.FREEZE_FAILED
+
 
 class Overran(GiveUp):
     """A limit passed."""
+
+    code = Code.OVERRUN
 
 
 class _Together:
@@ -137,6 +143,8 @@ class FreezeScript(_Together):
             self._fatal.append(MountState.UNSUPPORTED)
         self._proceed = False
         self._prepared = not options.waits
+        self._patience = Patience(FileSystems(()), 0)
+        self._busy: dict[int, float] = {}
 
     def run(self) -> Script[int]:
         """Carry out the freeze; return the number of file systems frozen and thawed.
@@ -157,14 +165,14 @@ class FreezeScript(_Together):
         try:
             return (yield from self._freeze_and_hold())
         except GiveUp as why:
-            yield from self._thaw(str(why))
+            yield from self._thaw(str(why), why.code)
             undone = sum(fs.froze for fs in self._mounts.all())
-            raise Fault(Code.FREEZE_FAILED, f"{why}; thawed again: {undone}") from None
+            raise Fault(why.code, f"{why}; thawed again: {undone}") from None
         except Fault:
             raise
         except Exception as error:
             # A defect or a refused system call. Whatever it is, nothing may stay frozen because of it.
-            yield from self._thaw(f"{type(error).__name__}: {error}")
+            yield from self._thaw(f"{type(error).__name__}: {error}", Code.INTERNAL)
             raise
 
     def _freeze_and_hold(self) -> Script[int]:
@@ -203,15 +211,81 @@ class FreezeScript(_Together):
         for fs in self._mounts.in_state(MountState.SYNCED):  # all, unless the freeze is partial
             by_level.setdefault(fs.mount.level, []).append(fs)
         try:
-            for level in sorted(by_level):
-                yield from self._announce(by_level[level], limit)
-                # ADR 0022: only after the announcement, so that a thaw worker puts this back if this one dies.
-                yield steps.Expedite()
-                yield from self._together(by_level[level], Operation.FREEZE, Phase.FREEZE, 0, limit)
+            yield from self._by_level([by_level[level] for level in sorted(by_level)], limit)
+            if self._patience.slow:
+                yield from self._learn()
+                yield from self._freeze_the_others(limit)
         except Exception:
             yield steps.EndExpedite()
             raise
         yield steps.EndExpedite()
+
+    def _by_level(self, levels: Iterable[list[FileSystem]], limit: Limit) -> Script[None]:
+        """Freeze level by level, until all is frozen or patience is lost; then with no FIFREEZE under way."""
+        again = bool(self._patience.slow)
+        self._patience = Patience(self._mounts, self._options.patience)
+        for those in levels:
+            yield from self._announce(those, limit)
+            # ADR 0022: only after the announcement, so that a thaw worker puts this back if this one dies.
+            yield steps.Expedite()
+            yield from self._mounts.order(those, Operation.FREEZE)
+            yield from self._mounts.describe(Operation.FREEZE.during.value)
+            now: float = yield steps.Now()
+            self._patience.freezes(those, now)
+            progress_due = now + PROGRESS_EVERY
+            while self._mounts.busy or self._busy:
+                due = min(progress_due, limit.until, self._patience.due(), *self._busy.values())
+                event = yield from self._mounts.wait(due)
+                if not isinstance(event, Timeout):
+                    self._attend(event)
+                    continue
+                yield from self._check(limit, Phase.FREEZE)
+                now = yield steps.Now()
+                yield from self._lose_patience(now, again=again)
+                yield from self._try_busy_again(now, limit)
+                if now >= progress_due:
+                    self._figures = yield steps.Measure(Phase.FREEZE, 0)
+                    yield steps.Inform(self._figures)
+                    yield from self._mounts.describe(Operation.FREEZE.during.value)
+                    progress_due = now + PROGRESS_EVERY
+            if self._patience.slow:
+                return
+
+    def _lose_patience(self, now: float, *, again: bool) -> Script[None]:
+        """Thaw those that have stood still for too long because of one that is slow to freeze."""
+        if late := self._patience.late(now):
+            raise Overran(f"{_listed(late)}: FITHAW did not return within {THAW_SECONDS:g} s")
+        if not (tired := self._patience.tired(now)):
+            return
+        if again:
+            slow = _listed(self._mounts[index] for index in sorted(self._patience.slow))
+            raise Overran(f"{slow} did not freeze within {self._options.patience:g} s, for the second time")
+        yield steps.EndExpedite()
+        yield from self._mounts.announce(tired, Operation.THAW)
+        yield from self._mounts.order(tired, Operation.THAW)
+        self._patience.thaws(tired, now)
+        yield from self._mounts.describe(Operation.FREEZE.during.value)
+
+    def _try_busy_again(self, now: float, limit: Limit) -> Script[None]:
+        """Try again to freeze what someone else had frozen a moment ago."""
+        if those := [self._mounts[index] for index, due in self._busy.items() if now >= due]:
+            for fs in those:
+                del self._busy[fs.index]
+            yield from self._announce(those, limit)
+            yield from self._mounts.order(those, Operation.FREEZE)
+
+    def _learn(self) -> Script[None]:
+        """Take note of what the slow ones lie on, and tell it."""
+        for index in sorted(self._patience.slow):
+            hosts = self._mounts.learn(index, self._patience.learnt(index))
+            yield steps.Post((messages.Learnt(index, sorted(hosts)),))
+
+    def _freeze_the_others(self, limit: Limit) -> Script[None]:
+        """Freeze what was thawed while a slow one was waited for, by what is known now of what lies on what."""
+        others = self._mounts.in_state(MountState.SYNCED, MountState.THAWED)
+        yield from self._mounts.announce(others, Operation.SYNC)
+        yield from self._together(others, Operation.SYNC, Phase.FREEZE, 0, limit)
+        yield from self._by_level(self._mounts.levels(self._mounts.in_state(MountState.SYNCED)), limit)
 
     def _announce(self, those: Sequence[FileSystem], limit: Limit) -> Script[None]:
         """Report that these are about to freeze; return when the supervisor can read that.
@@ -238,8 +312,20 @@ class FreezeScript(_Together):
                 raise GiveUp("the freeze was cancelled")
             case Gone(reason):
                 raise GiveUp(reason)
+            case Result():
+                self._attend_result(event)
             case _:
                 super()._attend(event)
+
+    def _attend_result(self, result: Result) -> None:
+        busy = result.operation is Operation.FREEZE and self._mounts[result.mount].state is MountState.BUSY
+        if busy and result.at < self._patience.since(result.mount) + self._options.busy_wait:
+            self._busy[result.mount] = result.at + BUSY_AGAIN
+            return
+        self._patience.returned(result)
+        if result.operation is Operation.THAW and self._mounts[result.mount].refused:
+            raise GiveUp(_named([self._mounts[result.mount]]))
+        super()._attend(result)
 
     def _hold(self, count: int) -> Script[str]:
         """Hold what is frozen; return why the hold ended, empty if the supervisor asked for the thaw."""
@@ -267,9 +353,9 @@ class FreezeScript(_Together):
             if now >= until:
                 return f"the hold limit of {limit:.3g} s passed"
 
-    def _thaw(self, reason: str) -> Script[None]:
+    def _thaw(self, reason: str, code: int = 0) -> Script[None]:
         now: float = yield steps.Now()
-        yield steps.Post((messages.Thawing(reason, now),))  # ADR 0010: the supervisor waits for it
+        yield steps.Post((messages.Thawing(reason, now, int(code)),))  # ADR 0010: the supervisor waits for it
         yield from self._mounts.thaw()
         again = THAW_AGAIN_FIRST
         while (refused := self._mounts.refused()) and (yield steps.Alone()):
@@ -296,6 +382,10 @@ def thaw_again(planned: Mapping[int, records.Mount], expedited: bool) -> Script[
     if refused := mounts.refused():
         raise Fault(Code.FAILED, _named(refused))
     return len(mounts.all())
+
+
+def _listed(those: Iterable[FileSystem]) -> str:
+    return listed(fs.mount.mountpoint for fs in those)
 
 
 def _named(those: Iterable[FileSystem]) -> str:

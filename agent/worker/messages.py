@@ -98,12 +98,25 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Thawing:
-    """The freeze worker begins to thaw, `at` that CLOCK_MONOTONIC second; the `reason` is empty if it was told to."""
+class Learnt:
+    """One file system (index into the plan) lies on one of these; if there are none, what was learnt is wrong."""
 
-    shape: ClassVar[Shape] = (str, _NUMBER)
+    shape: ClassVar[Shape] = (int, list)
+    mount: int
+    hosts: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Thawing:
+    """The freeze worker begins to thaw, `at` that CLOCK_MONOTONIC second; the `reason` is empty if it was told to.
+
+    `code` is the number of the fault (`errors.Code`) if it gives up a freeze, else 0.
+    """
+
+    shape: ClassVar[Shape] = (str, _NUMBER, int)
     reason: str
     at: float
+    code: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +252,7 @@ Report = (
     | Synced
     | Frozen
     | Held
+    | Learnt
     | Thawing
     | Acquired
     | Replied
@@ -260,6 +274,7 @@ REPORTS: dict[str, type[Report]] = {
         Synced,
         Frozen,
         Held,
+        Learnt,
         Thawing,
         Acquired,
         Replied,

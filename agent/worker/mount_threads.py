@@ -114,9 +114,10 @@ class MountThread:
             result.said = refused.strerror or os.strerror(result.error)
         except Exception as defect:  # noqa: BLE001 - see above
             result.error, result.said = errno.EIO, f"a defect of the agent: {type(defect).__name__}: {defect}"
+        result.at = time.monotonic()
         unreported = ""
         try:
-            self._loop.worker.reporter.post(steps.ended(result, time.monotonic() - begun))
+            self._loop.worker.reporter.post(steps.ended(result, result.at - begun))
         except Exception as defect:  # noqa: BLE001 - see above; for the supervisor the step has not ended, which is safe
             unreported = f"{self._mount.mountpoint}: {operation.call} could not be reported: {defect!r}\n"
         self._loop.post(result, wake=self._runs)

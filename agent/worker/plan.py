@@ -22,6 +22,7 @@ from ..api.options import Rules
 from ..api.records import LeftOut, Mount, Plan
 from ..api.states import Reason
 from ..api.text import listed
+from .learnt import add_learnt
 from .mountinfo import MountInfo, Server, Superblock, is_anonymous, named_devices, served_device, server_of, superblocks
 
 DAMAGED = frozenset({"emergency_ro", "shutdown"})  # options of a superblock that writes no more, after an error
@@ -96,6 +97,7 @@ class Survey:
         self._numbers = [
             frozenset((s.info.device, *(d.number for d in on))) for s, on in zip(found, self._disks, strict=True)
         ]
+        self._learnt = dict(rules.learnt)
         self._wanted = _selectors(rules.request_include, by_path)
         self._reasons = _reasons(found, self._numbers, by_path, self._wanted, block_types, rules, links)
 
@@ -122,7 +124,7 @@ class Survey:
         self._check_wanted(found, reasons)
         below = _lies_on(found, self._devices, self._members, uppers)
         planned = [i for i, (reason, _) in enumerate(reasons) if reason is None]
-        reach, notes = _reach(found, planned, below)
+        reach, notes = _reach(found, planned, below, self._learnt)
         return Plan(self._ordered(found, planned, reach), _left_out(found, reasons), tuple(notes))
 
     def _check_wanted(self, found: Sequence[Superblock], reasons: Sequence[tuple[Reason | None, bool]]) -> None:
@@ -349,13 +351,16 @@ def _lies_on(
 
 
 def _reach(
-    found: Sequence[Superblock], planned: Sequence[int], below: Callable[[_Node], list[_Node]]
+    found: Sequence[Superblock],
+    planned: Sequence[int],
+    below: Callable[[_Node], list[_Node]],
+    learnt: Mapping[str, Sequence[str]],
 ) -> tuple[list[int], list[str]]:
-    """Return for each planned file system all those that it lies on, and notes on what was not assumed.
+    """Return for each planned file system all those that it lies on, and notes on what was learnt or not assumed.
 
-    Both are places in `planned` (in the order of mounting), those below as bits. Known edges come first; then what is
-    not understood lies on all that was mounted before it, except on what lies on it. Raises Fault for a circle of known
-    edges.
+    Both are places in `planned` (in the order of mounting), those below as bits. Known edges come first, then what was
+    `learnt` of superblocks; then what is not understood lies on all that was mounted before it. An edge that would
+    close a circle is left out. Raises Fault for a circle of known edges.
     """
     place = {i: at for at, i in enumerate(planned)}
     direct: list[list[int]] = []
@@ -375,7 +380,7 @@ def _reach(
             raise Fault(Code.FREEZE_FAILED, f"no order of freezing: {why}; nothing was frozen")
 
     reach = [sum(1 << host for host in those) for those in hosts]
-    notes = []
+    notes = add_learnt(reach, [found[i] for i in planned], learnt)
     for at, name in unknown.items():
         on_it = [other for other, mask in enumerate(reach) if mask >> at & 1]
         earlier = [other for other in range(at) if not reach[other] >> at & 1]

@@ -222,13 +222,14 @@ Script = Generator[Step, Any, T]
 
 @dataclass(slots=True)
 class Result:
-    """An operation has ended: for `error`, `said` and `failed` see `judge`."""
+    """An operation has ended, `at` that CLOCK_MONOTONIC second: for `error`, `said` and `failed` see `judge`."""
 
     mount: int
     operation: Operation
     error: int = 0
     said: str = ""
     failed: str = ""
+    at: float = 0.0
 
 
 @dataclass(slots=True)

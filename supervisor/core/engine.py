@@ -154,12 +154,14 @@ class Engine:
         if row.holds:
             self._resources.make_room(turn, row)
         if row.disk is Disk.FREEZES:
-            options = freeze_options(self._config, row.name, args.get("options"), args.get("mountpoints"))
+            given = (args.get("options"), args.get("mountpoints"), self._freeze.learnt.by_number)
+            options = freeze_options(self._config, row.name, *given)
             worker = self._freeze.begin(turn, call, options, self._config.plan_limit)
             self._pending.runs_in(call, worker.id)
             return
         if "options" in args:
-            args = {"options": freeze_options(self._config, row.name, args["options"])}
+            learnt = self._freeze.learnt.by_number
+            args = {"options": freeze_options(self._config, row.name, args["options"], None, learnt)}
         if row.adds:
             added = additions(self._config, self._handle)
             args = args | {name: added[name] for name in row.adds}

@@ -30,6 +30,7 @@ from ...agent.api.states import (
 from ...agent.worker import messages
 from .compensation import Compensation
 from .events import JournalFound, KeepFreeze, Lifeline
+from .learnt import Edges
 from .ledger import Ledger
 from .news import News
 from .pending import DEFERRED, Call, Deferred, Pending
@@ -55,8 +56,8 @@ class Freeze:
     """The freeze state, and the transaction that is in progress or was the last one.
 
     `news` is what hosts that thaw are told, `error` the reason of an ERROR, `changes` a count of changes. `releasing`:
-    nothing is frozen, and the writers are let go before that is told.
-    `on_settled` is called when the freeze is thawed, or cannot be thawed for now.
+    nothing is frozen, and the writers are let go before that is told. `on_settled` is called when the freeze is thawed,
+    or cannot be thawed for now.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Freeze:
         self.news = News(pending, self._keep_news)
         self.releasing = False
         self._ends = False
+        self.learnt = Edges()
         self._last_id = last_id
         self._undo = Compensation(workers)
         self._hold_max = self.thaw_limit = 0.0

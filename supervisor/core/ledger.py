@@ -31,13 +31,18 @@ NO_PLAN = Plan((), ())
 
 @dataclass(slots=True)
 class Mark:
-    """One planned file system and its state; `seconds` is how long the last step took."""
+    """One planned file system and its state; `seconds` is how long the last step took.
+
+    It stands still since `still_since`, if that is not 0; `standstill` is the longest time for which it did before.
+    """
 
     mount: Mount
     state: MountState = MountState.PENDING
     errno: int = 0
     error: str = ""
     seconds: float = 0.0
+    still_since: float = 0.0
+    standstill: float = 0.0
 
 
 class Ledger:
@@ -50,6 +55,8 @@ class Ledger:
     worker to the file systems that it was given. `expedites`: grace periods may be left expedited. `counts` are the
     marks by state, and `moving` those that something is being done to, oldest first; both are updated step by step, so
     that a step costs the same however many there are.
+    `at_rest` are those that the freeze worker has thawed since it last announced a FIFREEZE of them: it may do so and
+    freeze them again, until it is `parting` and thaws for good.
     """
 
     def __init__(self, freezer: int) -> None:
@@ -69,7 +76,8 @@ class Ledger:
         self.proof_after = 0
         self.in_flight: dict[int, int] = {}
         self.thawers: dict[int, set[int]] = {}
-        self.standstill_since = 0.0
+        self.at_rest: set[int] = set()
+        self.parting = False
         self.progress = messages.Progress(Phase.PLAN.value)
         self.counts: Counter[MountState] = Counter()
         self.moving: dict[int, None] = {}
@@ -107,29 +115,49 @@ class Ledger:
         elif self.in_flight.get(index) == worker:
             del self.in_flight[index]
         found_thawed = state is MountState.THAWED and step.errno == errno.EINVAL
-        by_another = found_thawed and index not in self.thawed_by and (freezer or index in self.held)
+        ours = self.parting if freezer else index in self.held  # while it freezes, only what it holds then counts
+        by_another = found_thawed and index not in self.thawed_by and ours
         if state is MountState.THAWED and not found_thawed:
             self.thawed_by[index] = worker
         if state in (MountState.THAWING, MountState.THAWED) and (freezer or state is MountState.THAWED):
             self.held.discard(index)
         if freezer and state in (MountState.FREEZING, MountState.FROZEN):
-            self.standstill_since = self.standstill_since or now
+            mark.still_since = mark.still_since or now
             self.attempted.add(index)
+            self.at_rest.discard(index)
+            self.thawed_by.pop(index, None)  # ADR 0031: what it thawed before proves nothing of this freeze
             self.refused.discard(index)
             self.suspects.add(index)
             if state is MountState.FROZEN:
                 self.held.add(index)
         elif freezer and before is MountState.FREEZING and state in _NOT_FROZEN:
             self.refused.add(index)
-            self.suspects.discard(index)
+            self._moves(index, now)
         elif state is MountState.THAWED:
             # ADR 0014: EINVAL proves nothing while the freeze worker is not reaped.
             if freezer or (worker > self.proof_after and (self.reaped or step.errno == 0)):
-                self.suspects.discard(index)
+                self._moves(index, now)
+                if freezer:
+                    self.at_rest.add(index)
             else:
                 self._enter(index, MountState.THAWING)
                 mark.error = "not frozen yet, but its worker may still freeze it"
         return by_another
+
+    def _moves(self, index: int, now: float) -> None:
+        """Take note that it is proved not to be frozen."""
+        self.suspects.discard(index)
+        mark = self.marks[index]
+        if mark.still_since:
+            mark.standstill, mark.still_since = max(mark.standstill, now - mark.still_since), 0.0
+
+    def longest_standstill(self, now: float) -> float:
+        """Return the longest time, in seconds, for which one of them stood still."""
+        return max((max(m.standstill, now - m.still_since if m.still_since else 0.0) for m in self.marks), default=0.0)
+
+    def thaws_for_good(self) -> None:
+        """Take note that the freeze worker has begun to thaw, and freezes nothing more."""
+        self.parting = True
 
     def note_progress(self, progress: messages.Progress) -> None:
         """Take the newest figures of the disks."""
@@ -149,7 +177,9 @@ class Ledger:
     def freezer_died(self, *, spoke_rubbish: bool) -> None:
         """Suspect what the dying freeze worker may have frozen; if it spoke rubbish, all that was planned."""
         # ADR 0004: after rubbish nothing that it had said counts.
-        self.suspects |= (set(range(len(self.marks))) if spoke_rubbish else self.froze) - self.forgotten
+        # ADR 0031: what it had thawed, and not announced again, it cannot be freezing.
+        may_be = set(range(len(self.marks))) if spoke_rubbish else self.froze - self.at_rest
+        self.suspects |= may_be - self.forgotten
         if spoke_rubbish:
             self.thawed_by = {index: worker for index, worker in self.thawed_by.items() if worker != self.freezer}
 

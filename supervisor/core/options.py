@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ...agent.api import qemu
@@ -12,6 +14,7 @@ from ...agent.worker.freeze import OWN_LIMIT_LATER
 from ..config import Config
 
 HELD_LATER = 60.0  # seconds after all limits of a freeze until a writer lets go by itself
+NOTHING: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 EXEC_GRACE = 10.0  # seconds that a program over its limit has between SIGTERM and SIGKILL
 
 
@@ -27,9 +30,15 @@ def additions(config: Config, handle: int) -> dict[str, Any]:
 
 
 def freeze_options(
-    config: Config, method: str, given: dict[str, Any] | None, literal: list[str] | None = None
+    config: Config,
+    method: str,
+    given: dict[str, Any] | None,
+    literal: list[str] | None = None,
+    learnt: Mapping[str, tuple[str, ...]] = NOTHING,
 ) -> Options:
     """Return the options of a freeze; `literal` are the mount points of the QEMU protocol's freeze-list.
+
+    `learnt` is what earlier freezes have found out of what lies on what.
 
     Raises Fault PARAMS for a limit over the daemon's own, and for `strict` with `partial`. A request that is strict
     takes back what is only the daemon's default.
@@ -60,6 +69,7 @@ def freeze_options(
             given.get("include") or (),
             given.get("exclude") or (),
             None if literal is None else tuple(literal),
+            tuple(learnt.items()),
         ),
         strict=strict,
         sync_limit=limit("sync_limit", config.sync_limit, config.sync_limit),
@@ -69,6 +79,8 @@ def freeze_options(
         writers=writers,
         waits=bool(config.every_writer) and writers != "none",
         held_at_most=sum(longest) + HELD_LATER if all(longest) else 0,
+        patience=config.patience,
+        busy_wait=config.busy_wait,
     )
 
 

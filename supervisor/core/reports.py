@@ -93,6 +93,15 @@ class FreezeReports:
             self._workers.enter_phase(turn, worker, Phase(progress.phase), limits[progress.phase])
         return ""
 
+    def _receive_learnt(self, turn: Turn, worker: Worker, learnt: messages.Learnt) -> str:
+        marks = self._freeze.current.ledger.marks
+        wrong = [i for i in (learnt.mount, *learnt.hosts) if type(i) is not int or not 0 <= i < len(marks)]
+        if wrong or learnt.mount in learnt.hosts:
+            return f"Learnt of mount {learnt.mount}, on {learnt.hosts[:5]}, of {len(marks)}"
+        hosts = [marks[index].mount for index in learnt.hosts]
+        self._freeze.learnt.learn(turn, self._freeze.current, marks[learnt.mount].mount, hosts)
+        return ""
+
     def _receive_frozen(self, turn: Turn, worker: Worker, frozen: messages.Frozen) -> str:
         if not self._freeze.expects(FreezeEvent.FROZEN) or worker.state is not WorkerState.HOLDING:
             return ""  # it was killed meanwhile: what it froze is suspect and will be thawed
@@ -123,6 +132,7 @@ class FreezeReports:
 
     def _receive_thawing(self, turn: Turn, worker: Worker, thawing: messages.Thawing) -> str:
         transaction = self._freeze.current
+        transaction.ledger.thaws_for_good()
         # ADR 0002: its end of the hold and a host's thaw may cross; the keeper's clock says which was first. A tie is
         # not known to be good. What it says counts also if it was killed meanwhile.
         in_time = bool(transaction.thaw_asked_at) and thawing.at > transaction.thaw_asked_at
@@ -130,6 +140,8 @@ class FreezeReports:
             event = FreezeEvent.THAWS
         elif transaction.hold_ends and thawing.at >= transaction.hold_ends:
             event = FreezeEvent.EXPIRED
+        elif thawing.code == Code.OVERRUN and self._freeze.expects(FreezeEvent.TOO_SLOW):
+            event = FreezeEvent.TOO_SLOW
         else:
             event = FreezeEvent.GAVE_UP
         self._freeze.thaws(turn, event, thawing.reason)
@@ -163,6 +175,7 @@ class FreezeReports:
         messages.Progress: _receive_progress,
         messages.Frozen: _receive_frozen,
         messages.Held: _receive_held,
+        messages.Learnt: _receive_learnt,
         messages.Thawing: _receive_thawing,
         messages.Done: _receive_done,
         messages.Failed: _receive_failed,

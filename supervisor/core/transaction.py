@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 from ...agent.api.errors import Code, Fault
 from ...agent.api.options import Options
-from ...agent.api.records import Last
+from ...agent.api.records import Last, Learnt
 from ...agent.api.states import Outcome
 from ...agent.worker import messages
 from .events import Peer
@@ -56,6 +56,7 @@ class Transaction:
     thaw_asked_at: float = 0.0
     held_until: float = 0.0
     hold_callers: list[tuple[int, float]] = field(default_factory=list)
+    learnt: list[Learnt] = field(default_factory=list)
 
     def note_prepared(self) -> None:
         """Take note that the writers are prepared, and the worker was told to sync."""
@@ -123,16 +124,16 @@ class Transaction:
     def summary(self, now: float, wall: float, *, application: bool) -> Last:
         """Return how the freeze ended; `wall` is the time of day. `application`: all writers held over the freeze."""
         fault = self.final_fault
-        stalled_since = self.ledger.standstill_since
         good = self.outcome is Outcome.THAWED and bool(self.ledger.froze)
         return Last(
             freeze_id=self.id,
             outcome=self.outcome.value,
             held_continuously=good,
             held_seconds=max(0.0, self.held_until - self.frozen_at) if self.frozen_at else 0.0,
-            stall_seconds=now - stalled_since if stalled_since else 0.0,
+            stall_seconds=self.ledger.longest_standstill(now),
             error=fault.text if fault else "",
             at=wall,
             consistency=("application" if application else "file-system") if good else "none",
             verdict=GOOD if self.verdict_good else BAD,
+            learnt=tuple(self.learnt),
         )

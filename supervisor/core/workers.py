@@ -20,7 +20,14 @@ ORPHAN_GRACE = 0.5  # seconds in which the worker of a dead supervisor may thaw 
 WRITER, UNLATCH = "writer", "unlatch"  # the rows of the workers of writers
 LOOK_AGAIN = 1.0  # seconds until another look at a worker that was in the kernel at its limit
 _SAID = {kind: WorkerEvent(name) for name, kind in messages.REPORTS.items()}
-_FREEZES = {WorkerEvent.PLAN, WorkerEvent.SYNCED, WorkerEvent.FROZEN, WorkerEvent.HELD, WorkerEvent.THAWING}
+_FREEZES = {
+    WorkerEvent.PLAN,
+    WorkerEvent.SYNCED,
+    WorkerEvent.FROZEN,
+    WorkerEvent.HELD,
+    WorkerEvent.LEARNT,
+    WorkerEvent.THAWING,
+}
 _SYNCS = {WorkerEvent.STEP, WorkerEvent.PROGRESS}
 _OF_WRITERS = {WorkerEvent.ACTED}
 _OF_RESOURCES = {WorkerEvent.ACQUIRED, WorkerEvent.REPLIED, WorkerEvent.DECLINED, WorkerEvent.RELEASABLE}

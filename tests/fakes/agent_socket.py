@@ -227,6 +227,7 @@ LAST = {
     "at": 86400.0,
     "consistency": "file-system",
     "verdict": "bad",
+    "learnt": [],
 }
 
 

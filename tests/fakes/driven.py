@@ -47,10 +47,17 @@ def plan_of(*hosts: Iterable[int], levels: Iterable[int] | None = None) -> Plan:
 
 
 def options(
-    *, strict: bool = False, partial: bool = False, sync: float = 600, freeze: float = 30, hold: float = 60
+    *,
+    strict: bool = False,
+    partial: bool = False,
+    sync: float = 600,
+    freeze: float = 30,
+    hold: float = 60,
+    patience: float = 1,
+    busy_wait: float = 2,
 ) -> Options:
     """Return a request for all file systems."""
-    return Options(Rules(), strict, sync, freeze, hold, partial)
+    return Options(Rules(), strict, sync, freeze, hold, partial, patience=patience, busy_wait=busy_wait)
 
 
 @dataclass
@@ -59,7 +66,8 @@ class Driven:
 
     `comes`: what the supervisor says and when, in seconds since the beginning. `errors` and `lasts`: the errnos and
     seconds of the calls on a file system, the first first; without, a call does what the kernel would, in no time.
-    `failed`: the call that had the errors, if not the operation's own.
+    `failed`: the call that had the errors, if not the operation's own. `hangs_on`: on which others a file system
+    lies although the plan does not say so: while one of them is frozen, its FIFREEZE does not return.
     `pipe_full_until`: the second from which the report pipe takes what is posted. `at_wait`: what comes of which
     `Wait`, by its number, instead. `at_step`: what which step raises, by its number.
     """
@@ -69,6 +77,7 @@ class Driven:
     errors: dict[Call, list[int]] = field(default_factory=dict)
     lasts: dict[Call, list[float]] = field(default_factory=dict)
     failed: dict[Call, str] = field(default_factory=dict)
+    hangs_on: dict[int, set[int]] = field(default_factory=dict)
     pipe_full_until: float = 0
     at_wait: dict[int, Event] = field(default_factory=dict)
     at_step: dict[int, Exception] = field(default_factory=dict)
@@ -82,12 +91,16 @@ class Driven:
     """The calls on file systems as they began: name and index."""
     began: dict[Call, float] = field(default_factory=dict, init=False)
     """When the last of these calls began."""
+    history: list[tuple[float, str, int]] = field(default_factory=list, init=False)
+    """When, in seconds since the beginning, which call began on which file system, or was "thawed"."""
     frozen: set[int] = field(default_factory=set, init=False)
     expedited: bool = field(default=False, init=False)
     waits: int = field(default=0, init=False)
     clock: float = field(default=BEGIN, init=False)
 
     def __post_init__(self) -> None:
+        self.errors = {call: list(numbers) for call, numbers in self.errors.items()}
+        self.lasts = {call: list(seconds) for call, seconds in self.lasts.items()}
         self._in_flight: list[tuple[float, int, Result]] = []
         self._begun = 0
         self._unread: set[int] = set()  # said to be about to freeze, but the supervisor cannot read that yet
@@ -204,6 +217,8 @@ class Driven:
             on_it = {i for i, other in self._mounts.items() if index in other.hosts}
             assert on_it <= self._tried | self._left_out, f"FIFREEZE of {index} before that of what lies on it"
             self._tried.add(index)
+            if error is None and index in self.frozen:
+                error = errno.EBUSY
         elif operation is Operation.THAW:
             assert not self.frozen.intersection(mount.hosts), f"FITHAW of {index} would block: its host is frozen"
             assert messages.Step(index, "thawing") in self.reports
@@ -211,12 +226,18 @@ class Driven:
                 error = errno.EINVAL
         if failed != steps.NOT_BEGUN:
             self.calls.append((operation.call, index))
+            self.history.append((self.passed, operation.call, index))
             self.began[key] = self.passed
         lasts = self.lasts[key].pop(0) if self.lasts.get(key) else _LASTS
         self._begun += 1
         error = error or 0
         result = Result(index, operation, error, SAID.get(error, "that") if error else "", failed)
         self._in_flight.append((self.clock + lasts, self._begun, result))
+
+    def _hangs(self, result: Result) -> bool:
+        return result.operation is Operation.FREEZE and bool(
+            self.frozen.intersection(self.hangs_on.get(result.mount, ()))
+        )
 
     def _wait(self, until: float, taken: bool) -> Event:
         self.waits += 1
@@ -232,7 +253,9 @@ class Driven:
             self.alone = True
             self._comes.pop(0)
         free = BEGIN + self.pipe_full_until if taken else math.inf
-        ends, order, result = min(self._in_flight, default=(math.inf, 0, None))
+        ends, order, result = min(
+            (call for call in self._in_flight if not self._hangs(call[2])), default=(math.inf, 0, None)
+        )
         comes = self._comes[0][0] if self._comes else math.inf
         self.clock = max(self.clock, min(ends, comes, free, until))
         if self.clock == math.inf:
@@ -256,11 +279,13 @@ class Driven:
 
     def _end(self, result: Result) -> Result:
         index, operation, error = result.mount, result.operation, result.error
+        result.at = self.clock
         if not error and operation is Operation.FREEZE:
             self.frozen.add(index)
         if error and operation is Operation.SYNC:
             self._left_out.add(index)
         if operation is Operation.THAW and error in (0, errno.EINVAL) and not result.failed:
             self.frozen.discard(index)
+            self.history.append((self.passed, "thawed", index))
         self.reports.append(steps.ended(result, 0.0))
         return result

@@ -123,20 +123,26 @@ def install(folder: Path) -> None:
 
 def _install_reports(points: Points) -> None:
     put = context.Reporter.post
-    rpc = ""
+    rpc = again = ""
 
     def post(self: context.Reporter, *reports: messages.Report) -> None:
-        nonlocal rpc
+        nonlocal rpc, again
         global _phase
         for message in reports:
             if isinstance(message, messages.Started):
                 rpc = sys._getframe(2).f_locals["job"].rpc
                 _pids[rpc] = os.getpid()
-            points.passed(f"before {rpc} {name_of(message)}", self)
+            name = name_of(message) + (again if isinstance(message, messages.Step) else "")
+            points.passed(f"before {rpc} {name}", self)
             put(self, message)
+            match message:
+                case messages.Thawing():
+                    again = ""
+                case messages.Step(_, "thawed") if rpc == ADOPTED and _phase == "freeze":
+                    again = " again"  # what was thawed before anything is held is frozen again
             if isinstance(message, messages.Progress):
                 _phase = message.phase
-            points.passed(f"after {rpc} {name_of(message)}", self)
+            points.passed(f"after {rpc} {name}", self)
 
     replaced: Any = post
     context.Reporter.post = replaced  # type: ignore[method-assign]

@@ -95,7 +95,11 @@ class Watched(Drive):
             self.announced.discard(mount)
             self.doubtful.discard(mount)
             self.attempted.discard(mount)
-        elif state == "thawed" and (freezer or error == 0 or (self.reaped_at is not None and worker > self.reaped_at)):
+        elif state == "thawed" and freezer:
+            # It announces each FIFREEZE before it begins, so until the next announcement this one stays thawed.
+            self.doubtful.discard(mount)
+            self.attempted.discard(mount)
+        elif state == "thawed" and (error == 0 or (self.reaped_at is not None and worker > self.reaped_at)):
             self.doubtful.discard(mount)
 
     def _entered(self, state: FreezeState) -> None:

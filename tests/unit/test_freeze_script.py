@@ -173,7 +173,7 @@ def test_figures_are_left_out_while_the_pipe_is_full() -> None:
 @pytest.mark.parametrize("number", [errno.EIO, errno.EBUSY])
 def test_one_that_fails_thaws_the_others_and_is_named(number: int) -> None:
     driven = freezing(errors={(1, FREEZE): [number]}, lasts={(1, FREEZE): [0.1]})
-    found = fault_of(driven)
+    found = fault_of(driven, options(busy_wait=0))
     assert found.code is Code.FREEZE_FAILED
     assert "/srv/1: " in found.text
     assert errno.errorcode[number] in found.text
@@ -258,8 +258,8 @@ def test_what_cannot_be_planned_is_the_fault() -> None:
 
 def test_own_limit_of_the_freeze_for_a_supervisor_that_is_stopped() -> None:
     driven = freezing(lasts={(1, FREEZE): [50.0]})
-    found = fault_of(driven, options(freeze=2))
-    assert found.text == "the freeze limit of 2 s passed; thawed again: 2"
+    found = fault_of(driven, options(freeze=2, patience=0))
+    assert found == Refused(Code.OVERRUN, "the freeze limit of 2 s passed; thawed again: 2")
     assert driven.began[0, THAW] == 2 + freeze.OWN_LIMIT_LATER, "as soon as the limit passed"
     assert driven.began[1, THAW] == 50, "a FIFREEZE in flight is waited for"
     left_nothing(driven)

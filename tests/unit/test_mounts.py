@@ -1086,3 +1086,46 @@ def test_load_of_a_mangled_plan_is_a_plan_or_a_value_error(data: st.DataObject) 
     except ValueError:
         return
     assert Plan.load(found.dump()) == found
+
+
+# What earlier freezes have learnt
+
+OTHERS = [MountInfo(20 + i, 1, f"8:{16 + i}", "/", f"/srv/{i}", "ext4", f"/dev/sd{i}", "rw") for i in range(3)]
+A, B, C = (one.device for one in OTHERS)
+
+
+def test_what_was_learnt_comes_before_what_it_lies_on() -> None:
+    found = plan(OTHERS, learnt=((A, (B, C)),))
+    assert lies_on(found)["/srv/0"] == {"/srv/1", "/srv/2"}
+    assert levels(found) == {"/": 0, "/srv/0": 0, "/srv/1": 1, "/srv/2": 1}
+    assert found.notes == ("/srv/0 lies on one of: /srv/1, /srv/2 (learnt)",)
+
+
+def test_what_lies_on_what_was_learnt_of_lies_on_that_too() -> None:
+    found = plan(OTHERS, learnt=((A, (B,)), (B, (C,))))
+    assert lies_on(found)["/srv/0"] == {"/srv/1", "/srv/2"}
+    assert [m.level for m in found.mounts if m.mountpoint == "/srv/2"] == [2]
+
+
+def test_what_was_learnt_of_what_is_gone_or_left_out_counts_for_nothing() -> None:
+    found = plan(OTHERS, learnt=(("9:9", (A,)), (A, ("9:8",)), (B, (C,))), exclude=("/srv/2",))
+    assert not any(m.hosts for m in found.mounts)
+    assert found.notes == ()
+
+
+def test_what_is_known_comes_before_what_was_learnt() -> None:
+    loop = BlockDevice("loop0", "7:0", file_on="/srv/0/img")
+    inner = MountInfo(30, 1, "7:0", "/", "/srv/in", "ext4", "/dev/loop0", "rw")
+    found = plan([*OTHERS, inner], [loop], learnt=((A, ("7:0", B)),))
+    assert lies_on(found)["/srv/0"] == {"/srv/1"}
+    assert lies_on(found)["/srv/in"] == {"/srv/0", "/srv/1"}
+    assert "/srv/0 is not taken to lie on /srv/in, as was learnt: known to lie on it" in found.notes
+
+
+def test_what_was_learnt_comes_before_what_is_assumed() -> None:
+    nbd = BlockDevice("nbd0", "43:0", understood=False)
+    served = MountInfo(30, 1, "43:0", "/", "/srv/nbd", "ext4", "/dev/nbd0", "rw")
+    found = plan([*OTHERS, served], [nbd], learnt=((A, ("43:0",)),))
+    assert "/srv/nbd" in lies_on(found)["/srv/0"]
+    assert "/srv/0" not in lies_on(found)["/srv/nbd"]
+    assert "/srv/1" in lies_on(found)["/srv/nbd"]

@@ -27,6 +27,7 @@ VALUE: Any = st.recursive(
 FIELD: dict[Any, Any] = {
     int: INTEGER,
     str: TEXT,
+    list: st.lists(VALUE, max_size=4),
     dict: st.dictionaries(TEXT, VALUE, max_size=4),
     (int, float): NUMBER,
     object: VALUE,

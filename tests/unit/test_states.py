@@ -58,7 +58,7 @@ THAWED          JOURNAL      THAWINPROGRESS
 FREEZE_MORE = """
 THAWED          THAW_ASKED STOPPING                               THAWED
 INPROGRESS      SYNCED JOURNALED FOUND_THAWED                     INPROGRESS
-INPROGRESS      JOURNAL_FAILED ENDED DONE THAWS GAVE_UP           THAWINPROGRESS
+INPROGRESS      JOURNAL_FAILED ENDED DONE THAWS GAVE_UP TOO_SLOW  THAWINPROGRESS
 FROZEN          HOLD_ASKED HELD FOUND_THAWED                      FROZEN
 FROZEN          FAILED THAWS GAVE_UP EXPIRED DONE                 THAWINPROGRESS
 THAWINPROGRESS  CHANGED THAW_ASKED STOPPING FOUND_THAWED          THAWINPROGRESS
@@ -79,6 +79,7 @@ INPROGRESS      DIED                  FAILED     WORKER_DIED    nothing
 INPROGRESS      OVERRAN               OVERRAN    OVERRUN        kill_freezer
 INPROGRESS      EXPIRED               OVERRAN    OVERRUN        nothing
 INPROGRESS      VETOED                VETOED     VETOED         kill_freezer
+INPROGRESS      TOO_SLOW              OVERRAN    OVERRUN        nothing
 INPROGRESS      THAW_ASKED STOPPING   CANCELLED  FREEZE_FAILED  kill_freezer
 FROZEN          STOPPING              BROKEN     FREEZE_BROKEN  tell_keeper_to_thaw
 FROZEN          HOLD_PASSED           EXPIRED    FREEZE_BROKEN  tell_keeper_to_thaw
@@ -94,8 +95,8 @@ ERROR           FOUND_BROKEN                  BROKEN  FREEZE_BROKEN  nothing
 """
 
 # Section 3.
-_REPORTS = "STARTED PLAN STEP PROGRESS SYNCED FROZEN HELD THAWING ACQUIRED REPLIED DECLINED RELEASABLE ACTED DONE"
-_REPORTS += " FAILED RUBBISH"
+_REPORTS = "STARTED PLAN STEP PROGRESS SYNCED FROZEN HELD LEARNT THAWING ACQUIRED REPLIED DECLINED RELEASABLE ACTED"
+_REPORTS += " DONE FAILED RUBBISH"
 WORKER_ROWS = """
 SPAWNED                    STARTED                      RUNNING
 RUNNING                    STEP PROGRESS                RUNNING
@@ -109,7 +110,7 @@ SPAWNED RUNNING HOLDING REPORTED KILLED STUCK  EXIT     REAPED
 # What the design says in words, or measuring taught: rubbish is killed; the hold is extended; the freeze worker tells
 # its plan and that it thaws; a worker inside FITHAW is left alone; what a killed worker had said before is still read.
 WORKER_MORE = f"""
-RUNNING                    PLAN SYNCED THAWING ACTED    RUNNING
+RUNNING                    PLAN SYNCED LEARNT THAWING ACTED  RUNNING
 HOLDING                    HELD THAWING STEP PROGRESS   HOLDING
 RUNNING                    ACQUIRED                         HOLDING
 HOLDING                    REPLIED DECLINED RELEASABLE       HOLDING
