@@ -29,7 +29,8 @@ class Mount:
     `more_aliases` that are not shown (`bounds.bounded`). `level` is its place in the order of freezing: 0 first.
     `hosts` are the indices of the planned file systems that this one lies on (by device numbers, also through file
     systems that are left out, or assumed to): they are frozen after it and thawed before it. `disks` are the disks, as
-    /proc/diskstats names them, that its writes go to. `namespace` names a process that has it mounted, if it is
+    /proc/diskstats names them, that its writes go to, and `bottom` those at the bottom of everything: what a loop
+    device or LVM lies on in the end, as far as that is known. `namespace` names a process that has it mounted, if it is
     mounted only in other mount namespaces than that of the agent.
     """
 
@@ -41,6 +42,7 @@ class Mount:
     level: int = 0
     hosts: tuple[int, ...] = ()
     disks: tuple[str, ...] = ()
+    bottom: tuple[str, ...] = ()
     more_aliases: int = 0
     namespace: str = ""
 

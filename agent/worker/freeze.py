@@ -27,6 +27,8 @@ from .steps import Event, Gone, Operation, Result, Script, Taken, Timeout, Told
 
 SYNC_ROUNDS = 3
 SYNC_SHORT = 0.05  # seconds; after a shorter round another is not worth while
+SYNC_LITTLE = 8 << 20  # dirty bytes; with less no disk's queue gets long, so all may be synced simultaneously
+SYNC_STUCK = 1.0  # seconds after which a file system on several disks no longer keeps others off them
 SYNC_GAIN = 0.8  # rounds no longer get shorter if one takes more than this share of the one before
 PROGRESS_EVERY = 0.25
 OWN_LIMIT_LATER = 1.0
@@ -73,37 +75,66 @@ class _Together:
         yield from self._mounts.start(obeys=obeys)
 
     def _sync_rounds(self, limit: Limit) -> Script[None]:
-        """Sync all in rounds until another round is not worth while."""
+        """Sync all in rounds until another round is not worth while.
+
+        First one after another on each disk, since a writer that waits for its journal would wait behind the data of
+        all of them; then all simultaneously, which is short.
+        """
         before = math.inf
         for number in range(1, SYNC_ROUNDS + 1):
             self._figures = yield steps.Measure(Phase.SYNC, number)
             yield steps.Post((self._figures,))
             begun: float = yield steps.Now()
             those = self._mounts.in_state(MountState.PENDING, MountState.SYNCED)
-            yield from self._mounts.announce(those, Operation.SYNC)
-            yield from self._together(those, Operation.SYNC, Phase.SYNC, number, limit)
+            in_turn = number == 1 and not 0 <= self._figures.dirty_bytes < SYNC_LITTLE
+            yield from self._sync_these(those, Phase.SYNC, number, limit, in_turn=in_turn)
             took = (yield steps.Now()) - begun
             if took < SYNC_SHORT or took > before * SYNC_GAIN:
                 break
             before = took
 
-    def _together(
-        self, those: Sequence[FileSystem], operation: Operation, phase: Phase, number: int, limit: Limit
+    def _sync_these(
+        self, those: Sequence[FileSystem], phase: Phase, number: int, limit: Limit, *, in_turn: bool = False
     ) -> Script[None]:
-        """Do `operation` on these; raise GiveUp at the first that fails, with the others still in flight."""
-        yield from self._mounts.order(those, operation)
-        yield from self._mounts.describe(operation.during.value)
+        """Sync these; raise GiveUp at the first that fails, the others still in flight. `in_turn`: on each disk."""
+        waiting = list(those)
+        began: dict[int, float] = {}
+        yield from self._sync_next(waiting, began, in_turn=in_turn)
+        yield from self._mounts.describe(Operation.SYNC.during.value)
         due = (yield steps.Now()) + PROGRESS_EVERY
-        while self._mounts.busy:
+        while self._mounts.busy or waiting:
             event = yield from self._mounts.wait(min(due, limit.until))
-            if not isinstance(event, Timeout):
+            if isinstance(event, Timeout):
+                yield from self._check(limit, phase)
+                self._figures = yield steps.Measure(phase, number)
+                yield steps.Inform(self._figures)
+                yield from self._mounts.describe(Operation.SYNC.during.value)
+                due = (yield steps.Now()) + PROGRESS_EVERY
+            else:
                 self._attend(event)
-                continue
-            yield from self._check(limit, phase)
-            self._figures = yield steps.Measure(phase, number)
-            yield steps.Inform(self._figures)
-            yield from self._mounts.describe(operation.during.value)
-            due = (yield steps.Now()) + PROGRESS_EVERY
+            if waiting:
+                yield from self._sync_next(waiting, began, in_turn=in_turn)
+
+    def _sync_next(self, waiting: list[FileSystem], began: dict[int, float], *, in_turn: bool) -> Script[None]:
+        """Begin to sync, of those that wait, all whose turn it is: of each disk one after another.
+
+        One that is stuck on one of its disks does not keep others off the rest of them.
+        """
+        now: float = yield steps.Now()
+        taken: set[str] = set()
+        for index in self._mounts.busy:
+            disks = self._mounts[index].mount.bottom
+            if len(disks) == 1 or now < began[index] + SYNC_STUCK:
+                taken.update(disks)
+        those = []
+        for fs in waiting:
+            if not in_turn or taken.isdisjoint(fs.mount.bottom):
+                those.append(fs)
+                taken.update(fs.mount.bottom)
+                began[fs.index] = now
+        waiting[:] = [fs for fs in waiting if fs.index not in began]
+        yield from self._mounts.announce(those, Operation.SYNC)
+        yield from self._mounts.order(those, Operation.SYNC)
 
     def _check(self, limit: Limit, phase: Phase) -> Script[None]:
         if (yield steps.Now()) >= limit.until:
@@ -283,8 +314,7 @@ class FreezeScript(_Together):
     def _freeze_the_others(self, limit: Limit) -> Script[None]:
         """Freeze what was thawed while a slow one was waited for, by what is known now of what lies on what."""
         others = self._mounts.in_state(MountState.SYNCED, MountState.THAWED)
-        yield from self._mounts.announce(others, Operation.SYNC)
-        yield from self._together(others, Operation.SYNC, Phase.FREEZE, 0, limit)
+        yield from self._sync_these(others, Phase.FREEZE, 0, limit, in_turn=True)
         yield from self._by_level(self._mounts.levels(self._mounts.in_state(MountState.SYNCED)), limit)
 
     def _announce(self, those: Sequence[FileSystem], limit: Limit) -> Script[None]:

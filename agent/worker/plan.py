@@ -125,7 +125,7 @@ class Survey:
         below = _lies_on(found, self._devices, self._members, uppers)
         planned = [i for i, (reason, _) in enumerate(reasons) if reason is None]
         reach, notes = _reach(found, planned, below, self._learnt)
-        return Plan(self._ordered(found, planned, reach), _left_out(found, reasons), tuple(notes))
+        return Plan(self._ordered(found, planned, reach, below), _left_out(found, reasons), tuple(notes))
 
     def _check_wanted(self, found: Sequence[Superblock], reasons: Sequence[tuple[Reason | None, bool]]) -> None:
         for selector in self._wanted:  # ADR 0007: each must match, not any
@@ -143,7 +143,13 @@ class Survey:
                 )
                 raise Fault(Code.PARAMS, f"include {selector.text!r} {why}; nothing was frozen")
 
-    def _ordered(self, found: Sequence[Superblock], planned: Sequence[int], reach: Sequence[int]) -> tuple[Mount, ...]:
+    def _ordered(
+        self,
+        found: Sequence[Superblock],
+        planned: Sequence[int],
+        reach: Sequence[int],
+        below: Callable[[_Node], list[_Node]],
+    ) -> tuple[Mount, ...]:
         level = [0] * len(planned)
         # What lies on another one has that one and all its hosts: so from the most hosts to the fewest is inside out.
         hosts = [_bits(mask) for mask in reach]
@@ -158,7 +164,8 @@ class Survey:
             under = tuple(sorted(place[host] for host in hosts[at]))
             disks = tuple(dict.fromkeys((d.disk or d.name).replace("!", "/") for d in self._disks[planned[at]]))
             about = (info.device, info.fstype, info.source)
-            return Mount(mountpoint, tuple(aliases), *about, level[at], under, disks, namespace=namespace)
+            bottom = _bottom(planned[at], below)
+            return Mount(mountpoint, tuple(aliases), *about, level[at], under, disks, bottom, namespace=namespace)
 
         return tuple(map(mount, order))
 
@@ -394,6 +401,12 @@ def _reach(
             what = f"{found[planned[at]].points[0]} is not taken to lie on {listed(refused)}"
             notes.append(f"{what}: mounted before it, but known to lie on it")
     return reach, notes
+
+
+def _bottom(node: _Node, below: Callable[[_Node], list[_Node]]) -> tuple[str, ...]:
+    """Return the devices that a file system lies on in the end: those that lie on nothing else that is known."""
+    devices = (one for one in walk_down([node], below) if isinstance(one, str))
+    return tuple(name.replace("!", "/") for name in devices if all(on is None for on in below(name)))
 
 
 def _bits(mask: int) -> list[int]:

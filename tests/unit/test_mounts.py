@@ -1129,3 +1129,26 @@ def test_what_was_learnt_comes_before_what_is_assumed() -> None:
     assert "/srv/nbd" in lies_on(found)["/srv/0"]
     assert "/srv/0" not in lies_on(found)["/srv/nbd"]
     assert "/srv/1" in lies_on(found)["/srv/nbd"]
+
+
+# The disks at the bottom
+
+
+def bottom(found: Plan, point: str) -> set[str]:
+    return {name for m in found.mounts if m.mountpoint == point for name in m.bottom}
+
+
+def test_the_disks_at_the_bottom_are_those_that_everything_is_written_to_in_the_end() -> None:
+    loop = BlockDevice("loop0", "7:0", file_on="/srv/0/img")
+    volume = BlockDevice("dm-0", "253:0", slaves=("loop0", "sda1"))
+    inner = MountInfo(30, 1, "253:0", "/", "/srv/in", "ext4", "/dev/mapper/x", "rw")
+    found = plan([*OTHERS, inner], [loop, volume])
+    assert bottom(found, "/") == {"sda"}
+    assert bottom(found, "/srv/in") == {"disk8-16", "sda"}
+    assert bottom(found, "/srv/0") == {"disk8-16"}
+
+
+def test_what_is_not_understood_is_itself_at_the_bottom() -> None:
+    served = MountInfo(30, 1, "43:0", "/", "/srv/nbd", "ext4", "/dev/nbd0", "rw")
+    found = plan([served], [BlockDevice("nbd0", "43:0", understood=False)])
+    assert bottom(found, "/srv/nbd") == {"nbd0"}
