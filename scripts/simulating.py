@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import types
@@ -19,7 +20,7 @@ sys.modules["virtagent"].__path__ = [str(TREE)]
 
 from sim import defects, storm  # noqa: E402 - only now is virtagent this checkout
 
-CHUNK = 500
+CHUNK = 100
 SEARCH = 20_000
 """Storms within which each planted defect must be found."""
 
@@ -41,6 +42,11 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def uninterrupted() -> None:
+    """Leave it to the parent to take an interrupt."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def chunk(first: int, after: int) -> tuple[Counter[str], list[storm.Failure]]:
     """Play the storms `first` to `after` - 1."""
     counts: Counter[str] = Counter()
@@ -59,9 +65,10 @@ def play(first: int, after: int, jobs: int, *, go_on: bool) -> int:
     counts: Counter[str] = Counter()
     failures: list[storm.Failure] = []
     played = 0
-    with ProcessPoolExecutor(jobs) as pool:
-        starts = range(first, after, CHUNK)
-        ends = [min(start + CHUNK, after) for start in starts]
+    pool = ProcessPoolExecutor(jobs, initializer=uninterrupted)
+    starts = range(first, after, CHUNK)
+    ends = [min(start + CHUNK, after) for start in starts]
+    try:
         for start, end, (happened, failed) in zip(starts, ends, pool.map(chunk, starts, ends), strict=True):
             counts += happened
             failures += failed
@@ -69,8 +76,11 @@ def play(first: int, after: int, jobs: int, *, go_on: bool) -> int:
             if sys.stderr.isatty():
                 print(f"\r{played} storms, {len(failures)} failed", end="", file=sys.stderr, flush=True)
             if failures and not go_on:
-                pool.shutdown(cancel_futures=True)
                 break
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     seconds = time.monotonic() - began
