@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 import xmlrpc.client
@@ -17,6 +19,7 @@ from harness.processes import until
 from harness.rig import Rig
 from harness.stall import Stall
 from virtagent.agent.api.errors import Code
+from virtagent.supervisor.io.process import System
 
 KIND = pytest.mark.parametrize("kind", KINDS)
 OVER = ("THAWINPROGRESS", "ERROR")
@@ -235,6 +238,24 @@ def test_stalled_thaw(scene: Scene) -> None:
     scene.recovers()
     assert daemon.status()["last"]["outcome"] == "thawed"
     scene.works()
+
+
+@with_options("--kill-grace", "0.3")
+def test_a_worker_that_somebody_killed_in_the_kernel_is_seen_to_be_dying(scene: Scene) -> None:
+    """Its other threads are gone, so it does no more than it is doing (ADR 0030)."""
+    scene.stall_in_freeze()
+    freeze = Asking(scene.daemon, "va.fsfreeze")
+    scene.wait_in_freeze()
+    (pid,) = [w["pid"] for w in scene.wait_stuck_in_d()["workers"] if w["rpc"] == "va.fsfreeze"]
+    processes = System()
+    assert not processes.dying(pid)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: processes.dying(pid), 5, "its first thread to end")
+    assert processes.state(pid) == "disk-sleep"
+    scene.recovers()
+    assert freeze.answer().faultCode == Code.WORKER_DIED
+    assert not processes.dying(pid)
+    assert not processes.dying(os.getpid())
 
 
 @with_options("--kill-grace", "0.3")

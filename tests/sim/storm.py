@@ -274,8 +274,10 @@ def _choose_stall(rng: random.Random, world: World) -> Iterator[Action]:
     end = rng.random()
     if end < 0.3:
         yield ("ask", "thaw", None)
-    elif end < 0.6:
+    elif end < 0.5:
         yield from _choose_signal(rng, world)
+    elif end < 0.6:
+        yield from _choose_rubbish(rng, world)
     else:
         yield from [("time",)] * rng.randint(1, 6)
     if rng.random() < 0.5:
@@ -292,7 +294,11 @@ def _choose_meddling(rng: random.Random, world: World) -> Iterator[Action]:
     """Let somebody else thaw what is held, and kill or stop whoever thaws then, or the supervisor."""
     yield ("ask", rng.choice(("freeze", "guest-freeze")), None)
     yield ("steps", 120, _is_held)
-    if rng.random() < 0.7:
+    keepers = [one for one in world.processes if one.held and not one.thaws]
+    if keepers and rng.random() < 0.3:
+        yield ("signal", str(keepers[-1].name), int(signal.SIGTERM))
+        yield ("steps", rng.randint(1, 8), None, "S")
+    elif rng.random() < 0.7:
         yield ("another", "thaws", rng.randrange(len(world.kernel.every)))
     if rng.random() < 0.7:
         yield ("ask", "thaw", None)
