@@ -107,12 +107,17 @@ class Oracle:
             raise Violation(f"promise 4: FIFREEZE of /srv/{index}, and no journal names it")
 
     def _only_attempt(self, process: Process, index: int) -> None:
-        """Require that no other worker is in FITHAW there, unless that one was killed (ADR 0030)."""
+        """Require that no other thaw worker is in FITHAW there, unless that one was killed (ADR 0030).
+
+        A keeper that was stuck and goes on may meet the thaw worker that took its place.
+        """
         for other in self._world.processes:
             thread = other.threads.get(index)
             if thread is None or thread.call is None or thread.operation is not Operation.THAW or other is process:
                 continue
-            if other.forked_by is process.forked_by is self._world.supervisor and not other.killed:
+            if not process.rpc == other.rpc == "thaw" or other.killed:
+                continue
+            if other.forked_by is process.forked_by is self._world.supervisor:
                 raise Violation(f"FITHAW of /srv/{index} by {process.name}, while that of {other.name} is in flight")
 
     def said(self, process: Process, report: messages.Report) -> None:

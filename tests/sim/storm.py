@@ -143,6 +143,14 @@ def _die_in(world: World, effects: int) -> bool:
     return True
 
 
+def _slow(world: World, effects: int) -> bool:
+    if world.supervisor is None:
+        return False
+    world.note(f"all others go on before each of the next {effects} effects")
+    world.slow_for = effects
+    return True
+
+
 def _start(world: World) -> bool:
     return world.start()
 
@@ -193,6 +201,7 @@ APPLY: Mapping[str, Callable[..., bool]] = {
     "hang up": _hang_up,
     "signal": _signal,
     "die in": _die_in,
+    "slow": _slow,
     "start": _start,
     "disk": _disk,
     "error": _error,
@@ -295,16 +304,21 @@ def _choose_meddling(rng: random.Random, world: World) -> Iterator[Action]:
     yield ("ask", rng.choice(("freeze", "guest-freeze")), None)
     yield ("steps", 120, _is_held)
     keepers = [one for one in world.processes if one.held and not one.thaws]
+    late = rng.random() < 0.3
     if keepers and rng.random() < 0.3:
+        yield ("fault", "pipes_full", late)
         yield ("signal", str(keepers[-1].name), int(signal.SIGTERM))
         yield ("steps", rng.randint(1, 8), None, "S")
     elif rng.random() < 0.7:
         yield ("another", "thaws", rng.randrange(len(world.kernel.every)))
+    if late and rng.random() < 0.5:
+        yield ("time",)
     if rng.random() < 0.7:
         yield ("ask", "thaw", None)
     else:
         yield from [("time",)] * rng.randint(1, 6)
     yield ("steps", 60, rng.choice(MOMENTS))
+    yield ("fault", "pipes_full", False)
     yield from _choose_signal(rng, world)
     yield from _choose_steps(rng, world)
 
@@ -374,7 +388,8 @@ def _choose_signal(rng: random.Random, world: World) -> list[Action]:
 
 
 def _choose_death(rng: random.Random, _world: World) -> list[Action]:
-    return [("die in", rng.randint(1, 30))]
+    soon = [("die in", rng.randint(1, 30))]
+    return [*soon, ("slow", 30)] if rng.random() < 0.3 else soon
 
 
 def _choose_start(_rng: random.Random, world: World) -> list[Action]:
@@ -429,6 +444,7 @@ _CHOICES: Mapping[str, tuple[float, Callable[[random.Random, World], Iterable[Ac
     "error": (1, _choose_error),
     "another": (1.5, _choose_another),
     "fault": (1, _choose_fault),
+    "slow": (0.5, lambda rng, _: [("slow", rng.randint(1, 40))]),
     "rubbish": (0.4, _choose_rubbish),
     "tear": (0.5, _choose_tear),
 }

@@ -74,7 +74,7 @@ class World:
         self.asked: dict[tuple[int, int], Asked] = {}
         self.connections: set[int] = set()
         self._last_connection = self._last_token = 0
-        self.dies_in = 0
+        self.dies_in = self.slow_for = 0
         self.counts: dict[str, int] = {}
 
     def note(self, line: str) -> None:
@@ -205,7 +205,12 @@ class World:
         return True
 
     def effect_comes(self) -> None:
-        """Die if that was to be before this effect."""
+        """Die if that was to be before this effect; or let all others go on before it, if it takes its time."""
+        if self.slow_for:
+            self.slow_for -= 1
+            while found := [name for name in self.runnable() if name != "S"]:
+                for name in found:
+                    self.let(name)
         if self.dies_in:
             self.dies_in -= 1
             if not self.dies_in:
