@@ -91,7 +91,8 @@ class Oracle:
 
     def counts_on(self, index: int) -> bool:
         """Return whether it would hide a break if somebody else froze this file system now."""
-        return any(index in process.held for process in self._world.processes)
+        held = self._freeze is not None and self._state != FreezeState.THAWED and index in self._freeze.process.held
+        return held or any(index in process.held for process in self._world.processes)
 
     def enters(self, process: Process, index: int, operation: Operation) -> None:
         """Take note that a call enters the kernel: of FITHAW it must be the only one, before FIFREEZE all is noted."""
@@ -144,7 +145,7 @@ class Oracle:
     def died(self) -> None:
         """Take note that the supervisor is dead."""
         live = self._world.processes
-        self._alone = {p.pid for p in live if p.row.compensation and not p.killed and not p.ended}
+        self._alone = {p.pid for p in live if p.row.compensation and not (p.killed or p.ended or p.finished)}
 
     def killed(self, process: Process) -> None:
         """Take note that a worker was killed."""
@@ -177,7 +178,7 @@ class Oracle:
         assert supervisor is not None
         process = supervisor.children[event.worker].process
         assert isinstance(event.message, messages.Frozen)
-        freeze = self._freeze = Frozen(self._ids[process.pid], process)
+        freeze = self._freeze = Frozen(self._ids.get(process.pid, 0), process)
         self._late_since = None
         self._world.moment += 1
         every = self._world.kernel.every

@@ -144,6 +144,11 @@ class Process:
         return "stopped" if self.stopped else "sleeping"
 
     @property
+    def finished(self) -> bool:
+        """Whether its script has ended: whatever it could not thaw is the supervisor's."""
+        return self._finished
+
+    @property
     def exists(self) -> bool:
         """Whether it is not reaped."""
         return self.ended < GONE
