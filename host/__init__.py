@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..agent.api.errors import Code, Fault, VirtagentError
-    from ..agent.api.records import Capabilities, Last, MountStatus, Plan, Status
+    from ..agent.api.records import Capabilities, Last, MountStatus, PastFreeze, Plan, Status
     from .aio import AsyncAgent
     from .client import Agent
     from .errors import (
@@ -53,6 +53,7 @@ __all__ = [
     "MountStatus",
     "NotThawed",
     "NothingFrozen",
+    "PastFreeze",
     "Plan",
     "Status",
     "TimedOut",
@@ -67,7 +68,7 @@ _WHERE = {
     "AgentGroup": ".group",
     "AsyncAgent": ".aio",
     "AsyncAgentGroup": ".group",
-    **dict.fromkeys(("Capabilities", "Last", "MountStatus", "Plan", "Status"), "..agent.api.records"),
+    **dict.fromkeys(("Capabilities", "Last", "MountStatus", "PastFreeze", "Plan", "Status"), "..agent.api.records"),
     "Code": "..agent.api.errors",
     "Fault": "..agent.api.errors",
     "Freeze": ".holding",

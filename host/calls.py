@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from ..agent.api.records import Capabilities, Misshapen, Plan, Status, load
+from ..agent.api.records import Capabilities, Misshapen, PastFreeze, Plan, Status, load
 from .errors import BadReply
 
 T = TypeVar("T")
@@ -118,6 +118,12 @@ def status(since: int | None = None, wait: float = STATUS_WAIT) -> Call[Status]:
     options: dict[str, Any] = {} if since is None else {"since": since, "wait": wait}
     wait = 0.0 if since is None else wait
     return _ask("va.fsstatus", Status, options, wait=wait)
+
+
+def history() -> Call[tuple[PastFreeze, ...]]:
+    """Return what became of the last freezes, at most 64, oldest first."""
+    whole = _ask("va.fsstatus", Status, {"history": True, "brief": True})
+    return Call(whole.method, whole.params, lambda value: whole.take(value).history)
 
 
 def state() -> Call[int]:

@@ -88,6 +88,11 @@ def status(args: argparse.Namespace, url: str) -> Script[Said]:
     return Said(text.status_lines(record), records.dump(record), lambda screen: screen.status(record))
 
 
+def history(args: argparse.Namespace, url: str) -> Script[Said]:
+    past: tuple[records.PastFreeze, ...] = yield calls.history()
+    return Said(text.history_lines(past), [records.dump(one) for one in past])
+
+
 def doctor(args: argparse.Namespace, url: str) -> Script[Said]:
     pid = guest_checks.agent_of(parse(url))
     began = time.monotonic()
@@ -132,5 +137,6 @@ def _argument(argument: str) -> Any:
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, str], Script[Said]]] = {
-    command.__name__: command for command in (ping, capabilities, plan, sync, thaw, status, doctor, hold, forget, call)
+    command.__name__: command
+    for command in (ping, capabilities, plan, sync, thaw, status, history, doctor, hold, forget, call)
 }

@@ -129,6 +129,7 @@ class Methods(ABC):
     freeze = Method(calls.freeze)
     thaw = Method(calls.thaw)
     status = Method(calls.status)
+    history = Method(calls.history)
     state = Method(calls.state)
     hold = Method(calls.hold)
     forget = Method(calls.forget)

@@ -119,6 +119,7 @@ def parser() -> Parser:
     thawing = command("thaw", "thaw, or cancel a freeze; fails if the freeze was broken")
     thawing.add_argument("--wait", type=_seconds, default=calls.THAW_WAIT, metavar="S", help="wait at most so long")
     command("status", "show the state, each file system, and the last freeze")
+    command("history", "show the last freezes: when, for whom, how they ended, how long applications stood still")
     checking = command("doctor", "see whether this guest can be frozen now, what is in the way, and what to do")
     checking.add_argument(
         "--rehearse", action="store_true", help="also sync, freeze for at most a second, and say what it took"

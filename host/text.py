@@ -10,7 +10,18 @@ from dataclasses import replace
 from typing import Any
 
 from ..agent.api.bounds import also_at, not_shown
-from ..agent.api.records import Audit, Last, LeftOut, Mount, MountStatus, Plan, Progress, Status, WorkerStatus
+from ..agent.api.records import (
+    Audit,
+    Last,
+    LeftOut,
+    Mount,
+    MountStatus,
+    PastFreeze,
+    Plan,
+    Progress,
+    Status,
+    WorkerStatus,
+)
 from ..agent.api.text import printable
 
 _SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -235,6 +246,29 @@ def last_freeze(last: Last) -> str:
     if last.at >= 0:
         facts.append(f"ended {_clock(last.at)}")
     return ", ".join(facts)
+
+
+def history_lines(past: Sequence[PastFreeze]) -> Iterator[str]:
+    """Say what became of the last freezes, the newest first."""
+    if not past:
+        yield "no freeze since the agent started"
+        return
+    rows = [("freeze", "began", "by", "result", "synced", "before", "stood still", "note")]
+    for one in reversed(past):
+        good = one.held_continuously
+        rows.append(
+            (
+                str(one.freeze_id),
+                _clock(one.began) if one.began >= 0 else "-",
+                one.by or "-",
+                "good" if good else one.outcome,
+                size(one.synced_bytes) if one.synced_bytes >= 0 else "-",
+                duration(one.before_seconds) if one.before_seconds >= 0 else "-",
+                duration(one.stall_seconds) if one.stall_seconds >= 0 else "-",
+                one.error,
+            )
+        )
+    yield from table(rows)
 
 
 def audit_line(audit: Audit) -> str:

@@ -161,6 +161,18 @@ RECORD = {
     "totals.held_seconds": "seconds from frozen to the end of the hold, of all freezes",
     "totals.stall_seconds": "seconds that writers stood still at the most, of all freezes",
     "totals.last_success": "when the last one that held without a break ended, in seconds since the epoch; -1: none",
+    "history": "the last 64 freezes, oldest first, if `history` asks for them; else empty",
+    "history[].freeze_id": "number of that freeze",
+    "history[].began": "when it was admitted, in seconds since the epoch; -1 if an earlier agent did",
+    "history[].by": "who asked, and at which channel",
+    "history[].outcome": "see [states](states.md#outcomes)",
+    "history[].held_continuously": "whether a snapshot taken while it was held is good",
+    "history[].synced_bytes": "written by its sync",
+    "history[].before_seconds": "how long plan, preparation and sync took, before anything stood still",
+    "history[].held_seconds": "as in `last`",
+    "history[].stall_seconds": "as in `last`",
+    "history[].error": "as in `last`",
+    "history[].at": "when it ended",
 }
 LIMITS = (
     ("clients over `max-clients` for whom essential methods are served", "RESERVE_MAX", "", ""),

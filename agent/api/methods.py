@@ -151,6 +151,7 @@ _ROWS = (
             Param("since", Kind.INTEGER, "answer as soon as `seq` is another than this", required=False),
             Param("wait", Kind.SECONDS, "at the latest after this many seconds (default 30)", required=False),
             Param("brief", Kind.BOOLEAN, "without aliases and without what is left out", required=False),
+            Param("history", Kind.BOOLEAN, "with the last 64 freezes; not together with since", required=False),
         ),
         essential=True,
         blocked_with=("guest-fsfreeze-status",),

@@ -191,6 +191,27 @@ class Last:
 
 
 @dataclass(frozen=True, slots=True)
+class PastFreeze:
+    """One of the last freezes: `began` and ended `at` (seconds since the epoch), asked for by a host.
+
+    `before_seconds` is how long plan, preparation and sync took, before anything stood still, and `synced_bytes` what
+    they wrote; `held_seconds` and `stall_seconds` are those of `Last`.
+    """
+
+    freeze_id: int
+    began: float = -1
+    by: str = ""
+    outcome: str = ""
+    held_continuously: bool = False
+    synced_bytes: int = -1
+    before_seconds: float = -1
+    held_seconds: float = -1
+    stall_seconds: float = -1
+    error: str = ""
+    at: float = -1
+
+
+@dataclass(frozen=True, slots=True)
 class Audit:
     """How many audit records wait for the thaw, and how many were lost."""
 
@@ -241,6 +262,7 @@ class Status:
     left_out_counts: Mapping[str, int] = field(default_factory=dict)
     troubles: int = -1
     totals: Totals = Totals()
+    history: tuple[PastFreeze, ...] = ()
 
     @property
     def stock(self) -> bool:

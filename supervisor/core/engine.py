@@ -88,7 +88,7 @@ class Engine:
     def _show(self, turn: Turn) -> None:
         """Show the change to those who wait for it, in the audit log and in the title."""
         self._waiting.held(turn)
-        self._counting.note(turn.now, phase_of(self._freeze, self._workers), self._freeze.last)
+        self._counting.note(turn.now, phase_of(self._freeze, self._workers), self._freeze.history.last)
         self._pending.tell_news(turn, self._seq, self._freeze.state)
         if self._audit.waiting and self._freeze.thawed:
             for text in self._audit.take():
@@ -203,11 +203,11 @@ class Engine:
         return forgetting.forget(turn, self._freeze, self._workers, name)
 
     def status(
-        self, turn: Turn, call: Call, since: int | None, wait: float | None, *, brief: bool
+        self, turn: Turn, call: Call, since: int | None, wait: float | None, *, brief: bool, past: bool
     ) -> Status | Deferred:
         """Return the status record once its seq differs from `since`, at the latest after `wait` seconds."""
         if since is None or since != self._seq:
-            return self._pending.record(turn, brief=brief)
+            return self._pending.record(turn, brief=brief, past=self._freeze.history.past() if past else ())
         self._pending.wait_for_news(turn, call, since, wait, brief=brief)
         return DEFERRED
 

@@ -17,7 +17,6 @@ from typing import ClassVar, NamedTuple
 from ...agent.api.errors import Code, Fault
 from ...agent.api.methods import RPCS
 from ...agent.api.options import Options
-from ...agent.api.records import Last
 from ...agent.api.states import (
     FREEZE_TABLE,
     FreezeEvent,
@@ -30,6 +29,7 @@ from ...agent.api.states import (
 from ...agent.worker import messages
 from .compensation import Compensation
 from .events import JournalFound, KeepFreeze, Lifeline
+from .history import History
 from .learnt import Edges
 from .ledger import Ledger
 from .news import News
@@ -72,10 +72,9 @@ class Freeze:
         self.error = ""
         self.changes = 0
         self.transaction: Transaction | None = None
-        self.last: Last | None = None
+        self.history = History()
         self.news = News(pending, self._keep_news)
-        self.releasing = False
-        self._ends = False
+        self.releasing = self._ends = False
         self.learnt = Edges()
         self._last_id = last_id
         self._undo = Compensation(workers)
@@ -176,6 +175,7 @@ class Freeze:
         channel = call.request.peer.channel
         self.transaction = Transaction(self._last_id, options, Ledger(worker.id), call.id, channel=channel)
         self._workers.enter_phase(turn, worker, Phase.PLAN, plan_limit)
+        self.history.begin(turn, call.request.peer)
         self.take(turn, FreezeEvent.ADMITTED, f"freeze {self._last_id} by {worker.name}")
         return worker
 
@@ -184,7 +184,7 @@ class Freeze:
 
         Answers FREEZE_BROKEN if the last freeze was broken, until that was told for long enough (news.py).
         """
-        ended = self.last if self.thawed and not self.releasing else None
+        ended = self.history.last if self.thawed and not self.releasing else None
         if freeze_id is not None and (wrong := why_not(freeze_id, self._last_id, ended)):
             self.news.refuse(turn, call, wrong)
             return DEFERRED
@@ -212,7 +212,7 @@ class Freeze:
         self._last_id = max(self._last_id, found.freeze)
         if not found.plan.mounts:
             self.news.add(turn, found.unreported, found.told_at)
-            self.last = told_of(found)
+            self.history.end(told_of(found))
             return
         self.transaction = adopted(turn, found, options, self._workers)
         self.take(turn, FreezeEvent.JOURNAL, found.unreported)
@@ -291,7 +291,7 @@ class Freeze:
         transaction = self.current
         ready = transaction.asks and transaction.journaled and self._writers.quiesced
         if ready and not transaction.may_have_frozen:
-            transaction.may_have_frozen = True
+            transaction.note_proceeds(turn.now)
             turn.tell(transaction.ledger.freezer, messages.Proceed())  # ADR 0003: only now is the plan in the journal
 
     def _do_call_off(self, turn: Turn, cause: Cause) -> None:
@@ -383,7 +383,8 @@ class Freeze:
         self._ends = True
         transaction = self.current
         transaction.ledger.settle()
-        self.last = transaction.summary(turn.now, turn.wall, application=self._writers.application_consistent)
+        last = transaction.summary(turn.now, turn.wall, application=self._writers.application_consistent)
+        self.history.end(last, transaction)
         self.release(turn)
 
     def release(self, turn: Turn) -> None:

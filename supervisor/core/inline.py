@@ -93,7 +93,10 @@ def fsstatus(engine: Engine, turn: Turn, call: Call, args: dict[str, Any]) -> An
     options = args["options"]
     if options is None:
         return int(engine.freeze.state)
-    return engine.status(turn, call, options["since"], options["wait"], brief=bool(options["brief"]))
+    if options["history"] and options["since"] is not None:
+        raise Fault(Code.PARAMS, "va.fsstatus: history is told at once: not together with since")
+    brief, past = bool(options["brief"]), bool(options["history"])
+    return engine.status(turn, call, options["since"], options["wait"], brief=brief, past=past)
 
 
 HANDLERS: Mapping[str, InlineHandler] = {

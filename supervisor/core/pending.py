@@ -6,13 +6,13 @@ A host that has gone away waits for nothing and is answered nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...agent.api.bounds import without_details
 from ...agent.api.errors import Code, Fault
 from ...agent.api.methods import RPCS
-from ...agent.api.records import Status
+from ...agent.api.records import PastFreeze, Status
 from ...agent.api.states import FreezeState
 from . import audit
 from .events import Requested
@@ -151,9 +151,10 @@ class Pending:
 
     # -- news of the freeze
 
-    def record(self, turn: Turn, *, brief: bool) -> Status:
-        """Return the present status record, a `brief` one without details."""
-        return without_details(self._status(turn)) if brief else self._status(turn)
+    def record(self, turn: Turn, *, brief: bool, past: tuple[PastFreeze, ...] = ()) -> Status:
+        """Return the present status record, a `brief` one without details, with the `past` freezes."""
+        found = self._status(turn)
+        return replace(without_details(found) if brief else found, history=past)
 
     def wait_for_news(self, turn: Turn, call: Call, since: int, wait: float | None, *, brief: bool) -> None:
         """Answer with the status record once its seq differs from `since`, at the latest after `wait` seconds."""

@@ -18,7 +18,7 @@ from .writers import BAD
 def told_of(found: JournalFound) -> Last:
     """Return how the freeze ended of which the journal only has what is to be told."""
     broken = Outcome.BROKEN.value
-    return Last(found.freeze, broken, False, 0.0, 0.0, found.unreported, -1.0, consistency="none", verdict=BAD)
+    return Last(found.freeze, broken, error=found.unreported, consistency="none", verdict=BAD)
 
 
 def adopted(turn: Turn, found: JournalFound, options: Options, workers: Workers) -> Transaction:

@@ -100,7 +100,7 @@ def record(
     now = turn.now
     owner = _owner(freeze, workers)
     phase = phase_of(freeze, workers)
-    counting.note(now, phase, freeze.last)
+    counting.note(now, phase, freeze.history.last)
     transaction = freeze.transaction
     limit_left = turn.left(owner.key) if owner and owner.limit else -1.0
     if phase in WRITERS_PHASES:
@@ -119,7 +119,7 @@ def record(
         progress=_progress(transaction.ledger) if transaction and phase in ("sync", "freeze") else Progress(),
         workers=tuple(WorkerStatus(w.id, w.pid, w.row.name, w.phase.value, now - w.born) for w in workers),
         writers=writers.status(now),
-        last=freeze.last,
+        last=freeze.history.last,
         audit=records.Audit(*audit),
         version=version,
         uptime=now - counting.start,

@@ -43,6 +43,7 @@ class Transaction:
     asks: bool = False
     journaled: bool = False
     may_have_frozen: bool = False
+    proceeded_at: float = 0.0
     held: frozenset[int] = frozenset()
     reason: str = ""
     prepared: bool = False
@@ -61,6 +62,10 @@ class Transaction:
     def note_prepared(self) -> None:
         """Take note that the writers are prepared, and the worker was told to sync."""
         self.prepared = True
+
+    def note_proceeds(self, now: float) -> None:
+        """Take note that the worker is told to proceed: from now on it may have frozen something."""
+        self.may_have_frozen, self.proceeded_at = True, now
 
     def note_held(self, frozen: messages.Frozen) -> None:
         """Take note that the worker holds all that is frozen; that is answered when the writers have confirmed."""

@@ -260,6 +260,7 @@ def status_record(**changed: Any) -> dict[str, Any]:
         "version": "0.1.0",
         "uptime": 7500.0,
         "troubles": 0,
+        "history": [],
         "error": "",
         "left_out_counts": {},
         "totals": TOTALS,

@@ -23,7 +23,7 @@ DESIGN: dict[str, list[set[str] | str]] = {
     "va.shutdown": ["mode"],
     "va.fsfreeze": [FSFREEZE],
     "va.fsthaw": [{"wait", "freeze_id", "verdict"}],
-    "va.fsstatus": [{"since", "wait", "brief"}],
+    "va.fsstatus": [{"since", "wait", "brief", "history"}],
     "va.fshold": ["seconds"],
     "va.fsforget": ["mountpoint"],
     "va.fsplan": [FSFREEZE],

@@ -1,0 +1,53 @@
+"""The last freezes, in memory, so that one try by hand does not wipe out last night's backup. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ...agent.api.records import Last, PastFreeze
+from .events import Peer
+from .transaction import Transaction
+from .turn import Turn
+
+KEPT = 64
+
+
+class History:
+    """What became of the last freezes, oldest first; `last` of the last one."""
+
+    def __init__(self) -> None:
+        self.last: Last | None = None
+        self._past: deque[PastFreeze] = deque(maxlen=KEPT)
+        self._began = 0.0
+        self._began_wall = -1.0
+        self._by = ""
+
+    def begin(self, turn: Turn, peer: Peer) -> None:
+        """Take note that a freeze was admitted, asked for by `peer`."""
+        self._began, self._began_wall = turn.now, turn.wall
+        self._by = f"{peer.who} at {peer.channel}"
+
+    def end(self, last: Last, transaction: Transaction | None = None) -> None:
+        """Take note of how the freeze ended; of one that an earlier agent began less is known."""
+        self.last = last
+        proceeded = transaction.proceeded_at if transaction and self._began_wall >= 0 else 0.0
+        self._past.append(
+            PastFreeze(
+                freeze_id=last.freeze_id,
+                began=self._began_wall,
+                by=self._by,
+                outcome=last.outcome,
+                held_continuously=last.held_continuously,
+                synced_bytes=transaction.ledger.progress.flushed_bytes if transaction else -1,
+                before_seconds=proceeded - self._began if proceeded else -1.0,
+                held_seconds=last.held_seconds,
+                stall_seconds=last.stall_seconds,
+                error=last.error,
+                at=last.at,
+            )
+        )
+        self._began_wall, self._by = -1.0, ""
+
+    def past(self) -> tuple[PastFreeze, ...]:
+        """Return them."""
+        return tuple(self._past)
