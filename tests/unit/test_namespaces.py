@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.counting import assert_linear, calls
 from virtagent.agent.api.errors import Fault
 from virtagent.agent.api.options import Rules
 from virtagent.agent.api.records import Plan
@@ -221,3 +222,40 @@ def test_under_strict_fuse_counts_only_where_the_agent_sees_it() -> None:
     on_disk = there("8:2", "/f", 101, "fuseblk")
     plan = survey(on_disk).plan()
     assert [(m.reason, m.strict_error) for m in plan.left_out] == [("fuse", True)]
+
+
+# Thousands of mounts
+
+
+def lines_of(count: int) -> str:
+    known = (f"{n} 1 8:1 / /c/{n} rw - ext4 /dev/sda1 rw\n" for n in range(2, count))
+    return ROOT + "".join(known)
+
+
+def test_what_is_known_costs_a_glance(add: Add, tmp_path: Path) -> None:
+    """A container's thousands of mounts of what the agent sees itself are not even parsed."""
+    texts = {size: lines_of(size) for size in (100, 400)}
+    for size, text in texts.items():
+        add(size, size, text)
+    assert calls(lambda: namespaces._is_of_interest(texts[400], {"8:1"}, TYPES)) < 5 * 400
+    assert others(tmp_path) == {}
+
+
+@pytest.mark.parametrize("depth", [1, 400])
+def test_the_ways_to_ten_thousand_mounts_take_what_each_takes(depth: int) -> None:
+    """A tenth are covered, all at one place."""
+
+    def ways(count: int) -> Callable[[], object]:
+        mounts = [OWN]
+        for n in range(2, count + 2):
+            on = mounts[-1] if n % 10 == 0 else OWN
+            point = on.mountpoint if n % 10 == 0 and on is not OWN else f"/{n}" + "/d" * depth
+            mounts.append(MountInfo(n, on.mount_id, f"8:{n}", "/", point, "ext4", "/dev/x", "rw"))
+
+        def look() -> object:
+            view = View(mounts)
+            return [(view.ways(device, safe=True), view.covered(device)) for device in view.devices]
+
+        return look
+
+    assert_linear(ways, 2500)
