@@ -1,4 +1,4 @@
-"""The last way out of state ERROR: an operator says that a file system counts as thawed. Pure.
+"""The last way out of state ERROR (ADR 0032): an operator says that a file system counts as thawed. Pure.
 
 It is for what no thaw worker can prove: the superblock lives, and neither a way to it nor its device does, or its disk
 never answers. It may stay frozen until the next boot, so this is said loudly, and nothing but a request does it. A
