@@ -153,8 +153,8 @@ class Pending:
 
     def record(self, turn: Turn, *, brief: bool, past: tuple[PastFreeze, ...] = ()) -> Status:
         """Return the present status record, a `brief` one without details, with the `past` freezes."""
-        found = self._status(turn)
-        return replace(without_details(found) if brief else found, history=past)
+        found = without_details(self._status(turn)) if brief else self._status(turn)
+        return replace(found, history=past) if past else found
 
     def wait_for_news(self, turn: Turn, call: Call, since: int, wait: float | None, *, brief: bool) -> None:
         """Answer with the status record once its seq differs from `since`, at the latest after `wait` seconds."""
