@@ -48,7 +48,16 @@ class Conversation:
         self.stalling = rig.stall("ext4")
         self.filesystems = [rig.fs("ext4"), rig.fs("xfs"), rig.fs("btrfs"), self.stalling.fs]
         self.note = rig.area.fresh("note")
-        options = ["--shutdown-command", "/bin/false", "--hold-limit", "900", "--hold-limit-max", "1800"]
+        options = [
+            "--shutdown-command",
+            "/bin/false",
+            "--hold-limit",
+            "900",
+            "--hold-limit-max",
+            "1800",
+            "--news-limit",
+            "60",
+        ]
         self.daemon: Daemon = rig.daemon(self.filesystems, options)
         self.said: list[dict[str, Any]] = []
         self.sock = self.daemon.raw(LONGER)
@@ -151,8 +160,11 @@ class Conversation:
 
     def title(self) -> None:
         """Note down what `ps` shows of the supervisor, not asking a worker that may be stuck."""
-        title = Path(f"/proc/{self.daemon.pid}/cmdline").read_bytes().rstrip(b"\0").decode()
-        self.note_down("ps", self.text(title))
+        self.note_down("ps", self.text(self.shown()))
+
+    def shown(self) -> str:
+        """Return the title of the supervisor."""
+        return Path(f"/proc/{self.daemon.pid}/cmdline").read_bytes().rstrip(b"\0").decode()
 
     def journal(self) -> None:
         """Note down the journal, without the boot and the worker that it names."""
@@ -273,6 +285,11 @@ def files_and_programs(talk: Conversation) -> None:
     talk.json("guest-exec-status", {"pid": 1})
 
 
+def nobody_works(talk: Conversation) -> None:
+    """Wait until every worker is reaped, so that the record and the log have one order."""
+    talk.daemon.wait_status(lambda r: r["state"] == "THAWED" and not r["workers"])
+
+
 def a_freeze(talk: Conversation) -> None:
     talk.xml("va.fsplan", parsed=True)
     talk.xml("va.fssync")
@@ -297,6 +314,7 @@ def a_freeze(talk: Conversation) -> None:
     talk.xml("va.fshold", 99999)
     talk.xml("va.getfile", "/nowhere")
     assert talk.xml("va.fsthaw") == 4
+    nobody_works(talk)
     talk.xml("va.fsthaw")
     talk.xml("va.fsstatus", {}, parsed=True)
     talk.titles()
@@ -308,6 +326,7 @@ def a_broken_one(talk: Conversation) -> None:
     (keeper,) = [pid for pid, title in talk.daemon.titles().items() if "keeper" in title]
     kill(keeper)
     talk.daemon.wait_state("THAWED")
+    nobody_works(talk)
     talk.xml("va.fsstatus", {}, parsed=True)
     talk.xml("va.fsthaw")
     talk.xml("va.fsthaw")
@@ -325,9 +344,10 @@ def a_cancelled_one(talk: Conversation) -> None:
     thawing = talk.later("va.fsthaw")
     talk.reply("the freeze", freezing)
     talk.reply("its cancelling", thawing)
+    until(lambda: "[thawed" in talk.shown(), LONGER, "the title of a thawed guest")
     talk.title()
     talk.stalling.release()
-    talk.daemon.wait_state("THAWED")
+    nobody_works(talk)
     talk.xml("va.fsstatus", {}, parsed=True)
     talk.xml("va.fsthaw")
 
