@@ -99,6 +99,8 @@ class FakeAgent:
     def _serve_json(self, sock: socket.socket) -> None:
         with sock.makefile("rb") as lines:
             for line in lines:
+                if not line.endswith(b"\n"):
+                    return  # the client has hung up amid a message
                 request = json.loads(line.lstrip(b"\xff"))
                 echo = {"id": request["id"]} if "id" in request else {}
                 match request:

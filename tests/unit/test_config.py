@@ -36,6 +36,8 @@ GOOD: list[tuple[str, str, Any]] = [
     ("writers", "try", "try"),
     ("writers-dir", "/nonexistent/d", "/nonexistent/d"),
     ("news-limit", "0", 0.0),
+    ("patience", "0.5", 0.5),
+    ("busy-wait", "3", 3.0),
     ("exec-limit", "0", 0.0),
     ("exit-grace", "0.1", 0.1),
     ("kill-grace", "3", 3.0),
@@ -77,7 +79,10 @@ BAD: list[tuple[str, str]] = [
     ],
     *[
         (n, t)
-        for n in ("sync-limit", "freeze-limit", "news-limit", "hold-limit", "hold-limit-max", "guest-hold-limit")
+        for n in (
+            *("sync-limit", "freeze-limit", "news-limit", "patience", "busy-wait"),
+            *("hold-limit", "hold-limit-max", "guest-hold-limit"),
+        )
         for t in _NUMBERS
     ],
     ("hold-limit", "0"),

@@ -14,12 +14,19 @@ PLAN = {"mounts": [], "left_out": []}
 
 
 def usual(n: int, method: str) -> Any:
-    return {"va.fsplan": PLAN, "va.capabilities": {"version": "1", "methods": []}}.get(method)
+    capabilities = {"version": "1", "methods": []}
+    return {"va.fsplan": PLAN, "va.capabilities": capabilities, "va.fsforget": 1}.get(method)
 
 
 def command_lines() -> dict[str, list[str]]:
     """Return a command line of each command, whatever commands there come to be."""
-    arguments = {"hold": ["5"], "call": ["va.ping"], "snapshot": ["--", "true"], "completion": ["bash"]}
+    arguments = {
+        "hold": ["5"],
+        "call": ["va.ping"],
+        "snapshot": ["--", "true"],
+        "completion": ["bash"],
+        "forget": ["/x"],
+    }
     return {name: [name, *arguments.get(name, [])] for name in options.commands_of(options.parser())}
 
 

@@ -7,6 +7,7 @@ import configparser
 import functools
 import os
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -237,3 +238,9 @@ def test_every_public_name_of_the_host_is_there() -> None:
 def test_a_unit_test_that_starts_a_process_fails(start: Callable[[], object]) -> None:
     with pytest.raises(BaseException, match=r"a unit test starts no process; move this test to tests/real"):
         start()
+
+
+def test_no_two_tests_that_run_together_have_one_name() -> None:
+    """pytest imports a test file by its name alone, and refuses all when two have the same."""
+    found = Counter(path.name for path in (TREE / "tests").rglob("test_*.py") if "vm" not in path.parts)
+    assert [name for name, count in found.items() if count > 1] == []
