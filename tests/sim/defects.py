@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 from virtagent.agent.api.states import FREEZE_TABLE, FreezeEvent, FreezeState
 from virtagent.agent.worker import freeze as script
 from virtagent.agent.worker import steps
-from virtagent.supervisor.core import compensation, engine, freeze, ledger, news, pending, reports
+from virtagent.supervisor.core import (
+    compensation,
+    engine,
+    freeze,
+    ledger,
+    news,
+    pending,
+    recovery,
+    reports,
+    transaction,
+)
 
 _F, _E = FreezeState, FreezeEvent
 
@@ -133,14 +143,18 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
         ),
     ),
     "what was told to proceed counts as one that froze nothing": (
-        Edit(freeze.Freeze.proceed_if_ready, "transaction.may_have_frozen = True", "pass"),
+        Edit(
+            transaction.Transaction.note_proceeds,
+            "self.may_have_frozen, self.proceeded_at = True, now",
+            "self.proceeded_at = now",
+        ),
     ),
     "a journal that could not be written does not matter": (
         Row(_F.INPROGRESS, _E.JOURNAL_FAILED, {"state": _F.INPROGRESS, "action": "proceed", "outcome": None}),
     ),
     "the journal says nothing of the freeze worker": (Edit(freeze.Freeze._do_journal, "freezer.pid", "0"),),
     "a freeze that a start finds in the journal counts as good": (
-        Edit(freeze.Freeze.recover, "outcome=Outcome.BROKEN, fault=broken", "outcome=Outcome.THAWED"),
+        Edit(recovery.adopted, "outcome=Outcome.BROKEN, fault=broken", "outcome=Outcome.THAWED"),
     ),
     # the machine
     "the keeper is not told to thaw": (
@@ -179,7 +193,7 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
     "the keeper does not see that someone else has thawed": (
         Edit(steps.judge, 'return MountState.THAWED, "was not frozen any more"', 'return MountState.THAWED, ""'),
     ),
-    "outermost is not first": (Edit(script.FileSystems.thaw, "not waiting.intersection(fs.mount.hosts)", "True"),),
+    "outermost is not first": (Edit(script.FileSystems.thaw, "waiting.isdisjoint(fs.hosts)", "True"),),
     "the script ends with what it could not thaw": (Edit(script.FreezeScript._thaw, "(yield steps.Alone())", "False"),),
     # answers
     "the thaw is answered before all is thawed": (Row(_F.FROZEN, _E.THAW_ASKED, {"action": "settle"}),),

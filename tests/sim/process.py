@@ -219,6 +219,7 @@ class Process:
             result = Result(thread.index, operation, thread.error, os.strerror(thread.error) if thread.error else "")
             if thread.error == NOT_BEGUN:
                 result = Result(thread.index, operation, errno.ECANCELED, "given up", steps.NOT_BEGUN)
+            result.at = self.world.now
             thread.error, thread.operation = None, None
             self._post((steps.ended(result, 0.0),))
             self._results.append(result)
