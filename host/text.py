@@ -22,9 +22,8 @@ from ..agent.api.records import (
     Status,
     WorkerStatus,
 )
-from ..agent.api.text import printable
+from ..agent.api.text import printable, size
 
-_SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 _KERNEL = {"disk-sleep": "waits in the kernel (D)", "zombie": "dead, not reaped (Z)", "stopped": "stopped (T)"}
 LEFT_OUT = "left-out"
 PSEUDO = "pseudo"
@@ -41,14 +40,6 @@ def to_json(data: Any, indent: int | None = None) -> str:
 def count(number: int, noun: str = "file system") -> str:
     """Return "1 file system" or "3 file systems"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def size(number: float) -> str:
-    """Return a number of bytes in a unit that leaves few digits."""
-    unit = 0
-    while number >= 1024 and unit < len(_SIZES) - 1:
-        number, unit = number / 1024, unit + 1
-    return f"{number:.4g} {_SIZES[unit]}"
 
 
 def duration(seconds: float) -> str:

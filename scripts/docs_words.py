@@ -148,6 +148,8 @@ RECORD = {
     "last.learnt": "what that freeze has found out of what lies on what, kept for the next plans",
     "last.learnt[].mountpoint": "a file system",
     "last.learnt[].hosts": "it lies on one of these, at least",
+    "last.written_while_frozen": "bytes written to the file systems' own devices while they were held: more than 0 "
+    "breaks the freeze; -1 if one of them gave no evidence (see [what is frozen](what-is-frozen.md#evidence))",
     "audit": "the ring of audit records",
     "audit.waiting": "records that wait for the thaw",
     "audit.dropped": "records lost since the start, because the ring was full",

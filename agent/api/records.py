@@ -31,7 +31,8 @@ class Mount:
     systems that are left out, or assumed to): they are frozen after it and thawed before it. `disks` are the disks, as
     /proc/diskstats names them, that its writes go to, and `bottom` those at the bottom of everything: what a loop
     device or LVM lies on in the end, as far as that is known. `namespace` names a process that has it mounted, if it is
-    mounted only in other mount namespaces than that of the agent.
+    mounted only in other mount namespaces than that of the agent. `devices` are its own block devices by the kernel's
+    names, that of the superblock first, none if it is not known which these all are.
     """
 
     mountpoint: str
@@ -45,6 +46,7 @@ class Mount:
     bottom: tuple[str, ...] = ()
     more_aliases: int = 0
     namespace: str = ""
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ class Learnt:
 class Last:
     """How the last freeze ended.
 
-    `stall_seconds` is the longest time for which one of the file systems stood still.
+    `stall_seconds` is the longest time for which one of the file systems stood still. `written_while_frozen` are bytes.
     """
 
     freeze_id: int
@@ -188,6 +190,7 @@ class Last:
     consistency: str = ""
     verdict: str = ""
     learnt: tuple[Learnt, ...] = ()
+    written_while_frozen: int = -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from ..api.errors import Code, Fault
 from ..api.states import MountState, Phase
 from ..api.text import listed
 from . import messages, steps
+from .evidence import Evidence
 from .file_systems import FileSystem, FileSystems
 from .patience import THAW_SECONDS, Patience
 from .steps import Event, Gone, Operation, Result, Script, Taken, Timeout, Told
@@ -176,6 +177,7 @@ class FreezeScript(_Together):
         self._prepared = not options.waits
         self._patience = Patience(FileSystems(()), 0)
         self._busy: dict[int, float] = {}
+        self._evidence = Evidence()
 
     def run(self) -> Script[int]:
         """Carry out the freeze; return the number of file systems frozen and thawed.
@@ -212,6 +214,7 @@ class FreezeScript(_Together):
         count = len(self._mounts.in_state(MountState.FROZEN))
         if count == 0:
             return 0  # ADR 0009: nothing is held
+        yield from self._evidence.begin(fs.mount for fs in self._mounts.in_state(MountState.FROZEN))
         reason = yield from self._hold(count)
         yield from self._thaw(reason)
         # ADR 0014: here EINVAL is proof, since each FIFREEZE of this worker has returned.
@@ -220,6 +223,7 @@ class FreezeScript(_Together):
             for fs in self._mounts.in_state(MountState.THAWED)
             if fs.froze and fs.error == errno.EINVAL
         ]
+        reason = reason or self._evidence.wrote
         if lost:
             reason = reason or f"someone else had thawed {listed(lost)}"
         if reason:
@@ -231,6 +235,7 @@ class FreezeScript(_Together):
             self._attend((yield from self._mounts.wait()))
         yield from self._sync_rounds(Limit())  # the supervisor kills at the limit
         yield steps.Post((messages.Synced(),))
+        yield steps.OpenCounters()  # here, while the supervisor writes the journal
         while not self._proceed:  # ADR 0003: not before the plan is in the journal
             self._attend((yield from self._mounts.wait()))
 
@@ -385,7 +390,9 @@ class FreezeScript(_Together):
 
     def _thaw(self, reason: str, code: int = 0) -> Script[None]:
         now: float = yield steps.Now()
-        yield steps.Post((messages.Thawing(reason, now, int(code)),))  # ADR 0010: the supervisor waits for it
+        yield from self._evidence.end()
+        written = self._evidence.written, self._evidence.wrote
+        yield steps.Post((messages.Thawing(reason, now, int(code), *written),))  # ADR 0010: the supervisor waits for it
         yield from self._mounts.thaw()
         again = THAW_AGAIN_FIRST
         while (refused := self._mounts.refused()) and (yield steps.Alone()):

@@ -110,13 +110,16 @@ class Learnt:
 class Thawing:
     """The freeze worker begins to thaw, `at` that CLOCK_MONOTONIC second; the `reason` is empty if it was told to.
 
-    `code` is the number of the fault (`errors.Code`) if it gives up a freeze, else 0.
+    `code` is the number of the fault (`errors.Code`) if it gives up a freeze, else 0. `written` are the bytes written
+    to the file systems' own devices while they were held, -1 if that is not known; `wrote` says so if there were any.
     """
 
-    shape: ClassVar[Shape] = (str, _NUMBER, int)
+    shape: ClassVar[Shape] = (str, _NUMBER, int, int, str)
     reason: str
     at: float
     code: int = 0
+    written: int = -1
+    wrote: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from . import kernel, messages, rcu, steps, sysfs
 from .open_fs import FileSystemOpener, SuperblockGone
 from .progress import WritebackMeter
 from .steps import Event, Gone, Operation, Result, Script, Step, Taken, Timeout, Told
+from .written import WriteCounters
 
 if TYPE_CHECKING:
     from .context import Worker
@@ -176,6 +177,10 @@ class WorkerLoop:
                 self.worker.title(text)
             case steps.Measure(phase, number):
                 return self._meter.progress(phase, number)
+            case steps.OpenCounters():
+                self._counters = WriteCounters(self._mounts)
+            case steps.ReadWritten():
+                return self._counters.read()
             case steps.StopFreezing():
                 self.ending = True
             case steps.Alone():
@@ -222,6 +227,7 @@ class WorkerLoop:
                 if obeys:
                     raise
                 break
+        self._mounts = tuple(mounts.values())
         self._meter = WritebackMeter({disk for mount in mounts.values() for disk in mount.disks})
 
     def _obey(self) -> None:

@@ -66,7 +66,7 @@ def parse_mountinfo(text: str) -> list[MountInfo]:
             if not all(map(str.isdecimal, (mount_id, parent_id, major, minor))) or not mountpoint.startswith("/"):
                 raise ValueError
             if "\\" in line:
-                root, mountpoint, fstype, source = map(_unescape, (root, mountpoint, fstype, source))
+                root, mountpoint, fstype, source = map(unescape, (root, mountpoint, fstype, source))
             mounts.append(MountInfo(int(mount_id), int(parent_id), device, root, mountpoint, fstype, source, options))
         except ValueError:
             raise ValueError(f"mountinfo line {number} is malformed: {line[:200]!r}") from None
@@ -95,7 +95,7 @@ def named_devices(mount: MountInfo) -> list[str]:
         paths = mount.source.split(":") if mount.fstype == "bcachefs" else [mount.source]
     if "dev=" in mount.super_options:
         options = (option.partition("=") for option in mount.super_options.split(","))
-        paths += [_unescape(value) for key, _, value in options if key in ("logdev", "rtdev")]
+        paths += [unescape(value) for key, _, value in options if key in ("logdev", "rtdev")]
     return [path for path in paths if path.startswith("/dev/")]
 
 
@@ -111,7 +111,7 @@ def served_device(mount: MountInfo) -> str:
 def upper_folder(mount: MountInfo) -> str:
     """Return the path that an overlay's upper layer was mounted by, relative ones too; "" if it has none."""
     options = (option.partition("=") for option in mount.super_options.split(","))
-    return next((_unescape(value) for key, _, value in options if key == "upperdir"), "")
+    return next((unescape(value) for key, _, value in options if key == "upperdir"), "")
 
 
 class Superblock(NamedTuple):
@@ -196,7 +196,7 @@ def path_walk(mountinfo: Sequence[MountInfo]) -> dict[str, int]:
     return leads_to
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
     """Return the text with its octal escapes (\\040) replaced by the bytes that they mean."""
     if "\\" not in text:
         return text

@@ -93,6 +93,7 @@ class Survey:
         self._members = _members_of(found, devices, self._by_path)
         by_name = {d.name: d for d in devices}
         self._disks = [[by_name[name] for name in names if name in by_name] for names, _ in self._members]
+        self._own = [_own(s.info, on, by_name) for s, on in zip(found, self._members, strict=True)]
         by_path = self._by_path | {path: self._by_path[to] for path, to in links.items() if to in self._by_path}
         self._numbers = [
             frozenset((s.info.device, *(d.number for d in on))) for s, on in zip(found, self._disks, strict=True)
@@ -164,8 +165,10 @@ class Survey:
             under = tuple(sorted(place[host] for host in hosts[at]))
             disks = tuple(dict.fromkeys((d.disk or d.name).replace("!", "/") for d in self._disks[planned[at]]))
             about = (info.device, info.fstype, info.source)
-            bottom = _bottom(planned[at], below)
-            return Mount(mountpoint, tuple(aliases), *about, level[at], under, disks, bottom, namespace=namespace)
+            bottom, own = _bottom(planned[at], below), self._own[planned[at]]
+            return Mount(
+                mountpoint, tuple(aliases), *about, level[at], under, disks, bottom, namespace=namespace, devices=own
+            )
 
         return tuple(map(mount, order))
 
@@ -317,6 +320,17 @@ def _members_of(
         return list(dict.fromkeys(name for d in members for name in (d.name, d.journal, *d.pool) if name)), whole
 
     return [members(s.info) for s in found]
+
+
+def _own(info: MountInfo, members: tuple[list[str], bool], by_name: Mapping[str, BlockDevice]) -> tuple[str, ...]:
+    """Return the names of all block devices of a file system, none if these are not known for sure."""
+    names, whole = members
+    devices = [by_name[name] for name in names if name in by_name]
+    if info.fstype == "btrfs":
+        # Its source may be a name that sysfs does not know; and a seed device belongs to more than one.
+        named = info.source.startswith("/dev/") and any(info.source in _paths_of([d]) for d in devices)
+        whole = named and all({*names} <= {*d.pool} for d in devices)
+    return tuple(name.replace("!", "/") for name in names) if whole and len(devices) == len(names) else ()
 
 
 def _lies_on(

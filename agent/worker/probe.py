@@ -68,7 +68,7 @@ class Probe:
             overlays = {m.device: m for m in self._view.mounts if m.device in pending and m.fstype == "overlay"}
             paths = {device: upper_folder(m) for device, m in overlays.items()}
             safe = {d: path for d, path in paths.items() if path.startswith("/") and self._view.is_safe_path(path)}
-            ids = ask({device: functools.partial(_mount_at, path) for device, path in safe.items()})
+            ids = ask({device: functools.partial(mount_at, path) for device, path in safe.items()})
             pending = set()
             for device, (mount, _) in ids.items():
                 upper = self._view.by_id.get(mount)
@@ -89,7 +89,7 @@ class Probe:
             for m in self._view.mounts
             if m.fstype in ("btrfs", "overlay") and self._view.is_shown(m) and self._view.is_safe(m)
         }
-        opened = ask({point: functools.partial(_mount_at, point) for point in dict.fromkeys(points.values())})
+        opened = ask({point: functools.partial(mount_at, point) for point in dict.fromkeys(points.values())})
         return {
             _number(st_dev): self._view.by_id[mount].device
             for mount, st_dev in opened.values()
@@ -177,7 +177,7 @@ def _status_of(name: str, number: str) -> tuple[int, int]:
         os.close(fd)
 
 
-def _mount_at(path: str) -> tuple[int, int]:
+def mount_at(path: str) -> tuple[int, int]:
     """Return the id of the mount to which a path leads, and the st_dev of what is there."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:

@@ -157,6 +157,19 @@ class Measure:
 
 
 @dataclass(slots=True)
+class OpenCounters:
+    """Open the counters for `ReadWritten`: that comes before the first FIFREEZE, since it may ask disks."""
+
+
+@dataclass(slots=True)
+class ReadWritten:
+    """Ask for the sectors written so far to the devices of the started file systems, by the devices' names.
+
+    Absent are those that give no evidence (`written`). The sectors are those of the kernel, of 512 bytes.
+    """
+
+
+@dataclass(slots=True)
 class Title:
     """Show in ps what is happening now."""
 
@@ -205,6 +218,8 @@ Step = (
     | Post
     | Inform
     | Measure
+    | OpenCounters
+    | ReadWritten
     | Title
     | BecomeKeeper
     | LockMemory

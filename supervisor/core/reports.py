@@ -13,6 +13,7 @@ from ...agent.api.records import Plan
 from ...agent.api.states import FreezeEvent, MountState, Phase, WorkerEvent, WorkerState
 from ...agent.api.text import listed
 from ...agent.worker import messages
+from ...agent.worker.evidence import NOT_KNOWN
 from .events import NoStandby
 from .freeze import REACT_GRACE, Freeze
 from .participation import Participation
@@ -132,6 +133,8 @@ class FreezeReports:
 
     def _receive_thawing(self, turn: Turn, worker: Worker, thawing: messages.Thawing) -> str:
         transaction = self._freeze.current
+        if thawing.written < NOT_KNOWN or (thawing.written > 0) != bool(thawing.wrote):
+            return f"Thawing with {thawing.written} bytes written, and {thawing.wrote[:40]!r}"
         transaction.ledger.thaws_for_good()
         # ADR 0002: its end of the hold and a host's thaw may cross; the keeper's clock says which was first. A tie is
         # not known to be good. What it says counts also if it was killed meanwhile.
@@ -145,6 +148,9 @@ class FreezeReports:
         else:
             event = FreezeEvent.GAVE_UP
         self._freeze.thaws(turn, event, thawing.reason)
+        transaction.note_written(thawing)
+        if thawing.wrote and self._freeze.expects(FreezeEvent.FOUND_BROKEN):
+            self._freeze.take(turn, FreezeEvent.FOUND_BROKEN, thawing.wrote)
         if worker.alive:
             self._workers.enter_phase(turn, worker, Phase.THAW, self._freeze.thaw_limit)
         return ""

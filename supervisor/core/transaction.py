@@ -30,7 +30,8 @@ class Transaction:
     will not (ADR 0024). `reason` is why the worker thaws, as it says, "" if it was told to. `prepared`: the writers
     are, and the worker was told to sync. `holds` is its report that all is frozen, which the writers then confirm.
     `channel` is that of the host that asked for it, `ended_by` the host that first asked for its thaw, `ended_wall` the
-    time of day of that, and `verdict` what hosts said of the snapshot.
+    time of day of that, and `verdict` what hosts said of the snapshot. `written` and `wrote` are as in
+    `messages.Thawing`, of what was held.
     """
 
     id: int
@@ -58,6 +59,8 @@ class Transaction:
     held_until: float = 0.0
     hold_callers: list[tuple[int, float]] = field(default_factory=list)
     learnt: list[Learnt] = field(default_factory=list)
+    written: int = -1
+    wrote: str = ""
 
     def note_prepared(self) -> None:
         """Take note that the writers are prepared, and the worker was told to sync."""
@@ -70,6 +73,10 @@ class Transaction:
     def note_held(self, frozen: messages.Frozen) -> None:
         """Take note that the worker holds all that is frozen; that is answered when the writers have confirmed."""
         self.holds, self.hold_ends = frozen, float(frozen.until)
+
+    def note_written(self, thawing: messages.Thawing) -> None:
+        """Take note of what was written while it was held, as the keeper says."""
+        self.written, self.wrote = thawing.written, thawing.wrote
 
     def ask_hold(self, call: int, now: float, seconds: float, most: float) -> float:
         """Note that a call asks to hold `seconds` from now, at most `most` (0: no limit); return until when.
@@ -122,6 +129,8 @@ class Transaction:
     def final_fault(self) -> Fault | None:
         """The fault that is reported to a host at the end; None if all went well."""
         fault = self.fault
+        if fault is not None and self.wrote not in fault.text:
+            fault = Fault(fault.code, f"{fault.text}; {self.wrote}")
         if fault is not None and fault.code in _SAY_WHAT_WAS_UNDONE:
             return Fault(fault.code, f"{fault.text}{self.ledger.what_was_undone()}")
         return fault
@@ -141,4 +150,5 @@ class Transaction:
             consistency=("application" if application else "file-system") if good else "none",
             verdict=GOOD if self.verdict_good else BAD,
             learnt=tuple(self.learnt),
+            written_while_frozen=self.written,
         )

@@ -230,6 +230,7 @@ LAST = {
     "consistency": "file-system",
     "verdict": "bad",
     "learnt": [],
+    "written_while_frozen": -1,
 }
 
 

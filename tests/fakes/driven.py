@@ -39,7 +39,10 @@ def plan_of(*hosts: Iterable[int], levels: Iterable[int] | None = None) -> Plan:
     given = tuple(levels) if levels is not None else (0,) * len(hosts)
     return Plan(
         tuple(
-            Mount(f"/srv/{i}", (), f"7:{i}", "ext4", f"/dev/loop{i}", given[i], tuple(below), (f"loop{i}",))
+            Mount(
+                *(f"/srv/{i}", (), f"7:{i}", "ext4", f"/dev/loop{i}", given[i], tuple(below), (f"loop{i}",)),
+                devices=(f"loop{i}",),
+            )
             for i, below in enumerate(hosts)
         ),
         (),
@@ -69,7 +72,8 @@ class Driven:
     `failed`: the call that had the errors, if not the operation's own. `hangs_on`: on which others a file system
     lies although the plan does not say so: while one of them is frozen, its FIFREEZE does not return.
     `pipe_full_until`: the second from which the report pipe takes what is posted. `at_wait`: what comes of which
-    `Wait`, by its number, instead. `at_step`: what which step raises, by its number.
+    `Wait`, by its number, instead. `at_step`: what which step raises, by its number. `sectors`: those written to each
+    device, the first reading first; the last one stands.
     """
 
     plan: Plan
@@ -83,6 +87,7 @@ class Driven:
     at_step: dict[int, Exception] = field(default_factory=dict)
     alone: bool = False
     expedites: bool = True
+    sectors: list[dict[str, int]] = field(default_factory=lambda: [{f"loop{i}": 8 for i in range(300)}])
 
     did: list[Step] = field(default_factory=list, init=False)
     reports: list[messages.Report] = field(default_factory=list, init=False)
@@ -179,6 +184,8 @@ class Driven:
                 return self.alone
             case steps.Measure(phase, number):
                 return messages.Progress(phase.value, number, 4096, 0, 0.0)
+            case steps.ReadWritten():
+                return dict(self.sectors.pop(0) if len(self.sectors) > 1 else self.sectors[0])
             case steps.Title(text):
                 self.titles.append(text)
             case steps.PrepareToExpedite():
@@ -188,6 +195,8 @@ class Driven:
                 self.expedited = True
             case steps.EndExpedite() | steps.PutBack():
                 self.expedited = False
+            case steps.OpenCounters():
+                assert not self._tried, "opened while something may be frozen"
             case steps.BecomeKeeper() | steps.LockMemory():
                 pass
         return None

@@ -23,9 +23,12 @@ ENTER, WRITERS, LOCKED = range(3)
 
 
 class FileSystem:
-    """One superblock. `below`: the indices of all that it lies on. `errors`: errnos of the next calls that end."""
+    """One superblock. `below`: the indices of all that it lies on. `errors`: errnos of the next calls that end.
 
-    __slots__ = ("below", "disk", "errors", "freezing", "frozen", "index", "lock", "supported")
+    `written` are the sectors written to its device: writers wait for each thaw.
+    """
+
+    __slots__ = ("below", "disk", "errors", "freezing", "frozen", "index", "lock", "supported", "written")
 
     def __init__(self, index: int, below: frozenset[int], *, supported: bool) -> None:
         self.index = index
@@ -36,6 +39,7 @@ class FileSystem:
         self.lock: Call | None = None
         self.disk = FLOWS
         self.errors: dict[Operation, list[int]] = {}
+        self.written = 0
 
 
 class Call:
@@ -132,6 +136,7 @@ class Kernel:
 
     def _set(self, fs: FileSystem, frozen: int) -> None:
         fs.frozen = frozen
+        fs.written += not frozen
         self._changed(fs)
 
     def freeze_by_another(self, fs: FileSystem) -> bool:

@@ -307,6 +307,8 @@ class Process:
                 return True
             case steps.Measure(phase, number):
                 self._answer = messages.Progress(phase.value, number)
+            case steps.ReadWritten():
+                self._answer = {f"loop{fs.index}": fs.written for fs in self.world.kernel.every}
             case steps.StopFreezing():
                 self._ending = True
             case steps.Alone():
@@ -332,7 +334,7 @@ class Process:
                     self.world.kernel.expedited = self._expedited = False
             case steps.PutBack():
                 self.world.kernel.expedited = False
-            case steps.BecomeKeeper() | steps.LockMemory():
+            case steps.BecomeKeeper() | steps.LockMemory() | steps.OpenCounters():
                 pass
             case _:
                 raise Defect(f"the model does not know the step {step}")

@@ -385,7 +385,10 @@ def _plan(layout: Layout) -> Plan:
         raise ValueError("a layout lists what lies on others first")
     return Plan(
         tuple(
-            Mount(f"/srv/{i}", (), f"7:{i}", "ext4", f"/dev/loop{i}", levels[i], tuple(hosts[i]), (f"loop{i}",))
+            Mount(
+                *(f"/srv/{i}", (), f"7:{i}", "ext4", f"/dev/loop{i}", levels[i], tuple(hosts[i]), (f"loop{i}",)),
+                devices=(f"loop{i}",),
+            )
             for i in range(count)
         ),
         (),

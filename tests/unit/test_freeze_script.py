@@ -60,7 +60,7 @@ def test_a_freeze_from_plan_to_thaw() -> None:
     kinds = [type(report).__name__ for report in driven.reports]
     assert list(dict.fromkeys(kinds)) == ["Progress", "Plan", "Step", "Synced", "Frozen", "Thawing"]
     assert driven.states(1) == ["syncing", "synced", "freezing", "frozen", "thawing", "thawed"]
-    assert driven.said(messages.Thawing) == [messages.Thawing("", BEGIN + 5)]
+    assert driven.said(messages.Thawing) == [messages.Thawing("", BEGIN + 5, 0, 0)]
     assert driven.said(messages.Frozen) == [messages.Frozen(2, BEGIN, BEGIN + 60)]
     assert [p.phase for p in driven.said(messages.Progress)] == ["plan", "sync", "freeze"]
 
@@ -416,7 +416,7 @@ def test_a_hold_that_passes_thaws_and_is_broken() -> None:
     found = fault_of(driven, options(hold=3))
     assert found == Refused(Code.FREEZE_BROKEN, "the hold limit of 3 s passed")
     assert driven.said(messages.Frozen) == [messages.Frozen(2, BEGIN, BEGIN + 3)]
-    assert driven.said(messages.Thawing) == [messages.Thawing("the hold limit of 3 s passed", BEGIN + 3)]
+    assert driven.said(messages.Thawing) == [messages.Thawing("the hold limit of 3 s passed", BEGIN + 3, 0, 0)]
     assert [title for title in driven.titles if "left" in title] == [f"2 frozen, {n} s left" for n in (3, 2, 1)]
     left_nothing(driven)
 
