@@ -102,9 +102,9 @@ def test_a_host_that_falls_silent_gets_a_guest_that_comes_back_by_itself(guest: 
     guest.wait_writing()
     port = guest.host()
     assert port.ask("va.fsstatus") == {"return": 0}
-    error = port.ask("va.fsthaw")["error"]
-    assert error["name"] == "FREEZE_BROKEN", error
-    assert port.ask("va.fsthaw") == {"return": 0}
+    for _ in range(2):  # it is told again, since a host that retries may have lost the first answer
+        error = port.ask("va.fsthaw")["error"]
+        assert error["name"] == "FREEZE_BROKEN", error
 
 
 def _kill(*roles: str) -> Callable[[Guest], None]:

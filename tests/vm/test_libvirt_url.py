@@ -22,7 +22,7 @@ from virtagent.host import Agent, AgentGroup, FreezeBroken, Unreachable
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "host.md").read_text(encoding="utf-8")
 RECIPES = [text for text in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if "libvirt:" in text]
-BROKEN, UNREACHABLE, NOTHING_TO_THAW = 5, 3, 6
+BROKEN, UNREACHABLE = 5, 3
 
 
 @pytest.fixture(autouse=True)
@@ -80,8 +80,8 @@ def test_a_broken_freeze_is_told(domain: Domain) -> None:
     ctl(domain, "freeze", "--hold-limit", "2")
     domain.wait_writing()
     until(lambda: domain.agent_status() == "thawed", HOLD, "thawed by itself")
-    assert "broke" in ctl(domain, "thaw", code=BROKEN)
-    assert "nothing was frozen" in ctl(domain, "thaw", code=NOTHING_TO_THAW)
+    for _ in range(2):  # it is told again, since a host that retries may have lost the first answer
+        assert "broke" in ctl(domain, "thaw", code=BROKEN)
 
 
 def test_a_stock_qemu_ga_does_what_it_can(domain: Domain) -> None:

@@ -83,15 +83,13 @@ def test_a_freeze_that_takes_too_long_is_cancelled(slow: Guest) -> None:
         with pytest.raises((Fault, TimedOut)):
             host.freeze()
         began = time.monotonic()
-        with pytest.raises(Fault, match="stuck while syncing /srv/ext4") as told:
-            host.thaw()
+        assert host.thaw() == 0, "nothing was frozen yet"
+        assert host.status().state == "THAWED"
         answered = time.monotonic() - began
         slow.wait_writing()
-        print(
-            f"told after {answered:.2f} s: {told.value}; written to everywhere after {time.monotonic() - began:.2f} s"
-        )
+        print(f"thawed after {answered:.2f} s; written to everywhere after {time.monotonic() - began:.2f} s")
         slow.throttle("ext4", 0)
-        until(lambda: host.status().state == "THAWED", 60, "state THAWED")
+        until(lambda: not host.status().workers, 60, "the end of the killed worker")
         last = host.status().last
         assert last is not None
         assert last.outcome == "cancelled"
