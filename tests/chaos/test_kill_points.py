@@ -53,7 +53,8 @@ def clean_run(rig: Rig, hooks: Hooks, count: int) -> list[str]:
     points = hooks.points()
     said = {point.split()[2] for point in points if point.startswith("before va.fsfreeze ")}
     assert said == MESSAGES
-    return points
+    # What is done again, when a busy machine makes a freeze slow, does not come each time.
+    return [point for point in points if not point.endswith(" again")]
 
 
 def broken_run(rig: Rig, hooks: Hooks, count: int) -> list[str]:
@@ -122,14 +123,14 @@ def test_worker_killed_at_each_message(rig: Rig, hooks: Hooks, moment: str, btrf
         answers = freeze_and_thaw(daemon)
         assert hooks.spent, f"nothing died at {point}"
         failed, held, thawed = [Code.WORKER_DIED, 0], [count, count], [count, Code.FREEZE_BROKEN]
-        # Up to Frozen the host gets the death; while it is held, its thaw says that it was broken; a keeper that dies
-        # when it was told to thaw has held it long enough: the answer is what the file systems were.
+        # Up to Frozen the host gets the death; while it is held, its thaw says that it was broken. A keeper that dies
+        # when it was told to thaw has held it long enough, but what its FITHAW found may have died with it: broken.
         if number < frozen or (number == frozen and moment == "before"):
             assert answers == failed, point
-        elif number == frozen:
-            assert answers in (thawed, held), point
+        elif moment == "before" and point.endswith(" thawed"):
+            assert answers == thawed, point
         else:
-            assert answers == held, point
+            assert answers in (thawed, held), point
         assert_well(rig, daemon, every, rest)
 
 
