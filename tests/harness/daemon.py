@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import http.client
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -22,7 +21,7 @@ import psutil
 from . import HarnessError, linux
 from .filesystems import LoopFs
 from .namespace import Area
-from .processes import TESTS, kill, process_state, python, wait_gone
+from .processes import TESTS, kill, process_state, python, readable, wait_gone
 
 START_SECONDS = 15.0
 STOP_SECONDS = 15.0
@@ -148,9 +147,8 @@ class Daemon:
         ended = os.pidfd_open(self.pid)
         try:
             while True:
-                left = max(0.0, deadline - time.monotonic())
-                events, _, _ = select.select([self._notify, ended], [], [], left)
-                if self._notify in events:
+                events = readable([self._notify.fileno(), ended], deadline - time.monotonic())
+                if self._notify.fileno() in events:
                     if b"READY=1" in self._notify.recv(4096).split(b"\n"):
                         return
                 elif events:

@@ -47,6 +47,14 @@ def process_state(pid: int) -> str:
         return ""
 
 
+def readable(descriptors: Sequence[int], seconds: float) -> list[int]:
+    """Wait until one can be read or has ended; return those. Unlike select(2) it takes descriptors over 1,023."""
+    poll = select.poll()
+    for fd in descriptors:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, _ in poll.poll(max(0.0, seconds) * 1000)]
+
+
 def wait_gone(pids: Iterable[int], timeout: float) -> list[int]:
     """Wait until these processes, children or not, have ended and reap orphans; return those that still live."""
     deadline = time.monotonic() + timeout
@@ -57,7 +65,7 @@ def wait_gone(pids: Iterable[int], timeout: float) -> list[int]:
         except ProcessLookupError:
             continue
         try:
-            ended, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+            ended = readable([fd], deadline - time.monotonic())
         finally:
             os.close(fd)
         if not ended:
@@ -93,8 +101,7 @@ class Child:
         assert self.process.stdout is not None
         deadline = time.monotonic() + timeout
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+            if not readable([self.process.stdout.fileno()], deadline - time.monotonic()):
                 raise TimeoutError(f"{self.name} said nothing within {timeout:g} s (state {self.state() or 'gone'})")
             data = self.process.stdout.read(4096)
             if not data:
