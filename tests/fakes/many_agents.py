@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import Callable
@@ -54,6 +55,8 @@ class ManyAgents:
                     if reply := self._reply(n, json.loads(line.lstrip(b"\xff"))):
                         writer.write(reply)
                 writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()  # else the loop may end with the transport open
 
             self._servers.append(await asyncio.start_unix_server(converse, url.removeprefix("unix:")))
 
