@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..agent.api import records
 from ..agent.api.errors import Fault, VirtagentError
 from ..agent.api.text import printable
-from . import calls, options, text
+from . import calls, named_agents, options, text
 from .client import Agent
 from .commands import COMMANDS
 from .connection import drive
@@ -83,6 +83,8 @@ def _run(args: argparse.Namespace) -> int:
     run = None
     try:
         try:
+            args.agents = named_agents.expand(args.agents)
+            args.agent = args.agents[-1]
             agent = Agent(args.agent, timeout=args.timeout)
         except ValueError as error:
             raise options.Bad(str(error)) from None

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from ..agent import __version__
 from ..agent.api.states import FreezeState
 from . import calls
+from .named_agents import SYSTEM, USER
 from .transports import DEFAULT_URL
 
 PROG = "virtagentctl"
@@ -202,7 +203,7 @@ def _common(one: argparse.ArgumentParser, urls: list[str], timeout: str) -> None
         const=urls,
         default=unset,
         metavar="URL",
-        help=f"the agent; if not given $VIRTAGENT_AGENT, or {DEFAULT_URL}",
+        help=f"the agent, or a name in {SYSTEM} or {USER}; if not given $VIRTAGENT_AGENT, or {DEFAULT_URL}",
     )
     one.add_argument("--json", action="store_true", default=unset, help="print JSON")
     one.add_argument("--timeout", type=_timeout, default=unset, metavar="S", help=timeout)
