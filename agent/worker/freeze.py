@@ -223,10 +223,8 @@ class FreezeScript(_Together):
             for fs in self._mounts.in_state(MountState.THAWED)
             if fs.froze and fs.error == errno.EINVAL
         ]
-        reason = reason or self._evidence.wrote
-        if lost:
-            reason = reason or f"someone else had thawed {listed(lost)}"
-        if reason:
+        found = [self._evidence.wrote, f"someone else had thawed {listed(lost)}" if lost else ""]
+        if reason := reason or "; ".join(filter(None, found)):
             raise Fault(Code.FREEZE_BROKEN, reason)
         return count
 
@@ -312,7 +310,7 @@ class FreezeScript(_Together):
 
     def _learn(self) -> Script[None]:
         """Take note of what the slow ones lie on, and tell it."""
-        for index in sorted(self._patience.slow):
+        for index in self._patience.telling:
             hosts = self._mounts.learn(index, self._patience.learnt(index))
             yield steps.Post((messages.Learnt(index, sorted(hosts)),))
 
@@ -356,6 +354,7 @@ class FreezeScript(_Together):
         busy = result.operation is Operation.FREEZE and self._mounts[result.mount].state is MountState.BUSY
         if busy and result.at < self._patience.since(result.mount) + self._options.busy_wait:
             self._busy[result.mount] = result.at + BUSY_AGAIN
+            self._patience.tried_again(result.mount)
             return
         self._patience.returned(result)
         if result.operation is Operation.THAW and self._mounts[result.mount].refused:

@@ -35,6 +35,7 @@ class Patience:
         self._thawing: dict[int, float] = {}
         self._frozen_at: dict[int, float] = {}
         self._thawed_at: dict[int, float] = {}
+        self._busy: set[int] = set()
         self._over = False
 
     def freezes(self, those: Iterable[FileSystem], now: float) -> None:
@@ -56,6 +57,15 @@ class Patience:
             self._began.pop(result.mount, None)
             if result.error == 0:
                 self._frozen_at[result.mount] = result.at
+
+    def tried_again(self, index: int) -> None:
+        """Take note that someone else had it frozen: when it returns then tells nothing of what it lies on."""
+        self._busy.add(index)
+
+    @property
+    def telling(self) -> list[int]:
+        """The slow ones that hung in the kernel, so that there is something to be learnt of what they lie on."""
+        return sorted(self.slow - self._busy)
 
     def since(self, index: int) -> float:
         """Return when the first attempt to freeze it began that has not come to an end."""

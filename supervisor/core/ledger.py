@@ -48,13 +48,14 @@ class Mark:
 class Ledger:
     """The file systems of one freeze, by their index in the plan. Only the ledger changes its members.
 
-    `attempted` are those that a FIFREEZE was announced for, `refused` those of them where it failed. `held` are frozen,
-    and no worker of ours has begun to thaw them: if one is found thawed, someone else did it. `thawed_by` maps those
-    that a FITHAW of ours has thawed to its worker: until then they were frozen. `forgotten` are those that an operator
-    said to suspect no more. `in_flight` maps a file system to the worker that is trying to thaw it, `thawers` each thaw
-    worker to the file systems that it was given. `expedites`: grace periods may be left expedited. `counts` are the
-    marks by state, and `moving` those that something is being done to, oldest first; both are updated step by step, so
-    that a step costs the same however many there are.
+    `attempted` are those that a FIFREEZE was announced for, `refused` those of them where it failed. `held` are
+    frozen, and no worker of ours has begun to thaw them: if one is found thawed, someone else did it. `stolen` are
+    those that someone else was found to have thawed. `thawed_by` maps those that a FITHAW of ours has thawed to its
+    worker: until then they were frozen. `forgotten` are those that an operator said to suspect no more. `in_flight`
+    maps a file system to the worker that is trying to thaw it, `thawers` each thaw worker to the file systems that
+    it was given. `expedites`: grace periods may be left expedited. `counts` are the marks by state, and `moving`
+    those that something is being done to, oldest first; both are updated step by step, so that a step costs the
+    same however many there are.
     `at_rest` are those that the freeze worker has thawed since it last announced a FIFREEZE of them: it may do so and
     freeze them again, until it is `parting` and thaws for good.
     """
@@ -71,6 +72,7 @@ class Ledger:
         self.refused: set[int] = set()
         self.suspects: set[int] = set()
         self.held: set[int] = set()
+        self.stolen: set[int] = set()
         self.thawed_by: dict[int, int] = {}
         self.forgotten: set[int] = set()
         self.proof_after = 0
@@ -117,6 +119,8 @@ class Ledger:
         found_thawed = state is MountState.THAWED and step.errno == errno.EINVAL
         ours = self.parting if freezer else index in self.held  # while it freezes, only what it holds then counts
         by_another = found_thawed and index not in self.thawed_by and ours
+        if by_another:
+            self.stolen.add(index)
         if state is MountState.THAWED and not found_thawed:
             self.thawed_by[index] = worker
         if state in (MountState.THAWING, MountState.THAWED) and (freezer or state is MountState.THAWED):

@@ -17,6 +17,7 @@ from ...agent.worker.evidence import NOT_KNOWN
 from .events import NoStandby
 from .freeze import REACT_GRACE, Freeze
 from .participation import Participation
+from .transaction import THAWED_BY_ANOTHER
 from .turn import Turn
 from .workers import LOOK_AGAIN, Worker, Workers, while_clause
 
@@ -50,7 +51,7 @@ class FreezeReports:
             return f"Step to {step.state!r} of mount {step.mount} before Proceed"
         if ledger.note(worker.id, step, state, turn.now):
             where = ledger.marks[step.mount].mount.mountpoint
-            self._freeze.take(turn, FreezeEvent.FOUND_THAWED, f"someone else had thawed {where}")
+            self._freeze.take(turn, FreezeEvent.FOUND_THAWED, f"{THAWED_BY_ANOTHER} {where}")
         self._workers.describe(worker, ledger.doing if worker.alive else ledger.doing())
         if worker.state is WorkerState.STUCK and step.mount in ledger.to_thaw:
             self._freeze.changed(turn)  # stuck on another file system, it will not try this one again

@@ -15,6 +15,7 @@ from .ledger import Ledger
 from .turn import Turn
 from .writers import BAD, GOOD
 
+THAWED_BY_ANOTHER = "someone else had thawed"
 HOLDS_MAX = 64  # calls of va.fshold that may wait, so that the control pipe cannot fill
 _SAY_WHAT_WAS_UNDONE = (Code.OVERRUN, Code.WORKER_DIED, Code.FREEZE_BROKEN, Code.VETOED)
 
@@ -129,8 +130,11 @@ class Transaction:
     def final_fault(self) -> Fault | None:
         """The fault that is reported to a host at the end; None if all went well."""
         fault = self.fault
+        stolen = f"{THAWED_BY_ANOTHER} {self.ledger.named(self.ledger.stolen)}" if self.ledger.stolen else ""
         if fault is not None and self.wrote not in fault.text:
             fault = Fault(fault.code, f"{fault.text}; {self.wrote}")
+        if fault is not None and stolen and THAWED_BY_ANOTHER not in fault.text:
+            fault = Fault(fault.code, f"{fault.text}; {stolen}")
         if fault is not None and fault.code in _SAY_WHAT_WAS_UNDONE:
             return Fault(fault.code, f"{fault.text}{self.ledger.what_was_undone()}")
         return fault

@@ -28,7 +28,8 @@ def nested(rig: Rig) -> list[LoopFs]:
 
 
 def start(rig: Rig, hooks: Hooks, *options: str, **more: Any) -> Daemon:
-    return rig.daemon([rig.everywhere], options, module="harness.hooked", env=hooks.env, **more)
+    patient = ("--patience", "60", *options)  # what a busy machine is slow with is not to be thawed and frozen again
+    return rig.daemon([rig.everywhere], patient, module="harness.hooked", env=hooks.env, **more)
 
 
 def keeper(daemon: Daemon) -> int:
@@ -53,8 +54,8 @@ def clean_run(rig: Rig, hooks: Hooks, count: int) -> list[str]:
     points = hooks.points()
     said = {point.split()[2] for point in points if point.startswith("before va.fsfreeze ")}
     assert said == MESSAGES
-    # What is done again, when a busy machine makes a freeze slow, does not come each time.
-    return [point for point in points if not point.endswith(" again")]
+    assert not [point for point in points if point.endswith(" again")], points
+    return points
 
 
 def broken_run(rig: Rig, hooks: Hooks, count: int) -> list[str]:
@@ -129,8 +130,10 @@ def test_worker_killed_at_each_message(rig: Rig, hooks: Hooks, moment: str, btrf
             assert answers == failed, point
         elif moment == "before" and point.endswith(" thawed"):
             assert answers == thawed, point
+        elif number == frozen or point.endswith((" thawing", " thawed")):
+            assert answers in (thawed, held), point  # the result of the FITHAW of another one may have died with it
         else:
-            assert answers in (thawed, held), point
+            assert answers == held, point
         assert_well(rig, daemon, every, rest)
 
 

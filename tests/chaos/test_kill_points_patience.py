@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from harness.daemon import Daemon
+from harness.hidden import hidden_edge
 from harness.hooks import Hooks
 from harness.hosts import GONE, call, code_of
 from harness.questions import assert_well, assert_writable, resting, wait_orphans
@@ -19,11 +20,7 @@ from virtagent.agent.api.errors import Code
 pytestmark = pytest.mark.timeout(600)
 
 WORKER, SUPERVISOR = "kill:va.fsfreeze", "kill:supervisor"
-LEAST = (
-    0.5  # how often the slow one is tried, and what is synced again, depends on the time: not each point comes again
-)
-# The latter if the test did not see in time that the others were thawed.
-LIVED = ([3, 3], [Code.FREEZE_FAILED, 0])
+TRIES = 20
 OPTIONS = ("--patience", "0.1", "--busy-wait", "20")
 
 
@@ -51,8 +48,8 @@ class Scene:
         try:
             record = call(daemon, "va.fsstatus", {})
             while record is not GONE and record["state"] in ("INPROGRESS", "THAWED") and asking.is_alive():
-                inner = [m["state"] for m in record["mounts"] if m["mountpoint"] == str(self.inner)]
-                if record["state"] == "INPROGRESS" and inner == ["thawed"]:
+                state = {m["mountpoint"]: m["state"] for m in record["mounts"]}
+                if record["state"] == "INPROGRESS" and state.get(str(self.inner)) == "thawed":
                     break
                 record = call(daemon, "va.fsstatus", {"since": record["seq"], "wait": 5})
         finally:
@@ -75,8 +72,9 @@ class Scene:
         found = points[first : said.index("Frozen") + 1]
         new = {"busy", "thawing", "thawed", "syncing again", "synced again", "freezing again", "frozen again"}
         assert new < {point.split(maxsplit=4)[-1] for point in found}
-        assert "before va.fsfreeze Learnt" in found
-        return found
+        assert "before va.fsfreeze Learnt" not in found, "that someone else had frozen it tells nothing"
+        # How often the slow one is found busy depends on the time: only the first is sure to come.
+        return [point for point in found if not point.endswith(" busy again")]
 
 
 def test_worker_killed_at_each_message(rig: Rig, hooks: Hooks) -> None:
@@ -84,31 +82,23 @@ def test_worker_killed_at_each_message(rig: Rig, hooks: Hooks) -> None:
     points = scene.points()
     daemon = scene.start()
     rest = resting(rig, daemon)
-    spent = 0
     for point in points:
         hooks.at(point, WORKER)
         answers = scene.freeze_and_thaw(daemon, ours=True)  # it may be dead before it says what FIFREEZE said
-        spent += hooks.spent
-        assert answers in ([[Code.WORKER_DIED, 0]] if hooks.spent else LIVED), point
+        assert hooks.spent, f"nothing died at {point}"
+        assert answers == [Code.WORKER_DIED, 0], point
         assert_well(rig, daemon, scene.every, rest)
-    assert spent >= LEAST * len(points), "hardly anything died"
 
 
 @pytest.mark.parametrize("acts", [(SUPERVISOR,), (SUPERVISOR, WORKER)], ids=["supervisor", "both"])
 def test_killed_at_each_message_of_the_worker(rig: Rig, hooks: Hooks, acts: tuple[str, ...]) -> None:
     scene = Scene(rig, hooks)
-    points, spent = scene.points(), 0
-    for point in points:
+    for point in scene.points():
         daemon = scene.start()
         hooks.at(point, *acts)
-        answers = scene.freeze_and_thaw(daemon)
-        if not hooks.spent:
-            assert answers in LIVED, point
-            daemon.stop()
-            continue
-        spent += 1
-        assert answers == [GONE], point
+        assert scene.freeze_and_thaw(daemon) == [GONE], point
         daemon.process.wait(10)
+        assert hooks.spent, f"nothing died at {point}"
         wait_orphans(rig)
         if acts == (SUPERVISOR,):
             assert_writable(scene.every)
@@ -116,4 +106,34 @@ def test_killed_at_each_message_of_the_worker(rig: Rig, hooks: Hooks, acts: tupl
         assert code_of(call(again, "va.fsthaw")) == Code.FREEZE_BROKEN, point
         assert_well(rig, again, scene.every)
         again.stop()
-    assert spent >= LEAST * len(points), "hardly anything died"
+
+
+@pytest.mark.parametrize("acts", [(WORKER,), (SUPERVISOR,), (SUPERVISOR, WORKER)], ids=["worker", "supervisor", "both"])
+def test_killed_as_it_learns(rig: Rig, hooks: Hooks, acts: tuple[str, ...]) -> None:
+    with hidden_edge(rig) as (inner, outer):
+        every = [outer, inner, rig.fs("ext4")]
+        options: dict[str, Any] = {"module": "harness.hooked", "env": hooks.env}
+        for _ in range(TRIES):  # it may be frozen just before what it lies on is, and learn nothing
+            daemon = rig.daemon([rig.everywhere], ("--patience", "0.3"), **options)
+            inner.fill(1 << 20)
+            hooks.at("before va.fsfreeze Learnt", *acts)
+            answer = call(daemon, "va.fsfreeze")
+            if hooks.spent:
+                break
+            assert (answer, call(daemon, "va.fsthaw")) == (3, 3)
+            daemon.stop()
+        assert hooks.spent, "nothing was learnt"
+        if acts == (WORKER,):
+            assert code_of(answer) == Code.WORKER_DIED
+            assert_well(rig, daemon, every)
+            daemon.stop()
+            return
+        assert answer is GONE
+        daemon.process.wait(10)
+        wait_orphans(rig)
+        if acts == (SUPERVISOR,):
+            assert_writable(every)
+        again = rig.daemon([rig.everywhere], state_dir=daemon.state_dir)
+        assert code_of(call(again, "va.fsthaw")) == Code.FREEZE_BROKEN
+        assert_well(rig, again, every)
+        again.stop()

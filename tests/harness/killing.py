@@ -124,9 +124,10 @@ def install(folder: Path) -> None:
 def _install_reports(points: Points) -> None:
     put = context.Reporter.post
     rpc = again = ""
+    parting = False
 
     def post(self: context.Reporter, *reports: messages.Report) -> None:
-        nonlocal rpc, again
+        nonlocal rpc, again, parting
         global _phase
         for message in reports:
             if isinstance(message, messages.Started):
@@ -137,8 +138,8 @@ def _install_reports(points: Points) -> None:
             put(self, message)
             match message:
                 case messages.Thawing():
-                    again = ""
-                case messages.Step(_, "thawed") if rpc == ADOPTED and _phase == "freeze":
+                    again, parting = "", True
+                case messages.Step(_, "thawed") if rpc == ADOPTED and not parting:
                     again = " again"  # what was thawed before anything is held is frozen again
             if isinstance(message, messages.Progress):
                 _phase = message.phase

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import threading
 import xmlrpc.client
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from harness import linux
 from harness.daemon import Daemon
 from harness.filesystems import KINDS, LoopFs
-from harness.processes import until
+from harness.hidden import hidden_edge
 from harness.rig import Rig
 from virtagent.agent.api.errors import Code
 
@@ -151,29 +146,8 @@ def test_a_cancel_while_someone_else_has_it_frozen_leaves_it_so(rig: Rig) -> Non
 
 @pytest.fixture
 def served(rig: Rig) -> Iterator[tuple[LoopFs, LoopFs]]:
-    """Make an image on a FUSE file system over a folder of one that seems to have been mounted later."""
-    if shutil.which("bindfs") is None:
-        pytest.skip("needs bindfs (Debian package bindfs)")
-    outer = rig.fs("ext4")
-    (outer.path / "img").mkdir()
-    point = rig.area.fresh("served")
-    point.mkdir()
-    subprocess.run(["bindfs", str(outer.path / "img"), str(point)], check=True, timeout=20)
-    inner = rig.fs("ext4", folder=point)
-    later = outer.bind("later")
-    linux.umount(str(outer), linux.MNT_DETACH)
-    outer.path = later
-    outer.aliases.clear()
-    yield inner, outer
-    outer.thaw()
-    inner.unmount()
-    inner.detach()
-    linux.umount(str(point), linux.MNT_DETACH)
-    until(lambda: _is_gone(point), 10, "an end of bindfs")
-
-
-def _is_gone(point: Path) -> bool:
-    return not any(str(point) in (process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
+    with hidden_edge(rig) as both:
+        yield both
 
 
 def test_what_a_file_system_lies_on_is_learnt(rig: Rig, served: tuple[LoopFs, LoopFs]) -> None:

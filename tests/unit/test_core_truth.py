@@ -163,3 +163,18 @@ def test_a_freeze_that_failed_needs_no_proof_of_a_hold(drive: Drive) -> None:
     keeper_died(drive)
     drive.compensates()
     ended(drive, "broken", tells=["SIGKILL"])
+
+
+def test_what_was_written_hides_not_who_had_thawed(drive: Drive) -> None:
+    """The first cause stays, and what is found after it is said, too: an operator looks for the mount point."""
+    _, keeper = drive.hold(2)
+    thaw = drive.ask("va.fsthaw")
+    drive.report(keeper, messages.Thawing("", drive.now, 0, 1024, "1 KiB were written to /dev/x while frozen"))
+    for index, error in ((0, errno.EINVAL), (1, 0)):
+        drive.report(keeper, messages.Step(index, "thawing"))
+        drive.report(keeper, messages.Step(index, "thawed", error))
+    drive.report(keeper, messages.Done(2))
+    drive.die(keeper)
+    (told,) = thaw.answers
+    assert told.code is Code.FREEZE_BROKEN
+    assert "1 KiB were written to /dev/x while frozen; someone else had thawed /srv/0; thawed 1 of 2" in told.text

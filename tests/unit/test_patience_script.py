@@ -228,6 +228,13 @@ def test_what_someone_else_has_frozen_is_tried_again(seconds: float) -> None:
     assert driven.states(0)[2 : 2 + 2 * times] == ["freezing", "busy"] * times
 
 
+def test_nothing_is_learnt_of_what_someone_else_had_frozen() -> None:
+    """It waited for whoever had frozen it, so that it returns as others are thawed tells nothing."""
+    driven = frozen(errors={(0, FREEZE): [errno.EBUSY] * (round(1 / BUSY_AGAIN) + 1)})
+    assert "FITHAW 1" in driven.names()[: driven.names().index("FITHAW 0")], "patience was lost"
+    assert driven.said(messages.Learnt) == []
+
+
 def test_what_stays_frozen_by_someone_else_is_an_error_and_never_thawed() -> None:
     driven, found = failed(errors={(0, FREEZE): [errno.EBUSY] * 99})
     assert found.code is Code.FREEZE_FAILED
