@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from .params import seconds
-from .states import Unlisted
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HOOK = "hook"
@@ -273,11 +272,3 @@ WRITER_TABLE: Mapping[tuple[WriterState, WriterEvent], tuple[WriterState, str]] 
     (_S.STUCK, _E.NOT_UNDONE): (_S.STUCK, "try again, in the end every 30 s"),
 }
 """What each event does to a writer in each state. A pair that is not listed is a defect."""
-
-
-def next_state(state: WriterState, event: WriterEvent) -> WriterState:
-    """Return the state that `event` leads to; raise Unlisted if there is no such row."""
-    try:
-        return WRITER_TABLE[state, event][0]
-    except KeyError:
-        raise Unlisted(f"{event.value!r} of a writer in state {state.name}") from None

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from ...agent.api.methods import RPCS
 from ...agent.api.records import WriterSeconds, WriterStatus
-from ...agent.api.states import Phase, WorkerEvent
-from ...agent.api.writers import TYPES, Hold, Step, WriterConfig, WriterEvent, WriterState, next_state
+from ...agent.api.states import Phase, WorkerEvent, following
+from ...agent.api.writers import TYPES, WRITER_TABLE, Hold, Step, WriterConfig, WriterEvent, WriterState
 from ...agent.worker import messages
 from .events import Lifeline
 from .timing import OWNER, Key
@@ -40,9 +40,9 @@ _PHASES = {Step.PREPARE: Phase.PREPARE, Step.QUIESCE: Phase.QUIESCE, Step.CONFIR
 class Writer:
     """One writer. `worker` is the number of its worker, or of the one that undoes, 0 if there is none.
 
-    `asked` is the step that it has yet to answer. `set`: its application may be held. `let_go`: it is
-    not any more, and its worker ends. `seconds` is how long each step
-    took, `places` are its paths, and those of them that are not frozen. Times are seconds of the loop's clock.
+    `asked` is the step that it has yet to answer. `set`: its application may be held. `let_go`: it is not any more, and
+    its worker ends. `seconds` is how long each step took, `places` are its paths, and those of them that are not
+    frozen. Times are seconds of the loop's clock.
     """
 
     config: WriterConfig
@@ -100,7 +100,7 @@ class Writers:
 
     def _take(self, turn: Turn, writer: Writer, event: WriterEvent, why: str = "") -> None:
         """Take `event`; raise Unlisted if the table has no such row, which is a defect here."""
-        old, writer.state = writer.state, next_state(writer.state, event)
+        old, writer.state = writer.state, following(WRITER_TABLE, writer.state, event)
         writer.error = why or writer.error
         self.changes += 1
         if writer.state is not old or why:

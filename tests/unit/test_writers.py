@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fakes.drive import Drive
 from virtagent.agent.api.errors import Code
-from virtagent.agent.api.states import Unlisted
+from virtagent.agent.api.states import Unlisted, following
 from virtagent.agent.api.writers import (
     TYPES,
     WRITER_TABLE,
@@ -18,7 +18,6 @@ from virtagent.agent.api.writers import (
     WriterConfig,
     WriterEvent,
     WriterState,
-    next_state,
     ordered,
     parse,
 )
@@ -146,10 +145,10 @@ def test_every_pair_has_a_row_or_is_a_defect() -> None:
     for state in WriterState:
         for event in WriterEvent:
             if (state, event) in WRITER_TABLE:
-                assert next_state(state, event) is WRITER_TABLE[state, event][0]
+                assert following(WRITER_TABLE, state, event) is WRITER_TABLE[state, event][0]
             else:
                 with pytest.raises(Unlisted):
-                    next_state(state, event)
+                    following(WRITER_TABLE, state, event)
 
 
 def test_no_state_is_a_dead_end() -> None:
