@@ -167,9 +167,9 @@ class Conversation:
         return Path(f"/proc/{self.daemon.pid}/cmdline").read_bytes().rstrip(b"\0").decode()
 
     def journal(self) -> None:
-        """Note down the journal, without the boot and the worker that it names."""
+        """Note down the journal, without the boot and the worker that it names nor what the kernel allows."""
         journal = json.loads((self.daemon.state_dir / "journal").read_text())
-        journal |= {"boot": "~", "worker": ["~", "~"]}
+        journal |= {"boot": "~", "worker": ["~", "~"], "expedites": "~"}
         self.note_down("the journal", self.value(journal))
 
     def log(self) -> None:
