@@ -10,22 +10,23 @@ has worked the next freeze is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from ...agent.api.methods import RPCS
-from ...agent.api.records import WriterSeconds, WriterStatus
+from ...agent.api.records import WriterStatus
 from ...agent.api.states import Phase, WorkerEvent, following
-from ...agent.api.writers import TYPES, WRITER_TABLE, Hold, Step, WriterConfig, WriterEvent, WriterState
+from ...agent.api.writers import WRITER_TABLE, Step, WriterConfig, WriterEvent, WriterState
 from ...agent.worker import messages
 from .events import Lifeline
-from .timing import OWNER, Key
+from .timing import OWNER
 from .turn import Turn
 from .workers import Worker, Workers
+from .writer import RETRY_FIRST, Writer
 
 LATER = 6.0  # seconds after its limit: the worker itself ends what overruns, with 2 s for SIGTERM and 2 s for SIGKILL
 RELEASE = (OWNER, "release")  # the deadline at which nobody waits any longer for those that are not let go
 LATCHED = "hook"  # the type by which a record is undone whose writer is not configured
-RETRY_FIRST, RETRY_MAX = 1.0, 30.0  # seconds until an undo that failed is tried again; they double each time
+RETRY_MAX = 30.0  # seconds, at most, until an undo that failed is tried again; they double each time
 GOOD, BAD = "good", "bad"
 _S, _E = WriterState, WriterEvent
 _HELD = (_S.QUIESCED, _S.CONFIRMED)
@@ -34,40 +35,6 @@ _DONE = {Step.PREPARE: _E.PREPARED, Step.QUIESCE: _E.QUIESCED, Step.CONFIRM: _E.
 _WRONG = {"refused": _E.REFUSED, "overran": _E.OVERRAN, "lost": _E.LOST}
 _STEPS = tuple(step.value for step in (Step.PREPARE, Step.QUIESCE, Step.CONFIRM))
 _PHASES = {Step.PREPARE: Phase.PREPARE, Step.QUIESCE: Phase.QUIESCE, Step.CONFIRM: Phase.CONFIRM}
-
-
-@dataclass(slots=True)
-class Writer:
-    """One writer. `worker` is the number of its worker, or of the one that undoes, 0 if there is none.
-
-    `asked` is the step that it has yet to answer. `set`: its application may be held. `let_go`: it is not any more, and
-    its worker ends. `seconds` is how long each step took, `places` are its paths, and those of them that are not
-    frozen. Times are seconds of the loop's clock.
-    """
-
-    config: WriterConfig
-    state: WriterState = WriterState.IDLE
-    worker: int = 0
-    asked: Step | None = None
-    set: bool = False
-    let_go: bool = False
-    since: float = 0.0
-    error: str = ""
-    backoff: float = RETRY_FIRST
-    quiesced_at: float = 0.0
-    seconds: dict[str, float] = field(default_factory=dict)
-    info: dict[str, str] = field(default_factory=dict)
-    places: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Its name in the configuration."""
-        return self.config.name
-
-    @property
-    def key(self) -> Key:
-        """The deadline at which its undo is tried again."""
-        return (OWNER, "writer", self.name)
 
 
 class Writers:
@@ -136,7 +103,7 @@ class Writers:
             self._take(turn, writer, _E.PREPARE)
             args = {"writer": writer.config, "folder": self._folder, "at_most": at_most, "devices": devices}
             writer.worker = self._workers.spawn(turn, RPCS["writer"], args, None, 0, Lifeline.WATCH).id
-            writer.set = _latches(writer.config)
+            writer.set = writer.latches
             self._tell(turn, writer, Step.PREPARE, config.prepare_limit)
 
     def quiesce(self, turn: Turn) -> None:
@@ -215,25 +182,7 @@ class Writers:
 
     def status(self, now: float) -> tuple[WriterStatus, ...]:
         """Return the records of the writers."""
-        return tuple(self._status(writer, now) for writer in self._all.values())
-
-    def _status(self, writer: Writer, now: float) -> WriterStatus:
-        held = now - writer.quiesced_at if writer.quiesced_at and writer.set else -1.0
-        took = writer.seconds
-        return WriterStatus(
-            name=writer.name,
-            type=writer.config.type,
-            hold=TYPES[writer.config.type].hold.value,
-            state=writer.state.value,
-            required=writer.config.required,
-            seconds=WriterSeconds(
-                took.get("prepare", -1.0), took.get("quiesce", -1.0), took.get("held", held), took.get("release", -1.0)
-            ),
-            error=writer.error,
-            paths=writer.places.get("paths", ()),
-            not_frozen=writer.places.get("not_frozen", ()),
-            info=writer.info,
-        )
+        return tuple(writer.status(now) for writer in self._all.values())
 
     # -- what happens to them
 
@@ -315,7 +264,7 @@ class Writers:
         self._advance(turn)
 
     def _died(self, turn: Turn, writer: Writer, death: str) -> None:
-        if not _latches(writer.config):
+        if not writer.latches:
             writer.set = False  # the server has ended the session
         if writer.state is _S.RELEASING:
             writer.error = death
@@ -410,9 +359,3 @@ class Writers:
         self._take(turn, writer, _E.NOT_UNDONE, f"{why}; trying again in {writer.backoff:g} s")
         turn.arm(writer.key, writer.backoff)
         writer.backoff = min(writer.backoff * 2, RETRY_MAX)
-
-
-def _latches(config: WriterConfig) -> bool:
-    """Return whether a dead worker of this writer may have left something set that another one must undo."""
-    kind = TYPES[config.type]
-    return kind.latches or kind.hold is Hold.LATCH

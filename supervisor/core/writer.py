@@ -1,0 +1,70 @@
+"""One writer, as the core knows it: what it is asked, what it has answered, and its status record. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ...agent.api.records import WriterSeconds, WriterStatus
+from ...agent.api.writers import TYPES, Hold, Step, WriterConfig, WriterState
+from .timing import OWNER, Key
+
+RETRY_FIRST = 1.0  # seconds until an undo that failed is tried again
+
+
+@dataclass(slots=True)
+class Writer:
+    """One writer. `worker` is the number of its worker, or of the one that undoes, 0 if there is none.
+
+    `asked` is the step that it has yet to answer. `set`: its application may be held. `let_go`: it is not any more, and
+    its worker ends. `seconds` is how long each step took, `places` are its paths, and those of them that are not
+    frozen. Times are seconds of the loop's clock.
+    """
+
+    config: WriterConfig
+    state: WriterState = WriterState.IDLE
+    worker: int = 0
+    asked: Step | None = None
+    set: bool = False
+    let_go: bool = False
+    since: float = 0.0
+    error: str = ""
+    backoff: float = RETRY_FIRST
+    quiesced_at: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    info: dict[str, str] = field(default_factory=dict)
+    places: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its name in the configuration."""
+        return self.config.name
+
+    @property
+    def key(self) -> Key:
+        """The deadline at which its undo is tried again."""
+        return (OWNER, "writer", self.name)
+
+    @property
+    def latches(self) -> bool:
+        """Whether its dead worker may have left something set that another one must undo."""
+        kind = TYPES[self.config.type]
+        return kind.latches or kind.hold is Hold.LATCH
+
+    def status(self, now: float) -> WriterStatus:
+        """Return its record."""
+        held = now - self.quiesced_at if self.quiesced_at and self.set else -1.0
+        took = self.seconds
+        return WriterStatus(
+            name=self.name,
+            type=self.config.type,
+            hold=TYPES[self.config.type].hold.value,
+            state=self.state.value,
+            required=self.config.required,
+            seconds=WriterSeconds(
+                took.get("prepare", -1.0), took.get("quiesce", -1.0), took.get("held", held), took.get("release", -1.0)
+            ),
+            error=self.error,
+            paths=self.places.get("paths", ()),
+            not_frozen=self.places.get("not_frozen", ()),
+            info=self.info,
+        )
