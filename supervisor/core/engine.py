@@ -27,9 +27,8 @@ from .participation import Participation
 from .pending import DEFERRED, Call, Deferred, Pending
 from .reports import FreezeReports
 from .resources import Resources
-from .status import phase_of, record
+from .status import Records
 from .timing import Deadlines
-from .totals import Counting
 from .turn import Turn
 from .waiting import Waiting
 from .workers import Worker, Workers, while_clause
@@ -60,7 +59,7 @@ class Engine:
         self._deadlines = deadlines
         self._audit = audit.Audit()
         self._workers = Workers()
-        self._pending = Pending(self._audit, self._status)
+        self._pending = Pending(self._audit, lambda turn: self._records.record(turn))
         self._writers = Writers(self._workers, lambda turn: self._participation.changed(turn))
         self._freeze = Freeze(self._workers, self._pending, self._writers, self._settled, last_freeze)
         self._participation = Participation(self._freeze, self._workers, self._writers)
@@ -70,7 +69,7 @@ class Engine:
         self._waiting = Waiting(self._freeze, self._pending, self.refusal, self._fork)
         self._stopping = ""
         self._title = titles.Title()
-        self._counting = Counting(now)
+        self._records = Records(self._freeze, self._workers, self._writers, self._audit, version, now)
         self._configure(config)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -88,8 +87,8 @@ class Engine:
     def _show(self, turn: Turn) -> None:
         """Show the change to those who wait for it, in the audit log and in the title."""
         self._waiting.held(turn)
-        self._counting.note(turn.now, phase_of(self._freeze, self._workers), self._freeze.history.last)
-        self._pending.tell_news(turn, self._seq, self._freeze.state)
+        self._records.note(turn)
+        self._pending.tell_news(turn, self._records.seq, self._freeze.state)
         if self._audit.waiting and self._freeze.thawed:
             for text in self._audit.take():
                 turn.log("audit", text)
@@ -206,7 +205,7 @@ class Engine:
         self, turn: Turn, call: Call, since: int | None, wait: float | None, *, brief: bool, past: bool
     ) -> Status | Deferred:
         """Return the status record once its seq differs from `since`, at the latest after `wait` seconds."""
-        if since is None or since != self._seq:
+        if since is None or since != self._records.seq:
             return self._pending.record(turn, brief=brief, past=self._freeze.history.past() if past else ())
         self._pending.wait_for_news(turn, call, since, wait, brief=brief)
         return DEFERRED
@@ -383,16 +382,8 @@ class Engine:
                 assert key == RETRY, f"unknown deadline {key!r}"
                 self._freeze.changed(turn)
 
-    @property
-    def _seq(self) -> int:
-        return 1 + self._freeze.changes + self._workers.changes + self._writers.changes
-
-    def _status(self, turn: Turn) -> Status:
-        counts = (self._audit.waiting, self._audit.dropped)
-        return record(turn, self._freeze, self._workers, self._writers, self._seq, self.version, counts, self._counting)
-
     def _show_status(self, turn: Turn, _event: events.ShowStatus) -> None:
-        turn.do(events.LogStatus(self._status(turn)))
+        turn.do(events.LogStatus(self._records.record(turn)))
 
     def _settled(self, turn: Turn) -> None:
         """Do what waited for the end of the freeze: it is thawed, or cannot be thawed for now."""

@@ -122,11 +122,8 @@ class Freeze:
         turn.log("err" if failed else "notice", f"{old.name} -> {state.name}: {why}")
         transaction = self.transaction
         if transaction is not None and not transaction.held_until and self.expects(FreezeEvent.SETTLED):
-            transaction.held_until = turn.now
-            asked = Fault(Code.WRONG_STATE, "va.fshold: va.fsthaw was called meanwhile")
-            for number, _ in transaction.hold_callers:
-                self._pending.answer(turn, number, transaction.fault or asked)
-            transaction.hold_callers.clear()
+            for number, fault in transaction.end_hold(turn.now):
+                self._pending.answer(turn, number, fault)
 
     def count_change(self) -> None:
         """Count a change that shows in the status record, but not in the state."""

@@ -9,6 +9,7 @@ from typing import Any
 from ...agent.api import records
 from ...agent.api.records import MountStatus, Progress, Status, WorkerStatus
 from ...agent.api.states import FreezeEvent, MountState, Phase
+from .audit import Audit
 from .freeze import Freeze
 from .ledger import Ledger
 from .totals import Counting
@@ -86,43 +87,57 @@ def phase_of(freeze: Freeze, workers: Workers) -> str:
     return owner.phase.value if owner else ""
 
 
-def record(
-    turn: Turn,
-    freeze: Freeze,
-    workers: Workers,
-    writers: Writers,
-    seq: int,
-    version: str,
-    audit: tuple[int, int],
-    counting: Counting,
-) -> Status:
-    """Return the record of this turn; `audit` is (waiting, dropped)."""
-    now = turn.now
-    owner = _owner(freeze, workers)
-    phase = phase_of(freeze, workers)
-    counting.note(now, phase, freeze.history.last)
-    transaction = freeze.transaction
-    limit_left = turn.left(owner.key) if owner and owner.limit else -1.0
-    if phase in WRITERS_PHASES:
-        limit_left = writers.limit_left(turn)
-    return Status(
-        state=freeze.state.name,
-        code=int(freeze.state),
-        seq=seq,
-        freeze_id=transaction.id if transaction else 0,
-        phase=phase,
-        since=now - (owner.phase_since if owner else freeze.since),
-        limit_left=limit_left,
-        hold_left=max(0.0, freeze.hold_ends - now) if freeze.hold_ends else -1.0,
-        error=freeze.error,
-        mounts=_mounts(transaction),
-        progress=_progress(transaction.ledger) if transaction and phase in ("sync", "freeze") else Progress(),
-        workers=tuple(WorkerStatus(w.id, w.pid, w.row.name, w.phase.value, now - w.born) for w in workers),
-        writers=writers.status(now),
-        last=freeze.history.last,
-        audit=records.Audit(*audit),
-        version=version,
-        uptime=now - counting.start,
-        totals=counting.record(),
-        left_out_counts=transaction.ledger.plan.left_out_counts if transaction else {},
-    )
+class Records:
+    """The makers of the status record, and of what is counted from its phases."""
+
+    def __init__(
+        self, freeze: Freeze, workers: Workers, writers: Writers, audit: Audit, version: str, now: float
+    ) -> None:
+        self._freeze = freeze
+        self._workers = workers
+        self._writers = writers
+        self._audit = audit
+        self._version = version
+        self._counting = Counting(now)
+
+    @property
+    def seq(self) -> int:
+        """The number of the present record: another after each change."""
+        return 1 + self._freeze.changes + self._workers.changes + self._writers.changes
+
+    def note(self, turn: Turn) -> str:
+        """Count what has passed, and return the phase; to be called after each event."""
+        phase = phase_of(self._freeze, self._workers)
+        self._counting.note(turn.now, phase, self._freeze.history.last)
+        return phase
+
+    def record(self, turn: Turn) -> Status:
+        """Return the record of this turn."""
+        now, freeze = turn.now, self._freeze
+        owner = _owner(freeze, self._workers)
+        phase = self.note(turn)
+        transaction = freeze.transaction
+        limit_left = turn.left(owner.key) if owner and owner.limit else -1.0
+        if phase in WRITERS_PHASES:
+            limit_left = self._writers.limit_left(turn)
+        return Status(
+            state=freeze.state.name,
+            code=int(freeze.state),
+            seq=self.seq,
+            freeze_id=transaction.id if transaction else 0,
+            phase=phase,
+            since=now - (owner.phase_since if owner else freeze.since),
+            limit_left=limit_left,
+            hold_left=max(0.0, freeze.hold_ends - now) if freeze.hold_ends else -1.0,
+            error=freeze.error,
+            mounts=_mounts(transaction),
+            progress=_progress(transaction.ledger) if transaction and phase in ("sync", "freeze") else Progress(),
+            workers=tuple(WorkerStatus(w.id, w.pid, w.row.name, w.phase.value, now - w.born) for w in self._workers),
+            writers=self._writers.status(now),
+            last=freeze.history.last,
+            audit=records.Audit(self._audit.waiting, self._audit.dropped),
+            version=self._version,
+            uptime=now - self._counting.start,
+            totals=self._counting.record(),
+            left_out_counts=transaction.ledger.plan.left_out_counts if transaction else {},
+        )

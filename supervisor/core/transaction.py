@@ -92,6 +92,13 @@ class Transaction:
         self.hold_callers.append((call, until))
         return until
 
+    def end_hold(self, now: float) -> list[tuple[int, Fault]]:
+        """Take note that the freeze ends; return the calls that asked to hold it longer, and the faults for them."""
+        self.held_until = now
+        fault = self.fault or Fault(Code.WRONG_STATE, "va.fshold: va.fsthaw was called meanwhile")
+        callers, self.hold_callers = self.hold_callers, []
+        return [(number, fault) for number, _ in callers]
+
     def ask_thaw(self, turn: Turn, by: Peer, verdict: str) -> None:
         """Note that a host asks for the thaw, and what it says of the snapshot: one bad is enough."""
         if not self.thaw_asked_at:

@@ -195,7 +195,7 @@ class Supervisor:
 
     def seq(self) -> int:
         """Return the number of the present status record."""
-        return self.engine._seq
+        return self.engine._records.seq
 
     def cannot_read(self, name: int) -> bool:
         """Have the report pipe of that process fail; return False if it is not read any more."""
