@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+Edge = tuple[str, tuple[str, ...]]
+"""A file system, and those on which it lies, on one of them at least."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -11,7 +14,8 @@ class Rules:
 
     An empty include means all. A file system is planned if both includes match one of its mount points, and neither
     exclude does. `literal` is the list of the QEMU protocol: mount points instead of globs; unknown ones are ignored.
-    `learnt` says of superblocks (device numbers) on which others they lie, one of them at least.
+    `learnt` says of superblocks (their ids in sysfs, for the plan their numbers) on which others they lie, one of them
+    at least.
     """
 
     include: tuple[str, ...] = ()
@@ -19,7 +23,7 @@ class Rules:
     request_include: tuple[str, ...] = ()
     request_exclude: tuple[str, ...] = ()
     literal: tuple[str, ...] | None = None
-    learnt: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    learnt: tuple[Edge, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

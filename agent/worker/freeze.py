@@ -311,8 +311,9 @@ class FreezeScript(_Together):
     def _learn(self) -> Script[None]:
         """Take note of what the slow ones lie on, and tell it."""
         for index in self._patience.telling:
-            hosts = self._mounts.learn(index, self._patience.learnt(index))
-            yield steps.Post((messages.Learnt(index, sorted(hosts)),))
+            hosts = sorted(self._mounts.learn(index, self._patience.learnt(index)))
+            ids = yield steps.Identify(tuple(self._mounts[i].mount for i in (index, *hosts)))
+            yield steps.Post((messages.Learnt(index, hosts, ids),))
 
     def _freeze_the_others(self, limit: Limit) -> Script[None]:
         """Freeze what was thawed while a slow one was waited for, by what is known now of what lies on what."""

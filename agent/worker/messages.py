@@ -99,11 +99,15 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """One file system (index into the plan) lies on one of these; if there are none, what was learnt is wrong."""
+    """One file system (index into the plan) lies on one of these; if there are none, what was learnt is wrong.
 
-    shape: ClassVar[Shape] = (int, list)
+    `ids` are those of their superblocks (`sysfs.superblock_id`), its own first.
+    """
+
+    shape: ClassVar[Shape] = (int, list, list)
     mount: int
     hosts: list[int]
+    ids: list[str]
 
 
 @dataclass(frozen=True, slots=True)

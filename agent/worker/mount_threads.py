@@ -181,6 +181,8 @@ class WorkerLoop:
                 self._counters = WriteCounters(self._mounts)
             case steps.ReadWritten():
                 return self._counters.read()
+            case steps.Identify(mounts):
+                return [sysfs.superblock_id(mount.device, mount.fstype, mount.source) for mount in mounts]
             case steps.StopFreezing():
                 self.ending = True
             case steps.Alone():

@@ -170,6 +170,13 @@ class ReadWritten:
 
 
 @dataclass(slots=True)
+class Identify:
+    """Ask for the ids of the superblocks of these file systems (`sysfs.superblock_id`), as a list of texts."""
+
+    mounts: tuple[records.Mount, ...]
+
+
+@dataclass(slots=True)
 class Title:
     """Show in ps what is happening now."""
 
@@ -220,6 +227,7 @@ Step = (
     | Measure
     | OpenCounters
     | ReadWritten
+    | Identify
     | Title
     | BecomeKeeper
     | LockMemory

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ..api.errors import Fault, failed
-from ..api.options import Rules
+from ..api.options import Edge, Rules
 from ..api.records import Plan
 from . import namespaces
 from .mountinfo import (
@@ -101,8 +101,56 @@ def _read(rules: Rules, *, ask: bool = False) -> Reading:
     found = [*superblocks(mountinfo, view.leads_to, view.behind), *only_there]
     if namespaces.is_own():
         notes.insert(0, namespaces.OF_ITS_OWN)
+    rules = replace(rules, learnt=_of_living(rules.learnt, (one.info for one in found)))
     survey = Survey(found, block_types, devices, rules, _links(rules, mountinfo) if ask else {})
     return Reading(survey, view, probe, devices, elsewhere, tuple(notes))
+
+
+def superblock_id(number: str, fstype: str, source: str, sysfs: str = "/sys") -> str:
+    """Return a name of a mounted superblock (major:minor) that no later one gets, also not one of the same number.
+
+    It is the number with that of the superblock's own folder in sysfs, which is made when it is mounted. Types that
+    have none there are told apart by what their disk is; where not even that is known, the number has to do.
+    """
+    try:
+        return f"{number}@{_birth(number, fstype, source, sysfs)}"
+    except OSError:  # no more descriptors: an edge that is not known is learnt again
+        return f"{number}@"
+
+
+def _birth(number: str, fstype: str, source: str, sysfs: str) -> str:
+    if number.startswith("0:"):
+        of = os.path.basename(os.path.realpath(source)) if source.startswith("/dev/") else ""
+        pools = (f"{sysfs}/fs/btrfs/{uuid}" for uuid in _list(f"{sysfs}/fs/btrfs") if of and fstype == "btrfs")
+        return next((_inode(pool) for pool in pools if of in _list(f"{pool}/devices")), "")
+    name = os.path.basename(os.path.realpath(f"{sysfs}/dev/block/{number}"))
+    for family in (fstype, "ext4"):  # that also serves ext2 and ext3
+        if born := _inode(f"{sysfs}/fs/{family}/{name}"):
+            return born
+    block = f"{sysfs}/class/block/{name}"
+    return _read_if_any(f"{block}/diskseq") or _read_if_any(f"{block}/../diskseq")  # the second is a partition's
+
+
+def _inode(folder: str) -> str:
+    try:
+        return f"{os.path.basename(os.path.dirname(folder))}{os.stat(folder).st_ino}"
+    except OSError as error:
+        if error.errno in _VANISHED:
+            return ""
+        raise
+
+
+def _of_living(learnt: Iterable[Edge], mounted: Iterable[MountInfo]) -> tuple[Edge, ...]:
+    """Return what was learnt of superblocks that are still there, by their numbers."""
+    by_number = {mount.device: mount for mount in mounted} if learnt else {}
+
+    def number_of(one: str) -> str:
+        number = one.partition("@")[0]
+        mount = by_number.get(number)
+        return number if mount and superblock_id(number, mount.fstype, mount.source) == one else ""
+
+    living = ((number_of(one), tuple(filter(None, map(number_of, others)))) for one, others in learnt)
+    return tuple((number, others) for number, others in living if number and others)
 
 
 def _links(rules: Rules, mountinfo: Iterable[MountInfo]) -> dict[str, str]:

@@ -153,13 +153,13 @@ class Engine:
         if row.holds:
             self._resources.make_room(turn, row)
         if row.disk is Disk.FREEZES:
-            given = (args.get("options"), args.get("mountpoints"), self._freeze.learnt.by_number)
+            given = (args.get("options"), args.get("mountpoints"), self._freeze.learnt.known)
             options = freeze_options(self._config, row.name, *given)
             worker = self._freeze.begin(turn, call, options, self._config.plan_limit)
             self._pending.runs_in(call, worker.id)
             return
         if "options" in args:
-            learnt = self._freeze.learnt.by_number
+            learnt = self._freeze.learnt.known
             args = {"options": freeze_options(self._config, row.name, args["options"], None, learnt)}
         if row.adds:
             added = additions(self._config, self._handle)

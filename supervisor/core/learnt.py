@@ -4,23 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...agent.api.options import Edge
 from ...agent.api.records import Learnt, Mount
 from .transaction import Transaction
 from .turn import Turn
 
+MOST = 256  # edges; a plan takes no notice of those whose superblock is gone, but they stay here
+
 
 class Edges:
-    """On which others a file system lies, one of them at least: device numbers of superblocks, for the next plans."""
+    """On which others a file system lies, one of them at least: ids of superblocks, for the next plans."""
 
     def __init__(self) -> None:
-        self.by_number: dict[str, tuple[str, ...]] = {}
+        self._by_number: dict[str, Edge] = {}
 
-    def learn(self, turn: Turn, transaction: Transaction, mount: Mount, hosts: Sequence[Mount]) -> None:
-        """Take note that a file system lies on one of these, or, without any, that what was learnt of it is wrong."""
+    @property
+    def known(self) -> tuple[Edge, ...]:
+        """What the next plan is given."""
+        return tuple(self._by_number.values())
+
+    def learn(
+        self, turn: Turn, transaction: Transaction, mount: Mount, hosts: Sequence[Mount], ids: Sequence[str]
+    ) -> None:
+        """Take note that a file system lies on one of these, or, without any, that what was learnt of it is wrong.
+
+        `ids` are those of their superblocks, its own first.
+        """
+        before = self._by_number.pop(mount.device, None)
         if hosts:
             found = Learnt(mount.mountpoint, tuple(host.mountpoint for host in hosts))
-            self.by_number[mount.device] = tuple(host.device for host in hosts)
+            self._by_number[mount.device] = (ids[0], tuple(ids[1:]))
+            if len(self._by_number) > MOST:
+                del self._by_number[next(iter(self._by_number))]
             transaction.learnt.append(found)
             turn.log("notice", f"{mount.mountpoint} lies on one of: {', '.join(found.hosts)}")
-        elif self.by_number.pop(mount.device, None):
+        elif before and before[0] == ids[0]:
             turn.log("notice", f"{mount.mountpoint} does not lie on what an earlier freeze took it to lie on")

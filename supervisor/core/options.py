@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from ...agent.api import qemu
 from ...agent.api.errors import Code, Fault
 from ...agent.api.methods import Rpc
-from ...agent.api.options import Options, Rules
+from ...agent.api.options import Edge, Options, Rules
 from ...agent.worker.freeze import OWN_LIMIT_LATER
 from ..config import Config
 
 HELD_LATER = 60.0  # seconds after all limits of a freeze until a writer lets go by itself
-NOTHING: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 EXEC_GRACE = 10.0  # seconds that a program over its limit has between SIGTERM and SIGKILL
 
 
@@ -34,7 +31,7 @@ def freeze_options(
     method: str,
     given: dict[str, Any] | None,
     literal: list[str] | None = None,
-    learnt: Mapping[str, tuple[str, ...]] = NOTHING,
+    learnt: tuple[Edge, ...] = (),
 ) -> Options:
     """Return the options of a freeze; `literal` are the mount points of the QEMU protocol's freeze-list.
 
@@ -69,7 +66,7 @@ def freeze_options(
             given.get("include") or (),
             given.get("exclude") or (),
             None if literal is None else tuple(literal),
-            tuple(learnt.items()),
+            learnt,
         ),
         strict=strict,
         sync_limit=limit("sync_limit", config.sync_limit, config.sync_limit),

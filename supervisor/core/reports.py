@@ -98,10 +98,11 @@ class FreezeReports:
     def _receive_learnt(self, turn: Turn, worker: Worker, learnt: messages.Learnt) -> str:
         marks = self._freeze.current.ledger.marks
         wrong = [i for i in (learnt.mount, *learnt.hosts) if type(i) is not int or not 0 <= i < len(marks)]
-        if wrong or learnt.mount in learnt.hosts:
+        named = [one for one in learnt.ids if isinstance(one, str)]
+        if wrong or learnt.mount in learnt.hosts or len(named) != 1 + len(learnt.hosts):
             return f"Learnt of mount {learnt.mount}, on {learnt.hosts[:5]}, of {len(marks)}"
         hosts = [marks[index].mount for index in learnt.hosts]
-        self._freeze.learnt.learn(turn, self._freeze.current, marks[learnt.mount].mount, hosts)
+        self._freeze.learnt.learn(turn, self._freeze.current, marks[learnt.mount].mount, hosts, named)
         return ""
 
     def _receive_frozen(self, turn: Turn, worker: Worker, frozen: messages.Frozen) -> str:

@@ -197,6 +197,8 @@ class Driven:
                 self.expedited = False
             case steps.OpenCounters():
                 assert not self._tried, "opened while something may be frozen"
+            case steps.Identify(mounts):
+                return [f"{mount.device}@ext4{number}" for number, mount in enumerate(mounts, 7)]
             case steps.BecomeKeeper() | steps.LockMemory():
                 pass
         return None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from harness import linux
 from harness.daemon import Daemon
 from harness.filesystems import KINDS, LoopFs
 from harness.hidden import hidden_edge
@@ -150,27 +151,57 @@ def served(rig: Rig) -> Iterator[tuple[LoopFs, LoopFs]]:
         yield both
 
 
+def learn(daemon: Daemon, inner: LoopFs, *held: LoopFs) -> dict[str, Any]:
+    """Freeze and thaw until something is learnt of `inner`; return that."""
+    host = daemon.proxy()
+    while True:  # it may be frozen just before what it lies on is
+        inner.fill(1 << 20)
+        count = host.va.fsfreeze()
+        for fs in (inner, *held):
+            fs.assert_frozen()
+        assert host.va.fsthaw() == count
+        if learnt := daemon.wait_state("THAWED")["last"]["learnt"]:
+            (edge,) = learnt
+            return dict(edge)
+
+
+def notes_on(daemon: Daemon, fs: LoopFs) -> list[str]:
+    """Return what the plan says was learnt of a file system."""
+    notes = daemon.proxy().va.fsplan()["notes"]
+    return [note for note in notes if note.startswith(f"{fs} lies on one of: ") and note.endswith("(learnt)")]
+
+
 def test_what_a_file_system_lies_on_is_learnt(rig: Rig, served: tuple[LoopFs, LoopFs]) -> None:
     inner, outer = served
     other = rig.fs("ext4")
     daemon = rig.daemon([rig.everywhere], ["--patience", "0.3"])
     host = daemon.proxy()
-    learnt: list[dict[str, Any]] = []
-    while not learnt:  # it may be frozen just before what it lies on is
-        inner.fill(1 << 20)
-        assert host.va.fsfreeze() == 3
-        for fs in (inner, outer, other):
-            fs.assert_frozen()
-        assert host.va.fsthaw() == 3
-        learnt = daemon.wait_state("THAWED")["last"]["learnt"]
-    (edge,) = learnt
+    edge = learn(daemon, inner, outer, other)
     assert edge["mountpoint"] == str(inner)
     assert str(outer) in edge["hosts"]
-    plan = host.va.fsplan()
-    assert [note for note in plan["notes"] if note.startswith(f"{inner} lies on one of: ") and str(outer) in note]
+    (note,) = notes_on(daemon, inner)
+    assert str(outer) in note
     writer = rig.writer(other)
     writer.wait_moving()
     writer.reset()
     assert host.va.fsfreeze() == 3
     assert host.va.fsthaw() == 3
     assert daemon.wait_state("THAWED")["last"]["learnt"] == [], "in order from the beginning"
+
+
+def test_what_was_learnt_goes_with_the_superblock(rig: Rig, served: tuple[LoopFs, LoopFs]) -> None:
+    inner, _ = served
+    daemon = rig.daemon([rig.everywhere], ["--patience", "0.3"])
+    learn(daemon, inner)
+    assert notes_on(daemon, inner)
+    alias = inner.bind()
+    linux.umount(str(inner))
+    inner.path = alias
+    inner.aliases.clear()
+    assert notes_on(daemon, inner), "it is the same superblock, mounted elsewhere"
+    number = inner.number
+    inner.unmount()
+    assert notes_on(daemon, inner) == []
+    inner.mount()
+    assert inner.number == number, "another superblock of the same number"
+    assert notes_on(daemon, inner) == []

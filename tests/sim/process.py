@@ -309,6 +309,8 @@ class Process:
                 self._answer = messages.Progress(phase.value, number)
             case steps.ReadWritten():
                 self._answer = {f"loop{fs.index}": fs.written for fs in self.world.kernel.every}
+            case steps.Identify(mounts):
+                self._answer = [mount.device for mount in mounts]
             case steps.StopFreezing():
                 self._ending = True
             case steps.Alone():

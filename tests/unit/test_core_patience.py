@@ -12,6 +12,7 @@ from virtagent.agent.api.records import Learnt
 from virtagent.agent.api.states import FreezeState
 from virtagent.agent.worker import messages
 from virtagent.agent.worker.messages import Step
+from virtagent.supervisor.core.learnt import MOST
 
 STEPS = ("thawing", "thawed", "syncing", "synced", "freezing", "frozen")
 """The second life of a file system that did not have to stand still for a slow one."""
@@ -149,7 +150,9 @@ def test_one_that_was_too_slow_twice_is_an_overrun(drive: Drive) -> None:
 
 def test_what_is_learnt_is_told_and_given_to_the_next_plans(drive: Drive) -> None:
     _, worker = impatient(drive)
-    drive.report(worker, messages.Learnt(1, [0]), messages.Frozen(2, drive.now, drive.now + 60))
+    drive.report(
+        worker, messages.Learnt(1, [0], ["7:1@ext47", "7:0@ext48"]), messages.Frozen(2, drive.now, drive.now + 60)
+    )
     drive.ask("va.fsthaw")
     drive.thaws(worker)
     assert drive.logged("/srv/1 lies on one of: /srv/0")
@@ -158,12 +161,17 @@ def test_what_is_learnt_is_told_and_given_to_the_next_plans(drive: Drive) -> Non
     assert last.learnt == (Learnt("/srv/1", ("/srv/0",)),)
     for method in ("va.fsplan", "va.fsfreeze"):
         drive.ask(method)
-        assert drive.spawned[drive.newest].args["options"].rules.learnt == (("7:1", ("7:0",)),)
+        assert drive.spawned[drive.newest].args["options"].rules.learnt == (("7:1@ext47", ("7:0@ext48",)),)
 
 
 def test_what_has_proved_wrong_is_forgotten(drive: Drive) -> None:
     _, worker = impatient(drive)
-    drive.report(worker, messages.Learnt(1, [0]), messages.Learnt(1, []), messages.Learnt(0, []))
+    drive.report(
+        worker,
+        messages.Learnt(1, [0], ["7:1@ext47", "7:0@ext48"]),
+        messages.Learnt(1, [], ["7:1@ext47"]),
+        messages.Learnt(0, [], ["7:0@ext48"]),
+    )
     assert len(drive.logged("does not lie on")) == 1
     drive.die(worker)
     drive.compensates()
@@ -174,6 +182,34 @@ def test_what_has_proved_wrong_is_forgotten(drive: Drive) -> None:
 @pytest.mark.parametrize("learnt", [(2, [0]), (-1, [0]), (0, [2]), (0, [-1]), (0, [0]), (0, ["1"]), (0, [None])])
 def test_what_cannot_be_learnt_is_rubbish(drive: Drive, learnt: tuple[int, list[object]]) -> None:
     _, worker = impatient(drive)
-    drive.report(worker, messages.Learnt(*learnt))  # type: ignore[arg-type]
+    drive.report(worker, messages.Learnt(*learnt, ["7:0@ext48", "7:1@ext47"]))  # type: ignore[arg-type]
     assert drive.killed == {worker}
     settled(drive, worker, seconds=0)
+
+
+@pytest.mark.parametrize("ids", [[], ["7:0@"], ["7:0@", 1], ["7:0@", "7:1@", "7:2@"]])
+def test_ids_that_fit_nothing_are_rubbish(drive: Drive, ids: list[object]) -> None:
+    _, worker = impatient(drive)
+    drive.report(worker, messages.Learnt(0, [1], ids))  # type: ignore[arg-type]
+    assert drive.killed == {worker}
+    settled(drive, worker, seconds=0)
+
+
+def test_what_was_learnt_of_an_earlier_superblock_of_that_number_did_not_prove_wrong(drive: Drive) -> None:
+    _, worker = impatient(drive)
+    drive.report(worker, messages.Learnt(1, [0], ["7:1@ext47", "7:0@ext48"]), messages.Learnt(1, [], ["7:1@ext49"]))
+    assert drive.logged("does not lie on") == []
+    drive.die(worker)
+    drive.compensates()
+    drive.ask("va.fsfreeze")
+    assert drive.spawned[drive.newest].args["options"].rules.learnt == ()
+
+
+def test_no_more_is_kept_of_what_was_learnt_than_some_hundred_edges(drive: Drive) -> None:
+    _, worker = played(drive, "freezing", MOST + 9)
+    drive.report(worker, *(messages.Learnt(i, [0], [f"7:{i}@ext4{i}", "7:0@ext41"]) for i in range(1, MOST + 9)))
+    drive.die(worker)
+    drive.compensates()
+    drive.ask("va.fsfreeze")
+    learnt = drive.spawned[drive.newest].args["options"].rules.learnt
+    assert [own for own, _ in learnt] == [f"7:{i}@ext4{i}" for i in range(9, MOST + 9)], "the oldest were dropped"

@@ -39,6 +39,10 @@ def failed(plan: Plan = THREE, request: Any = None, **fields: Any) -> tuple[Driv
     return driven, found
 
 
+def learnt(index: int, hosts: list[int]) -> messages.Learnt:
+    return messages.Learnt(index, hosts, [f"7:{one}@ext4{at}" for at, one in enumerate((index, *hosts), 7)])
+
+
 def left_nothing(driven: Driven) -> None:
     assert not driven.frozen
     assert not driven.expedited
@@ -70,7 +74,7 @@ def test_a_slow_one_is_waited_for_with_the_others_running() -> None:
     ]
     assert standstills(driven, 1)[0] == 1
     assert driven.said(messages.Frozen) == [messages.Frozen(3, BEGIN + 5, 0)]
-    assert driven.said(messages.Learnt) == [messages.Learnt(0, [])], "it was slow by itself"
+    assert driven.said(messages.Learnt) == [learnt(0, [])], "it was slow by itself"
 
 
 @pytest.mark.parametrize("patience", [0.2, 3])
@@ -99,7 +103,7 @@ def test_each_that_was_slow_is_thawed_again_if_another_has_not_returned_a_second
     assert standstills(driven, 2)[0] == 1
     assert standstills(driven, 0)[0] == 6, "frozen after 5 s, thawed a second later"
     assert driven.states(1).count("frozen") == 1
-    assert driven.said(messages.Learnt) == [messages.Learnt(0, []), messages.Learnt(1, [])]
+    assert driven.said(messages.Learnt) == [learnt(0, []), learnt(1, [])]
 
 
 def test_what_lies_on_the_slow_one_stays_frozen_with_it() -> None:
@@ -193,7 +197,7 @@ def test_someone_else_thaws_one_meanwhile_and_it_is_frozen_again() -> None:
 
 def test_what_a_slow_one_lies_on_is_learnt() -> None:
     driven = frozen(lasts={(0, FREEZE): [0.01]}, hangs_on={0: {2}})
-    assert driven.said(messages.Learnt) == [messages.Learnt(0, [1, 2])]
+    assert driven.said(messages.Learnt) == [learnt(0, [1, 2])]
     freezes = [name for name in driven.names() if name.startswith("FIFREEZE")]
     assert freezes[-2:] == ["FIFREEZE 1", "FIFREEZE 2"]
     assert [name for name in driven.names() if name.startswith("FITHAW")][-3:] == ["FITHAW 1", "FITHAW 2", "FITHAW 0"]
@@ -202,7 +206,7 @@ def test_what_a_slow_one_lies_on_is_learnt() -> None:
 
 def test_what_returns_long_after_a_thaw_lies_on_nothing_that_was_thawed() -> None:
     driven = frozen(lasts={(0, FREEZE): [1.2]})
-    assert driven.said(messages.Learnt) == [messages.Learnt(0, [])]
+    assert driven.said(messages.Learnt) == [learnt(0, [])]
 
 
 def test_an_edge_that_would_close_a_circle_is_not_learnt() -> None:

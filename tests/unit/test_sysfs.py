@@ -291,3 +291,56 @@ def test_a_loop_device_whose_file_is_behind_a_server_is_not_asked(monkeypatch: p
     )
     assert sorted(asked) == ["loop0", "loop3"]
     assert found == {"loop0": Backing("8:1"), "loop3": Backing("8:1")}
+
+
+# Superblocks that have the same number one after another
+
+
+def born(root: Path, folder: str) -> str:
+    """Make a folder in sysfs anew, as the kernel does at each mount; return its number."""
+    path = root / "fs" / folder
+    path.mkdir(parents=True)
+    return f"{path.parent.name}{path.stat().st_ino}"
+
+
+@pytest.mark.parametrize(("fstype", "family"), [("ext4", "ext4"), ("ext3", "ext4"), ("xfs", "xfs"), ("f2fs", "f2fs")])
+def test_a_superblock_is_known_by_its_own_folder(add: Add, tmp_path: Path, fstype: str, family: str) -> None:
+    add("loop0", "7:0", diskseq="4\n")
+    number = born(tmp_path, f"{family}/loop0")
+    assert sysfs.superblock_id("7:0", fstype, "/dev/loop0", str(tmp_path)) == f"7:0@{number}"
+    (tmp_path / family).mkdir()
+    (tmp_path / "fs" / family / "loop0").rename(tmp_path / family / "before")  # its inode stays taken
+    assert sysfs.superblock_id("7:0", fstype, "/dev/loop0", str(tmp_path)) == "7:0@4"
+    again = born(tmp_path, f"{family}/loop0")
+    assert again != number
+    assert sysfs.superblock_id("7:0", fstype, "/dev/loop0", str(tmp_path)) == f"7:0@{again}"
+
+
+def test_a_btrfs_is_known_by_the_folder_of_its_pool(tmp_path: Path) -> None:
+    for uuid, member in (("a", "loop1"), ("b", "loop2")):
+        (tmp_path / f"fs/btrfs/{uuid}/devices" / member).mkdir(parents=True)
+    number = (tmp_path / "fs/btrfs/b").stat().st_ino
+    assert sysfs.superblock_id("0:47", "btrfs", "/dev/loop2", str(tmp_path)) == f"0:47@btrfs{number}"
+    for source in ("/dev/loop3", "loop2", "none", ""):
+        assert sysfs.superblock_id("0:47", "btrfs", source, str(tmp_path)) == "0:47@"
+    assert sysfs.superblock_id("0:47", "bcachefs", "/dev/loop2", str(tmp_path)) == "0:47@"
+
+
+def test_other_types_are_known_by_their_disk(add: Add, tmp_path: Path) -> None:
+    add("loop0", "7:0", diskseq="17\n")
+    add("loop0/loop0p1", "259:0", partition="1\n")
+    for number in ("7:0", "259:0"):
+        assert sysfs.superblock_id(number, "jfs", "/dev/x", str(tmp_path)) == f"{number}@17"
+    assert sysfs.superblock_id("7:9", "jfs", "/dev/x", str(tmp_path)) == "7:9@"
+
+
+def test_a_superblock_of_which_nothing_can_be_read_is_none_that_is_known(
+    add: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("loop0", "7:0")
+
+    def refuse(*_: Any) -> str:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(sysfs, "read_text", refuse)
+    assert sysfs.superblock_id("7:0", "jfs", "/dev/loop0", str(tmp_path)) == "7:0@"
