@@ -1,9 +1,9 @@
 """The machine of a freeze: what hosts, workers, deadlines and deaths do to it. Pure.
 
 It is the only owner of the state, the outcome, the calls that wait, and the end of the hold; what may be frozen is in
-its ledger (ledger.py). Everything that happens is an event. `take` looks up the pair of state and event in FREEZE_TABLE
-(agent/api/states.py), takes over the row's outcome and fault if this is the first cause that ends the freeze, enters
-the row's state, and calls the row's action, a method `_do_...` here. A handler only says which event it is.
+its ledger (ledger.py). Everything that happens is an event. `take` (machine.py) looks up the pair of state and event in
+FREEZE_TABLE (agent/api/states.py), takes over the row's outcome and fault if this is the first cause that ends the
+freeze, enters the row's state, and calls the row's action, a method `_do_...` here. A handler only says which event.
 
 Whatever ends a freeze leads to THAWINPROGRESS. There the action of every change is `advance`, which does the next
 possible thing, until nothing may be frozen any more; then the state is THAWED.
@@ -12,26 +12,19 @@ possible thing, until nothing may be frozen any more; then the state is THAWED.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from ...agent.api.errors import Code, Fault
 from ...agent.api.methods import RPCS
 from ...agent.api.options import Options
-from ...agent.api.states import (
-    FREEZE_TABLE,
-    FreezeEvent,
-    FreezeState,
-    Outcome,
-    Phase,
-    WorkerEvent,
-    freeze_row,
-)
+from ...agent.api.states import FreezeEvent, Outcome, Phase, WorkerEvent
 from ...agent.worker import messages
 from .compensation import Compensation
 from .events import JournalFound, KeepFreeze, Lifeline
 from .history import History
 from .learnt import Edges
 from .ledger import Ledger
+from .machine import NOTHING_FROZEN, Cause, Machine
 from .news import News
 from .pending import DEFERRED, Call, Deferred, Pending
 from .recovery import adopted, told_of, why_not
@@ -41,37 +34,22 @@ from .workers import Worker, Workers, while_clause
 from .writers import BAD, GOOD, Writers
 
 REACT_GRACE = 2.0  # seconds until the keeper must have said that it thaws; then it is considered stopped
-NOTHING_FROZEN = "nothing was frozen"
 
 
-class Cause(NamedTuple):
-    """What a row's action gets: why the event happened, the fault for a host, the report that brought it if one did."""
+class Freeze(Machine):
+    """What is done about each event.
 
-    why: str
-    fault: Fault
-    report: messages.Report | None
-
-
-class Freeze:
-    """The freeze state, and the transaction that is in progress or was the last one.
-
-    `news` is what hosts that thaw are told, `error` the reason of an ERROR, `changes` a count of changes. `releasing`:
-    nothing is frozen, and the writers are let go before that is told. `on_settled` is called when the freeze is thawed,
-    or cannot be thawed for now.
+    `news` is what hosts that thaw are told. `releasing`: nothing is frozen, and the writers are let go before that is
+    told. `on_settled` is called when the freeze is thawed, or cannot be thawed for now.
     """
 
     def __init__(
         self, workers: Workers, pending: Pending, writers: Writers, on_settled: Callable[[Turn], None], last_id: int
     ) -> None:
+        super().__init__(pending)
         self._workers = workers
-        self._pending = pending
         self._writers = writers
         self._on_settled = on_settled
-        self.state = FreezeState.THAWED
-        self.since = 0.0
-        self.error = ""
-        self.changes = 0
-        self.transaction: Transaction | None = None
         self.history = History()
         self.news = News(pending, self._keep_news)
         self.releasing = self._ends = False
@@ -85,75 +63,6 @@ class Freeze:
         self.news.configure(news_limit)
         self._hold_max, self.thaw_limit = hold_max, thaw_limit
         self._undo.configure(thaw_limit)
-
-    # -- the one setter
-
-    def take(
-        self,
-        turn: Turn,
-        event: FreezeEvent,
-        why: str = "",
-        *,
-        where: str = "",
-        code: Code = Code.INTERNAL,
-        report: messages.Report | None = None,
-    ) -> None:
-        """Take `event`: its row gives outcome, state and action. Raises Unlisted, which is a defect here."""
-        row = freeze_row(self.state, event)
-        transaction = self.transaction
-        text = row.text.format(id=transaction.id if transaction else 0, why=why, where=where)
-        if self._nothing_frozen and (row.state, FreezeEvent.SETTLED) in FREEZE_TABLE:
-            end = freeze_row(self.state, FreezeEvent.CALLED_OFF)
-            row = row._replace(state=end.state, action=end.action)
-            text = text if NOTHING_FROZEN in text else f"{text}; {NOTHING_FROZEN}"
-        fault = Fault(row.code or code, text)
-        if row.outcome is not None and transaction is not None and transaction.outcome is Outcome.THAWED:
-            transaction.outcome, transaction.fault = row.outcome, fault
-        if row.state is not self.state:
-            self._enter(turn, row.state, fault.text)
-        self._ACTIONS[row.action](self, turn, Cause(why, fault, report))
-
-    def _enter(self, turn: Turn, state: FreezeState, why: str) -> None:
-        old, self.state = self.state, state
-        self.since = turn.now
-        self.changes += 1
-        failed = self.expects(FreezeEvent.RETRY)
-        self.error = why if failed else ""
-        turn.log("err" if failed else "notice", f"{old.name} -> {state.name}: {why}")
-        transaction = self.transaction
-        if transaction is not None and not transaction.held_until and self.expects(FreezeEvent.SETTLED):
-            for number, fault in transaction.end_hold(turn.now):
-                self._pending.answer(turn, number, fault)
-
-    def count_change(self) -> None:
-        """Count a change that shows in the status record, but not in the state."""
-        self.changes += 1
-
-    def expects(self, event: FreezeEvent) -> bool:
-        """Return whether the table has a row for `event` in the present state."""
-        return (self.state, event) in FREEZE_TABLE
-
-    @property
-    def thawed(self) -> bool:
-        """Whether nothing may be frozen."""
-        return self.expects(FreezeEvent.ADMITTED)
-
-    # -- the present situation
-
-    @property
-    def _nothing_frozen(self) -> bool:
-        """Whether a freeze is under way whose worker was not told to proceed: it has frozen nothing, and will not."""
-        return self.expects(FreezeEvent.CALLED_OFF) and not self.current.may_have_frozen
-
-    @property
-    def under_way(self) -> bool:
-        """Whether a freeze is in progress, and not stuck in ERROR."""
-        return not self.thawed and not self.expects(FreezeEvent.RETRY)
-
-    @property
-    def hold_ends(self) -> float:
-        """The second of the loop's clock at which the hold ends; 0 if nothing is held, or there is no limit."""
-        return self.current.hold_ends if self.expects(FreezeEvent.HOLD_ASKED) else 0.0
 
     # -- what hosts ask
 
@@ -265,6 +174,10 @@ class Freeze:
         self.changed(turn)
 
     # -- actions of the table's rows
+
+    def act(self, turn: Turn, action: str, cause: Cause) -> None:
+        """Call the action of a row by its name."""
+        self._ACTIONS[action](self, turn, cause)
 
     def _do_nothing(self, turn: Turn, cause: Cause) -> None:
         pass
@@ -429,9 +342,3 @@ class Freeze:
         """Kill a worker of this freeze whose limit has passed, and compensate."""
         self._workers.kill(turn, worker, WorkerEvent.LIMIT, f": {why}")
         self.killed(turn, worker)
-
-    @property
-    def current(self) -> Transaction:
-        """The transaction that is in progress or was the last one; there must be one."""
-        assert self.transaction is not None
-        return self.transaction
