@@ -140,7 +140,7 @@ class AsyncAgentGroup:
 
         await self._together("connect", connect)
         await self._together("sync", lambda n: self._agents[n].carry_out(wanted.sync()))
-        return _report(await self._freeze(holdings, within), holdings)
+        return report(await self._freeze(holdings, within), holdings)
 
     async def _freeze(self, holdings: list[Holding], within: float) -> list[Freeze]:
         try:
@@ -216,13 +216,14 @@ async def _cancelled(tasks: Sequence[asyncio.Future[Any]]) -> None:
         raise interrupted
 
 
-def _report(freezes: list[Freeze], holdings: list[Holding]) -> GroupFreeze:
+def report(freezes: Sequence[Freeze], holdings: Sequence[Holding]) -> GroupFreeze:
+    """Return the freeze of all guests, each of which is frozen."""
     begun = [holding.begun for holding in holdings]
-    begun = [holding.begun_by_agent for holding in holdings]
+    by_agents = [holding.begun_by_agent for holding in holdings]
     return GroupFreeze(
         {holding.url: freeze for holding, freeze in zip(holdings, freezes, strict=True)},
         skew=max(begun) - min(begun),
-        skew_by_agents=max(begun) - min(begun) if min(begun) >= 0 else -1,
+        skew_by_agents=max(by_agents) - min(by_agents) if min(by_agents) >= 0 else -1,
     )
 
 

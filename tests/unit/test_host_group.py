@@ -13,8 +13,18 @@ from typing import Any
 import pytest
 from fakes.many_agents import ManyAgents
 from virtagent.agent.api.errors import Code, Fault
-from virtagent.host import AgentGroup, AsyncAgentGroup, FreezeBroken, GroupFailed, TimedOut, Unreachable, cli
-from virtagent.host.holding import notes
+from virtagent.agent.api.records import Status
+from virtagent.host import (
+    AgentGroup,
+    AsyncAgentGroup,
+    FreezeBroken,
+    GroupFailed,
+    TimedOut,
+    Unreachable,
+    cli,
+    group,
+)
+from virtagent.host.holding import Freeze, Holding, Wanted, notes
 
 
 def test_two_hundred_guests_and_no_thread_a_guest(tmp_path: Path) -> None:
@@ -204,3 +214,15 @@ def test_a_task_that_is_cancelled_thaws_all(tmp_path: Path) -> None:
 def test_a_group_that_is_none(urls: list[str]) -> None:
     with pytest.raises(ValueError, match=r"group|twice|no agent's URL"):
         AgentGroup(urls)
+
+
+def test_the_skew_is_the_hosts_and_that_of_the_agents_is_theirs() -> None:
+    holdings = [Holding(f"unix:/{n}", Wanted()) for n in range(2)]
+    freezes = [Freeze(1, n, (), 0, 60, Status("FROZEN", 2, 1)) for n in range(2)]
+    for holding, begun, by_agent in zip(holdings, (10.0, 10.5), (7.0, 7.25), strict=True):
+        holding.begun, holding.begun_by_agent = begun, by_agent
+    found = group.report(freezes, holdings)
+    assert (found.skew, found.skew_by_agents) == (0.5, 0.25)
+    holdings[0].begun_by_agent = -1.0  # as of a stock qemu-ga
+    found = group.report(freezes, holdings)
+    assert (found.skew, found.skew_by_agents) == (0.5, -1)
