@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from .group import AgentGroup, AsyncAgentGroup, GroupFreeze
+    from .guest_status import GuestStatus
     from .holding import Freeze
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "FreezeBroken",
     "GroupFailed",
     "GroupFreeze",
+    "GuestStatus",
     "HostError",
     "Last",
     "Lost",
@@ -73,6 +75,7 @@ _WHERE = {
     "Fault": "..agent.api.errors",
     "Freeze": ".holding",
     "GroupFreeze": ".group",
+    "GuestStatus": ".guest_status",
     "VirtagentError": "..agent.api.errors",
 }
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .calls import Call, Texts
 from .connection import CHUNK, Connection, drive_async, left_until
 from .errors import FreezeBroken
+from .following import Following
 from .holding import CallOnOwnConnection, Freeze, Holding, Options, Pause, Script, Wanted, note
 from .methods import Methods
 from .transports import Endpoint, refused
@@ -74,21 +75,26 @@ class AsyncAgent(Methods):
     async def frozen(
         self, include: Texts = (), exclude: Texts = (), **options: Unpack[Options]
     ) -> AsyncIterator[Freeze]:
-        """Hold the guest frozen while the block runs: see `Agent.frozen`. A task extends the hold."""
+        """Hold the guest frozen while the block runs: see `Agent.frozen`. Tasks extend the hold and call `progress`."""
         wanted = Wanted(include, exclude, **options)
         holding = Holding(self.url, wanted)
-        freeze = await self.play(holding.begin())
-        extender = asyncio.ensure_future(self.extend(holding)) if wanted.extend else None
-        try:
-            yield freeze
-        except BaseException as error:
+        async with Following([AsyncAgent(self.url, **self._options)], wanted.progress) as following:
+            freeze = await self.play(holding.begin())
+            following.add(self.url, freeze.status)
+            extender = asyncio.ensure_future(self.extend(holding)) if wanted.extend else None
             try:
+                yield freeze
+            except BaseException as error:
+                try:
+                    await self._end(holding, extender)
+                except FreezeBroken as broken:
+                    note(error, broken)
+                raise
+            else:
                 await self._end(holding, extender)
-            except FreezeBroken as broken:
-                note(error, broken)
-            raise
-        else:
-            await self._end(holding, extender)
+            finally:
+                following.add(self.url, freeze.ended)
+                freeze.not_followed = following.failed.get(self.url, "")
 
     async def _end(self, holding: Holding, extender: asyncio.Future[None] | None) -> None:
         if extender is not None:

@@ -23,6 +23,7 @@ from .transports import Endpoint, connect
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .following import FollowingThread
     from .libvirt_domain import Domain
 
 T = TypeVar("T")
@@ -69,31 +70,47 @@ class Agent(Methods):
         FreezeBroken, if it could not be told to thaw. If the block raises an exception, that is raised instead, with
         the other as a note. Options: `strict`, and in seconds `sync_limit`, `freeze_limit`, `hold` as the agent has
         them; `extend`: a thread with a connection of its own extends the hold while the block runs; `thaw_wait`: for
-        how many seconds to try the thaw.
+        how many seconds to try the thaw; `progress`: a callable that another such thread calls with each status record
+        from before the freeze until after the thaw.
         """
         wanted = Wanted(include, exclude, **options)
         holding = Holding(self.url, wanted)
+        freeze: Freeze | None = None
         stop = threading.Event()
         extender = threading.Thread(target=self._extend, args=(holding, stop), daemon=True, name="virtagent hold")
-        try:
-            freeze = self.play(holding.begin())
-            if wanted.extend:
-                extender.start()
-            yield freeze
-        except BaseException as error:
-            stop.set()
-            if holding.frozen:
-                try:
-                    self.play(holding.end())
-                except FreezeBroken as broken:
-                    note(error, broken)
-            raise
-        else:
-            stop.set()
-            self.play(holding.end())
-        finally:
-            if extender.ident is not None:
-                extender.join()
+        with self._following(wanted) as following:
+            try:
+                freeze = self.play(holding.begin())
+                if wanted.extend:
+                    extender.start()
+                if following is not None:
+                    following.add(self.url, freeze.status)
+                yield freeze
+            except BaseException as error:
+                stop.set()
+                if holding.frozen:
+                    try:
+                        self.play(holding.end())
+                    except FreezeBroken as broken:
+                        note(error, broken)
+                raise
+            else:
+                stop.set()
+                self.play(holding.end())
+            finally:
+                if extender.ident is not None:
+                    extender.join()
+                if following is not None and freeze is not None:
+                    following.add(self.url, freeze.ended)
+                    freeze.not_followed = following.failed.get(self.url, "")
+
+    def _following(self, wanted: Wanted) -> contextlib.AbstractContextManager[FollowingThread | None]:
+        if wanted.progress is None:
+            return contextlib.nullcontext()
+        from .aio import AsyncAgent  # asyncio takes long
+        from .following import FollowingThread
+
+        return FollowingThread([AsyncAgent(self.url, **self._options)], wanted.progress)
 
     def play(self, script: Script[T]) -> T:
         """Run a script of `holding`."""

@@ -20,6 +20,7 @@ from ..agent.api.errors import Fault, VirtagentError
 from .aio import AsyncAgent
 from .calls import Texts, texts
 from .errors import FreezeBroken, GroupFailed, NotThawed
+from .following import Following
 from .holding import INTERRUPTS, Freeze, Holding, Options, Wanted, note, notes
 from .methods import AgentOptions
 
@@ -68,7 +69,7 @@ class AsyncAgentGroup:
             raise ValueError("a group of no agents; name one at least")
         refuse_twice(self.urls)
         self._agents = [AsyncAgent(url, **options) for url in self.urls]
-        self._connects = connects
+        self._connects, self._options = connects, options
 
     @contextlib.asynccontextmanager
     async def frozen(
@@ -83,13 +84,18 @@ class AsyncAgentGroup:
 
         Raises GroupFailed if a guest cannot be synced, or not all can be frozen within `freeze_wait` seconds; then all
         are thawed, and it names those of which that is not known. Raises FreezeBroken after the block if a guest was
-        not held frozen all the time. The rest is as in `Agent.frozen`.
+        not held frozen all the time. The rest is as in `Agent.frozen`; each record that `progress` gets has the `url`
+        of its guest.
         """
         wanted = Wanted(include, exclude, **options)
         holdings = [Holding(url, wanted) for url in self.urls]
         extenders: list[asyncio.Future[None]] = []
+        following = self._following(wanted)
+        await following.begin()
         try:
             group = await self._begin(wanted, holdings, freeze_wait)
+            for url, one in group.guests.items():
+                following.add(url, one.status)
             if wanted.extend:
                 extenders = [
                     asyncio.ensure_future(agent.extend(holding, apart=False))
@@ -105,8 +111,13 @@ class AsyncAgentGroup:
                 raise
             else:
                 await self._end(group, holdings, extenders)
+            finally:
+                for url, one in group.guests.items():
+                    following.add(url, one.ended)
+                    one.not_followed = following.failed.get(url, "")
         finally:
             await _cancelled(extenders)
+            await following.end()
             for agent in self._agents:
                 agent.close()
 
@@ -123,11 +134,21 @@ class AsyncAgentGroup:
         Raises GroupFailed as `frozen` does, and then all are thawed.
         """
         wanted = Wanted(include, exclude, **options)
+        following = self._following(wanted)
+        await following.begin()
         try:
-            return await self._begin(wanted, [Holding(url, wanted) for url in self.urls], freeze_wait)
+            group = await self._begin(wanted, [Holding(url, wanted) for url in self.urls], freeze_wait)
+            for url, one in group.guests.items():
+                following.add(url, one.status)
+            return group
         finally:
+            await following.end()
             for agent in self._agents:
                 agent.close()
+
+    def _following(self, wanted: Wanted) -> Following:
+        watching = [AsyncAgent(url, **self._options) for url in self.urls] if wanted.progress else []
+        return Following(watching, wanted.progress)
 
     async def _begin(self, wanted: Wanted, holdings: list[Holding], within: float) -> GroupFreeze:
         """Connect to all, sync all, and when all are flushed freeze all."""

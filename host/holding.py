@@ -7,16 +7,18 @@ answer to freeze. A freeze that is not known to be good counts as broken.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar
 
 from ..agent.api.errors import Code, Fault
-from ..agent.api.records import Status
+from ..agent.api.records import Last, Status
 from . import calls
 from .calls import Call, Texts
 from .errors import BadReply, FreezeBroken, HostError, Lost, NothingFrozen, NotThawed, TimedOut, Unsendable, Unsupported
+from .guest_status import Tell
 
 T = TypeVar("T")
 
@@ -55,6 +57,7 @@ class Options(TypedDict, total=False):
     sync_limit: float | None
     freeze_limit: float | None
     thaw_wait: float
+    progress: Tell | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class Wanted:
     """What to freeze and how. Times are in seconds.
 
     `hold` is the hold limit, None for the agent's own; `extend`: extend it; `thaw_wait` is how long to try the thaw.
+    `progress` is called with each status record from before the freeze until after the thaw.
     """
 
     include: Texts = ()
@@ -72,6 +76,7 @@ class Wanted:
     sync_limit: float | None = None
     freeze_limit: float | None = None
     thaw_wait: float = calls.THAW_WAIT
+    progress: Tell | None = None
 
     def __post_init__(self) -> None:
         """Take the selectors now, so that each call has the same; raise TypeError if one is no string."""
@@ -100,8 +105,9 @@ class Freeze:
 
     `frozen_at` is when the host learned of it (seconds since the epoch), `hold_seconds` how long it was to be held
     then, or when the hold was extended last.
-    `not_extended` is why the last try to extend the hold failed. After the block, `broken` says why a snapshot that was
-    taken in it is worthless; None if it is good.
+    `not_extended` is why the last try to extend the hold failed, `not_followed` why `progress` was not told (any more).
+    After the block, `ended` is the record after the thaw, None if it is not known, and `broken` says why a snapshot
+    that was taken in it is worthless; None if it is good.
     """
 
     count: int
@@ -113,6 +119,8 @@ class Freeze:
     held_seconds: float = -1
     broken: FreezeBroken | None = None
     not_extended: str = ""
+    not_followed: str = ""
+    ended: Status | None = None
     _since: float = field(default_factory=time.monotonic, repr=False)
 
     @property
@@ -121,6 +129,11 @@ class Freeze:
         if self.hold_seconds < 0:
             return -1.0
         return max(0.0, self.hold_seconds - (time.monotonic() - self._since))
+
+    @property
+    def last(self) -> Last | None:
+        """How it ended, as the agent says; None if that is not known."""
+        return self.ended.last if self.ended else None
 
     def extended(self, seconds: float) -> None:
         """Take note that the freeze is held for so many seconds from now."""
@@ -203,16 +216,21 @@ class Holding:
                 yield from self._check(freeze)
         except FreezeBroken as broken:
             freeze.broken = broken
+            why = broken.__cause__
+            if isinstance(why, Fault) and why.code is Code.FREEZE_BROKEN and not freeze.status.stock:
+                with contextlib.suppress(Fault, HostError):  # it answers, and knows more of what broke the freeze
+                    freeze.ended = yield calls.status()
             raise
         freeze.broken = None
 
     def _check(self, freeze: Freeze) -> Script[None]:
         try:
-            last = (yield calls.status()).last
+            freeze.ended = yield calls.status()
         except (Fault, HostError) as error:
             raise FreezeBroken(
                 f"{self.url}: how the freeze ended is not known ({error}); throw the snapshot away"
             ) from error
+        last = freeze.last
         if last is None or last.freeze_id != freeze.freeze_id or not last.held_continuously:
             how = f"{last.freeze_id} {last.outcome} {last.error}".strip() if last else "none"
             raise FreezeBroken(
