@@ -33,7 +33,7 @@ from . import kernel, messages, rcu, steps, sysfs
 from .open_fs import FileSystemOpener, SuperblockGone
 from .progress import WritebackMeter
 from .steps import Event, Gone, Operation, Result, Script, Step, Taken, Timeout, Told
-from .written import WriteCounters
+from .written import WriteCounters, flush_others
 
 if TYPE_CHECKING:
     from .context import Worker
@@ -140,6 +140,8 @@ class MountThread:
             raise OSError(errno.ECANCELED, "given up")
         result.failed = ""
         _CALLS[result.operation](self._fd)
+        if result.operation is Operation.SYNC:
+            flush_others(self._mount)
 
 
 class WorkerLoop:

@@ -7,6 +7,7 @@ the file system is frozen.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import resource
@@ -53,6 +54,21 @@ class WriteCounters:
             except (OSError, IndexError, ValueError):
                 continue  # it vanished
         return found
+
+
+def flush_others(mount: Mount) -> None:
+    """Write what programs have written to the other devices of a file system, past it; this blocks on their disks.
+
+    syncfs and FIFREEZE do that for the first device only. On an external journal it would be written while frozen.
+    """
+    for name in mount.devices if len(mount.devices) > 1 else ():
+        # What is refused here is no error of the file system, and only the evidence may suffer.
+        with contextlib.suppress(OSError):
+            fd = os.open(f"/dev/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
 
 def _open(folder: str) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from harness import linux
 from harness.daemon import Daemon
-from harness.filesystems import KINDS, MIB
+from harness.filesystems import KINDS, MIB, LoopFs
 from harness.rig import Rig
 from virtagent.agent.api.errors import Code
 
@@ -87,6 +87,63 @@ def test_a_member_of_a_btrfs_is_its_own_device(rig: Rig) -> None:
         fs.thaw()
         fs.unmount()
         os.close(fd)
+
+
+class LogElsewhere(LoopFs):
+    """An ext4 whose journal, or an xfs whose log, is on a device of its own; that goes with it."""
+
+    def __init__(self, rig: Rig, kind: str) -> None:
+        image = rig.area.fresh(f"log-{kind}")
+        with open(image, "wb") as file:
+            file.truncate(64 * MIB)
+        self.log, self._log_fd = linux.attach_loop(image)
+        options = ["-b", "4096", "-J", f"device={self.log}"] if kind == "ext4" else ["-l", f"logdev={self.log}"]
+        if kind == "ext4":
+            make = ["mke2fs", "-q", "-O", "journal_dev", "-b", "4096", self.log]
+            subprocess.run(make, check=True, capture_output=True, timeout=20, cwd="/")
+        super().__init__(rig.area, kind, options=options)
+        rig.filesystems.append(self)
+
+    def mount(self) -> None:
+        data = "" if self.kind == "ext4" else f"logdev={self.log}"
+        linux.mount(self.device, str(self.path), self.kind, data=data)
+
+    def detach(self) -> None:
+        super().detach()
+        os.close(self._log_fd)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_a_journal_or_log_elsewhere_is_its_own_device(rig: Rig, kind: str) -> None:
+    fs, other = LogElsewhere(rig, kind), rig.fs("ext4")
+    daemon = rig.daemon([fs])
+    (mount,) = daemon.proxy().va.fsplan()["mounts"]
+    assert {f"/dev/{name}" for name in mount["devices"]} == {fs.device, fs.log}
+    for _ in range(3):
+        fs.fill(MIB)
+        assert daemon.proxy().va.fsfreeze() == 1
+        other.fill(MIB)
+        os.sync()
+        assert evidence(daemon) == 0, "nothing is written to it while it is frozen"
+    daemon.proxy().va.fsfreeze()
+    with open(fs.log, "r+b", buffering=0) as raw:
+        raw.seek(32 * MIB)
+        block = raw.read(4096)
+        raw.seek(32 * MIB)
+        raw.write(block)
+        os.fsync(raw.fileno())
+    words = broken(daemon)
+    assert f"4 KiB were written to {fs.log} while frozen" in words
+    assert fs.device not in words.replace(fs.log, "")
+    assert daemon.wait_state("THAWED")["last"]["written_while_frozen"] == 4096
+    daemon.proxy().va.fsfreeze()
+    assert fs.thaw() == "ok"
+    (fs.path / "name").touch()
+    written(fs.path / "meanwhile", 4096)
+    assert fs.freeze() == "ok"
+    words = broken(daemon)
+    for device in (fs.device, fs.log):
+        assert f"to {device}" in words
 
 
 def test_reads_writes_elsewhere_and_a_longer_hold_are_no_writes(rig: Rig) -> None:

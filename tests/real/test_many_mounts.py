@@ -20,6 +20,7 @@ from harness.terminal import CTL
 
 SMALL = 256 << 10
 PING_P99 = 0.005  # seconds
+EVERY = 0.002  # seconds from ping to ping: as many in each stretch of time, so that slow stretches weigh
 COMMANDS = (["plan"], ["freeze"], ["status"], ["thaw"], ["snapshot", "--", "true"])
 
 pytestmark = pytest.mark.timeout(180)
@@ -101,7 +102,7 @@ def pings_while_commands_run(daemon: Daemon) -> list[float]:
             sock.sendall(b'{"execute":"guest-ping"}\n')
             assert sock.recv(4096) == b'{"return": {}}\n'
             took.append(time.monotonic() - begun)
-            time.sleep(max(0.0, 0.002 - took[-1]))  # as many pings in each millisecond, so that slow ones weigh
+            thread.join(max(0.0, EVERY - took[-1]))  # until the next ping is due, or all commands have ended
         thread.join()
     assert failed == []
     return sorted(took)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from virtagent.agent.worker.freeze import FreezeScript
 from virtagent.agent.worker.mountinfo import MountInfo
 from virtagent.agent.worker.plan import BlockDevice, build_plan
 from virtagent.agent.worker.steps import Gone, Operation, Told
-from virtagent.agent.worker.written import WriteCounters
+from virtagent.agent.worker.written import WriteCounters, flush_others
 
 GO = [(0.0, Told(messages.Proceed())), (5.0, Told(messages.Thaw()))]
 TWO = plan_of((), ())
@@ -436,3 +437,21 @@ def test_a_swap_file_that_cannot_be_placed(monkeypatch: pytest.MonkeyPatch, path
 @pytest.mark.parametrize(("number", "words"), [(512, "512 bytes"), (48 << 10, "48 KiB"), (3 << 19, "1.5 MiB")])
 def test_sizes(number: int, words: str) -> None:
     assert size(number) == words
+
+
+def test_only_what_syncfs_does_not_flush_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+
+    def fsync(fd: int) -> None:
+        flushed.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+        raise OSError(errno.EIO, "which is no error of the file system")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    names = tuple(f"..{tmp_path}/{name}" for name in ("own", "gone", "journal"))
+    for name in ("own", "journal"):
+        (tmp_path / name).touch()
+    flush_others(Mount("/srv", devices=names))
+    assert flushed == ["own", "journal"]
+    flush_others(Mount("/srv", devices=names[:1]))
+    flush_others(Mount("/srv"))
+    assert flushed == ["own", "journal"], "syncfs does that"
