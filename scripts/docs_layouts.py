@@ -225,6 +225,95 @@ ROWS = (
             ),
         ),
     ),
+    (
+        "What is slow, or busy (patience)",
+        (
+            (
+                "a disk that does not answer while the others are frozen",
+                "after 1 s the others are thawed, and wait for it running; then all are frozen together",
+                REAL + "test_patience.py",
+                "test_a_stalled_disk_makes_no_other_stand_still",
+            ),
+            (
+                "the same, until the freeze limit",
+                "the freeze fails and names it; the others are thawed after 1 s and run",
+                REAL + "test_patience.py",
+                "test_a_stalled_disk_is_given_up_at_the_freeze_limit_with_the_others_running",
+            ),
+            (
+                "frozen by someone else for less than 2 s (busy-wait)",
+                "frozen; it is tried again until then",
+                REAL + "test_patience.py",
+                "test_what_someone_else_has_frozen_for_a_moment_is_frozen_after_that",
+            ),
+            (
+                "frozen by someone else for longer",
+                "never thawed by the agent; the freeze fails, with `partial` it is left out as `busy`",
+                REAL + "test_patience.py",
+                "test_what_stays_frozen_by_someone_else_is_never_thawed",
+            ),
+            (
+                "an image that lies on another file system in a way that no device number tells",
+                "what it lies on is learnt by the times of the thaws; the next freezes have it in order",
+                REAL + "test_patience.py",
+                "test_what_a_file_system_lies_on_is_learnt",
+            ),
+            (
+                "another file system, mounted later under the number of one of which that was learnt",
+                "what was learnt is gone with the first one",
+                REAL + "test_patience.py",
+                "test_what_was_learnt_goes_with_the_superblock",
+            ),
+        ),
+    ),
+    (
+        "What happens to it while it is frozen (evidence)",
+        (
+            (
+                "somebody thaws it, writes, and freezes it again",
+                "the freeze is broken, and says how much was written to which device",
+                REAL + "test_evidence.py",
+                "test_thawed_and_frozen_again_by_someone_else",
+            ),
+            (
+                "somebody writes to a member of a btrfs",
+                "the same",
+                REAL + "test_evidence.py",
+                "test_a_member_of_a_btrfs_is_its_own_device",
+            ),
+            (
+                "somebody writes to an ext4's journal or an xfs's log on another device",
+                "the same",
+                REAL + "test_evidence.py",
+                "test_a_journal_or_log_elsewhere_is_its_own_device",
+            ),
+            (
+                "reads, writes to other file systems, a longer hold",
+                "nothing: 0 bytes were written while frozen",
+                REAL + "test_evidence.py",
+                "test_reads_writes_elsewhere_and_a_longer_hold_are_no_writes",
+            ),
+            ("discards", "nothing", REAL + "test_evidence.py", "test_discards_are_no_writes"),
+            (
+                "writes to another partition of its disk",
+                "nothing",
+                REAL + "test_evidence.py",
+                "test_another_partition_of_the_same_disk_is_no_matter",
+            ),
+            (
+                "it has an active swap file",
+                "no evidence (-1), which breaks nothing",
+                REAL + "test_evidence.py",
+                "test_a_swap_file_takes_the_evidence_and_breaks_nothing",
+            ),
+            (
+                "the keeper dies, it is unmounted, and no way to it is left",
+                "the state is `ERROR` until it is forgotten (virtagentctl forget)",
+                REAL + "test_forget.py",
+                "test_one_that_is_unmounted_and_cannot_be_reached",
+            ),
+        ),
+    ),
 )
 """Headings, and below each: layout, result, file and test."""
 
