@@ -188,6 +188,7 @@ class WorkerLoop:
             case steps.StopFreezing():
                 self.ending = True
             case steps.Alone():
+                self._look(0)  # it may have died since the last wait
                 return self._alone()
             case steps.ReadPlan(rules):
                 _allow_open_files()
@@ -282,17 +283,21 @@ class WorkerLoop:
             left = until - time.monotonic()
             if left <= 0:
                 return Timeout()
-            for fd, _ in self._poll.poll(None if left == math.inf else min(math.ceil(left * 1000), _LONGEST)):
-                if fd == self._wake:
-                    os.eventfd_read(self._wake)
-                elif fd == self.worker.reporter.fd:
-                    self._poll.unregister(fd)
-                elif fd == self._signalled:
-                    os.read(self._signalled, 4096)
-                elif fd == self.worker.control_fd:
-                    self._read_control()
-                else:
-                    self._forget_supervisor()
+            self._look(None if left == math.inf else min(math.ceil(left * 1000), _LONGEST))
+
+    def _look(self, milliseconds: int | None) -> None:
+        """Take note of what has happened, after waiting at most so long for something to happen."""
+        for fd, _ in self._poll.poll(milliseconds):
+            if fd == self._wake:
+                os.eventfd_read(self._wake)
+            elif fd == self.worker.reporter.fd:
+                self._poll.unregister(fd)
+            elif fd == self._signalled:
+                os.read(self._signalled, 4096)
+            elif fd == self.worker.control_fd:
+                self._read_control()
+            else:
+                self._forget_supervisor()
 
     def _ended(self) -> str:
         if self._terminated:

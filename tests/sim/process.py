@@ -314,6 +314,7 @@ class Process:
             case steps.StopFreezing():
                 self._ending = True
             case steps.Alone():
+                self._alone |= self._obeys and self._supervisor_gone()
                 self._answer = self._is_alone()
             case steps.ReadPlan():
                 plan = self.world.plan

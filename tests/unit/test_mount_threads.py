@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from virtagent.agent.api.records import Mount
 from virtagent.agent.worker import context, held, mount_threads, private_mounts
 from virtagent.agent.worker.mount_threads import MountThread, WorkerLoop
 from virtagent.agent.worker.open_fs import FileSystemOpener, Opened
-from virtagent.agent.worker.steps import Gone, Operation, Result, Start, Wait
+from virtagent.agent.worker.steps import Alone, Gone, Operation, Result, Start, Wait
 
 SYNC = Operation.SYNC
 
@@ -101,6 +102,19 @@ def test_a_defect_in_reporting_holds_up_no_result(
         assert end_of(loop) == (0, "")
     assert end_of(loop) == (0, "")
     assert "/srv: syncfs could not be reported: KeyError('x')" in capsys.readouterr().err
+
+
+def test_whether_the_supervisor_is_gone_is_found_when_it_is_asked(
+    loop: WorkerLoop, pipes: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when it was waited for last: else a worker whose FITHAW was refused would leave the thaw to a dead one."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "set_wakeup_fd", lambda *_: -1)
+    loop.do(Start(((0, Mount("/srv", device="8:1")),), obeys=True))
+    assert loop.do(Alone()) is False
+    os.dup2(pipes[0], pipes[3])  # so its end of the control pipe is closed
+    assert loop.do(Alone()) is True
+    assert isinstance(loop.do(Wait()), Gone)
 
 
 def test_a_wake_up_that_is_refused_is_tried_again(loop: WorkerLoop, monkeypatch: pytest.MonkeyPatch) -> None:
