@@ -105,12 +105,13 @@ def freeze(
     return _call("va.fsfreeze", int, _select(include, exclude, strict) | limits | {"wait": wait}, wait=wait)
 
 
-def thaw(wait: float = THAW_WAIT) -> Call[int]:
+def thaw(wait: float = THAW_WAIT, *, freeze_id: int | None = None) -> Call[int]:
     """Thaw, or cancel a freeze, and return the number of file systems thawed.
 
-    Raises Fault FREEZE_BROKEN if they were not held frozen all the time: a snapshot taken meanwhile is worthless.
+    With `freeze_id` thaws that freeze, and nothing if another one is under way. Raises Fault FREEZE_BROKEN then, and
+    if they were not held frozen all the time: a snapshot taken meanwhile is worthless.
     """
-    return _call("va.fsthaw", int, {"wait": wait}, wait=wait)
+    return _call("va.fsthaw", int, _given(freeze_id=freeze_id) | {"wait": wait}, wait=wait)
 
 
 def status(since: int | None = None, wait: float = STATUS_WAIT) -> Call[Status]:

@@ -17,6 +17,7 @@ from ..agent.api.records import LeftOut, Plan, Status
 from ..agent.api.text import brief, listed
 from . import calls, text
 from .errors import HostError, Unsupported
+from .holding import ours
 
 REHEARSED_HOLD = 1.0  # seconds
 _INCONSISTENT = ("unsupported", "damaged", "unreachable", "fuse", "zfs", "busy")
@@ -139,14 +140,17 @@ def examine(rehearse: bool, guest_checks: Iterable[Check]) -> Examination:
 
 def _rehearse() -> Examination:
     """Sync, freeze for at most a second, thaw; say what it took."""
+    freeze_id: int | None = None
     try:
         synced: int = yield calls.sync()
         frozen: int = yield calls.freeze(hold_limit=REHEARSED_HOLD)
-        thawed: int = yield calls.thaw()
+        held: Status = yield calls.status()
+        freeze_id = ours(held)
+        thawed: int = yield calls.thaw(freeze_id=freeze_id)
         status: Status = yield calls.status()
     except (Fault, HostError) as error:
         try:
-            yield calls.thaw()
+            yield calls.thaw(freeze_id=freeze_id)
         except (Fault, HostError) as worse:
             return [fail(f"the rehearsal failed: {error}; and the thaw: {worse}")]
         return [fail(f"the rehearsal failed: {error}")]

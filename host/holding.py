@@ -26,6 +26,7 @@ INTERRUPTS = 2  # so many Ctrl-C or cancellations do not prevent the thaw
 THAW_AGAIN_FIRST, THAW_AGAIN_MAX = 0.1, 2.0  # seconds
 EXTEND_SECONDS = 2.5
 _FACTOR = 3  # a hold is extended when a third of it has passed
+_NUMBER_MAX = 2**31 - 1  # the largest int of XML-RPC
 _PAUSE_MAX = 3600.0  # whatever a guest says about its hold
 
 
@@ -148,6 +149,7 @@ class Holding:
         self._wanted = wanted
         self._clock = clock
         self._freeze: Freeze | None = None
+        self._freeze_id: int | None = None  # so that no thaw of ours ends the freeze of another host
         self.begun = self.ended = 0.0
         """When the host learned that all is frozen, and when it began to ask for the thaw; seconds of the clock."""
         self.begun_by_agent = -1.0
@@ -179,6 +181,7 @@ class Holding:
                     f"{self.url} froze nothing: the agent leaves every file system out; see what `plan` says"
                 )
             status: Status = yield calls.status()
+            self._freeze_id = ours(status)
             if status.state != "FROZEN":
                 raise FreezeBroken(f"{self.url} was frozen, and is {status.state} already; {_why(status)}")
             if status.phase == "hold" and status.since >= 0:
@@ -261,9 +264,12 @@ class Holding:
             left = max(1.0, until - self._clock())
             try:
                 try:
-                    thawed: int = yield calls.thaw(left)
+                    thawed: int = yield calls.thaw(left, freeze_id=self._freeze_id)
                     break
                 except Fault as fault:
+                    if fault.code is Code.PARAMS and self._freeze_id is not None:
+                        self._freeze_id = None  # an agent of version 0.1 cannot be told which one
+                        continue
                     if fault.code is not Code.IN_PROGRESS or self._clock() >= until:
                         raise
                 except (Unsupported, Unsendable):
@@ -338,6 +344,13 @@ def _may_be_frozen(error: BaseException) -> bool:
         case HostError() | Unsendable():
             return False
     return True
+
+
+def ours(status: Status) -> int | None:
+    """Return the number of the freeze that has just been answered, None if the agent tells none that can be sent."""
+    over = status.state == "INPROGRESS"  # a later one, of another host
+    number = status.freeze_id if not over else status.last.freeze_id if status.last else -1
+    return number if 0 < number <= _NUMBER_MAX else None
 
 
 def _why(status: Status) -> str:

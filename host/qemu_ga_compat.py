@@ -57,7 +57,9 @@ def _freeze(ask: Ask, options: Any) -> Script:
     return _count((yield from ask("guest-fsfreeze-freeze")))
 
 
-def _thaw(ask: Ask, _options: Any) -> Script:
+def _thaw(ask: Ask, options: Any) -> Script:
+    if options and options.get("freeze_id") is not None:
+        raise Unsupported("a stock qemu-ga does not number its freezes; thaw without freeze_id")
     return _count((yield from ask("guest-fsfreeze-thaw")))
 
 

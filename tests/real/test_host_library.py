@@ -151,6 +151,9 @@ def test_a_broken_freeze_is_told_after_the_block(rig: Rig, how: str) -> None:
             if how == "thawed and frozen again":
                 assert other.freeze() == 1
         assert freeze.broken is info.value
+        if how == "thawed and frozen again":
+            fs.assert_frozen()  # H7: that is the other host's
+            assert other.thaw() == 1
         assert agent.state() == 0
         with agent.frozen() as freeze:
             pass

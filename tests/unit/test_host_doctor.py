@@ -111,8 +111,23 @@ def test_a_rehearsal_freezes_for_a_second_and_thaws(run: Run) -> None:
         "doctor", "--rehearse", answer=agent(status_record(**REST, last=GOOD), {"mounts": [MOUNT]}, asked)
     )
     assert code == 0
-    assert asked[-4:] == ["va.fssync", "va.fsfreeze", "va.fsthaw", "va.fsstatus"]
+    assert asked[-5:] == ["va.fssync", "va.fsfreeze", "va.fsstatus", "va.fsthaw", "va.fsstatus"]
     assert "ok    rehearsed: 1 synced, 1 frozen, 1 thawed; writers stood still" in out
+
+
+def test_a_rehearsal_thaws_its_own_freeze_only(run: Run) -> None:
+    named: list[Any] = []
+    answered = agent(status_record(**REST, last=GOOD), {"mounts": [MOUNT]})
+
+    def answer(method: str, params: list[Any]) -> Any:
+        if method == "va.fsthaw":
+            named.append(params[0].get("freeze_id"))
+            if len(named) == 1:
+                raise xmlrpc.Fault(1, "not yet")
+        return answered(method, params)
+
+    assert run("doctor", "--rehearse", answer=answer)[0] == 1
+    assert named == [17, 17]
 
 
 @pytest.mark.parametrize("method", ["va.fssync", "va.fsfreeze", "va.fsthaw"])

@@ -47,6 +47,8 @@ class Told:
     def __init__(self, **answers: list[Any]) -> None:
         self.answers = {f"va.{name}": list(found) for name, found in answers.items()}
         self.asked: list[str] = []
+        self.thawed: list[int | None] = []
+        """The freezes that the thaws have named."""
         self.now = 0.0
 
     def take(self, step: Call[Any] | CallOnOwnConnection | Pause) -> Any:
@@ -56,6 +58,8 @@ class Told:
         if isinstance(step, CallOnOwnConnection):
             step = step.call
         self.asked.append(step.method)
+        if step.method == "va.fsthaw":
+            self.thawed.append(step.params[0].get("freeze_id"))
         answer = self.answers[step.method].pop(0)
         if isinstance(answer, BaseException):
             raise answer
@@ -112,6 +116,48 @@ def test_a_thaw_is_told_until_it_is_answered() -> None:
     told = Told(fsfreeze=[1], fsstatus=[BEGUN, ENDED], fsthaw=gone)
     assert told.run(holding(told)).broken is None
     assert told.now > 0
+
+
+def test_each_thaw_names_the_freeze() -> None:
+    """H7: so it never ends that of another host."""
+    told = Told(fsfreeze=[1], fsstatus=[BEGUN, ENDED], fsthaw=[Lost("gone"), Fault(Code.IN_PROGRESS, "slow"), 1])
+    told.run(holding(told))
+    assert told.thawed == [17, 17, 17]
+
+
+@pytest.mark.parametrize(
+    ("then", "named"),
+    [
+        ({"state": "THAWED", "code": 0}, 17),
+        ({"state": "THAWINPROGRESS", "code": 3}, 17),
+        ({"state": "INPROGRESS", "code": 1, "freeze_id": 18, "last": LAST | {"freeze_id": 17}}, 17),
+        ({"state": "INPROGRESS", "code": 1, "freeze_id": 18}, None),
+        ({"state": "ERROR", "code": -1, "freeze_id": -1}, None),
+        ({"state": "THAWINPROGRESS", "code": 3, "freeze_id": 2**31}, None),
+    ],
+)
+def test_a_freeze_that_is_over_already_is_the_one_that_is_named(then: dict[str, Any], named: int | None) -> None:
+    told = Told(fsfreeze=[1], fsstatus=[status(**then)], fsthaw=[Fault(Code.FREEZE_BROKEN, "it was")])
+    with pytest.raises(FreezeBroken):
+        drive(holding(told).begin(), told.take)
+    assert told.thawed == [named]
+
+
+def test_a_freeze_of_which_nothing_is_known_is_thawed_by_no_name() -> None:
+    told = Told(fsfreeze=[TimedOut("late")], fsthaw=[0])
+    with pytest.raises(TimedOut):
+        drive(holding(told).begin(), told.take)
+    assert told.thawed == [None]
+
+
+def test_an_agent_that_cannot_be_told_which_one_thaws_all_the_same() -> None:
+    old = Fault(Code.PARAMS, "va.fsthaw: options has an unexpected member freeze_id")
+    told = Told(fsfreeze=[1], fsstatus=[BEGUN, ENDED], fsthaw=[old, 1])
+    assert told.run(holding(told)).broken is None
+    assert told.thawed == [17, None]
+    told = Told(fsfreeze=[1], fsstatus=[BEGUN], fsthaw=[old, old])
+    with pytest.raises(FreezeBroken, match="unexpected member"):
+        told.run(holding(told))
 
 
 def test_a_thaw_that_is_never_answered_is_said() -> None:

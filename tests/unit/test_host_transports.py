@@ -219,6 +219,7 @@ def test_a_stock_agent_does_what_it_can(stock: tuple[FakeAgent, str], use: Use) 
         (lambda a: a.freeze(["/srv/*"]), "globs"),
         (lambda a: a.freeze(exclude=["/srv"]), "exclude"),
         (lambda a: a.freeze(strict=True), "strict"),
+        (lambda a: a.thaw(freeze_id=3), "does not number"),
     ],
 )
 def test_what_a_stock_agent_cannot_do_is_said_and_not_asked(
