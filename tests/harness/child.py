@@ -24,6 +24,8 @@ def act(action: str, path: str) -> str:
             linux.thaw(path)
         elif action == "frozen":
             return "yes" if linux.is_frozen(path) else "no"
+        elif action == "sync":
+            linux.sync(path)
         elif action == "write":
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             os.write(fd, b"probe\n")

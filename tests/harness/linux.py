@@ -82,6 +82,15 @@ def thaw(path: str) -> None:
     _filesystem_ioctl(path, FITHAW)
 
 
+def sync(path: str) -> None:
+    """Sync the file system; it is locked meanwhile (super.c: s_umount), so that FITHAW waits."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _checked(_libc.syncfs(folder), f"syncfs {path}")
+    finally:
+        os.close(folder)
+
+
 def _filesystem_ioctl(path: str, request: int) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
