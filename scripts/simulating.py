@@ -80,7 +80,7 @@ def play(first: int, after: int, jobs: int, *, go_on: bool) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     seconds = time.monotonic() - began
