@@ -83,6 +83,24 @@ OUTCOME = {
     states.Outcome.BROKEN: "the hold ended for any other reason before the thaw was asked",
     states.Outcome.VETOED: "a required writer refused, overran its limit or was lost before it had confirmed",
 }
+_WRITERS = {
+    "writers": "the applications that take part in a freeze, and what the present or last freeze has done with them",
+    "writers[].name": "name in the configuration; `hook` and `hook-dir` are those of the options",
+    "writers[].type": "type",
+    "writers[].hold": "what ends its hold if the whole agent dies: the server a `session`, the clock a `lease`, the "
+    "next start of the agent a `latch`",
+    "writers[].state": "see [states](states.md#writers)",
+    "writers[].required": "whether there is no freeze without it",
+    "writers[].seconds": "how long its steps took, -1 if it has not come to one",
+    "writers[].seconds.prepare": "to prepare",
+    "writers[].seconds.quiesce": "to quiesce",
+    "writers[].seconds.held": "from quiesced to the order to let go: the application stood still for no longer",
+    "writers[].seconds.release": "to let go",
+    "writers[].error": "what went wrong, empty if nothing did",
+    "writers[].paths": "where its application has its data, as the application says",
+    "writers[].not_frozen": "those of the paths that lie on no file system of this freeze",
+    "writers[].info": "what whoever restores wants to know, for example `gtid` and `binlog`, `lsn` and `timeline`",
+}
 RECORD = {
     "state": "name of the freeze state",
     "code": "number of the freeze state",
@@ -118,22 +136,7 @@ RECORD = {
     "workers[].phase": "phase (see [states](states.md#phases))",
     "workers[].seconds": "seconds since it was forked",
     "workers[].process_state": "as psutil names it, read when the record is sent; `disk-sleep` is state D",
-    "writers": "the applications that take part in a freeze, and what the present or last freeze has done with them",
-    "writers[].name": "name in the configuration; `hook` and `hook-dir` are those of the options",
-    "writers[].type": "type",
-    "writers[].hold": "what ends its hold if the whole agent dies: the server a `session`, the clock a `lease`, the "
-    "next start of the agent a `latch`",
-    "writers[].state": "see [states](states.md#writers)",
-    "writers[].required": "whether there is no freeze without it",
-    "writers[].seconds": "how long its steps took, -1 if it has not come to one",
-    "writers[].seconds.prepare": "to prepare",
-    "writers[].seconds.quiesce": "to quiesce",
-    "writers[].seconds.held": "from quiesced to the order to let go: the application stood still for no longer",
-    "writers[].seconds.release": "to let go",
-    "writers[].error": "what went wrong, empty if nothing did",
-    "writers[].paths": "where its application has its data, as the application says",
-    "writers[].not_frozen": "those of the paths that lie on no file system of this freeze",
-    "writers[].info": "what whoever restores wants to know, for example `gtid` and `binlog`, `lsn` and `timeline`",
+    **_WRITERS,
     "last": "how the last freeze ended; an empty struct before the first",
     "last.freeze_id": "number of that freeze",
     "last.outcome": "see [states](states.md#outcomes)",
@@ -150,6 +153,10 @@ RECORD = {
     "last.learnt[].hosts": "it lies on one of these, at least",
     "last.written_while_frozen": "bytes written to the file systems' own devices while they were held: more than 0 "
     "breaks the freeze; -1 if one of them gave no evidence (see [what is frozen](what-is-frozen.md#evidence))",
+    **{f"last.{name}": "as in `writers`" for name in _WRITERS},
+    "last.writers": "its writers, as they were let go",
+    "last.app_stall_seconds": "the longest time from the order to hold until an application was let go; -1 if no "
+    "writer took part",
     "audit": "the ring of audit records",
     "audit.waiting": "records that wait for the thaw",
     "audit.dropped": "records lost since the start, because the ring was full",
@@ -175,6 +182,7 @@ RECORD = {
     "history[].stall_seconds": "as in `last`",
     "history[].error": "as in `last`",
     "history[].at": "when it ended",
+    "history[].app_stall_seconds": "as in `last`",
 }
 LIMITS = (
     ("clients over `max-clients` for whom essential methods are served", "RESERVE_MAX", "", ""),

@@ -177,7 +177,8 @@ class Learnt:
 class Last:
     """How the last freeze ended.
 
-    `stall_seconds` is the longest time for which one of the file systems stood still. `written_while_frozen` are bytes.
+    `stall_seconds` is the longest time for which one of the file systems stood still, `app_stall_seconds` that of the
+    applications of its `writers`: from being told to hold until they were let go. `written_while_frozen` are bytes.
     """
 
     freeze_id: int
@@ -191,6 +192,8 @@ class Last:
     verdict: str = ""
     learnt: tuple[Learnt, ...] = ()
     written_while_frozen: int = -1
+    writers: tuple[WriterStatus, ...] = ()
+    app_stall_seconds: float = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +201,7 @@ class PastFreeze:
     """One of the last freezes: `began` and ended `at` (seconds since the epoch), asked for by a host.
 
     `before_seconds` is how long plan, preparation and sync took, before anything stood still, and `synced_bytes` what
-    they wrote; `held_seconds` and `stall_seconds` are those of `Last`.
+    they wrote; `held_seconds`, `stall_seconds` and `app_stall_seconds` are those of `Last`.
     """
 
     freeze_id: int
@@ -212,6 +215,7 @@ class PastFreeze:
     stall_seconds: float = -1
     error: str = ""
     at: float = -1
+    app_stall_seconds: float = -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ class FreezeEvent(enum.Enum):
     STOPPING = "the daemon was told to stop"
     CHANGED = "something to thaw, or a worker, has changed"
     VETOED = "a writer refused, overran or was lost"
+    WRITER_LOST = "a writer with paths that are not frozen was lost"
     SETTLED = "all thawed, all reaped"
     THAW_FAILED = "a thaw failed"
     STUCK = "a worker is stuck"
@@ -178,6 +179,7 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
     (_F.FROZEN, _E.GAVE_UP): _breaks(_F.THAWINPROGRESS, "the keeper gave up and thaws"),
     (_F.FROZEN, _E.DONE): _breaks(_F.THAWINPROGRESS, "the keeper ended", why="the keeper ended unasked"),
     (_F.FROZEN, _E.DIED): _breaks(_F.THAWINPROGRESS, "compensate now"),
+    (_F.FROZEN, _E.WRITER_LOST): _breaks(_F.THAWINPROGRESS, "tell the keeper to thaw", action="tell_keeper_to_thaw"),
     (_F.FROZEN, _E.STOPPING): _breaks(_F.THAWINPROGRESS, "tell the keeper to thaw", action="tell_keeper_to_thaw"),
     (_F.THAWINPROGRESS, _E.CHANGED): FreezeRow(
         _F.THAWINPROGRESS, "advance", doc="do the next thing that brings all to be thawed"

@@ -17,7 +17,7 @@ from ...agent.api.records import Status
 from ...agent.api.states import WorkerEvent, WorkerState
 from ...agent.worker import messages
 from ..config import Config
-from . import audit, ending, events, forgetting, reloading, titles
+from . import audit, ending, events, forgetting, titles
 from .admission import room_for_reply, room_for_worker
 from .compensation import RETRY
 from .events import Effect, Event, Requested
@@ -25,6 +25,7 @@ from .freeze import Freeze
 from .options import additions, freeze_options, limit_of
 from .participation import Participation
 from .pending import DEFERRED, Call, Deferred, Pending
+from .reloading import Reloading
 from .reports import FreezeReports
 from .resources import Resources
 from .status import Records
@@ -70,6 +71,7 @@ class Engine:
         self._stopping = ""
         self._title = titles.Title()
         self._records = Records(self._freeze, self._workers, self._writers, self._audit, version, now)
+        self._reloading = Reloading(self._workers, self._configure)
         self._configure(config)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -98,6 +100,11 @@ class Engine:
     def thawed(self) -> bool:
         """Whether nothing may be frozen."""
         return self._freeze.thawed
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing may be frozen, and no writer is being let go."""
+        return self._freeze.thawed and not self._freeze.releasing
 
     # -- requests
 
@@ -254,10 +261,8 @@ class Engine:
     def _take(self, turn: Turn, worker: Worker, message: messages.Report) -> str:
         """Take a report of a worker that does not freeze; return what is wrong with it, "" if nothing is."""
         match message:
-            case messages.Done({"options": str(value), "writers": dict(writers)}) if worker.row.name == "reload":
-                self._reloaded(turn, value, writers)
-            case messages.Failed(_, text) if worker.row.name == "reload":
-                turn.log("err", f"the configuration stays as it was: {text}")
+            case _ if worker.row.name == "reload" and self._reloading.read(turn, self._config, message, idle=self.idle):
+                pass
             case messages.Done(value) if worker.call is not None:
                 self._pending.answer(turn, worker.call, value)
             case messages.Failed(code, text):
@@ -351,16 +356,7 @@ class Engine:
         self._writers.configure(config.every_writer, config.latches, config.release_limit)
 
     def _reload(self, turn: Turn, _event: events.Reload) -> None:
-        if not self.thawed:
-            turn.log("warning", f"SIGHUP is refused: the state is {self._freeze.state.name}")
-        else:
-            reloading.ask(turn, self._workers, self._config)
-
-    def _reloaded(self, turn: Turn, options: str, writers: dict[str, Any]) -> None:
-        if not self.thawed or self._freeze.releasing:
-            turn.log("warning", "the configuration stays as it was: a freeze began; send SIGHUP again")
-        elif (fresh := reloading.taken_over(turn, self._config, options, writers)) is not None:
-            self._configure(fresh)
+        self._reloading.asked(turn, self._config, idle=self.idle)
 
     # -- the rest
 
@@ -372,6 +368,8 @@ class Engine:
                 self._pending.wait_passed(turn, number)
             case ("core", "release"):
                 self._writers.release_due(turn)
+            case ("core", "patience"):
+                self._writers.patience_due(turn)
             case ("core", "writer", str(name)):
                 self._writers.due(turn, name)
             case ("core", "poll", int(number)):
@@ -390,6 +388,8 @@ class Engine:
         if self._stopping:
             self._quit(turn)
             return
+        if self.idle:
+            self._reloading.go_on(turn, self._config)
         self._waiting.settled(turn)
 
     def _stopped(self, turn: Turn, event: events.Stopped) -> None:
@@ -402,7 +402,7 @@ class Engine:
 
     def _quit(self, turn: Turn) -> None:
         # In ERROR it goes on trying: the daemon ends only when the guest is thawed and the writers are let go.
-        if self.thawed and not self._freeze.releasing:
+        if self.idle:
             ending.end(turn, self._pending, self._workers, self._resources, self._stopping)
 
     _HANDLERS: ClassVar[Mapping[type, Callable[[Engine, Turn, Any], None]]] = {

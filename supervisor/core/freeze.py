@@ -293,8 +293,7 @@ class Freeze(Machine):
         self._ends = True
         transaction = self.current
         transaction.ledger.settle()
-        last = transaction.summary(turn.now, turn.wall, application=self._writers.application_consistent)
-        self.history.end(last, transaction)
+        self.history.end(transaction.summary(turn, self._writers), transaction)
         self.release(turn)
 
     def release(self, turn: Turn) -> None:
@@ -308,6 +307,7 @@ class Freeze(Machine):
         self.changes += 1
         if self._ends:
             self._ends = False
+            self.history.amend(turn, self._writers)
             self.news.settle(turn, self.current)
         else:
             self._do_answer_thaw(turn, Cause("", Fault(Code.INTERNAL, ""), None))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 from ...agent.api.records import Last, PastFreeze
 from .events import Peer
 from .transaction import Transaction
 from .turn import Turn
+from .writers import Writers
 
 KEPT = 64
 
@@ -42,11 +44,19 @@ class History:
                 before_seconds=proceeded - self._began if proceeded else -1.0,
                 held_seconds=last.held_seconds,
                 stall_seconds=last.stall_seconds,
+                app_stall_seconds=last.app_stall_seconds,
                 error=last.error,
                 at=last.at,
             )
         )
         self._began_wall, self._by = -1.0, ""
+
+    def amend(self, turn: Turn, writers: Writers) -> None:
+        """Take note of how the writers of the last freeze were let go, which is after its end."""
+        assert self.last is not None
+        stall = writers.stall(turn.now)
+        self.last = replace(self.last, writers=writers.status(turn.now), app_stall_seconds=stall)
+        self._past[-1] = replace(self._past[-1], app_stall_seconds=stall)
 
     def past(self) -> tuple[PastFreeze, ...]:
         """Return them."""

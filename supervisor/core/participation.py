@@ -28,7 +28,7 @@ class Participation:
         transaction = self._freeze.current
         options = transaction.options
         none = not options.waits or not transaction.ledger.plan.mounts
-        devices = tuple(mount.device for mount in transaction.ledger.plan.mounts)
+        devices = (mount.device for mount in transaction.ledger.plan.mounts)
         self._writers.prepare(turn, "none" if none else options.writers, options.held_at_most, devices)
         if options.waits:
             self._enter(turn, Phase.PREPARE, 0)
@@ -36,9 +36,17 @@ class Participation:
 
     def frozen(self, turn: Turn, report: messages.Frozen) -> None:
         """Have the writers confirm: the worker holds all that is frozen."""
-        self._freeze.current.note_held(report)
-        self._writers.confirm(turn)
+        transaction = self._freeze.current
+        transaction.note_held(report)
+        marks = transaction.ledger.marks
+        self._writers.confirm(turn, (marks[index].mount.device for index in transaction.ledger.held))
         self.changed(turn)
+
+    def slowed(self, turn: Turn) -> None:
+        """Take note that the worker thaws what it froze, and waits for one that is slow to freeze."""
+        if not self._freeze.current.slowed:
+            self._freeze.current.note_slowed()
+            self._writers.be_patient(turn)
 
     def changed(self, turn: Turn) -> None:
         """Do what is possible now that a writer has changed."""
@@ -48,6 +56,8 @@ class Participation:
                 freeze.released(turn)
         elif freeze.expects(FreezeEvent.VETOED) and freeze.current.ledger.planned:
             self._go_on(turn)
+        elif freeze.expects(FreezeEvent.WRITER_LOST) and writers.broken:
+            freeze.take(turn, FreezeEvent.WRITER_LOST, writers.broken)
 
     def _go_on(self, turn: Turn) -> None:
         freeze, writers, transaction = self._freeze, self._writers, self._freeze.current

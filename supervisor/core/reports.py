@@ -49,6 +49,8 @@ class FreezeReports:
             return f"Step to {step.state!r} of mount {step.mount} before Thawing"
         if state in (MountState.FREEZING, MountState.FROZEN) and not self._freeze.current.may_have_frozen:
             return f"Step to {step.state!r} of mount {step.mount} before Proceed"
+        if state is MountState.THAWING and worker.id == ledger.freezer and self._freeze.expects(FreezeEvent.VETOED):
+            self._participation.slowed(turn)
         if ledger.note(worker.id, step, state, turn.now):
             where = ledger.marks[step.mount].mount.mountpoint
             self._freeze.take(turn, FreezeEvent.FOUND_THAWED, f"{THAWED_BY_ANOTHER} {where}")

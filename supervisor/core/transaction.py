@@ -13,7 +13,7 @@ from ...agent.worker import messages
 from .events import Peer
 from .ledger import Ledger
 from .turn import Turn
-from .writers import BAD, GOOD
+from .writers import BAD, GOOD, Writers
 
 THAWED_BY_ANOTHER = "someone else had thawed"
 HOLDS_MAX = 64  # calls of va.fshold that may wait, so that the control pipe cannot fill
@@ -29,7 +29,8 @@ class Transaction:
     freeze ended. `held` are those that were frozen when the host was told. `asks`: the worker has synced and asks to
     proceed. `may_have_frozen`: it was told to, or it has said what cannot be; before that it has frozen nothing, and
     will not (ADR 0024). `reason` is why the worker thaws, as it says, "" if it was told to. `prepared`: the writers
-    are, and the worker was told to sync. `holds` is its report that all is frozen, which the writers then confirm.
+    are, and the worker was told to sync. `slowed`: it has thawed again what it froze, for one that is slow to freeze.
+    `holds` is its report that all is frozen, which the writers then confirm.
     `channel` is that of the host that asked for it, `ended_by` the host that first asked for its thaw, `ended_wall` the
     time of day of that, and `verdict` what hosts said of the snapshot. `written` and `wrote` are as in
     `messages.Thawing`, of what was held.
@@ -49,6 +50,7 @@ class Transaction:
     held: frozenset[int] = frozenset()
     reason: str = ""
     prepared: bool = False
+    slowed: bool = False
     verdict: str = ""
     channel: str = ""
     ended_by: Peer | None = None
@@ -66,6 +68,10 @@ class Transaction:
     def note_prepared(self) -> None:
         """Take note that the writers are prepared, and the worker was told to sync."""
         self.prepared = True
+
+    def note_slowed(self) -> None:
+        """Take note that the worker thaws what it froze, because one is slow to freeze."""
+        self.slowed = True
 
     def note_proceeds(self, now: float) -> None:
         """Take note that the worker is told to proceed: from now on it may have frozen something."""
@@ -146,8 +152,8 @@ class Transaction:
             return Fault(fault.code, f"{fault.text}{self.ledger.what_was_undone()}")
         return fault
 
-    def summary(self, now: float, wall: float, *, application: bool) -> Last:
-        """Return how the freeze ended; `wall` is the time of day. `application`: all writers held over the freeze."""
+    def summary(self, turn: Turn, writers: Writers) -> Last:
+        """Return how the freeze ended; what becomes of its writers is not over yet (`History.amend`)."""
         fault = self.final_fault
         good = self.outcome is Outcome.THAWED and bool(self.ledger.froze)
         return Last(
@@ -155,11 +161,13 @@ class Transaction:
             outcome=self.outcome.value,
             held_continuously=good,
             held_seconds=max(0.0, self.held_until - self.frozen_at) if self.frozen_at else 0.0,
-            stall_seconds=self.ledger.longest_standstill(now),
+            stall_seconds=self.ledger.longest_standstill(turn.now),
             error=fault.text if fault else "",
-            at=wall,
-            consistency=("application" if application else "file-system") if good else "none",
+            at=turn.wall,
+            consistency=("application" if writers.application_consistent else "file-system") if good else "none",
             verdict=GOOD if self.verdict_good else BAD,
             learnt=tuple(self.learnt),
             written_while_frozen=self.written,
+            writers=writers.status(turn.now),
+            app_stall_seconds=writers.stall(turn.now),
         )

@@ -16,8 +16,9 @@ class Writer:
     """One writer. `worker` is the number of its worker, or of the one that undoes, 0 if there is none.
 
     `asked` is the step that it has yet to answer. `set`: its application may be held. `let_go`: it is not any more, and
-    its worker ends. `seconds` is how long each step took, `places` are its paths, and those of them that are not
-    frozen. Times are seconds of the loop's clock.
+    its worker ends. `still_since` is when it was told to hold, `stood` for how long it then did. `seconds` is how long
+    each step took, `devices` has the device (major:minor) of the file system of each of its paths, "" if it has none,
+    and `not_frozen` are the paths that this freeze does not hold. Times are seconds of the loop's clock.
     """
 
     config: WriterConfig
@@ -30,9 +31,12 @@ class Writer:
     error: str = ""
     backoff: float = RETRY_FIRST
     quiesced_at: float = 0.0
+    still_since: float = 0.0
+    stood: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     info: dict[str, str] = field(default_factory=dict)
-    places: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    devices: dict[str, str] = field(default_factory=dict)
+    not_frozen: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -50,6 +54,24 @@ class Writer:
         kind = TYPES[self.config.type]
         return kind.latches or kind.hold is Hold.LATCH
 
+    @property
+    def held_over_the_freeze(self) -> bool:
+        """Whether what its application wrote is whole in the image.
+
+        One that is lost once it has confirmed spoils nothing, as nothing reaches a frozen disk: if that holds its data.
+        """
+        if "confirm" not in self.seconds or self.not_frozen:
+            return False
+        return self.state is not WriterState.LOST or self.latches or bool(self.devices)
+
+    def place(self, frozen: frozenset[str]) -> None:
+        """Take note of which devices are frozen, or will be."""
+        self.not_frozen = tuple(path for path, device in self.devices.items() if device not in frozen)
+
+    def stands(self, now: float) -> float:
+        """Return for how long its application stands still, or did; 0 if it was not told to."""
+        return self.stood or (now - self.still_since if self.still_since else 0.0)
+
     def status(self, now: float) -> WriterStatus:
         """Return its record."""
         held = now - self.quiesced_at if self.quiesced_at and self.set else -1.0
@@ -64,7 +86,7 @@ class Writer:
                 took.get("prepare", -1.0), took.get("quiesce", -1.0), took.get("held", held), took.get("release", -1.0)
             ),
             error=self.error,
-            paths=self.places.get("paths", ()),
-            not_frozen=self.places.get("not_frozen", ()),
+            paths=tuple(self.devices),
+            not_frozen=self.not_frozen,
             info=self.info,
         )

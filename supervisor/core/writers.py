@@ -25,6 +25,7 @@ from .writer import RETRY_FIRST, Writer
 
 LATER = 6.0  # seconds after its limit: the worker itself ends what overruns, with 2 s for SIGTERM and 2 s for SIGKILL
 RELEASE = (OWNER, "release")  # the deadline at which nobody waits any longer for those that are not let go
+PATIENCE = (OWNER, "patience")  # the deadline at which none is held any longer for a file system that is slow to freeze
 LATCHED = "hook"  # the type by which a record is undone whose writer is not configured
 RETRY_MAX = 30.0  # seconds, at most, until an undo that failed is tried again; they double each time
 GOOD, BAD = "good", "bad"
@@ -40,8 +41,8 @@ _PHASES = {Step.PREPARE: Phase.PREPARE, Step.QUIESCE: Phase.QUIESCE, Step.CONFIR
 class Writers:
     """The writers of the present or last freeze, and those that an earlier agent left set.
 
-    `on_change` is called after each change. `refusal` is why the present freeze may not go on, "" if it may; `changes`
-    counts changes for the status record.
+    `on_change` is called after each change. `refusal` is why the present freeze may not go on, "" if it may. `broken`
+    is why it does not hold any more what it promised, "" if it does. `changes` counts changes for the status record.
     """
 
     def __init__(self, workers: Workers, on_change: Callable[[Turn], None]) -> None:
@@ -53,7 +54,8 @@ class Writers:
         self._all: dict[str, Writer] = {}
         self._step: Step | None = None
         self._verdict = GOOD
-        self.refusal = ""
+        self._frozen: frozenset[str] = frozenset()
+        self.refusal = self.broken = ""
         self.changes = 0
 
     def configure(self, writers: tuple[WriterConfig, ...], folder: str, release_limit: float) -> None:
@@ -88,9 +90,13 @@ class Writers:
         """Return whether any writer takes part in a freeze with this choice ("all", "try", "none")."""
         return choice != "none" and bool(self._configured)
 
-    def prepare(self, turn: Turn, choice: str, at_most: float, devices: tuple[str, ...] = ()) -> None:
-        """Fork the writers' workers, and tell them to prepare; each may be held for `at_most` seconds, 0: no limit."""
-        self.refusal, self._verdict, self._step = "", GOOD, Step.PREPARE
+    def prepare(self, turn: Turn, choice: str, at_most: float, devices: Iterable[str]) -> None:
+        """Fork the writers' workers, and tell them to prepare; each may be held for `at_most` seconds, 0: no limit.
+
+        `devices` (major:minor) are those that will be frozen.
+        """
+        self.refusal = self.broken = ""
+        self._verdict, self._step, self._frozen = GOOD, Step.PREPARE, frozenset(devices)
         self._all = {writer.name: writer for writer in self._all.values() if writer.worker or writer.set}
         for config in self._configured:
             if config.name in self._all:
@@ -101,9 +107,10 @@ class Writers:
                 self._take(turn, writer, _E.SKIP)
                 continue
             self._take(turn, writer, _E.PREPARE)
-            args = {"writer": writer.config, "folder": self._folder, "at_most": at_most, "devices": devices}
+            args = {"writer": writer.config, "folder": self._folder, "at_most": at_most}
             writer.worker = self._workers.spawn(turn, RPCS["writer"], args, None, 0, Lifeline.WATCH).id
             writer.set = writer.latches
+            writer.still_since = turn.now if config.when is Step.PREPARE else 0.0
             self._tell(turn, writer, Step.PREPARE, config.prepare_limit)
 
     def quiesce(self, turn: Turn) -> None:
@@ -111,15 +118,37 @@ class Writers:
         self._step = Step.QUIESCE
         self._advance(turn)
 
-    def confirm(self, turn: Turn) -> None:
-        """Have each that holds prove that it held until now."""
-        self._step = Step.CONFIRM
+    def be_patient(self, turn: Turn) -> None:
+        """Take note that a file system is slow to freeze: each that holds is held for its quiesce limit from now on."""
+        if held := self._in(_S.QUIESCED):
+            turn.arm(PATIENCE, min(writer.config.quiesce_limit for writer in held))
+
+    def patience_due(self, turn: Turn) -> None:
+        """Hold no longer those whose quiesce limit has passed since a file system was found to be slow to freeze."""
+        held = self._in(_S.QUIESCED)
+        least = min((writer.config.quiesce_limit for writer in held), default=0.0)
+        for writer in held:
+            if writer.config.quiesce_limit <= least:
+                slow = "while a file system that is slow to freeze was waited for"
+                self._fails(turn, writer, _E.OVERRAN, f"it was held for its quiesce limit of {least:g} s {slow}")
+                if not writer.config.required:
+                    self._begin_release(turn, writer)
+        self.be_patient(turn)
+        self._advance(turn)
+
+    def confirm(self, turn: Turn, devices: Iterable[str]) -> None:
+        """Have each that holds prove that it held until now; `devices` (major:minor) are those that are frozen."""
+        self._step, self._frozen = Step.CONFIRM, frozenset(devices)
+        turn.cancel(PATIENCE)
+        for writer in self._all.values():
+            writer.place(self._frozen)
         for writer in self._in(_S.QUIESCED):
             self._tell(turn, writer, Step.CONFIRM, writer.config.confirm_limit)
 
     def release(self, turn: Turn, verdict: str) -> None:
         """Let all go: nothing is frozen any more. `verdict` is good or bad."""
         self._step, self._verdict = Step.RELEASE, verdict
+        turn.cancel(PATIENCE)
         if not self.released:
             limits = [w.config.release_limit for w in self._all.values() if w.config.release_limit > 0]
             turn.arm(RELEASE, max([self._release_limit, *limits]) + 2 * LATER)
@@ -170,9 +199,13 @@ class Writers:
 
     @property
     def application_consistent(self) -> bool:
-        """Whether there are writers, and all have held over the freeze."""
-        good = (_S.CONFIRMED, _S.RELEASING, _S.RELEASED, _S.STUCK)
-        return bool(self._all) and all(w.state in good and "confirm" in w.seconds for w in self._all.values())
+        """Whether there are writers, and all have held over the freeze, with all that they have on what is frozen."""
+        return bool(self._all) and all(writer.held_over_the_freeze for writer in self._all.values())
+
+    def stall(self, now: float) -> float:
+        """Return the longest time for which one of the applications stood still; -1 if none takes part."""
+        part = [writer.stands(now) for writer in self._all.values() if writer.state is not _S.SKIPPED]
+        return max(part, default=-1.0)
 
     def limit_left(self, turn: Turn) -> float:
         """Return how many seconds the slowest has left for its step; -1 if there is no limit."""
@@ -224,8 +257,9 @@ class Writers:
         self._limit(turn, writer, Phase.RUN, 0)
         writer.seconds[step.value] = took
         for name, value in acted.info.items():
-            if name in ("paths", "not_frozen") and isinstance(value, list):
-                writer.places[name] = tuple(map(str, value))
+            if name == "devices" and isinstance(value, dict):
+                writer.devices = {str(path): str(device) for path, device in value.items()}
+                writer.place(self._frozen)
             else:
                 writer.info[name] = str(value)
         if acted.outcome != "ok":
@@ -245,6 +279,9 @@ class Writers:
         if writer.config.required and before is not _S.CONFIRMED:
             how = {_E.REFUSED: "refused the freeze", _E.OVERRAN: "refused the freeze"}.get(event, "was lost")
             self.refusal = self.refusal or f"{writer.name} {how}: {why}"
+        elif writer.config.required and writer.not_frozen:
+            where = ", ".join(writer.not_frozen)
+            self.broken = self.broken or f"{writer.name} was lost, and {where} is not frozen: {why}"
         elif before not in _HELD:
             self._begin_release(turn, writer)  # the freeze goes on without it
 
@@ -298,6 +335,7 @@ class Writers:
             for writer in self._in(_S.READY):
                 if not any(self._all[name].state in (_S.READY, _S.QUIESCING) for name in writer.config.after):
                     self._take(turn, writer, _E.QUIESCE)
+                    writer.still_since = writer.still_since or turn.now
                     self._tell(turn, writer, Step.QUIESCE, writer.config.quiesce_limit)
         if self._step is Step.RELEASE:
             held = self._unreleased()
@@ -352,6 +390,7 @@ class Writers:
             self._take(turn, writer, _E.RELEASE)  # it has let go by itself
         writer.set, writer.let_go, writer.asked, writer.backoff = False, True, None, RETRY_FIRST
         writer.seconds["release"] = turn.now - writer.since
+        writer.stood = turn.now - writer.still_since if writer.still_since else 0.0
         self._take(turn, writer, _E.RELEASED, wrong)
         turn.cancel(writer.key)
 

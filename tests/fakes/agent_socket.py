@@ -231,6 +231,8 @@ LAST = {
     "verdict": "bad",
     "learnt": [],
     "written_while_frozen": -1,
+    "writers": [],
+    "app_stall_seconds": -1,
 }
 
 

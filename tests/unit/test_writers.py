@@ -330,3 +330,224 @@ def test_what_an_earlier_agent_left_is_undone_at_the_start() -> None:
     drive.exit(undo)
     assert drive.workers("va.fsfreeze")
     assert not freeze.answered
+
+
+# -- held, and lost
+
+
+def confirmed(*writers: WriterConfig, devices: dict[str, str] | None = None) -> tuple[Played, Any, int]:
+    """Return a core that holds a freeze of one file system, 7:0, with these writers."""
+    played = Played(*writers)
+    names = [writer.name for writer in writers]
+    call, freezer = played.begin(*names)
+    for name in names:
+        info = {} if devices is None else {"devices": devices}
+        played.drive.report(played.worker(name), messages.Acted("prepare", "ok", "", info))
+    synced(played, freezer)
+    for name in names:
+        played.acted(name, "quiesce")
+    played.drive.freezes(freezer, 0)
+    now = played.drive.now
+    played.drive.report(freezer, messages.Step(0, "frozen"), messages.Frozen(1, now, now + 60))
+    for name in names:
+        played.acted(name, "confirm")
+    assert call.value == 1
+    return played, call, freezer
+
+
+def thawed(played: Played, freezer: int, *names: str) -> None:
+    drive = played.drive
+    drive.report(freezer, messages.Thawing("", drive.now), messages.Step(0, "thawing"), messages.Step(0, "thawed"))
+    drive.report(freezer, messages.Done(1))
+    drive.exit(freezer)
+    for name in names:
+        played.acted(name, "release")
+        drive.exit(played.worker(name))
+
+
+def test_one_lost_with_paths_that_are_not_frozen_breaks_the_freeze() -> None:
+    played, _, freezer = confirmed(config("a", "mariadb"), devices={"/srv/0": "7:0", "/else": "8:1"})
+    assert played.writer("a").not_frozen == ("/else",)
+    played.acted("a", "held", "lost", "its session has ended")
+    assert played.told(freezer)[-1] is messages.Thaw
+    thaw = played.drive.ask("va.fsthaw")
+    thawed(played, freezer, "a")
+    thaw.refused(Code.FREEZE_BROKEN, "a was lost, and /else is not frozen: its session has ended")
+    assert played.drive.ask("va.fsstatus", {}).value.last.consistency == "none"
+
+
+def test_one_lost_with_all_its_paths_frozen_is_only_told() -> None:
+    played, _, freezer = confirmed(config("a", "mariadb"), devices={"/srv/0": "7:0"})
+    played.acted("a", "held", "lost", "its session has ended")
+    assert played.told(freezer)[-1] is messages.Proceed
+    thaw = played.drive.ask("va.fsthaw")
+    thawed(played, freezer, "a")
+    assert thaw.value == 1
+    last = played.drive.ask("va.fsstatus", {}).value.last
+    assert (last.consistency, last.writers[0].state, last.writers[0].error) == (
+        "application",
+        "lost",
+        "its session has ended",
+    )
+
+
+def test_what_lies_elsewhere_is_not_consistent() -> None:
+    played, _, freezer = confirmed(config("a"), devices={"/else": "8:1"})
+    played.drive.ask("va.fsthaw")
+    thawed(played, freezer, "a")
+    assert played.drive.ask("va.fsstatus", {}).value.last.consistency == "file-system"
+
+
+def test_a_path_on_what_could_not_be_frozen_is_not_frozen() -> None:
+    played = Played(config("a"))
+    drive = played.drive
+    call, freezer = drive.begin(2)
+    drive.report(played.worker("a"), messages.Started(1))
+    drive.report(
+        played.worker("a"), messages.Acted("prepare", "ok", "", {"devices": {"/srv/0": "7:0", "/srv/1": "7:1"}})
+    )
+    drive.sync(freezer, 2)
+    played.acted("a", "quiesce")
+    assert played.writer("a").not_frozen == ()
+    drive.freezes(freezer, 0, 1)
+    now = drive.now
+    steps = (messages.Step(0, "frozen"), messages.Step(1, "unsupported", 95), messages.Frozen(1, now, now + 60))
+    drive.report(freezer, *steps)
+    played.acted("a", "confirm")
+    assert call.value == 1
+    assert played.writer("a").not_frozen == ("/srv/1",)
+
+
+def test_the_stall_of_an_application_goes_on_until_it_is_let_go() -> None:
+    played = Played(config("a"))
+    drive = played.drive
+    call, freezer = played.begin("a")
+    drive.wait(5)
+    played.acted("a", "prepare")
+    synced(played, freezer)
+    drive.wait(0.25)
+    played.acted("a", "quiesce")
+    drive.freezes(freezer, 0)
+    drive.report(freezer, messages.Step(0, "frozen"), messages.Frozen(1, drive.now, drive.now + 60))
+    played.acted("a", "confirm")
+    assert call.value == 1
+    drive.wait(2)
+    drive.ask("va.fsthaw")
+    drive.report(freezer, messages.Thawing("", drive.now), messages.Step(0, "thawing"), messages.Step(0, "thawed"))
+    drive.report(freezer, messages.Done(1))
+    drive.exit(freezer)
+    drive.wait(0.5)
+    played.acted("a", "release")
+    drive.exit(played.worker("a"))
+    record = drive.ask("va.fsstatus", {"history": True}).value
+    assert record.last.app_stall_seconds == 2.75
+    assert record.history[-1].app_stall_seconds == 2.75
+    (writer,) = record.last.writers
+    assert (writer.state, writer.seconds.quiesce, writer.seconds.held, writer.seconds.release) == (
+        "released",
+        0.25,
+        2.0,
+        0.5,
+    )
+
+
+def test_without_writers_no_application_stands_still() -> None:
+    drive = Drive()
+    call, freezer = drive.begin(1)
+    drive.sync(freezer, 1)
+    drive.freezes(freezer, 0)
+    drive.report(freezer, messages.Step(0, "frozen"), messages.Frozen(1, drive.now, drive.now + 60))
+    assert call.value == 1
+    drive.ask("va.fsthaw")
+    drive.report(freezer, messages.Thawing("", drive.now), messages.Step(0, "thawing"), messages.Step(0, "thawed"))
+    drive.report(freezer, messages.Done(1))
+    drive.exit(freezer)
+    last = drive.ask("va.fsstatus", {}).value.last
+    assert (last.consistency, last.writers, last.app_stall_seconds) == ("file-system", (), -1)
+
+
+def slow_disk(*writers: WriterConfig) -> tuple[Played, Any, int]:
+    """Return a core whose freeze has found a file system slow, and thaws the other, 3 s after all were quiesced."""
+    played = Played(*writers)
+    drive = played.drive
+    call, freezer = drive.begin(2)
+    for writer in writers:
+        drive.report(played.worker(writer.name), messages.Started(1))
+        played.acted(writer.name, "prepare")
+    drive.sync(freezer, 2)
+    for writer in writers:
+        played.acted(writer.name, "quiesce")
+    drive.freezes(freezer, 0, 1)
+    drive.report(freezer, messages.Step(0, "frozen"))
+    drive.wait(3)
+    drive.report(freezer, messages.Step(0, "thawing"), messages.Step(0, "thawed"))
+    return played, call, freezer
+
+
+def test_none_is_held_for_a_slow_disk_over_its_quiesce_limit() -> None:
+    played, call, freezer = slow_disk(config("a"), config("b", quiesce_limit=4))
+    played.drive.wait(3.9)
+    assert freezer not in played.drive.killed
+    played.drive.wait(0.2)
+    assert freezer in played.drive.killed
+    assert played.writer("b").state == "overran"
+    played.drive.die(freezer)
+    while thaws := played.drive.workers("thaw"):
+        steps = (messages.Step(i, "thawed", 22) for i in (0, 1))
+        played.drive.report(thaws[0], messages.Started(1), *steps, messages.Done(0))
+        played.drive.exit(thaws[0])
+    for name in ("a", "b"):
+        played.acted(name, "release")
+        played.drive.exit(played.worker(name))
+    call.refused(Code.VETOED, "b refused the freeze: it was held for its quiesce limit of 4 s", "slow to freeze")
+
+
+def test_a_slow_disk_that_comes_in_time_is_no_reason() -> None:
+    played, call, freezer = slow_disk(config("a"))
+    drive = played.drive
+    drive.wait(5)
+    drive.report(freezer, messages.Step(1, "frozen"), messages.Step(0, "freezing"), messages.Step(0, "frozen"))
+    drive.report(freezer, messages.Frozen(2, drive.now, drive.now + 60))
+    drive.wait(1)
+    played.acted("a", "confirm")
+    assert call.value == 2
+    drive.wait(20)
+    assert drive.ask("va.fsstatus").value == 2
+
+
+# -- the configuration is read again
+
+
+def read_again(drive: Drive, text: str) -> None:
+    (reload,) = drive.workers("reload")
+    drive.report(reload, messages.Started(1), messages.Done({"options": text, "writers": {}}))
+    drive.exit(reload)
+
+
+def test_sighup_waits_until_the_writers_are_let_go() -> None:
+    played, _, freezer = confirmed(config("a"))
+    drive = played.drive
+    drive.feed(events.Reload())
+    drive.ask("va.fsthaw")
+    drive.report(freezer, messages.Thawing("", drive.now), messages.Step(0, "thawing"), messages.Step(0, "thawed"))
+    drive.report(freezer, messages.Done(1))
+    drive.exit(freezer)
+    assert not drive.workers("reload")
+    played.acted("a", "release")
+    assert not drive.workers("reload")
+    drive.exit(played.worker("a"))
+    read_again(drive, "hold-limit 7\n")
+    drive.begin(1)
+    assert drive.spawned[max(drive.spawned)].args["options"].hold_limit == 7
+
+
+def test_what_was_read_when_a_freeze_began_is_taken_over_after_it() -> None:
+    drive = Drive()
+    drive.feed(events.Reload())
+    call, freezer = drive.begin(1)
+    read_again(drive, "hold-limit 7\n")
+    drive.report(freezer, messages.Failed(12, "no"))
+    drive.exit(freezer)
+    assert call.answered
+    drive.begin(1)
+    assert drive.spawned[max(drive.spawned)].args["options"].hold_limit == 7

@@ -46,7 +46,7 @@ def serve(worker: Worker, args: Args) -> str:
     worker.title("starting")
     orders = Orders(worker)
     latch = Latch(args["folder"], config.name)
-    return _Life(worker, config, orders, latch, args["at_most"], args["devices"]).run()
+    return _Life(worker, config, orders, latch, args["at_most"]).run()
 
 
 def unlatch(worker: Worker, args: Args) -> str:
@@ -66,15 +66,15 @@ def unlatch(worker: Worker, args: Args) -> str:
         raise Fault(Code.FAILED, f"writer {args['name']}: {error}") from None
 
 
-def not_on(devices: Collection[str], paths: Collection[str]) -> list[str]:
-    """Return those of the paths that lie on none of these devices (major:minor, as in mountinfo)."""
+def devices_of(paths: Collection[str]) -> dict[str, str]:
+    """Return the device (major:minor, as in mountinfo) of the file system that each path lies on, "" if none is."""
     mounts = sorted(sysfs.read_mountinfo(), key=lambda info: len(info.mountpoint))
-    found = []
+    found = dict.fromkeys(paths, "")
     for path in paths:
         real = os.path.realpath(path)
-        under = [m for m in mounts if real == m.mountpoint or real.startswith(m.mountpoint.rstrip("/") + "/")]
-        if not under or under[-1].device not in devices:
-            found.append(path)
+        for mount in mounts:
+            if real == mount.mountpoint or real.startswith(mount.mountpoint.rstrip("/") + "/"):
+                found[path] = mount.device  # the longest mount point, and of those the one mounted last, comes last
     return found
 
 
@@ -92,14 +92,12 @@ class _Life:
         orders: Orders,
         latch: Latch,
         at_most: float,
-        devices: Collection[str],
     ) -> None:
         self._worker = worker
         self._config = config
         self._orders = orders
         self._latch = latch
         self._at_most = at_most
-        self._devices = devices
         self._driver: Driver = DRIVERS[config.type](config, latch, orders.wait, at_most)
         self._state = "starting"
         self._since = time.monotonic()
@@ -168,7 +166,7 @@ class _Life:
             info = doing.get(step, self._driver.confirm)(until)
             outcome = "ok"
             if "paths" in info:
-                info["not_frozen"] = not_on(self._devices, info["paths"])
+                info["devices"] = devices_of(info.pop("paths"))
         except TooSlow as slow:
             outcome, text = "overran", str(slow)
         except Refused as refused:
