@@ -14,12 +14,13 @@ under() {
     [ ! -e "$units/$other" ] || be_qemu_ga
     rule=$root/etc/udev/rules.d/60-virtagent.rules
     daemon_link=$root/usr/local/sbin/virtagentd
-    # link -> what it leads to below $current: the same name, but for the completions, which each shell names its own way
+    # link -> what it leads to below $current; each shell names its completions its own way
     local share=$root/usr/local/share
     declare -gA links=(
         [$daemon_link]=bin/virtagentd
         [$root/usr/local/bin/virtagentctl]=bin/virtagentctl
         [$root/usr/local/sbin/virtagent-qemu-ga]=bin/virtagent-qemu-ga
+        [$root/usr/local/lib/systemd/catalog/virtagent.catalog]=share/virtagent.catalog
         [$share/man/man1/virtagentctl.1]=doc/virtagentctl.1
         [$share/man/man8/virtagentd.8]=doc/virtagentd.8
         [$share/man/man8/virtagent-qemu-ga.8]=doc/virtagent-qemu-ga.8
@@ -50,6 +51,7 @@ with_systemd() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
 reload_managers() {
     with_systemd || return 0
     systemctl daemon-reload
+    journalctl --update-catalog || say "journalctl could not read its catalogue again: journalctl -x explains nothing of virtagent"
     if command -v udevadm >/dev/null; then
         udevadm control --reload || say "udevadm could not reload its rules: the virtio port starts the agent after the next boot"
     fi

@@ -29,10 +29,10 @@ from .core.engine import Engine
 from .core.events import JournalFound, LatchesFound, Stopped, Woken
 from .io import journal, process
 from .io.log import Log, Sink, Stderr, syslog
-from .io.log import journal as system_journal
 from .io.log_writer import LogFile
 from .io.loop import Loop
 from .io.notify import Notify
+from .io.system_journal import SystemJournal, is_stream
 from .io.timers import Timers
 
 # What the service manager says only to this process: a program that a host starts must not use it.
@@ -156,11 +156,15 @@ def serve(
 
 
 def _sink(target: str, processes: process.Processes) -> Sink:
-    if target == "stderr":
-        return Stderr(2, prefixed="JOURNAL_STREAM" in os.environ)
     if target.startswith("file:"):
         return LogFile(target.partition(":")[2], processes)
-    return syslog() if target == "syslog" else system_journal()
+    if target == "syslog":
+        return syslog()
+    streams = is_stream(os.environ, 2)
+    stderr = Stderr(2, prefixed=streams)
+    if not streams and target != "journal":
+        return stderr
+    return SystemJournal(beside=None if stderr.waits_while_frozen else stderr)
 
 
 def _found(journal_file: journal.Journal, config: Config, log: Log) -> JournalFound | None:

@@ -14,6 +14,8 @@ from .timing import Key
 if TYPE_CHECKING:
     from ..config import Config
 
+Fields = tuple[tuple[str, str], ...]  # names and values, of an entry of the log
+
 
 @dataclass(slots=True)
 class Peer:
@@ -307,12 +309,24 @@ class SetTitle:
     until: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a line of the log tells programs: the kind of thing that happened, "" for none that has a name, and fields.
+
+    A field is freeze_id, phase, outcome, mount (once for each), errno, writer or lies_on (once for each).
+    """
+
+    kind: str
+    fields: Fields = ()
+
+
 @dataclass(slots=True)
 class Log:
     """Write a line to the log; `level` as in syslog(3): err, warning, notice, info, debug; or audit, always written."""
 
     level: str
     text: str
+    entry: Entry | None = None
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from ...agent.api.methods import RPCS
 from ...agent.api.options import Options
 from ...agent.api.states import FreezeEvent, Outcome, Phase, WorkerEvent
 from ...agent.worker import messages
+from . import entries
 from .compensation import Compensation
 from .events import JournalFound, KeepFreeze, Lifeline
 from .history import History
@@ -57,6 +58,12 @@ class Freeze(Machine):
         self._last_id = last_id
         self._undo = Compensation(workers)
         self._hold_max = self.thaw_limit = 0.0
+
+    def tell(self, turn: Turn, text: str, ended: Outcome | None) -> None:
+        """Log that the state has changed, or that the freeze has `ended` badly, with fields for programs."""
+        transaction = self.transaction
+        freezer = self._workers.get(transaction.ledger.freezer) if transaction else None
+        entries.tell(turn, text, self.state, ended, transaction, freezer, self._writers.refused_by)
 
     def configure(self, hold_max: float, thaw_limit: float, news_limit: float) -> None:
         """Set the longest hold that a host may ask for, how long a thaw may take, and how long news are told again."""

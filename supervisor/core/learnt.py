@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from ...agent.api.options import Edge
 from ...agent.api.records import Learnt, Mount
+from ...agent.api.states import Phase
+from .entries import LEARNT
+from .events import Entry
 from .transaction import Transaction
 from .turn import Turn
 
@@ -37,6 +40,13 @@ class Edges:
             if len(self._by_number) > MOST:
                 del self._by_number[next(iter(self._by_number))]
             transaction.learnt.append(found)
-            turn.log("notice", f"{mount.mountpoint} lies on one of: {', '.join(found.hosts)}")
+            fields = (
+                ("freeze_id", str(transaction.id)),
+                ("phase", Phase.FREEZE.value),
+                ("mount", mount.mountpoint),
+                *(("lies_on", host) for host in found.hosts),
+            )
+            text = f"{mount.mountpoint} lies on one of: {', '.join(found.hosts)}"
+            turn.log("notice", text, Entry(LEARNT, fields))
         elif before and before[0] == ids[0]:
             turn.log("notice", f"{mount.mountpoint} does not lie on what an earlier freeze took it to lie on")

@@ -41,6 +41,10 @@ class Machine(ABC):
     def act(self, turn: Turn, action: str, cause: Cause) -> None:
         """Call the action of a row by its name."""
 
+    @abstractmethod
+    def tell(self, turn: Turn, text: str, ended: Outcome | None) -> None:
+        """Log that the state has changed, or that the freeze has `ended` badly."""
+
     def take(
         self,
         turn: Turn,
@@ -60,19 +64,21 @@ class Machine(ABC):
             row = row._replace(state=end.state, action=end.action)
             text = text if NOTHING_FROZEN in text else f"{text}; {NOTHING_FROZEN}"
         fault = Fault(row.code or code, text)
+        ended = transaction.outcome if transaction and event is FreezeEvent.JOURNAL else None
         if row.outcome is not None and transaction is not None and transaction.outcome is Outcome.THAWED:
-            transaction.outcome, transaction.fault = row.outcome, fault
+            transaction.outcome, transaction.fault = ended, _ = row.outcome, fault
         if row.state is not self.state:
-            self._enter(turn, row.state, fault.text)
+            self._enter(turn, row.state, fault.text, ended)
+        elif ended is not None:
+            self.tell(turn, fault.text, ended)
         self.act(turn, row.action, Cause(why, fault, report))
 
-    def _enter(self, turn: Turn, state: FreezeState, why: str) -> None:
+    def _enter(self, turn: Turn, state: FreezeState, why: str, ended: Outcome | None) -> None:
         old, self.state = self.state, state
         self.since = turn.now
         self.changes += 1
-        failed = self.expects(FreezeEvent.RETRY)
-        self.error = why if failed else ""
-        turn.log("err" if failed else "notice", f"{old.name} -> {state.name}: {why}")
+        self.error = why if self.expects(FreezeEvent.RETRY) else ""
+        self.tell(turn, f"{old.name} -> {state.name}: {why}", ended)
         transaction = self.transaction
         if transaction is not None and not transaction.held_until and self.expects(FreezeEvent.SETTLED):
             for number, fault in transaction.end_hold(turn.now):

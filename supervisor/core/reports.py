@@ -54,7 +54,11 @@ class FreezeReports:
         if ledger.note(worker.id, step, state, turn.now):
             where = ledger.marks[step.mount].mount.mountpoint
             self._freeze.take(turn, FreezeEvent.FOUND_THAWED, f"{THAWED_BY_ANOTHER} {where}")
-        self._workers.describe(worker, ledger.doing if worker.alive else ledger.doing())
+        about = self._freeze.current.about
+        if worker.alive:
+            self._workers.describe(worker, ledger.doing, about)
+        else:
+            self._workers.describe(worker, ledger.doing(), about())
         if worker.state is WorkerState.STUCK and step.mount in ledger.to_thaw:
             self._freeze.changed(turn)  # stuck on another file system, it will not try this one again
         return ""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from itertools import islice
 
 from ...agent.api.errors import Code, Fault
 from ...agent.api.options import Options
 from ...agent.api.records import Last, Learnt
 from ...agent.api.states import Outcome
 from ...agent.worker import messages
-from .events import Peer
+from .events import Fields, Peer
 from .ledger import Ledger
 from .turn import Turn
 from .writers import BAD, GOOD, Writers
 
 THAWED_BY_ANOTHER = "someone else had thawed"
+ABOUT_MAX = 32  # mount points that one entry of the log names
 HOLDS_MAX = 64  # calls of va.fshold that may wait, so that the control pipe cannot fill
 _SAY_WHAT_WAS_UNDONE = (Code.OVERRUN, Code.WORKER_DIED, Code.FREEZE_BROKEN, Code.VETOED)
 
@@ -110,6 +112,11 @@ class Transaction:
         if not self.thaw_asked_at:
             self.thaw_asked_at, self.ended_by, self.ended_wall = turn.now, by, turn.wall
         self.verdict = verdict if self.verdict != BAD and verdict else self.verdict
+
+    def about(self) -> Fields:
+        """Return the fields of a log entry that name this freeze, and what is being done to which file systems."""
+        marks = (self.ledger.marks[index] for index in islice(self.ledger.moving, ABOUT_MAX))
+        return (("freeze_id", str(self.id)), *(("mount", mark.mount.mountpoint) for mark in marks))
 
     @property
     def ended_elsewhere(self) -> str:

@@ -49,9 +49,9 @@ class Turn:
         """Write to the worker's control pipe."""
         self.effects.append(events.Tell(worker, message))
 
-    def log(self, level: str, text: str) -> None:
-        """Write a line to the log."""
-        self.effects.append(events.Log(level, text))
+    def log(self, level: str, text: str, entry: events.Entry | None = None) -> None:
+        """Write a line to the log; `entry` is what it tells programs."""
+        self.effects.append(events.Log(level, text, entry))
 
     def title(self, text: str, until: float | None) -> None:
         """Show this in ps."""

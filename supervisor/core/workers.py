@@ -13,7 +13,7 @@ from typing import ClassVar
 from ...agent.api.methods import Rpc
 from ...agent.api.states import WORKER_TABLE, Phase, Unlisted, WorkerEvent, WorkerState, following
 from ...agent.worker import messages
-from .events import Lifeline
+from .events import Entry, Fields, Lifeline
 from .turn import Turn
 
 ORPHAN_GRACE = 0.5  # seconds in which the worker of a dead supervisor may thaw and end by itself
@@ -37,7 +37,10 @@ DYING = (WorkerState.KILLED, WorkerState.STUCK)
 
 @dataclass(slots=True)
 class Worker:
-    """One forked process. `doing` is, or returns, what it did last; times are seconds of the loop's clock."""
+    """One forked process. Times are seconds of the loop's clock.
+
+    `doing` is, or returns, what it did last, `about` the fields of a log entry that names what it did that to.
+    """
 
     id: int
     row: Rpc
@@ -49,6 +52,7 @@ class Worker:
     phase_since: float = 0.0
     limit: float = 0.0
     doing: str | Callable[[], str] = ""
+    about: Fields | Callable[[], Fields] = ()
     why_killed: str = ""
     rubbish: bool = False
     killed: bool = False
@@ -148,9 +152,11 @@ class Workers:
         self.arm(turn, worker, max(until - turn.now, 1e-3))
         worker.limit = until - worker.phase_since
 
-    def describe(self, worker: Worker, doing: str | Callable[[], str]) -> None:
-        """Remember what it does now, for the sentence of its death."""
-        worker.doing = doing
+    def describe(
+        self, worker: Worker, doing: str | Callable[[], str], about: Fields | Callable[[], Fields] = ()
+    ) -> None:
+        """Remember what it does now, for the sentence of its death, and to what, for the entry that it is stuck."""
+        worker.doing, worker.about = doing, about
 
     def answered(self, worker: Worker) -> None:
         """Take note that the call that it was forked for is answered; the worker goes on."""
@@ -181,7 +187,10 @@ class Workers:
     def _entered_stuck(self, turn: Turn, worker: Worker) -> None:
         self._fix_doing(worker)
         self.arm(turn, worker, 0 if worker.killed else LOOK_AGAIN)
-        turn.log("err", f"{worker.name} is stuck in the kernel{while_clause(worker)}{worker.why_killed}")
+        about = worker.about
+        assert isinstance(about, tuple)
+        text = f"{worker.name} is stuck in the kernel{while_clause(worker)}{worker.why_killed}"
+        turn.log("err", text, Entry("stuck", (("phase", worker.phase.value), *about)))
 
     def _entered_reaped(self, turn: Turn, worker: Worker) -> None:
         turn.cancel(worker.key)
@@ -199,6 +208,7 @@ class Workers:
     def _fix_doing(self, worker: Worker) -> None:
         # From now on other workers change the file systems that this is computed from.
         worker.doing = worker.doing if isinstance(worker.doing, str) else worker.doing()
+        worker.about = worker.about if isinstance(worker.about, tuple) else worker.about()
 
     def kill(self, turn: Turn, worker: Worker, event: WorkerEvent, why: str) -> None:
         """Kill the worker (event LIMIT, CANCELLED, RUBBISH or GRACE); `why` completes the sentence of its death."""

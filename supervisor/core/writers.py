@@ -17,7 +17,7 @@ from ...agent.api.records import WriterStatus
 from ...agent.api.states import Phase, WorkerEvent, following
 from ...agent.api.writers import WRITER_TABLE, Step, WriterConfig, WriterEvent, WriterState
 from ...agent.worker import messages
-from .events import Lifeline
+from .events import Entry, Lifeline
 from .timing import OWNER
 from .turn import Turn
 from .workers import Worker, Workers
@@ -41,8 +41,9 @@ _PHASES = {Step.PREPARE: Phase.PREPARE, Step.QUIESCE: Phase.QUIESCE, Step.CONFIR
 class Writers:
     """The writers of the present or last freeze, and those that an earlier agent left set.
 
-    `on_change` is called after each change. `refusal` is why the present freeze may not go on, "" if it may. `broken`
-    is why it does not hold any more what it promised, "" if it does. `changes` counts changes for the status record.
+    `on_change` is called after each change. `refusal` is why the present freeze may not go on, "" if it may, and
+    `refused_by` the writer that says so. `broken` is why it does not hold any more what it promised, "" if it does.
+    `changes` counts changes for the status record.
     """
 
     def __init__(self, workers: Workers, on_change: Callable[[Turn], None]) -> None:
@@ -55,7 +56,7 @@ class Writers:
         self._step: Step | None = None
         self._verdict = GOOD
         self._frozen: frozenset[str] = frozenset()
-        self.refusal = self.broken = ""
+        self.refusal = self.refused_by = self.broken = ""
         self.changes = 0
 
     def configure(self, writers: tuple[WriterConfig, ...], folder: str, release_limit: float) -> None:
@@ -74,7 +75,8 @@ class Writers:
         self.changes += 1
         if writer.state is not old or why:
             level = "warning" if why else "info"
-            turn.log(level, f"writer {writer.name}: {old.value} -> {writer.state.value}{f': {why}' if why else ''}")
+            text = f"writer {writer.name}: {old.value} -> {writer.state.value}{f': {why}' if why else ''}"
+            turn.log(level, text, Entry("", (("writer", writer.name),)))
         writer.since = turn.now
 
     # -- what the freeze asks
@@ -95,7 +97,7 @@ class Writers:
 
         `devices` (major:minor) are those that will be frozen.
         """
-        self.refusal = self.broken = ""
+        self.refusal = self.refused_by = self.broken = ""
         self._verdict, self._step, self._frozen = GOOD, Step.PREPARE, frozenset(devices)
         self._all = {writer.name: writer for writer in self._all.values() if writer.worker or writer.set}
         for config in self._configured:
@@ -278,7 +280,8 @@ class Writers:
         self._take(turn, writer, event, why)
         if writer.config.required and before is not _S.CONFIRMED:
             how = {_E.REFUSED: "refused the freeze", _E.OVERRAN: "refused the freeze"}.get(event, "was lost")
-            self.refusal = self.refusal or f"{writer.name} {how}: {why}"
+            if not self.refusal:
+                self.refusal, self.refused_by = f"{writer.name} {how}: {why}", writer.name
         elif writer.config.required and writer.not_frozen:
             where = ", ".join(writer.not_frozen)
             self.broken = self.broken or f"{writer.name} was lost, and {where} is not frozen: {why}"

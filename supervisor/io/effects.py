@@ -51,7 +51,7 @@ class Effects:
             events.KeepFreeze: self._keep_freeze,
             events.Answer: self._answer,
             events.SetTitle: self._set_title,
-            events.Log: lambda effect: log.add(effect.level, effect.text),
+            events.Log: lambda effect: log.add(effect.level, effect.text, effect.entry),
             events.LogStatus: self._log_status,
             events.Configured: self._configured,
             events.WriteJournal: self._write_journal,

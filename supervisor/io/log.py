@@ -17,11 +17,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ...agent.api.text import printable
+from ..core.events import Entry
 
 WAITING_MAX = 16384
 LINE_MAX = 16384  # characters; a datagram holds some 200 KB
 SYSLOG = "/dev/log"
-JOURNAL = "/run/systemd/journal/socket"
 _PRIORITY = {"err": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7, "audit": 5}  # syslog(3)
 _LEVELS = ["err", "warning", "notice", "info", "debug"]
 _DAEMON = 3 << 3  # the facility
@@ -35,8 +35,8 @@ class Sink(Protocol):
     def fileno(self) -> int:
         """Return the descriptor that is writable again when the sink takes more."""
 
-    def line(self, priority: int, text: str) -> bytes:
-        """Return the bytes of one line."""
+    def line(self, priority: int, text: str, entry: Entry | None = None) -> bytes:
+        """Return the bytes of one line; `entry` is what it tells programs."""
 
     def write(self, data: bytes) -> int:
         """Write; return how much was taken. Raises BlockingIOError; OSError if nobody reads."""
@@ -55,7 +55,7 @@ class Log:
         """Set the lowest level to write; audit records are always written."""
         self._chosen = {"audit", *_LEVELS[: _LEVELS.index(level) + 1]}
 
-    def add(self, level: str, text: str) -> None:
+    def add(self, level: str, text: str, entry: Entry | None = None) -> None:
         """Take a line; control characters are escaped, so that one line stays one."""
         if level not in self._chosen:
             return
@@ -67,7 +67,7 @@ class Log:
             self._dropped = 0
         if len(text) > LINE_MAX:
             text = f"{text[:LINE_MAX]}... ({len(text) - LINE_MAX} characters cut)"
-        self.waiting.append(self.sink.line(_PRIORITY[level], printable(text)))
+        self.waiting.append(self.sink.line(_PRIORITY[level], printable(text), entry))
 
     def write(self) -> bool:
         """Write what the sink takes; return whether to wait until it takes more."""
@@ -104,7 +104,7 @@ class Stderr:
         """Return the descriptor."""
         return self._fd
 
-    def line(self, priority: int, text: str) -> bytes:
+    def line(self, priority: int, text: str, entry: Entry | None = None) -> bytes:
         """Return the bytes of one line."""
         return f"{f'<{priority}>' if self._prefixed else ''}virtagentd: {text}\n".encode(errors="backslashreplace")
 
@@ -116,18 +116,22 @@ class Stderr:
 
 
 class Datagrams:
-    """A unix datagram socket at `path`; `form` makes a datagram of priority and text."""
+    """A unix datagram socket at `path`; `form` makes a datagram of priority, text, and what the line tells programs."""
 
     waits_while_frozen = False
 
-    def __init__(self, path: str, form: Callable[[int, str], bytes]) -> None:
+    def __init__(self, path: str, form: Callable[[int, str, Entry | None], bytes]) -> None:
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self.line = form
+        self._form = form
 
     def fileno(self) -> int:
         """Return the descriptor."""
         return self._socket.fileno()
+
+    def line(self, priority: int, text: str, entry: Entry | None = None) -> bytes:
+        """Return one datagram."""
+        return self._form(priority, text, entry)
 
     def write(self, data: bytes) -> int:
         """Send one datagram, connecting if need be; return its size."""
@@ -145,14 +149,8 @@ def syslog(path: str = SYSLOG) -> Datagrams:
     """Return the sink for a syslog daemon (RFC 3164)."""
     tag = f"virtagentd[{os.getpid()}]"
     return Datagrams(
-        path, lambda priority, text: f"<{_DAEMON | priority}>{tag}: {text}".encode(errors="backslashreplace")
+        path, lambda priority, text, _: f"<{_DAEMON | priority}>{tag}: {text}".encode(errors="backslashreplace")
     )
-
-
-def journal(path: str = JOURNAL) -> Datagrams:
-    """Return the sink for systemd's journal (its native protocol: NAME=value lines)."""
-    fields = "PRIORITY={}\nSYSLOG_IDENTIFIER=virtagentd\nMESSAGE={}\n"
-    return Datagrams(path, lambda priority, text: fields.format(priority, text).encode(errors="backslashreplace"))
 
 
 def _open_again(fd: int) -> int:

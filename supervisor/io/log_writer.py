@@ -25,6 +25,7 @@ import setproctitle
 
 from ...agent.worker import context, kernel
 from ...agent.worker.links import open_plain
+from ..core.events import Entry
 from .ours import why_not_ours
 from .process import Ended, Processes
 
@@ -75,7 +76,7 @@ class LogFile:
         """Return the descriptor that is writable again when the pipe takes more."""
         return self._write
 
-    def line(self, priority: int, text: str) -> bytes:
+    def line(self, priority: int, text: str, entry: Entry | None = None) -> bytes:
         """Return the bytes of one line, with the time of day in UTC."""
         now = datetime.fromtimestamp(time.time(), timezone.utc)
         return f"{now:%Y-%m-%dT%H:%M:%S}.{now.microsecond // 1000:03}Z {text}\n".encode(errors="backslashreplace")

@@ -21,7 +21,7 @@ class Sink:
     def fileno(self) -> int:
         return -1
 
-    def line(self, priority: int, text: str) -> bytes:
+    def line(self, priority: int, text: str, entry: events.Entry | None = None) -> bytes:
         return text.encode()
 
     def write(self, data: bytes) -> int:

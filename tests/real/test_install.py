@@ -24,6 +24,7 @@ PLACES = {
     "usr/local/sbin/virtagentd",
     "usr/local/bin/virtagentctl",
     "usr/local/sbin/virtagent-qemu-ga",
+    "usr/local/lib/systemd/catalog/virtagent.catalog",
     "usr/local/share/man/man1/virtagentctl.1",
     "usr/local/share/man/man5/virtagentd.conf.5",
     "usr/local/share/man/man8/virtagentd.8",

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from virtagent.supervisor.io import log as module
-from virtagent.supervisor.io.log import Datagrams, Log, Stderr, journal, syslog
+from virtagent.supervisor.io.log import Datagrams, Log, Stderr, syslog
+from virtagent.supervisor.io.system_journal import SystemJournal
 
 
 @pytest.fixture
@@ -160,7 +161,7 @@ def test_a_file_waits_while_frozen(tmp_path: Path, pipe: tuple[int, int]) -> Non
     assert not to(pipe[1]).sink.waits_while_frozen
 
 
-@pytest.mark.parametrize("form", [syslog, journal], ids=["syslog", "journal"])
+@pytest.mark.parametrize("form", [syslog, SystemJournal], ids=["syslog", "journal"])
 def test_datagrams_survive_a_reader_that_comes_late_and_one_that_is_replaced(
     tmp_path: Path, form: Callable[[str], Datagrams]
 ) -> None:
