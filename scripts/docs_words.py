@@ -39,6 +39,7 @@ PHASE = {
     states.Phase.PLAN: "read mountinfo and sysfs, choose and order; nothing is opened",
     states.Phase.PREPARE: "writers connect, check and flush; applications run",
     states.Phase.SYNC: "write what is dirty, in parallel, at most three rounds; nothing is frozen",
+    states.Phase.READY: "with `at`: all is synced, and the instant is awaited; nothing is frozen",
     states.Phase.QUIESCE: "writers hold their applications' writes",
     states.Phase.FREEZE: "FIFREEZE level by level, all of a level at once",
     states.Phase.CONFIRM: "writers prove that they held over the freeze; then it is answered",

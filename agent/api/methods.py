@@ -44,6 +44,12 @@ _FREEZE = (
         choices=("all", "try", "none"),
     ),
 )
+_AT = Param(
+    "at",
+    Kind.TIME,
+    "quiesce and freeze not before that instant (seconds of CLOCK_REALTIME, at most 300 ahead); va.fsgo moves it",
+    required=False,
+)
 
 _ROWS = (
     Rpc(
@@ -113,7 +119,7 @@ _ROWS = (
         Disk.FREEZES,
         "Sync and freeze the file systems, and hold them until va.fsthaw or the hold limit.",
         "number of file systems frozen",
-        params=_struct(*_FREEZE),
+        params=_struct(*_FREEZE, _AT),
         compensation="thaw",
         outlives=True,
         blocked_with=("guest-fsfreeze-freeze", "guest-fsfreeze-freeze-list"),
@@ -157,6 +163,15 @@ _ROWS = (
         blocked_with=("guest-fsfreeze-status",),
         needed_frozen=True,
         watches=True,
+    ),
+    Rpc(
+        "va.fsgo",
+        "inline.fsgo",
+        _I,
+        Disk.NONE,
+        "Set the instant of the freeze that waits for it in phase ready.",
+        "1",
+        params=(Param("at", Kind.TIME, "seconds of CLOCK_REALTIME, at most 300 ahead; absent: now", required=False),),
     ),
     Rpc(
         "va.fshold",

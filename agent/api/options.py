@@ -34,7 +34,8 @@ class Options:
     means no limit. The supervisor kills the worker at the limits of sync and freeze. `writers` says which writers take
     part (all, try, none). If the worker `waits`, it syncs only when they are prepared. They let go by themselves when
     they were held for `held_at_most`. `patience` is how long one file system may make others stand still, `busy_wait`
-    how long to try to freeze what someone else has frozen.
+    how long to try to freeze what someone else has frozen. Nothing is quiesced or frozen before the time of day `at`
+    (seconds of CLOCK_REALTIME, 0: at once).
     """
 
     rules: Rules
@@ -48,3 +49,4 @@ class Options:
     held_at_most: float = 0
     patience: float = 1.0
     busy_wait: float = 2.0
+    at: float = 0.0

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 from .errors import Code, Fault
 
 SECONDS_MAX = 10_000_000.0
+TIME_MAX = 1e11
 GLOBS_MAX = 256
 TEXT_MAX = 4096
 _FOREIGN = re.compile(r"[^A-Za-z0-9+/=\n]")
@@ -28,6 +29,7 @@ class Kind(enum.Enum):
     BOOLEAN = "boolean"
     INTEGER = "integer"
     SECONDS = "seconds (number)"
+    TIME = "time of day (number)"
     GLOBS = "array of globs"
     STRUCT = "struct"
     LIST = "array"
@@ -63,7 +65,7 @@ class Param:
             yield self.name
 
 
-_WHOLE = (Kind.BOOLEAN, Kind.SECONDS, Kind.GLOBS, Kind.BASE64, Kind.STRUCT)
+_WHOLE = (Kind.BOOLEAN, Kind.SECONDS, Kind.TIME, Kind.GLOBS, Kind.BASE64, Kind.STRUCT)
 """Kinds of which `check` knows every value; a glob is one whatever it matches."""
 
 _TYPES: dict[Kind, tuple[type, ...]] = {
@@ -71,6 +73,7 @@ _TYPES: dict[Kind, tuple[type, ...]] = {
     Kind.BOOLEAN: (bool,),
     Kind.INTEGER: (int,),
     Kind.SECONDS: (int, float),
+    Kind.TIME: (int, float),
     Kind.GLOBS: (list,),
     Kind.STRUCT: (dict,),
     Kind.LIST: (list,),
@@ -124,6 +127,8 @@ class _Ours:
                 raise ValueError(f"{path} is {value[:80]!r}, expected one of {', '.join(param.choices)}")
             case Kind.SECONDS:
                 seconds(path, value)
+            case Kind.TIME if not 0 < value <= TIME_MAX:  # also refuses NaN
+                raise ValueError(f"{path} is {value!r:.40}, expected seconds since 1970 (CLOCK_REALTIME)")
             case Kind.GLOBS if len(value) > GLOBS_MAX:
                 raise ValueError(f"{path} holds {len(value)} globs, at most {GLOBS_MAX}")
             case Kind.GLOBS:
@@ -244,7 +249,7 @@ def _value(param: Param, value: Any, path: str, wording: Wording) -> Any:
             return [_value(item, one, f"{path}[{i}]", wording) for i, one in enumerate(value)]
         case Kind.GLOBS:
             return tuple(value)
-        case Kind.SECONDS:
+        case Kind.SECONDS | Kind.TIME:
             return float(value)
     return value
 

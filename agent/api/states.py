@@ -35,6 +35,7 @@ class FreezeEvent(enum.Enum):
     JOURNAL = "journal found at start"
     SYNCED = "worker has synced, and asks to proceed"
     JOURNALED = "the plan is in the journal"
+    INSTANT = "the instant of the freeze has come"
     JOURNAL_FAILED = "the journal could not be written"
     FROZEN = "worker reports Frozen"
     ENDED = "worker had nothing to freeze"
@@ -147,7 +148,10 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
     ),
     (_F.THAWED, _E.STOPPING): _noted(_F.THAWED),
     (_F.INPROGRESS, _E.SYNCED): FreezeRow(_F.INPROGRESS, "journal", doc="journal the plan"),
-    (_F.INPROGRESS, _E.JOURNALED): FreezeRow(_F.INPROGRESS, "proceed", doc="let the worker go on to freeze"),
+    (_F.INPROGRESS, _E.JOURNALED): FreezeRow(
+        _F.INPROGRESS, "await_instant", doc="let the worker go on to freeze; with `at`, at that instant"
+    ),
+    (_F.INPROGRESS, _E.INSTANT): FreezeRow(_F.INPROGRESS, "proceed", doc="let the worker go on to freeze"),
     (_F.INPROGRESS, _E.CALLED_OFF): FreezeRow(  # ADR 0024: outcome and fault are those of the cause's own row
         _F.THAWED, "call_off", doc="nothing is frozen nor will be: kill the worker, which is only listed until it ends"
     ),
@@ -346,6 +350,7 @@ class Phase(str, enum.Enum):
     PLAN = "plan"
     PREPARE = "prepare"
     SYNC = "sync"
+    READY = "ready"
     QUIESCE = "quiesce"
     FREEZE = "freeze"
     CONFIRM = "confirm"

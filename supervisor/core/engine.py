@@ -110,7 +110,7 @@ class Engine:
 
     def _requested(self, turn: Turn, request: Requested) -> None:
         call = self._pending.open(turn, request)
-        self._wall_offset = request.wall - turn.now
+        turn.wall, self._wall_offset = request.wall, request.wall - turn.now
         if request.unheard:
             self._pending.abandon(turn, request.connection, request.token)
         try:
@@ -161,7 +161,7 @@ class Engine:
             self._resources.make_room(turn, row)
         if row.disk is Disk.FREEZES:
             given = (args.get("options"), args.get("mountpoints"), self._freeze.learnt.known)
-            options = freeze_options(self._config, row.name, *given)
+            options = freeze_options(self._config, row.name, *given, wall=turn.wall)
             worker = self._freeze.begin(turn, call, options, self._config.plan_limit)
             self._pending.runs_in(call, worker.id)
             return

@@ -87,6 +87,7 @@ class Freeze(Machine):
         worker = self._workers.spawn(turn, RPCS["va.fsfreeze"], args, call.id, plan_limit, lifeline)
         channel = call.request.peer.channel
         self.transaction = Transaction(self._last_id, options, Ledger(worker.id), call.id, channel=channel)
+        self.transaction.starts_at = turn.at_time(options.at)
         self._workers.enter_phase(turn, worker, Phase.PLAN, plan_limit)
         self.history.begin(turn, call.request.peer)
         self.take(turn, FreezeEvent.ADMITTED, f"freeze {self._last_id} by {worker.name}")
@@ -115,6 +116,19 @@ class Freeze(Machine):
         until = transaction.ask_hold(call.id, turn.now, seconds, self._hold_max)
         turn.tell(transaction.ledger.freezer, messages.Hold(until))
         return DEFERRED  # ADR 0011: only the keeper knows that it still holds
+
+    def go(self, turn: Turn, at: float) -> int:
+        """Set the time of day (0: now) at which the freeze goes on that waits in phase ready; return 1.
+
+        Raises Fault WRONG_STATE if none does.
+        """
+        freezer = self._freezer() if self.expects(FreezeEvent.INSTANT) else None
+        if freezer is None or freezer.phase is not Phase.READY:
+            where = f"it is in phase {freezer.phase.value}" if freezer else f"the state is {self.state.name}"
+            raise Fault(Code.WRONG_STATE, f"va.fsgo needs a freeze that waits in phase ready; {where}")
+        self.current.starts_at = turn.at_time(at)
+        self._await_instant(turn, freezer)
+        return 1
 
     def stop(self, turn: Turn, why: str) -> None:
         """End the freeze, if any, because the agent or the guest goes down."""
@@ -198,21 +212,31 @@ class Freeze(Machine):
         unreported = self.news.with_unreported(died)
         turn.journal(transaction.id, freezer.pid, transaction.ledger.journal(transaction.id, unreported))
 
+    def _do_await_instant(self, turn: Turn, _cause: Cause) -> None:
+        self.current.journaled = True
+        self._await_instant(turn, self._freezer())
+
+    def _await_instant(self, turn: Turn, freezer: Worker | None) -> None:
+        left = self.current.starts_at - turn.now
+        if left > 0 and freezer is not None:
+            self._workers.enter_phase(turn, freezer, Phase.READY, left)
+        else:
+            self.take(turn, FreezeEvent.INSTANT)
+
     def _do_proceed(self, turn: Turn, _cause: Cause) -> None:
-        transaction = self.current
-        transaction.journaled = True
+        self.current.goes = True
         self._writers.quiesce(turn)
 
     def proceed_if_ready(self, turn: Turn) -> None:
         """Let the freeze worker freeze if nothing is missing any more: the only place that decides this (ADR 0024)."""
         transaction = self.current
-        ready = transaction.asks and transaction.journaled and self._writers.quiesced
+        ready = transaction.goes and self._writers.quiesced
         if ready and not transaction.may_have_frozen:
             transaction.note_proceeds(turn.now)
             turn.tell(transaction.ledger.freezer, messages.Proceed())  # ADR 0003: only now is the plan in the journal
 
     def _do_call_off(self, turn: Turn, cause: Cause) -> None:
-        worker = self._workers.get(self.current.ledger.freezer)
+        worker = self._freezer()
         if worker is not None:
             self._workers.answered(worker)  # the call waits for the end of the freeze, not for this worker's
             if worker.alive:
@@ -238,7 +262,7 @@ class Freeze(Machine):
         self._pending.answer(turn, call, max(0.0, transaction.hold_ends - turn.now))
 
     def _do_kill_freezer(self, turn: Turn, cause: Cause) -> None:
-        worker = self._workers.get(self.current.ledger.freezer)
+        worker = self._freezer()
         if worker is not None and worker.alive:
             self._workers.kill(turn, worker, WorkerEvent.CANCELLED, f": {cause.why}")
             self.killed(turn, worker)
@@ -246,12 +270,12 @@ class Freeze(Machine):
             self.changed(turn)
 
     def _do_kill_unresponsive(self, turn: Turn, cause: Cause) -> None:
-        worker = self._workers.get(self.current.ledger.freezer)
+        worker = self._freezer()
         assert worker is not None
         self.kill(turn, worker, cause.why)
 
     def _do_tell_keeper_to_thaw(self, turn: Turn, _cause: Cause) -> None:
-        keeper = self._workers.get(self.current.ledger.freezer)
+        keeper = self._freezer()
         if keeper is not None and keeper.alive:
             turn.tell(keeper.id, messages.Thaw())
             self._workers.arm(turn, keeper, REACT_GRACE)  # ADR 0010: not the thaw limit, which begins with Thawing
@@ -327,6 +351,7 @@ class Freeze(Machine):
     _ACTIONS: ClassVar[Mapping[str, Callable[[Freeze, Turn, Cause], None]]] = {
         "nothing": _do_nothing,
         "journal": _do_journal,
+        "await_instant": _do_await_instant,
         "proceed": _do_proceed,
         "call_off": _do_call_off,
         "answer_freeze": _do_answer_freeze,
@@ -344,6 +369,10 @@ class Freeze(Machine):
     }
 
     # -- on the way to THAWED
+
+    def _freezer(self) -> Worker | None:
+        """Return the freeze worker, None if it is reaped."""
+        return self._workers.get(self.current.ledger.freezer)
 
     def kill(self, turn: Turn, worker: Worker, why: str) -> None:
         """Kill a worker of this freeze whose limit has passed, and compensate."""

@@ -10,6 +10,7 @@ from ...agent.api.methods import RPCS
 from ...agent.api.rpc import Runs
 from ...agent.wire.qmp import SILENT
 from .engine import Engine, InlineHandler
+from .options import near
 from .pending import Call, Deferred
 from .turn import Turn
 
@@ -83,6 +84,11 @@ def fshold(engine: Engine, turn: Turn, call: Call, args: dict[str, Any]) -> Defe
     return engine.freeze.hold(turn, call, args["seconds"])
 
 
+def fsgo(engine: Engine, turn: Turn, _call: Call, args: dict[str, Any]) -> int:
+    """Set the instant of the freeze that waits in phase ready."""
+    return engine.freeze.go(turn, near("va.fsgo", args["at"] or 0.0, turn.wall))
+
+
 def fsforget(engine: Engine, turn: Turn, _call: Call, args: dict[str, Any]) -> int:
     """Count a file system as thawed that cannot be thawed; return how many others may be frozen still."""
     return engine.forget(turn, args["mountpoint"])
@@ -105,6 +111,7 @@ HANDLERS: Mapping[str, InlineHandler] = {
     "inline.fsforget": fsforget,
     "inline.fsfreeze_status": fsfreeze_status,
     "inline.fsfreeze_thaw": fsfreeze_thaw,
+    "inline.fsgo": fsgo,
     "inline.fshold": fshold,
     "inline.fsstatus": fsstatus,
     "inline.fsthaw": fsthaw,

@@ -12,6 +12,7 @@ from ...agent.worker.freeze import OWN_LIMIT_LATER
 from ..config import Config
 
 HELD_LATER = 60.0  # seconds after all limits of a freeze until a writer lets go by itself
+INSTANT_MAX = 300.0  # seconds of which the instant of a freeze may be ahead
 EXEC_GRACE = 10.0  # seconds that a program over its limit has between SIGTERM and SIGKILL
 
 
@@ -32,13 +33,14 @@ def freeze_options(
     given: dict[str, Any] | None,
     literal: list[str] | None = None,
     learnt: tuple[Edge, ...] = (),
+    wall: float = 0.0,
 ) -> Options:
     """Return the options of a freeze; `literal` are the mount points of the QEMU protocol's freeze-list.
 
-    `learnt` is what earlier freezes have found out of what lies on what.
+    `learnt` is what earlier freezes have found out of what lies on what, `wall` the time of day.
 
-    Raises Fault PARAMS for a limit over the daemon's own, and for `strict` with `partial`. A request that is strict
-    takes back what is only the daemon's default.
+    Raises Fault PARAMS for a limit over the daemon's own, an instant that is not near, and `strict` with `partial`. A
+    request that is strict takes back what is only the daemon's default.
     """
     given = given or {}
     hold = config.guest_hold_limit if method.startswith("guest-") else config.hold_limit
@@ -78,7 +80,19 @@ def freeze_options(
         held_at_most=sum(longest) + HELD_LATER if all(longest) else 0,
         patience=config.patience,
         busy_wait=config.busy_wait,
+        at=near(method, given.get("at") or 0.0, wall),
     )
+
+
+def near(method: str, at: float, wall: float) -> float:
+    """Return `at`, 0 for none; raise Fault PARAMS if it is farther than INSTANT_MAX from `wall`, the time of day.
+
+    One that has passed is taken, since a request may be late: it means now.
+    """
+    if at and abs(at - wall) > INSTANT_MAX:
+        away = f"{abs(at - wall):.0f} s {'ahead' if at > wall else 'ago'} by the guest's clock"
+        raise Fault(Code.PARAMS, f"{method}: at is {at:.3f}, {away}; expected at most {INSTANT_MAX:g} s ahead")
+    return at
 
 
 def limit_of(row: Rpc, args: dict[str, Any]) -> float:

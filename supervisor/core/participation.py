@@ -68,8 +68,8 @@ class Participation:
                 count = transaction.holds.count
                 why = f"freeze {transaction.id}, file systems: {count}"
                 freeze.take(turn, FreezeEvent.FROZEN, why, report=transaction.holds)
-        elif transaction.journaled:
-            if transaction.options.waits and not transaction.may_have_frozen:
+        elif transaction.goes:
+            if (transaction.options.waits or transaction.options.at) and not transaction.may_have_frozen:
                 ready = writers.quiesced
                 self._enter(turn, Phase.FREEZE if ready else Phase.QUIESCE, transaction.options.freeze_limit * ready)
             freeze.proceed_if_ready(turn)

@@ -97,7 +97,8 @@ class FreezeReports:
         if worker.id != transaction.ledger.freezer or progress.phase not in {worker.phase.value, *limits}:
             return f"Progress in phase {progress.phase[:40]!r}"
         transaction.ledger.note_progress(progress)
-        if progress.phase != worker.phase.value and worker.state is WorkerState.RUNNING:
+        late = transaction.asks and progress.phase == Phase.SYNC.value
+        if progress.phase != worker.phase.value and worker.state is WorkerState.RUNNING and not late:
             self._workers.enter_phase(turn, worker, Phase(progress.phase), limits[progress.phase])
         return ""
 
@@ -211,6 +212,8 @@ class FreezeReports:
         """Act on a limit of the freeze worker or of a thaw worker that has passed."""
         if worker.phase is Phase.THAW:
             turn.probe(worker.id)
+        elif worker.phase is Phase.READY and self._freeze.expects(FreezeEvent.INSTANT):
+            self._freeze.take(turn, FreezeEvent.INSTANT)
         elif self._freeze.expects(FreezeEvent.HOLD_PASSED):
             self._freeze.take(turn, FreezeEvent.HOLD_PASSED, f"the hold limit of {worker.limit:.3g} s passed")
         elif self._freeze.expects(FreezeEvent.OVERRAN):

@@ -31,11 +31,11 @@ class Transaction:
     freeze ended. `held` are those that were frozen when the host was told. `asks`: the worker has synced and asks to
     proceed. `may_have_frozen`: it was told to, or it has said what cannot be; before that it has frozen nothing, and
     will not (ADR 0024). `reason` is why the worker thaws, as it says, "" if it was told to. `prepared`: the writers
-    are, and the worker was told to sync. `slowed`: it has thawed again what it froze, for one that is slow to freeze.
-    `holds` is its report that all is frozen, which the writers then confirm.
-    `channel` is that of the host that asked for it, `ended_by` the host that first asked for its thaw, `ended_wall` the
-    time of day of that, and `verdict` what hosts said of the snapshot. `written` and `wrote` are as in
-    `messages.Thawing`, of what was held.
+    are, and the worker was told to sync. Nothing is quiesced or frozen before `starts_at`, and `goes` says that it has
+    come. `slowed`: it has thawed again what it froze, for one that is slow to freeze. `holds` is the worker's report
+    that all is frozen, which the writers then confirm. `channel` is that of the host that asked for it, `ended_by` the
+    host that first asked for its thaw, `ended_wall` the time of day of that, and `verdict` what hosts said of the
+    snapshot. `written` and `wrote` are as in `messages.Thawing`, of what was held.
     """
 
     id: int
@@ -47,6 +47,8 @@ class Transaction:
     reported: bool = False
     asks: bool = False
     journaled: bool = False
+    goes: bool = False
+    starts_at: float = 0.0
     may_have_frozen: bool = False
     proceeded_at: float = 0.0
     held: frozenset[int] = frozenset()

@@ -25,6 +25,10 @@ class Turn:
         self.effects: list[events.Effect] = []
         self._deadlines = deadlines
 
+    def at_time(self, wall: float) -> float:
+        """Return which second of the loop's clock that time of day is; now for 0."""
+        return self.now + wall - self.wall if wall else self.now
+
     def answer(self, connection: int, token: int, value: Any | Fault, *, receipt: bool = False) -> None:
         """Reply to a request; `receipt` asks to be told when the host has taken it."""
         self.effects.append(events.Answer(connection, token, value, receipt))
