@@ -21,6 +21,7 @@ Texts = str | Iterable[str]
 FREEZE_WAIT = 900.0  # the default limits of all phases together, and a margin
 SYNC_WAIT = 630.0
 THAW_WAIT = 60.0
+INSTANT_WAIT = 300.0  # the farthest instant of a freeze
 STATUS_WAIT = 30.0
 SMALL = 8 << 20
 
@@ -94,15 +95,26 @@ def freeze(
     sync_limit: float | None = None,
     freeze_limit: float | None = None,
     hold_limit: float | None = None,
+    at: float | None = None,
 ) -> Call[int]:
     """Freeze, and return the number of file systems frozen; the agent thaws them when the hold limit passes.
 
     Waits until the agent's own limits end the job. After `wait` seconds raises Fault IN_PROGRESS, and the job goes
-    on, as it does after TimedOut.
+    on, as it does after TimedOut. With `at`, a time of day in seconds (`time.time()`, at most 300 ahead), all is synced
+    at once, and frozen at that instant or when `go` says.
     """
-    wait = FREEZE_WAIT + (sync_limit or 0) + (freeze_limit or 0) if wait is None else wait
-    limits = _given(sync_limit=sync_limit, freeze_limit=freeze_limit, hold_limit=hold_limit)
+    ahead = INSTANT_WAIT if at is not None else 0
+    wait = FREEZE_WAIT + (sync_limit or 0) + (freeze_limit or 0) + ahead if wait is None else wait
+    limits = _given(sync_limit=sync_limit, freeze_limit=freeze_limit, hold_limit=hold_limit, at=at)
     return _call("va.fsfreeze", int, _select(include, exclude, strict) | limits | {"wait": wait}, wait=wait)
+
+
+def go(at: float | None = None) -> Call[int]:
+    """Set the instant (a time of day in seconds; None: now) of the freeze that waits in phase ready; return 1.
+
+    Raises Fault WRONG_STATE if no freeze waits.
+    """
+    return _call("va.fsgo", int, *(() if at is None else (at,)))
 
 
 def thaw(wait: float = THAW_WAIT, *, freeze_id: int | None = None) -> Call[int]:

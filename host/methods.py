@@ -127,6 +127,7 @@ class Methods(ABC):
     plan = Method(calls.plan)
     sync = Method(calls.sync)
     freeze = Method(calls.freeze)
+    go = Method(calls.go)
     thaw = Method(calls.thaw)
     status = Method(calls.status)
     history = Method(calls.history)

@@ -43,6 +43,8 @@ def test_admission_of_every_row_in_every_state(method: str, state: str) -> None:
         assert fresh == ([method] if state == "THAWED" else [])
     elif method == "va.fshold":
         assert codes == (set() if state == "FROZEN" else {Code.WRONG_STATE})
+    elif method == "va.fsgo":
+        assert codes == {Code.WRONG_STATE}, "none waits in phase ready here"
     elif method == "va.fsforget":
         assert codes == {Code.PARAMS if state == "ERROR" else Code.WRONG_STATE}
     elif method == "va.fssync":
