@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..agent.api.writers import Step, WriterConfig, ordered, parse, when
+from ..agent.api.writer_options import ordered, parse, when
+from ..agent.api.writers import Step, WriterConfig
 
 HOOKS = ("/etc/qemu/fsfreeze-hook", "/etc/qemu-ga/fsfreeze-hook")
 HOOK = next((path for path in HOOKS if os.path.exists(path)), HOOKS[0])

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
-
-from .params import seconds
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HOOK = "hook"
@@ -46,8 +44,10 @@ class WriterConfig:
     """One writer. Limits are in seconds; -1 means the daemon's.
 
     `required`: without it there is no freeze; otherwise the freeze goes on when it refuses. `after` names writers that
-    are quiesced before this one, and let go after it. `path` is a program or a folder. `user` is whom the
-    application's own client runs as, `client` its path; `socket` is where the application listens.
+    are quiesced before this one, and let go after it. `paths` are where its data are, () if the application is asked.
+    `path` is a program or a folder. `user` is whom the application's own client runs as, `client` its path,
+    `client_options` what it is called with besides; `socket` is where the application listens. `command` is a program
+    that is told the steps, `freeze` and `thaw` are two that are called; `verdict`: tell whether the freeze was good.
     """
 
     name: str
@@ -57,8 +57,14 @@ class WriterConfig:
     path: str = ""
     user: str = ""
     client: str = ""
+    client_options: tuple[str, ...] = ()
     socket: str = ""
     when: Step = Step.QUIESCE
+    command: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+    thaw: tuple[str, ...] = ()
+    verdict: bool = False
+    paths: tuple[str, ...] = ()
     prepare_limit: float = -1
     quiesce_limit: float = -1
     confirm_limit: float = -1
@@ -69,145 +75,30 @@ class WriterConfig:
 class WriterType:
     """One type: the kind of its hold, the options that it has besides those of all types, and those that it needs.
 
-    `latches`: it may also set something that nobody ends by itself. A latch always does.
+    `latches`: its worker may also leave something behind that another one must end. A latch always does. `defaults` are
+    the values of options that are not given.
     """
 
     hold: Hold
     options: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     latches: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
+
+_CLIENT = ("user", "client", "client-options", "socket")
 
 TYPES: Mapping[str, WriterType] = {
     "hook": WriterType(Hold.LATCH, ("path", "when"), ("path",)),
     "hook-dir": WriterType(Hold.LATCH, ("path", "when"), ("path",)),
-    "mariadb": WriterType(Hold.SESSION, ("user", "client", "socket"), latches=True),
-    "postgresql": WriterType(Hold.SESSION, ("user", "client", "socket")),
+    "live": WriterType(Hold.SESSION, ("command", "user", "verdict"), ("command",), latches=True),
+    "mariadb": WriterType(Hold.SESSION, _CLIENT, latches=True),
+    "pair": WriterType(Hold.LATCH, ("freeze", "thaw", "user", "when"), ("freeze", "thaw")),
+    "postgresql": WriterType(Hold.SESSION, _CLIENT),
     "redis": WriterType(Hold.LEASE, ("socket",)),
+    "vmware": WriterType(Hold.LATCH, ("path", "when"), defaults={"path": "/etc/vmware-tools/backupScripts.d"}),
 }
 """The types of writers."""
-
-
-def _type(text: str) -> str:
-    if text not in TYPES:
-        raise ValueError(f"expected one of {', '.join(TYPES)}")
-    return text
-
-
-def _truth(text: str) -> bool:
-    if text not in ("yes", "no"):
-        raise ValueError("expected yes or no")
-    return text == "yes"
-
-
-def _text(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("expected no NUL")
-    return text
-
-
-def _names(text: str) -> tuple[str, ...]:
-    found = tuple(text.split())
-    if wrong := [name for name in found if not NAME.fullmatch(name)]:
-        raise ValueError(f"{wrong[0]!r:.80} is no name of a writer")
-    return found
-
-
-def _absolute(text: str) -> str:
-    if not text.startswith("/") or "\0" in text:
-        raise ValueError("expected an absolute path")
-    return text
-
-
-def when(text: str) -> Step:
-    """Return in which step hooks run; raise ValueError."""
-    if text not in (Step.PREPARE.value, Step.QUIESCE.value):
-        raise ValueError("expected quiesce or prepare")
-    return Step(text)
-
-
-def _limit(text: str) -> float:
-    try:
-        value = seconds("", float(text))
-    except ValueError:
-        raise ValueError("expected seconds over 0") from None
-    if not value:
-        raise ValueError("expected seconds over 0")
-    return value
-
-
-_LIMITS = ("prepare-limit", "quiesce-limit", "confirm-limit", "release-limit")
-_OPTIONS: Mapping[str, Callable[[str], Any]] = {
-    "type": _type,
-    "required": _truth,
-    "after": _names,
-    "path": _absolute,
-    "user": _text,
-    "client": _absolute,
-    "socket": _text,
-    "when": when,
-    **dict.fromkeys(_LIMITS, _limit),
-}
-_OF_ALL = ("type", "required", "after", *_LIMITS)
-
-
-def parse(name: str, text: str, where: str) -> WriterConfig:
-    """Return the writer of a configuration file: a line is `option value`, or a comment after #.
-
-    `where` names the file in errors. Raises BadWriter that names file, line and option.
-    """
-    values: dict[str, Any] = {}
-    lines: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
-        if not stripped or stripped.startswith("#"):
-            continue
-        option, _, value = re.sub(r"\s*=\s*|\s+", "\0", stripped, count=1).partition("\0")
-        at = f"{where} line {number}"
-        if option not in _OPTIONS:
-            raise BadWriter(f"{at}: there is no option {option!r:.60}")
-        if option in lines:
-            raise BadWriter(f"{at}: {option} stands there for the second time")
-        if not value:
-            raise BadWriter(f"{at}: {option} has no value")
-        try:
-            values[option.replace("-", "_")] = _OPTIONS[option](value)
-        except ValueError as error:
-            raise BadWriter(f"{at}: {option} is {value!r:.80}, {error}") from None
-        lines[option] = number
-    if "type" not in values:
-        raise BadWriter(f"{where}: it has no type")
-    kind = TYPES[values["type"]]
-    for option, number in lines.items():
-        if option not in (*_OF_ALL, *kind.options):
-            raise BadWriter(f"{where} line {number}: a writer of type {values['type']} has no option {option}")
-    for option in kind.needs:
-        if option not in values:
-            raise BadWriter(f"{where}: a writer of type {values['type']} needs the option {option}")
-    return WriterConfig(name, **values)
-
-
-def ordered(writers: tuple[WriterConfig, ...]) -> tuple[WriterConfig, ...]:
-    """Return the writers such that each stands behind those that it is `after`; else by name.
-
-    Raises BadWriter if two have one name, one is after a writer that is not there, or they wait for each other.
-    """
-    left = {writer.name: writer for writer in sorted(writers, key=lambda writer: writer.name)}
-    if len(left) < len(writers):
-        names = [writer.name for writer in writers]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadWriter(f"there are two writers with the name {twice}")
-    for writer in left.values():
-        if missing := [name for name in writer.after if name not in left]:
-            raise BadWriter(f"writer {writer.name}: after names {missing[0]}, which is no writer")
-    found: list[WriterConfig] = []
-    while left:
-        free = [writer for writer in left.values() if not left.keys() & set(writer.after)]
-        if not free:
-            raise BadWriter(f"writers that are after each other: {', '.join(left)}")
-        found.append(free[0])
-        del left[free[0].name]
-    return tuple(found)
 
 
 class WriterState(str, enum.Enum):

@@ -10,6 +10,7 @@ import pytest
 from fakes.drive import Drive
 from virtagent.agent.api.errors import Code
 from virtagent.agent.api.states import Unlisted, following
+from virtagent.agent.api.writer_options import ordered, parse
 from virtagent.agent.api.writers import (
     TYPES,
     WRITER_TABLE,
@@ -18,17 +19,17 @@ from virtagent.agent.api.writers import (
     WriterConfig,
     WriterEvent,
     WriterState,
-    ordered,
-    parse,
 )
 from virtagent.agent.worker import messages
+from virtagent.agent.worker.writers.calls import ignored
 from virtagent.agent.worker.writers.config import read_folder
 from virtagent.agent.worker.writers.drivers import DRIVERS
-from virtagent.agent.worker.writers.hook import ignored
 from virtagent.agent.worker.writers.latch import BEGUN, UNDONE, Latch, left
 from virtagent.supervisor.config import BadConfig, build
 from virtagent.supervisor.core import events
 
+SAMPLES = Path(__file__).parents[2] / "packaging/writers.d"
+ALL_OPTIONS = {option for kind in TYPES.values() for option in kind.options} | {"paths", "quiesce-limit", "required"}
 LIMITS = {"prepare_limit": 60.0, "quiesce_limit": 10.0, "confirm_limit": 2.0, "release_limit": 10.0}
 
 
@@ -57,12 +58,34 @@ def test_a_file() -> None:
         ("type hook\npath /h\nquiesce-limit 0", "f line 3: quiesce-limit is '0', expected seconds over 0"),
         ("type hook\npath /h\nafter a/b", "f line 3: after is 'a/b', 'a/b' is no name of a writer"),
         ("type redis\npath /h", "f line 2: a writer of type redis has no option path"),
+        ("type live", "f: a writer of type live needs the option command"),
+        ("type live\ncommand live", "f line 2: command is 'live', expected an absolute path"),
+        ("type live\ncommand '/a", 'f line 2: command is "\'/a", expected words: No closing quotation'),
+        ("type live\ncommand ''", "f line 2: command is \"''\", expected an absolute path"),
+        ("type live\ncommand /a\nverdict perhaps", "f line 3: verdict is 'perhaps', expected yes or no"),
+        ("type live\ncommand /a\nwhen prepare", "f line 3: a writer of type live has no option when"),
+        ("type pair\nfreeze /a", "f: a writer of type pair needs the option thaw"),
+        ("type pair\nfreeze /a\nthaw b", "f line 3: thaw is 'b', expected an absolute path"),
+        ("type vmware\npath scripts", "f line 2: path is 'scripts', expected an absolute path"),
+        ("type redis\npaths /a b", "f line 2: paths is '/a b', expected an absolute path"),
+        ("type mariadb\nclient mariadb", "f line 2: client is 'mariadb', expected an absolute path"),
     ],
 )
 def test_a_bad_file_is_named_by_line_and_option(text: str, said: str) -> None:
     with pytest.raises(BadWriter) as raised:
         parse("x", text, "f")
     assert str(raised.value).startswith(said)
+
+
+def test_words_may_have_blanks() -> None:
+    text = "type pair\nfreeze '/a b' --mode 'x y'\nthaw = /c\npaths '/srv/my data' /b\n"
+    found = parse("x", text, "f")
+    assert (found.freeze, found.thaw) == (("/a b", "--mode", "x y"), ("/c",))
+    assert found.paths == ("/srv/my data", "/b")
+    assert parse("x", "type redis\npaths auto\n", "f").paths == ()
+    found = parse("x", "type mariadb\nsocket /run/my db/s\nclient-options --defaults-file='/a b'\n", "f")
+    assert (found.socket, found.client_options) == ("/run/my db/s", ("--defaults-file=/a b",))
+    assert parse("x", "type vmware", "f").path == "/etc/vmware-tools/backupScripts.d"
 
 
 def test_a_folder(tmp_path: Path) -> None:
@@ -79,6 +102,18 @@ def test_a_folder(tmp_path: Path) -> None:
     (tmp_path / "d.conf").mkdir()
     with pytest.raises(BadWriter, match="directory"):
         read_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("sample", sorted(SAMPLES.glob("*.sample")), ids=lambda path: path.name)
+def test_each_sample_is_good_also_with_what_it_comments_out(sample: Path) -> None:
+    lines = sample.read_text().splitlines()
+    assert parse("x", "\n".join(lines), "f").type == sample.name.partition(".")[0]
+    options = [line.removeprefix("# ") for line in lines if line.partition("# ")[2].split(" ")[0] in ALL_OPTIONS]
+    assert parse("x", "\n".join([*options, *(line for line in lines if line[:1] != "#")]), "f")
+
+
+def test_each_type_has_a_sample() -> None:
+    assert {sample.name.partition(".")[0] for sample in SAMPLES.glob("*.sample")} == TYPES.keys() - {"hook", "hook-dir"}
 
 
 def test_the_daemon_reads_them_and_gives_them_its_limits(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ...api.writers import WriterConfig
-from . import databases, hook
-from .hook_program import Waits
+from . import hook, live, mariadb, postgresql
 from .latch import Latch
 from .redis import Redis
+from .step import Waits
 
 Info = dict[str, Any]
 
@@ -30,25 +30,37 @@ class Driver(Protocol):
     def confirm(self, until: float) -> Info:
         """Prove that it held until now."""
 
-    def release(self, until: float) -> str:
-        """Let go; return what went wrong with that."""
+    def lost(self) -> str:
+        """Return why the hold is lost, after one of `fds` has become readable."""
+
+    def release(self, until: float, verdict: str) -> str:
+        """Let go after a good or a bad freeze; return what went wrong with that."""
 
 
 DRIVERS: Mapping[str, Callable[[WriterConfig, Latch, Waits, float], Driver]] = {
     "hook": hook.Hooks,
     "hook-dir": hook.Hooks,
-    "mariadb": databases.MariaDb,
-    "postgresql": databases.PostgreSql,
+    "live": live.Live,
+    "mariadb": mariadb.MariaDb,
+    "pair": hook.Hooks,
+    "postgresql": postgresql.PostgreSql,
     "redis": Redis,
+    "vmware": hook.Hooks,
 }
-_UNDO: Mapping[str, Callable[[Latch, float], str]] = {
+_UNDO: Mapping[str, Callable[[Latch, float, str], str]] = {
     "hook": hook.undo,
     "hook-dir": hook.undo,
-    "mariadb": databases.put_back,
+    "live": live.undo,
+    "mariadb": mariadb.put_back,
+    "pair": hook.undo,
+    "vmware": hook.undo,
 }
 
 
-def undo(latch: Latch, until: float) -> str:
-    """Undo what is on record; return what went wrong. Raises Refused if it stays on record."""
+def undo(latch: Latch, until: float, verdict: str) -> str:
+    """Undo what is on record after a good or a bad freeze; return what went wrong.
+
+    Raises Refused if it stays on record.
+    """
     kind = (latch.record or {}).get("type", "")
-    return _UNDO[kind](latch, until) if kind else ""
+    return _UNDO[kind](latch, until, verdict) if kind else ""

@@ -9,28 +9,36 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from .. import kernel
+from .accounts import Account, account
 from .latch import Latch
+from .step import Waits, wait
 
 TERM_GRACE = 2.0  # seconds between SIGTERM and SIGKILL, and after that until it is no longer waited for
 _LOOK = 0.05  # seconds between two looks whether a group has ended: the kernel sends no event for that
-Waits = Callable[[int, float], bool]
-"""Waits until the descriptor is readable (True) or that CLOCK_MONOTONIC second has come; may raise Interrupted."""
+SHELL = "/bin/sh"
 
 
-def wait(fd: int, until: float) -> bool:
-    """Wait until the descriptor is readable (True), or that second has come."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(None if until == math.inf else max(0, math.ceil((until - time.monotonic()) * 1000))))
+class Command(NamedTuple):
+    """What is called: its words, whom it runs as ("": as the agent), and what it finds in its environment.
+
+    `shell`: what is no program for the kernel is given to the shell, as execvp(3) does it.
+    """
+
+    words: tuple[str, ...]
+    user: str = ""
+    env: Mapping[str, str] = {}
+    shell: bool = False
+
+    def __str__(self) -> str:
+        return " ".join(self.words)
 
 
 class Program(NamedTuple):
@@ -57,13 +65,14 @@ class NotStarted(Exception):
 
 
 def run(
-    path: str, word: str, latch: Latch, count: str, note: Callable[[Program], None], waits: Waits, until: float
+    command: Command, latch: Latch, count: str, note: Callable[[Program], None], waits: Waits, until: float
 ) -> Ended:
-    """Run `path word` until that CLOCK_MONOTONIC second; `note` puts it on record before it begins.
+    """Run the command until that CLOCK_MONOTONIC second; `note` puts it on record before it begins.
 
-    Raises NotStarted, OSError if there can be no more processes, or what `waits` raises: then it was ended before.
+    Raises NotStarted, Refused if its user does not exist, OSError if there can be no more processes, or what `waits`
+    raises: then it was ended before.
     """
-    pid, gate, failed = _fork(path, word, latch.open_count(count))
+    pid, gate, failed = _fork(command, account(command.user) if command.user else None, latch.open_count(count))
     program = Program(pid, _stat(pid)[0])
     try:
         note(program)
@@ -86,7 +95,7 @@ def run(
         os.waitpid(pid, 0)
         latch.take_back(count)
         number = int(said)
-        raise NotStarted(f"{path}: {os.strerror(number)} ({errno.errorcode.get(number, number)})")
+        raise NotStarted(f"{command.words[0]}: {os.strerror(number)} ({errno.errorcode.get(number, number)})")
     if not ended:
         end(program)
         return Ended("did not end in time, and was ended", overran=True)
@@ -96,7 +105,7 @@ def run(
     return Ended(f"ended with exit code {status}" if status > 0 else f"was killed by {_name(-status)}")
 
 
-def _fork(path: str, word: str, counts: int) -> tuple[int, int, int]:
+def _fork(command: Command, whom: Account | None, counts: int) -> tuple[int, int, int]:
     """Fork; return the pid, the gate that lets the child begin, and where it says that it could not."""
     gate_r, gate_w = os.pipe2(os.O_CLOEXEC)
     failed_r, failed_w = os.pipe2(os.O_CLOEXEC)
@@ -105,7 +114,7 @@ def _fork(path: str, word: str, counts: int) -> tuple[int, int, int]:
         try:
             os.close(gate_w)
             os.close(failed_r)
-            _become(path, word, gate_r, counts)
+            _become(command, whom, gate_r, counts)
         except OSError as error:
             os.write(failed_w, str(error.errno or errno.EIO).encode("ascii"))
         finally:
@@ -115,7 +124,7 @@ def _fork(path: str, word: str, counts: int) -> tuple[int, int, int]:
     return pid, gate_w, failed_r
 
 
-def _become(path: str, word: str, gate: int, counts: int) -> None:
+def _become(command: Command, whom: Account | None, gate: int, counts: int) -> None:
     """Become the program once the gate is open; raise OSError if it cannot be executed."""
     os.setsid()
     if not os.read(gate, 1):
@@ -127,8 +136,39 @@ def _become(path: str, word: str, gate: int, counts: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
+    env = {**os.environ, **command.env}
+    if whom is not None:
+        whom.become()
+        env |= whom.env
     os.write(counts, b".")
-    os.execv(path, [path, word])  # the rest is closed on exec
+    try:
+        os.execve(command.words[0], command.words, env)  # the rest is closed on exec
+    except OSError as error:
+        if error.errno != errno.ENOEXEC or not command.shell:
+            raise
+        os.execve(SHELL, [SHELL, *command.words], env)
+
+
+def program(pid: int) -> Program:
+    """Return the process that has this pid now."""
+    return Program(pid, _stat(pid)[0])
+
+
+def await_end(program: Program, until: float) -> bool:
+    """Wait until a process, which need not be a child, ends; return False if it had to be ended at that second."""
+    if not program.lives:
+        return True
+    try:
+        pidfd = os.pidfd_open(program.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if wait(pidfd, until):
+            return True
+    finally:
+        os.close(pidfd)
+    end(program)
+    return False
 
 
 def end(program: Program) -> None:

@@ -73,6 +73,12 @@ class Latch:
         """Return a descriptor; each byte written to it counts one more."""
         return os.open(self._path + which, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
+    def add(self, which: str) -> None:
+        """Count one more, where there is no program to begin."""
+        fd = self.open_count(which)
+        os.write(fd, b".")
+        os.close(fd)
+
     def take_back(self, which: str) -> None:
         """Count one less: the program could not be executed."""
         os.truncate(self._path + which, self.count(which) - 1)

@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ...api.errors import Code, Fault
 from ...api.writers import Step, WriterConfig
 from .. import kernel, messages, sysfs
-from .client import Refused, TooSlow
 from .drivers import DRIVERS, Driver, undo
-from .hook_program import wait
 from .latch import Latch
 from .orders import Gone, Interrupted, Orders
+from .step import Refused, TooSlow, wait
 
 if TYPE_CHECKING:
     from ..context import Args, Worker
@@ -61,7 +60,7 @@ def unlatch(worker: Worker, args: Args) -> str:
     except (OSError, ValueError) as error:
         raise Fault(Code.FAILED, f"writer {args['name']}: {error}") from None
     try:
-        return undo(latch, time.monotonic() + args["limit"])
+        return undo(latch, time.monotonic() + args["limit"], BAD)
     except Refused as error:
         raise Fault(Code.FAILED, f"writer {args['name']}: {error}") from None
 
@@ -112,11 +111,11 @@ class _Life:
             if self._orders.alone:
                 traceback.print_exc(file=sys.stderr)  # nobody else hears of it
             # A defect, or a refused system call. Whatever it is, the application must not stay held because of it.
-            self._driver.release(time.monotonic() + self._config.release_limit)
+            self._driver.release(time.monotonic() + self._config.release_limit, BAD)
             raise
 
     def _obey(self) -> str:
-        undo(self._latch, math.inf)  # what an earlier one left: nothing, unless its worker died just now
+        undo(self._latch, math.inf, BAD)  # what an earlier one left: nothing, unless its worker died just now
         while True:
             match self._next():
                 case messages.Act("release", limit, verdict):
@@ -152,7 +151,7 @@ class _Life:
             if found is not None:
                 return found
             if any(wait(fd, 0) for fd in watched):
-                return Lost("its session has ended")
+                return Lost(self._driver.lost())
             if time.monotonic() >= ends:
                 return None
 
@@ -165,6 +164,8 @@ class _Life:
         try:
             info = doing.get(step, self._driver.confirm)(until)
             outcome = "ok"
+            if step is Step.PREPARE and self._config.paths:
+                info["paths"] = list(self._config.paths)
             if "paths" in info:
                 info["devices"] = devices_of(info.pop("paths"))
         except TooSlow as slow:
@@ -183,11 +184,11 @@ class _Life:
             self._held_since = time.monotonic()
         self._worker.reporter.send(messages.Acted(step.value, outcome, text, info))
 
-    def _release(self, limit: float, _verdict: str) -> str:
+    def _release(self, limit: float, verdict: str) -> str:
         self._enter("releasing")
         self._worker.title(self._state)
         limit = limit or self._config.release_limit
-        wrong = self._driver.release(time.monotonic() + limit)
+        wrong = self._driver.release(time.monotonic() + limit, verdict)
         self._worker.reporter.send(messages.Acted("release", "ok", wrong, {}))
         return wrong
 

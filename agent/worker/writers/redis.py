@@ -11,9 +11,8 @@ import time
 from typing import Any
 
 from ...api.writers import WriterConfig
-from .client import Refused, TooSlow
-from .hook_program import Waits, wait
 from .latch import Latch
+from .step import Refused, TooSlow, Waits, wait
 
 Info = dict[str, Any]
 DEFAULT = "127.0.0.1:6379"
@@ -66,7 +65,11 @@ class Redis:
             raise Refused("its pause has run out")
         return {}
 
-    def release(self, until: float) -> str:
+    def lost(self) -> str:
+        """Return that the connection has ended: nothing is said unasked."""
+        return "the connection has ended"
+
+    def release(self, until: float, _verdict: str) -> str:
         """Let writes go on."""
         if self._socket is None:
             return ""

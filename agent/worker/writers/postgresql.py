@@ -1,0 +1,81 @@
+"""PostgreSQL: a checkpoint before the sync, so that recovery is short, and the position in its log.
+
+No statement stops commits, and none need be: an image of all its file systems is consistent. So what this session holds
+is nothing; it shows that the server was there all the time. A confirm statement must not write: the file systems are
+frozen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...api.writers import WriterConfig
+from .client import Client
+from .latch import Latch
+from .step import Refused, Waits, wait
+
+Info = dict[str, Any]
+# A statement that is logged would wait for the log's file system (a superuser may change these for a session).
+_SILENT = "set log_statement = none; set log_min_duration_statement = -1; set log_duration = off"
+_SPACES = "select pg_tablespace_location(oid) from pg_tablespace where pg_tablespace_location(oid) <> ''"
+
+
+class PostgreSql:
+    """One session."""
+
+    def __init__(self, config: WriterConfig, latch: Latch, waits: Waits, _at_most: float = 0.0) -> None:
+        self._config = config
+        self._waits = waits
+        self._client: Client | None = None
+        del latch  # a session is let go by the server
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The descriptor that becomes readable if the session ends."""
+        return (self._client.fd,) if self._client is not None else ()
+
+    def prepare(self, until: float) -> Info:
+        """Connect and check; have what is dirty written. Raises Refused, Interrupted."""
+        config = self._config
+        command = [config.client or "psql", "-AtqX", "-v", "ON_ERROR_STOP=1", "-F", "\t", "-d", "postgres", "-w"]
+        command += ["-h", config.socket] if config.socket else []
+        self._client = Client([*command, *config.client_options], config.user or "postgres", "select '{}'", self._waits)
+        asked = "select current_setting('data_directory'), version(), current_setting('is_superuser')"
+        directory, version, superuser = self._client.row(asked, until, 3)
+        if self._client.rows("select pg_is_in_recovery()", until) == [["t"]]:
+            raise Refused("it is a standby: ask its primary")
+        if superuser == "on":
+            self._client.ask(_SILENT, until)
+        self._client.ask("checkpoint", until)
+        spaces = [row[0] for row in self._client.rows(_SPACES, until)]
+        return {"paths": [directory, f"{directory}/pg_wal", *spaces], "version": version.split(" on ")[0]}
+
+    def quiesce(self, until: float) -> Info:
+        """Note the position in the log up to which all is written. Raises Refused, Interrupted."""
+        assert self._client is not None
+        asked = "select pg_current_wal_flush_lsn(), timeline_id from pg_control_checkpoint()"
+        lsn, timeline = self._client.row(asked, until, 2)
+        return {"lsn": lsn, "timeline": timeline}
+
+    def confirm(self, until: float) -> Info:
+        """Show that the session is there. Raises Refused, Interrupted."""
+        assert self._client is not None
+        self._client.ask("select 1", until)
+        return {}
+
+    def lost(self) -> str:
+        """Return that the session has ended, in the client's words."""
+        assert self._client is not None
+        return self._client.last_words()
+
+    def release(self, until: float, _verdict: str) -> str:
+        """End the session, and tell if it has ended before."""
+        wrong = ""
+        if self._client is not None:
+            self._client.waits = wait
+            try:
+                self._client.ask("select 1", until)
+            except Refused as error:
+                wrong = str(error)
+            self._client.close()
+        return wrong

@@ -1,0 +1,31 @@
+"""One step of a writer: it ends well, is refused or is too slow; and waiting within it."""
+
+from __future__ import annotations
+
+import math
+import select
+import time
+from collections.abc import Callable
+
+Waits = Callable[[int, float], bool]
+"""Waits until the descriptor is readable (True) or that CLOCK_MONOTONIC second has come; may raise Interrupted."""
+
+
+class Refused(Exception):
+    """The application refuses; one sentence."""
+
+
+class TooSlow(Refused):
+    """The limit of the step passed."""
+
+
+def wait(fd: int, until: float) -> bool:
+    """Wait until the descriptor is readable (True), or that second has come."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(None if until == math.inf else max(0, math.ceil((until - time.monotonic()) * 1000))))
+
+
+def left(until: float) -> int:
+    """Return the whole seconds until that CLOCK_MONOTONIC second, at least 1."""
+    return max(1, int(min(until - time.monotonic(), 1 << 30)))
