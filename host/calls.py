@@ -64,9 +64,11 @@ def capabilities() -> Call[Capabilities]:
     return _ask("va.capabilities", Capabilities)
 
 
-def plan(include: Texts = (), exclude: Texts = (), *, strict: bool = False) -> Call[Plan]:
+def plan(
+    include: Texts = (), exclude: Texts = (), *, strict: bool = False, partial: bool = False, writers: str | None = None
+) -> Call[Plan]:
     """Return what `freeze` would do, freezing nothing."""
-    options = _select(include, exclude, strict)
+    options = _select(include, exclude, strict, partial) | _given(writers=writers)
     return _ask("va.fsplan", Plan, options)
 
 
@@ -74,6 +76,7 @@ def sync(
     include: Texts = (),
     exclude: Texts = (),
     *,
+    partial: bool = False,
     wait: float | None = None,
     sync_limit: float | None = None,
 ) -> Call[int]:
@@ -82,7 +85,7 @@ def sync(
     Waits until the agent's limit ends the job. After `wait` seconds raises Fault IN_PROGRESS, and the job goes on.
     """
     wait = SYNC_WAIT + (sync_limit or 0) if wait is None else wait
-    options = _select(include, exclude, False) | _given(sync_limit=sync_limit) | {"wait": wait}
+    options = _select(include, exclude, False, partial) | _given(sync_limit=sync_limit) | {"wait": wait}
     return _call("va.fssync", int, options, wait=wait)
 
 
@@ -91,6 +94,8 @@ def freeze(
     exclude: Texts = (),
     *,
     strict: bool = False,
+    partial: bool = False,
+    writers: str | None = None,
     wait: float | None = None,
     sync_limit: float | None = None,
     freeze_limit: float | None = None,
@@ -100,13 +105,14 @@ def freeze(
     """Freeze, and return the number of file systems frozen; the agent thaws them when the hold limit passes.
 
     Waits until the agent's own limits end the job. After `wait` seconds raises Fault IN_PROGRESS, and the job goes
-    on, as it does after TimedOut. With `at`, a time of day in seconds (`time.time()`, at most 300 ahead), all is synced
-    at once, and frozen at that instant or when `go` says.
+    on, as it does after TimedOut. `partial` leaves out what cannot be frozen; `writers` says which take part: "all",
+    "try", "none", None: as the agent is configured. With `at`, a time of day in seconds (`time.time()`, at most 300
+    ahead), all is synced at once, and frozen at that instant or when `go` says.
     """
     ahead = INSTANT_WAIT if at is not None else 0
     wait = FREEZE_WAIT + (sync_limit or 0) + (freeze_limit or 0) + ahead if wait is None else wait
-    limits = _given(sync_limit=sync_limit, freeze_limit=freeze_limit, hold_limit=hold_limit, at=at)
-    return _call("va.fsfreeze", int, _select(include, exclude, strict) | limits | {"wait": wait}, wait=wait)
+    limits = _given(sync_limit=sync_limit, freeze_limit=freeze_limit, hold_limit=hold_limit, at=at, writers=writers)
+    return _call("va.fsfreeze", int, _select(include, exclude, strict, partial) | limits | {"wait": wait}, wait=wait)
 
 
 def go(at: float | None = None) -> Call[int]:
@@ -214,7 +220,7 @@ def _contents(value: Any) -> bytes:
         raise BadReply("va.getfile returned a text that is not base64; see that the URL names a virtagentd") from None
 
 
-def _given(**limits: float | None) -> dict[str, Any]:
+def _given(**limits: float | str | None) -> dict[str, Any]:
     return {name: value for name, value in limits.items() if value is not None}
 
 
@@ -229,7 +235,7 @@ def texts(name: str, value: Texts) -> tuple[str, ...]:
     return found
 
 
-def _select(include: Texts, exclude: Texts, strict: bool) -> dict[str, Any]:
+def _select(include: Texts, exclude: Texts, strict: bool, partial: bool) -> dict[str, Any]:
     options: dict[str, Any] = {"include": list(texts("include", include)), "exclude": list(texts("exclude", exclude))}
-    options["strict"] = strict
+    options["strict"], options["partial"] = strict, partial
     return {name: value for name, value in options.items() if value}

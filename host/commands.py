@@ -53,12 +53,16 @@ def capabilities(args: argparse.Namespace, url: str) -> Script[Said]:
 
 
 def plan(args: argparse.Namespace, url: str) -> Script[Said]:
-    found: records.Plan = yield calls.plan(included(args), args.exclude, strict=args.strict)
+    found: records.Plan = yield calls.plan(
+        included(args), args.exclude, strict=args.strict, partial=args.partial, writers=args.writers
+    )
     return Said(text.plan_lines(found), records.dump(found), lambda screen: screen.plan(found))
 
 
 def sync(args: argparse.Namespace, url: str) -> Script[Said]:
-    synced = yield calls.sync(included(args), args.exclude, wait=args.wait, sync_limit=args.sync_limit)
+    synced = yield calls.sync(
+        included(args), args.exclude, partial=args.partial, wait=args.wait, sync_limit=args.sync_limit
+    )
     return Said([f"synced {text.count(synced)}; nothing was frozen"], {"synced": synced})
 
 

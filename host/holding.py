@@ -53,6 +53,8 @@ class Options(TypedDict, total=False):
     """How to freeze, as the options of `frozen`: see `Wanted`."""
 
     strict: bool
+    partial: bool
+    writers: str | None
     hold: float | None
     extend: bool
     sync_limit: float | None
@@ -65,13 +67,16 @@ class Options(TypedDict, total=False):
 class Wanted:
     """What to freeze and how. Times are in seconds.
 
-    `hold` is the hold limit, None for the agent's own; `extend`: extend it; `thaw_wait` is how long to try the thaw.
-    `progress` is called with each status record from before the freeze until after the thaw.
+    `partial` leaves out what cannot be frozen; `writers` says which take part ("all", "try", "none"; None: as the agent
+    is configured). `hold` is the hold limit, None for the agent's own; `extend`: extend it; `thaw_wait` is how long to
+    try the thaw. `progress` is called with each status record from before the freeze until after the thaw.
     """
 
     include: Texts = ()
     exclude: Texts = ()
     strict: bool = False
+    partial: bool = False
+    writers: str | None = None
     hold: float | None = None
     extend: bool = False
     sync_limit: float | None = None
@@ -90,6 +95,8 @@ class Wanted:
             self.include,
             self.exclude,
             strict=self.strict,
+            partial=self.partial,
+            writers=self.writers,
             sync_limit=self.sync_limit,
             freeze_limit=self.freeze_limit,
             hold_limit=self.hold,
@@ -97,7 +104,7 @@ class Wanted:
 
     def sync(self) -> Call[int]:
         """Return the call that syncs the same file systems."""
-        return calls.sync(self.include, self.exclude, sync_limit=self.sync_limit)
+        return calls.sync(self.include, self.exclude, partial=self.partial, sync_limit=self.sync_limit)
 
 
 @dataclass(slots=True)

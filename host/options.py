@@ -110,6 +110,7 @@ def parser() -> Parser:
     syncing = command("sync", "write what is dirty on what a freeze would freeze, freezing nothing")
     _mount_points(syncing)
     _globs(syncing)
+    syncing.add_argument("--partial", action="store_true", help="leave out what cannot be synced")
     syncing.add_argument("--wait", type=_seconds, metavar="S", help="wait at most so long; the sync goes on")
     syncing.add_argument("--sync-limit", type=_seconds, metavar="S", help="limit of the sync")
     freezing = command("freeze", "sync and freeze the file systems; the agent thaws them when the hold limit passes")
@@ -229,6 +230,10 @@ def _globs(one: argparse.ArgumentParser) -> None:
 def _selection(one: argparse.ArgumentParser) -> None:
     _globs(one)
     one.add_argument("--strict", action="store_true", help="fail if a file system cannot be frozen")
+    one.add_argument("--partial", action="store_true", help="leave out what cannot be frozen, and freeze the rest")
+    one.add_argument(
+        "--writers", choices=["all", "try", "none"], help="which applications take part; try: as if none were required"
+    )
 
 
 def _limits(one: argparse.ArgumentParser) -> None:

@@ -102,6 +102,8 @@ def freeze(args: argparse.Namespace, urls: Sequence[str]) -> int:
             included(args),
             args.exclude,
             strict=args.strict,
+            partial=args.partial,
+            writers=args.writers,
             sync_limit=args.sync_limit,
             freeze_limit=args.freeze_limit,
             hold=args.hold,

@@ -149,11 +149,15 @@ def test_what_plan_and_freeze_ask_for(run: Run) -> None:
     limits = ["--sync-limit", "9", "--freeze-limit", "8", "--hold-limit", "7.5", "--wait", "6"]
     run("freeze", "--include", "/a*", "--strict", *limits, answer=answer)
     run("freeze", "--timeout", "10", answer=answer)
+    run("freeze", "--partial", "--writers", "try", "--wait", "3", answer=answer)
+    run("plan", "--partial", "--writers", "none", answer=answer)
     run("thaw", "--wait", "5", answer=answer)
     assert [params[0] for method, params in asked if method != "va.fsstatus"] == [
         {"include": ["/a*", "/b", "/d"], "exclude": ["/a/c"], "strict": True},
         {"include": ["/a*"], "strict": True, "sync_limit": 9, "freeze_limit": 8, "hold_limit": 7.5, "wait": 6},
         {"wait": 9},
+        {"partial": True, "writers": "try", "wait": 3},
+        {"partial": True, "writers": "none"},
         {"wait": 5},
     ]
 
