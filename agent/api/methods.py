@@ -30,19 +30,20 @@ _SELECT = (
 )
 _WAIT = Param("wait", Kind.SECONDS, "how long the call waits; then fault IN_PROGRESS, the job goes on", required=False)
 _SYNC_LIMIT = Param("sync_limit", Kind.SECONDS, "limit of the sync phase", required=False)
+_WRITERS = Param(
+    "writers",
+    Kind.STRING,
+    "which writers take part: all as configured, try: each as if not required, none",
+    required=False,
+    choices=("all", "try", "none"),
+)
 _FREEZE = (
     *_SELECT,
     _WAIT,
     _SYNC_LIMIT,
     Param("freeze_limit", Kind.SECONDS, "limit of the freeze phase", required=False),
     Param("hold_limit", Kind.SECONDS, "limit of the hold", required=False),
-    Param(
-        "writers",
-        Kind.STRING,
-        "which writers take part: all as configured, try: each as if not required, none",
-        required=False,
-        choices=("all", "try", "none"),
-    ),
+    _WRITERS,
 )
 _AT = Param(
     "at",
@@ -206,10 +207,11 @@ _ROWS = (
         "methods.fssync",
         _W,
         Disk.WRITE,
-        "Sync the file systems that va.fsfreeze would freeze, as its sync phase does, freezing nothing.",
+        "Have the writers prepare, then sync what va.fsfreeze would freeze; nothing is frozen or held.",
         "number of file systems synced",
-        params=_struct(*_SELECT[:2], _SELECT[3], _WAIT, _SYNC_LIMIT),
+        params=_struct(*_SELECT[:2], _SELECT[3], _WAIT, _SYNC_LIMIT, _WRITERS),
         limited_by="sync_limit",
+        prepares=True,
     ),
     Rpc(
         "system.listMethods",

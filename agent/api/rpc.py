@@ -43,8 +43,8 @@ class Rpc:
     others die with it. Only `public` rows may be called by hosts. `blocked_with` names the rows that do the same, in
     whole or in part: whoever blocks one of them has blocked this one. What a frozen guest needs (`needed_frozen`) is
     admitted until the guest is thawed, whatever is blocked. The success of a row that only `watches` is logged at level
-    debug, and never waits in the audit ring (ADR 0023). A command of qemu-ga is there
-    `since` that version of QEMU.
+    debug, and never waits in the audit ring (ADR 0023). Before one that `prepares` the writers do, too. A command of
+    qemu-ga is there `since` that version of QEMU.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Rpc:
     limited_by: str = ""
     blocked_with: tuple[str, ...] = ()
     needed_frozen: bool = False
+    prepares: bool = False
     watches: bool = False
     since: qemu.Version = (0, 0)
 

@@ -25,6 +25,7 @@ from .freeze import Freeze
 from .options import additions, freeze_options, limit_of
 from .participation import Participation
 from .pending import DEFERRED, Call, Deferred, Pending
+from .presync import Presync
 from .reloading import Reloading
 from .reports import FreezeReports
 from .resources import Resources
@@ -33,7 +34,7 @@ from .timing import Deadlines
 from .turn import Turn
 from .waiting import Waiting
 from .workers import Worker, Workers, while_clause
-from .writers import Writers
+from .writers import BAD, Writers
 
 InlineHandler = Callable[["Engine", Turn, Call, dict[str, Any]], Any]
 CALLS_MAX = 64  # calls in progress on one connection: a tagged one does not replace an older one
@@ -68,6 +69,7 @@ class Engine:
         self._resources = Resources(self._workers, self._pending)
         self._handle = next_handle
         self._waiting = Waiting(self._freeze, self._pending, self.refusal, self._fork)
+        self._presync = Presync(self._freeze, self._writers, self._pending, self._spawn)
         self._stopping = ""
         self._title = titles.Title()
         self._records = Records(self._freeze, self._workers, self._writers, self._audit, version, now)
@@ -104,7 +106,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether nothing may be frozen, and no writer is being let go."""
-        return self._freeze.thawed and not self._freeze.releasing
+        return self._freeze.thawed and not self._freeze.busy
 
     # -- requests
 
@@ -142,10 +144,10 @@ class Engine:
             value = self._inline[row.handler](self, turn, call, args)
             if value is not DEFERRED:
                 self._pending.answer(turn, call.id, value)
-        elif row.thaws_first and (self._freeze.under_way or self._freeze.releasing):
+        elif row.thaws_first and (self._freeze.under_way or self._freeze.busy):
             self._waiting.add(call, row, args)
             self._freeze.stop(turn, f"{row.name} was called")
-        elif row.disk is Disk.FREEZES and (self._freeze.releasing or self._waiting.takes(row)):
+        elif (self._freeze.busy and (row.disk is Disk.FREEZES or row.prepares)) or self._waiting.takes(row):
             self._waiting.add(call, row, args)
         elif row.runs is Runs.RESOURCE:
             self._pending.runs_in(call, self._resources.ask(turn, row, args, call.id))
@@ -166,8 +168,14 @@ class Engine:
             self._pending.runs_in(call, worker.id)
             return
         if "options" in args:
-            learnt = self._freeze.learnt.known
-            args = {"options": freeze_options(self._config, row.name, args["options"], None, learnt)}
+            options = freeze_options(self._config, row.name, args["options"], None, self._freeze.learnt.known)
+            if row.prepares and options.waits:
+                self._presync.prepare(turn, call, row, options)
+                return
+            args = {"options": options}
+        self._spawn(turn, call, row, args)
+
+    def _spawn(self, turn: Turn, call: Call, row: Rpc, args: dict[str, Any]) -> None:
         if row.adds:
             added = additions(self._config, self._handle)
             args = args | {name: added[name] for name in row.adds}
@@ -340,7 +348,7 @@ class Engine:
     def _latches_found(self, turn: Turn, event: events.LatchesFound) -> None:
         self._writers.found(turn, event.names)
         if self.thawed and event.names:
-            self._freeze.release(turn)
+            self._freeze.release(turn, BAD)
 
     def _journal_found(self, turn: Turn, event: events.JournalFound) -> None:
         self._freeze.recover(turn, event, freeze_options(self._config, "start", None))
@@ -389,6 +397,7 @@ class Engine:
             self._quit(turn)
             return
         if self.idle:
+            self._presync.settled(turn)
             self._reloading.go_on(turn, self._config)
         self._waiting.settled(turn)
 

@@ -40,8 +40,9 @@ REACT_GRACE = 2.0  # seconds until the keeper must have said that it thaws; then
 class Freeze(Machine):
     """What is done about each event.
 
-    `news` is what hosts that thaw are told. `releasing`: nothing is frozen, and the writers are let go before that is
-    told. `on_settled` is called when the freeze is thawed, or cannot be thawed for now.
+    `news` is what hosts that thaw are told. `preparing`: the writers do, since `busy_since`, and no freeze follows; the
+    agent's or the guest's end has `cut_short` that, "" if not. `releasing`: nothing is frozen, and the writers are let
+    go before that is told. `on_settled` is called when the freeze is thawed, or cannot be thawed for now.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class Freeze(Machine):
         self._on_settled = on_settled
         self.history = History()
         self.news = News(pending, self._keep_news)
-        self.releasing = self._ends = False
+        self.preparing = self.releasing = self._ends = False
+        self.busy_since = 0.0
+        self.cut_short = ""
         self.learnt = Edges()
         self._last_id = last_id
         self._undo = Compensation(workers)
@@ -133,6 +136,9 @@ class Freeze(Machine):
     def stop(self, turn: Turn, why: str) -> None:
         """End the freeze, if any, because the agent or the guest goes down."""
         self.take(turn, FreezeEvent.STOPPING, why)
+        if self.preparing:
+            self.cut_short = why
+            self.release(turn, BAD)
 
     def recover(self, turn: Turn, found: JournalFound, options: Options) -> None:
         """Thaw what the journal of an earlier supervisor names, and report that to the next fsthaw."""
@@ -325,12 +331,22 @@ class Freeze(Machine):
         transaction = self.current
         transaction.ledger.settle()
         self.history.end(transaction.summary(turn, self._writers), transaction)
-        self.release(turn)
+        self.release(turn, GOOD if transaction.verdict_good else BAD)
 
-    def release(self, turn: Turn) -> None:
+    @property
+    def busy(self) -> bool:
+        """Whether nothing is frozen, but the writers are in use: no freeze may begin."""
+        return self.preparing or self.releasing
+
+    def prepare_only(self, turn: Turn) -> None:
+        """Take note that the writers prepare, and that no freeze follows."""
+        self.preparing, self.busy_since, self.cut_short = True, turn.now, ""
+        self.changes += 1
+
+    def release(self, turn: Turn, verdict: str) -> None:
         """Let the writers go: nothing is frozen any more; `released` is called when they are."""
-        self.releasing = True
-        self._writers.release(turn, GOOD if self.transaction is not None and self.transaction.verdict_good else BAD)
+        self.preparing, self.releasing, self.busy_since = False, True, turn.now
+        self._writers.release(turn, verdict)
 
     def released(self, turn: Turn) -> None:
         """Tell how the freeze ended; then whoever waited for that goes on."""

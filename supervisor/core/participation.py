@@ -12,7 +12,7 @@ from ...agent.worker import messages
 from .freeze import Freeze
 from .turn import Turn
 from .workers import Workers
-from .writers import Writers
+from .writers import BAD, Writers
 
 
 class Participation:
@@ -51,7 +51,10 @@ class Participation:
     def changed(self, turn: Turn) -> None:
         """Do what is possible now that a writer has changed."""
         freeze, writers = self._freeze, self._writers
-        if freeze.releasing:
+        if freeze.preparing:
+            if writers.ready or writers.refusal:
+                freeze.release(turn, BAD)
+        elif freeze.releasing:
             if writers.released:
                 freeze.released(turn)
         elif freeze.expects(FreezeEvent.VETOED) and freeze.current.ledger.planned:

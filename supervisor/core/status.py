@@ -79,6 +79,8 @@ def phase_of(freeze: Freeze, workers: Workers) -> str:
     transaction = freeze.transaction
     if transaction is not None and transaction.holds is not None and freeze.expects(FreezeEvent.FROZEN):
         return Phase.CONFIRM.value
+    if freeze.preparing:
+        return Phase.PREPARE.value
     if freeze.releasing:
         return Phase.RELEASE.value
     if freeze.expects(FreezeEvent.CHANGED):
@@ -126,7 +128,7 @@ class Records:
             seq=self.seq,
             freeze_id=transaction.id if transaction else 0,
             phase=phase,
-            since=now - (owner.phase_since if owner else freeze.since),
+            since=now - (owner.phase_since if owner else freeze.busy_since if freeze.busy else freeze.since),
             limit_left=limit_left,
             hold_left=max(0.0, freeze.hold_ends - now) if freeze.hold_ends else -1.0,
             error=freeze.error,

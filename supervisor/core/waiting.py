@@ -54,7 +54,7 @@ class Waiting:
         waited, self._calls = self._calls, []
         for call, row, args in waited:
             freezes = row.disk is Disk.FREEZES
-            if freezes and (self.takes(row) or self._freeze.releasing):
+            if (freezes and self.takes(row)) or ((freezes or row.prepares) and self._freeze.busy):
                 self._calls.append((call, row, args))  # another that waited has begun
                 continue
             if freezes and not self._pending.waits(call.id):

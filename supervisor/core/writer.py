@@ -64,9 +64,9 @@ class Writer:
             return False
         return self.state is not WriterState.LOST or self.latches or bool(self.devices)
 
-    def place(self, frozen: frozenset[str]) -> None:
-        """Take note of which devices are frozen, or will be."""
-        self.not_frozen = tuple(path for path, device in self.devices.items() if device not in frozen)
+    def place(self, frozen: frozenset[str] | None) -> None:
+        """Take note of which devices are frozen, or will be; None if there is no freeze."""
+        self.not_frozen = () if frozen is None else tuple(p for p, at in self.devices.items() if at not in frozen)
 
     def stands(self, now: float) -> float:
         """Return for how long its application stands still, or did; 0 if it was not told to."""

@@ -55,7 +55,7 @@ class Writers:
         self._all: dict[str, Writer] = {}
         self._step: Step | None = None
         self._verdict = GOOD
-        self._frozen: frozenset[str] = frozenset()
+        self._frozen: frozenset[str] | None = None
         self.refusal = self.refused_by = self.broken = ""
         self.changes = 0
 
@@ -92,13 +92,14 @@ class Writers:
         """Return whether any writer takes part in a freeze with this choice ("all", "try", "none")."""
         return choice != "none" and bool(self._configured)
 
-    def prepare(self, turn: Turn, choice: str, at_most: float, devices: Iterable[str]) -> None:
+    def prepare(self, turn: Turn, choice: str, at_most: float, devices: Iterable[str] | None) -> None:
         """Fork the writers' workers, and tell them to prepare; each may be held for `at_most` seconds, 0: no limit.
 
-        `devices` (major:minor) are those that will be frozen.
+        `devices` (major:minor) are those that will be frozen, None if there is no freeze.
         """
         self.refusal = self.refused_by = self.broken = ""
-        self._verdict, self._step, self._frozen = GOOD, Step.PREPARE, frozenset(devices)
+        self._verdict, self._step = GOOD, Step.PREPARE
+        self._frozen = None if devices is None else frozenset(devices)
         self._all = {writer.name: writer for writer in self._all.values() if writer.worker or writer.set}
         for config in self._configured:
             if config.name in self._all:
@@ -110,7 +111,8 @@ class Writers:
                 continue
             self._take(turn, writer, _E.PREPARE)
             args = {"writer": writer.config, "folder": self._folder, "at_most": at_most}
-            writer.worker = self._workers.spawn(turn, RPCS["writer"], args, None, 0, Lifeline.WATCH).id
+            lifeline = None if devices is None else Lifeline.WATCH
+            writer.worker = self._workers.spawn(turn, RPCS["writer"], args, None, 0, lifeline).id
             writer.set = writer.latches
             writer.still_since = turn.now if config.when is Step.PREPARE else 0.0
             self._tell(turn, writer, Step.PREPARE, config.prepare_limit)

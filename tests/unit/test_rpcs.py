@@ -13,7 +13,7 @@ from virtagent.agent.api.states import FreezeState
 from virtagent.agent.worker.handlers import HANDLERS
 
 FSFREEZE = {"include", "exclude", "strict", "partial", "wait", "sync_limit", "freeze_limit", "hold_limit", "writers"}
-FSSYNC = {"include", "exclude", "partial", "wait", "sync_limit"}
+FSSYNC = {"include", "exclude", "partial", "wait", "sync_limit", "writers"}
 DESIGN: dict[str, list[set[str] | str]] = {
     "va.ping": [],
     "va.capabilities": [],

@@ -586,3 +586,111 @@ def test_what_was_read_when_a_freeze_began_is_taken_over_after_it() -> None:
     assert call.answered
     drive.begin(1)
     assert drive.spawned[max(drive.spawned)].args["options"].hold_limit == 7
+
+
+# -- va.fssync
+
+
+def let_go(played: Played, *names: str) -> None:
+    for name in names:
+        played.acted(name, "release")
+        played.drive.exit(played.worker(name))
+
+
+def test_a_sync_has_the_writers_prepare_and_holds_nothing() -> None:
+    played = Played(config("a"), config("b", after=("a",)))
+    drive = played.drive
+    call = drive.ask("va.fssync")
+    for name in ("a", "b"):
+        drive.report(played.worker(name), messages.Started(1))
+    assert not drive.workers("va.fssync")
+    record = drive.ask("va.fsstatus", {}).value
+    assert (record.state, record.phase) == ("THAWED", "prepare")
+    played.acted("a", "prepare")
+    played.acted("b", "prepare")
+    assert [order.step for order in played.orders("b")] == ["prepare", "release"]
+    let_go(played, "b", "a")
+    assert played.orders("a")[-1] == messages.Act("release", 10.0, "bad")
+    (sync,) = drive.workers("va.fssync")
+    drive.report(sync, messages.Started(1), messages.Done(3))
+    assert call.value == 3
+    assert drive.ask("va.fsstatus", {}).value.phase == ""
+
+
+def test_a_refusal_ends_the_sync() -> None:
+    played = Played(config("a"))
+    call = played.drive.ask("va.fssync")
+    played.drive.report(played.worker("a"), messages.Started(1))
+    played.acted("a", "prepare", "refused", "no")
+    let_go(played, "a")
+    call.refused(Code.VETOED, "a refused the freeze: no; nothing was synced")
+    assert not played.drive.workers("va.fssync")
+
+
+@pytest.mark.parametrize("options", [{"writers": "none"}, {"writers": "try"}])
+def test_a_sync_without_them_and_one_that_goes_on(options: dict[str, str]) -> None:
+    played = Played(config("a"))
+    call = played.drive.ask("va.fssync", options)
+    if options["writers"] == "try":
+        played.drive.report(played.worker("a"), messages.Started(1))
+        played.acted("a", "prepare", "refused", "no")
+        let_go(played, "a")
+    (sync,) = played.drive.workers("va.fssync")
+    played.drive.report(sync, messages.Started(1), messages.Done(3))
+    assert call.value == 3
+
+
+def test_a_freeze_and_another_sync_wait_for_the_sync_a_thaw_does_not() -> None:
+    played = Played(config("a"))
+    drive = played.drive
+    first, second, freeze = drive.ask("va.fssync"), drive.ask("va.fssync"), drive.ask("va.fsfreeze")
+    assert drive.ask("va.fsthaw").value == 0
+    for call in (first, second):
+        drive.report(played.worker("a"), messages.Started(1))
+        played.acted("a", "prepare")
+        assert not drive.workers("va.fsfreeze")
+        let_go(played, "a")
+        sync = drive.workers("va.fssync")[-1]
+        drive.report(sync, messages.Started(1), messages.Done(1))
+        drive.exit(sync)
+        assert call.value == 1
+    assert drive.workers("va.fsfreeze")
+    assert not freeze.answered
+
+
+def test_a_sync_waits_for_the_release_of_a_freeze() -> None:
+    played, _, freezer = confirmed(config("a"))
+    drive = played.drive
+    drive.ask("va.fsthaw")
+    drive.report(freezer, messages.Thawing("", drive.now), messages.Step(0, "thawing"), messages.Step(0, "thawed"))
+    drive.report(freezer, messages.Done(1))
+    drive.exit(freezer)
+    old = played.worker("a")
+    drive.ask("va.fssync")
+    let_go(played, "a")
+    assert played.worker("a") != old
+
+
+def test_the_end_of_the_agent_lets_go_of_those_that_prepare() -> None:
+    played = Played(config("a"))
+    drive = played.drive
+    call = drive.ask("va.fssync")
+    drive.report(played.worker("a"), messages.Started(1))
+    drive.feed(events.Stopped("SIGTERM"))
+    assert played.orders("a")[-1].step == "release"
+    assert not any(isinstance(effect, events.Quit) for effect in drive.effects)
+    let_go(played, "a")
+    call.refused(Code.WRONG_STATE, "the agent was stopped: SIGTERM")
+    assert any(isinstance(effect, events.Quit) for effect in drive.effects)
+
+
+def test_a_shutdown_cuts_the_sync_short() -> None:
+    played = Played(config("a"))
+    drive = played.drive
+    call = drive.ask("va.fssync")
+    drive.report(played.worker("a"), messages.Started(1))
+    drive.ask("va.shutdown", "halt")
+    assert not drive.workers("va.shutdown")
+    let_go(played, "a")
+    call.refused(Code.FAILED, "the sync was cancelled: va.shutdown was called; nothing was synced")
+    assert drive.workers("va.shutdown")
