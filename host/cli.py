@@ -7,26 +7,29 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..agent.api import records
-from ..agent.api.errors import Fault, VirtagentError
+from ..agent.api.errors import VirtagentError
 from ..agent.api.text import printable
-from . import calls, named_agents, options, text
+from . import exits, named_agents, options, signals, text
 from .client import Agent
 from .commands import COMMANDS
-from .connection import drive
-from .errors import HostError, NothingFrozen
+from .events import EventLines
 from .exits import DONE, FAILED, INTERRUPTED, MAY_BE_FROZEN, USAGE, complain, document, sentence
-from .options import PROG
 from .watch import watch_script
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from .observing import Observer
+
+OBSERVED = ("freeze", "sync", "thaw", "watch", "snapshot")
 
 
 @dataclass
@@ -41,10 +44,10 @@ class Run:
     may_be_frozen: bool
     screen: ModuleType | None
 
-    def show(self, lines: Iterable[str], data: Any, draw: Callable[[Any], Any] | None = None) -> None:
-        """Print the data: with --json as one document, on a terminal as `draw` draws it, otherwise as lines."""
-        if self.args.json:
-            print(text.to_json(data, indent=2))
+    def show(self, lines: Iterable[str], data: Any, draw: Callable[[Any], Any] | None = None, code: int = DONE) -> None:
+        """Print the data: as a document for programs, on a terminal as `draw` draws it, otherwise as lines."""
+        if self.args.events or self.args.json:
+            exits.put_document(data, code, events=self.args.events)
         elif self.screen is not None and draw is not None:
             self.screen.console().print(draw(self.screen))
         else:
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     code = DONE
     words = sys.argv[1:] if argv is None else list(argv)
-    as_json = "--json" in (words[: words.index("--")] if "--" in words else words)
+    ours = words[: words.index("--")] if "--" in words else words
     try:
         if not words:
             options.parser().print_help(sys.stderr)
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(options.parser().parse(words))
         print(end="", flush=True)
     except options.Bad as error:
-        return tell_wrong(str(error), USAGE, as_json=as_json)
+        return exits.tell_wrong(str(error), USAGE, as_json="--json" in ours, events="--events" in ours)
     except OSError as error:
         # What is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
             agent,
             args,
             may_be_frozen=args.command in ("freeze", "thaw", "hold") or getattr(args, "rehearse", False),
-            screen=None if args.json else _screen(sys.stdout),
+            screen=None if args.json or args.events else _screen(sys.stdout),
         )
         if args.command == "snapshot":
             return snapshot(run)
@@ -100,27 +103,40 @@ def _run(args: argparse.Namespace) -> int:
             return metrics(run)
         if len(args.agents) > 1:
             return several_agents(run)
-        with run.agent:
-            if args.command == "freeze":
-                return freeze(run)
-            if args.command == "watch":
-                return watch(run)
-            said = run.agent.play(COMMANDS[args.command](args, args.agent))
-            run.show(said.lines, said.data | document(said.wrong, said.code) if said.wrong else said.data, said.draw)
-            return complain(said.wrong, said.code) if said.wrong else said.code
+        if args.command == "watch":
+            return watch(run)
+        script = COMMANDS[args.command](args, args.agent)
+        looks_on = observer(args, sys.stdout) if args.command in OBSERVED else None
+        if looks_on is None:
+            with run.agent:
+                said = run.agent.play(script)
+        else:
+            from . import observing  # asyncio takes long
+
+            said = signals.interruptible(observing.ask(script, args.agent, args.timeout, looks_on))
+        data = said.data | document(said.wrong, said.code) if said.wrong else said.data
+        run.show(said.lines, data, said.draw, said.code)
+        return complain(said.wrong, said.code) if said.wrong else said.code
     except KeyboardInterrupt:
-        unsure = run is not None and run.may_be_frozen
-        return tell_wrong(f"interrupted; {MAY_BE_FROZEN}", INTERRUPTED, as_json=args.json) if unsure else INTERRUPTED
+        if run is None or not run.may_be_frozen:
+            return INTERRUPTED
+        return exits.tell_wrong(f"interrupted; {MAY_BE_FROZEN}", INTERRUPTED, as_json=args.json, events=args.events)
     except VirtagentError as error:
         words, code = sentence(error, may_be_frozen=run is not None and run.may_be_frozen)
-        return tell_wrong(words, code, error, as_json=args.json)
+        return exits.tell_wrong(words, code, error, as_json=args.json, events=args.events)
 
 
-def tell_wrong(words: str, code: int, error: VirtagentError | None = None, *, as_json: bool) -> int:
-    """Print the sentence, and with --json also a document for programs; return the exit code."""
-    if as_json:
-        print(text.to_json(document(words, code, error)), flush=True)
-    return complain(words, code)
+def observer(args: argparse.Namespace, stream: TextIO) -> Observer | None:
+    """Return what shows how a command goes on: events, a picture if the stream is a terminal, or None."""
+    if args.events:
+        return EventLines(sys.stdout)
+    if args.json or _screen(stream) is None:
+        return None
+    from . import live_view, screen  # needed only on a terminal
+
+    doing = {"freeze": "freezing", "snapshot": "freezing", "sync": "syncing", "thaw": "thawing"}.get(args.command, "")
+    title = f"{doing} {len(args.agents)} guests" if doing and len(args.agents) > 1 else doing
+    return live_view.Picture(screen.GuestsView(title), stream, transient=args.command != "watch")
 
 
 def several_agents(run: Run) -> int:
@@ -129,11 +145,12 @@ def several_agents(run: Run) -> int:
 
     args = run.args
     if args.command == "watch":
-        raise options.Bad(f"`watch` takes one --agent, and {len(args.agents)} are given; watch each by itself")
+        return watch(run)
     if args.command == "freeze" and args.wait is not None:
         raise options.Bad("`freeze --wait` takes one --agent; several freeze together or not at all")
     try:
-        return several.freeze(args, args.agents) if args.command == "freeze" else several.ask(args, args.agents)
+        looks_on = observer(args, sys.stdout) if args.command in OBSERVED else None
+        return (several.freeze if args.command == "freeze" else several.ask)(args, args.agents, looks_on)
     except ValueError as error:
         raise options.Bad(str(error)) from None
 
@@ -170,70 +187,50 @@ def _screen(stream: Any) -> ModuleType | None:
     return screen
 
 
-def freeze(run: Run) -> int:
-    """Freeze one guest, and say how long it is held."""
+def watch(run: Run) -> int:
+    """Show what changes in one guest or several, until Ctrl-C; return the exit code."""
     args = run.args
-    wanted = calls.freeze(
-        options.included(args),
-        args.exclude,
-        strict=args.strict,
-        partial=args.partial,
-        writers=args.writers,
-        wait=args.wait,
-        sync_limit=args.sync_limit,
-        freeze_limit=args.freeze_limit,
-        hold_limit=args.hold,
-    )
-    if run.screen is None:
-        frozen = run.agent.carry_out(wanted)
-    else:
-        from . import live_view  # needed only on a terminal
+    looks_on = observer(args, sys.stdout)
+    if looks_on is None and len(args.agents) > 1:
+        raise options.Bad("`watch` of several --agent needs a terminal, or --events")
+    deadline = math.inf if args.timeout is None else time.monotonic() + args.timeout
 
-        frozen = live_view.during_call(args.agent, "freezing", wanted, timeout=args.timeout)
-    if frozen == 0:
-        raise NothingFrozen(f"nothing was frozen: the agent leaves every file system out; see `{PROG} plan`")
-    done = f"frozen {text.count(frozen)}"
+    def note(record: records.Status) -> None:
+        run.may_be_frozen = record.state not in ("THAWED", "THAWINPROGRESS")
+
     try:
-        now = run.agent.status()
-    except (Fault, HostError):
-        # The freeze succeeded, which is what was asked for; only how long it is held is unknown.
-        run.show([done], {"frozen": frozen, "freeze_id": -1, "hold_left": -1.0})
-        return DONE
-    lines = [done + text.held(now), *text.not_frozen(now.mounts)]
-    data = {"frozen": frozen, "freeze_id": now.freeze_id, "hold_left": now.hold_left}
-    run.show(lines, data, lambda screen: screen.frozen(done + text.held(now), now))
+        if looks_on is None:
+            with run.agent:
+                run.agent.play(watch_script(_line_by_line(args.json, note), args.until, deadline))
+        else:
+            from . import observing  # asyncio takes long
+
+            signals.interruptible(observing.watch(args.agents, args.timeout, args.until, deadline, looks_on, note))
+    except KeyboardInterrupt as interrupt:
+        by_hand = not interrupt.args or interrupt.args[0] in (signals.LEFT, signal.SIGINT)
+        if not by_hand or args.until is not None:
+            raise
+    if args.events:
+        exits.put_document({}, DONE, events=True)
     return DONE
 
 
-def watch(run: Run) -> int:
-    """Say what changes in one guest."""
-    args = run.args
-    deadline = math.inf if args.timeout is None else time.monotonic() + args.timeout
+def _line_by_line(as_json: bool, note: Callable[[records.Status], None]) -> Callable[[records.Status], None]:
     last: records.Status | None = None
 
     def put(record: records.Status) -> None:
         nonlocal last
-        run.may_be_frozen = record.state not in ("THAWED", "THAWINPROGRESS")
-        if args.json:
+        note(record)
+        if as_json:
             if last is None or record.seq != last.seq:
                 print(text.to_json(records.dump(record)), flush=True)
-        elif run.screen is None:
+        else:
             clock = time.strftime("%H:%M:%S")
             for line in text.changes(last, record):
                 print(clock, printable(line), flush=True)
         last = record
 
-    if run.screen is None:
-
-        def ask(step: Any) -> Any:
-            return run.agent.carry_out(step)
-
-        drive(watch_script(put, args.until, deadline), ask)
-    else:
-        from . import live_view  # needed only on a terminal
-
-        live_view.watch(args.agent, args.timeout, args.until, deadline, put)
-    return DONE
+    return put
 
 
 def snapshot(run: Run) -> int:
@@ -263,16 +260,16 @@ def snapshot(run: Run) -> int:
                 "sync_limit": args.sync_limit,
                 "freeze_limit": args.freeze_limit,
             },
-            # The standard output belongs to the command, or with --json to the report.
-            stdout=sys.stderr if args.json else None,
-            draws=not args.json and _screen(sys.stderr) is not None,
+            # The standard output belongs to the command, or with --json to the report, with --events to these.
+            stdout=sys.stderr if args.json or args.events else None,
+            observer=observer(args, sys.stderr),
         )
 
     try:
         report = outcome.tried(wanted, args.retry)
     except ValueError as error:
         return complain(str(error), USAGE)
-    return outcome.tell(report, as_json=args.json, file=args.report, notify=args.notify)
+    return outcome.tell(report, as_json=args.json, events=args.events, file=args.report, notify=args.notify)
 
 
 def dry_run(run: Run) -> int:

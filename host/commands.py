@@ -18,10 +18,10 @@ from ..agent.api import records
 from ..agent.api.errors import Fault
 from . import calls, guest_checks, text
 from . import doctor as examination
-from .errors import HostError, Unreachable, Unsupported
+from .errors import HostError, NothingFrozen, Unreachable, Unsupported
 from .exits import DONE, FAILED, NOTHING_TO_THAW
 from .holding import Script
-from .options import included
+from .options import PROG, included
 from .transports import parse
 
 
@@ -64,6 +64,30 @@ def sync(args: argparse.Namespace, url: str) -> Script[Said]:
         included(args), args.exclude, partial=args.partial, wait=args.wait, sync_limit=args.sync_limit
     )
     return Said([f"synced {text.count(synced)}; nothing was frozen"], {"synced": synced})
+
+
+def freeze(args: argparse.Namespace, url: str) -> Script[Said]:
+    frozen = yield calls.freeze(
+        included(args),
+        args.exclude,
+        strict=args.strict,
+        partial=args.partial,
+        writers=args.writers,
+        wait=args.wait,
+        sync_limit=args.sync_limit,
+        freeze_limit=args.freeze_limit,
+        hold_limit=args.hold,
+    )
+    if frozen == 0:
+        raise NothingFrozen(f"nothing was frozen: the agent leaves every file system out; see `{PROG} plan`")
+    done = f"frozen {text.count(frozen)}"
+    try:
+        now: records.Status = yield calls.status()
+    except (Fault, HostError):
+        # The freeze succeeded, which is what was asked for; only how long it is held is unknown.
+        return Said([done], {"frozen": frozen, "freeze_id": -1, "hold_left": -1.0})
+    lines = [done + text.held(now), *text.not_frozen(now.mounts)]
+    return Said(lines, {"frozen": frozen, "freeze_id": now.freeze_id, "hold_left": now.hold_left})
 
 
 def thaw(args: argparse.Namespace, url: str) -> Script[Said]:
@@ -142,5 +166,5 @@ def _argument(argument: str) -> Any:
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, str], Script[Said]]] = {
     command.__name__: command
-    for command in (ping, capabilities, plan, sync, thaw, status, history, doctor, hold, forget, call)
+    for command in (ping, capabilities, plan, sync, freeze, thaw, status, history, doctor, hold, forget, call)
 }

@@ -10,7 +10,9 @@ from typing import Any
 
 from ..agent.api.errors import Code, Fault, VirtagentError
 from ..agent.api.text import printable
+from . import text
 from .errors import FreezeBroken, GroupFailed, HostError, Lost, NothingFrozen, TimedOut, Unreachable, Unsendable
+from .events import result
 from .holding import notes
 from .options import PROG
 
@@ -80,6 +82,27 @@ def _plain(words: str) -> str:
         return f"{plain}: the state is {state}" if (plain := _WORDS.get((method, needed))) else found.group()
 
     return _NEEDS.sub(said, words)
+
+
+def put_document(data: Any, code: int, *, events: bool) -> None:
+    """Print a document for programs: as the last of the events, or by itself."""
+    if events:
+        result(sys.stdout, data, code)
+    else:
+        print(text.to_json(data, indent=2), flush=True)
+
+
+def tell_wrong(
+    words: str, code: int, error: VirtagentError | None = None, *, as_json: bool, events: bool = False
+) -> int:
+    """Print the sentence, and with --json or --events also a document for programs; return the exit code."""
+    if as_json or events:
+        found = document(words, code, error)
+        if events:
+            result(sys.stdout, found, code)
+        else:
+            print(text.to_json(found), flush=True)
+    return complain(words, code)
 
 
 def complain(words: str, code: int) -> int:

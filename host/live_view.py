@@ -8,23 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.live import Live
 
-from ..agent.api.errors import Fault
-from ..agent.api.records import Status
-from . import screen, signals
-from .aio import AsyncAgent
-from .calls import Call
-from .errors import HostError
-from .watch import watch_script
-
-T = TypeVar("T")
+from . import screen
+from .guest_status import GuestStatus
 
 REDRAW = 0.5  # seconds; in the picture times go on counting between two records
 
@@ -57,14 +48,24 @@ class Picture:
     ) -> None:
         await self.close()
 
-    def put(self, url: str, record: Status) -> None:
+    @property
+    def blind(self) -> Mapping[str, str]:
+        """Why nothing is known about a guest, by its URL."""
+        return self.view.blind
+
+    @blind.setter
+    def blind(self, found: Mapping[str, str]) -> None:
+        self.view.blind = found
+
+    def put(self, record: GuestStatus) -> None:
         """Take a new record of a guest."""
-        self.view.put(url, record)
+        self.view.put(record.url, record)
         self._changed.set()
 
-    def watch(self, urls: Sequence[str]) -> None:
-        """Watch these guests until this is closed."""
-        self._tasks += [asyncio.ensure_future(self._watch(url)) for url in urls]
+    async def make_room(self) -> bool:
+        """Remove the picture; return True."""
+        await self.close()
+        return True
 
     async def close(self) -> None:
         """End the watching, and release the terminal."""
@@ -84,42 +85,3 @@ class Picture:
                 await self._changed.wait()
                 again.cancel()
                 self._changed.clear()
-
-    async def _watch(self, url: str) -> None:
-        try:
-            async with AsyncAgent(url) as agent:
-                await agent.play(watch_script(partial(self.put, url), None, math.inf))
-        except (Fault, HostError) as error:
-            self.view.blind[url] = str(error)
-            self._changed.set()
-
-
-def watch(url: str, timeout: float | None, until: str | None, deadline: float, put: Callable[[Status], None]) -> None:
-    """Draw what happens in one guest; `put` also gets each record. Raises as `watch_script` does."""
-
-    async def run() -> None:
-        async with AsyncAgent(url, timeout=timeout) as agent:
-            await agent.status()  # an agent that is not there is reported without a picture
-            async with Picture(screen.GuestsView(), None, transient=False) as picture:
-
-                def both(record: Status) -> None:
-                    put(record)
-                    picture.put(url, record)
-
-                await agent.play(watch_script(both, until, deadline))
-
-    signals.interruptible(run())
-
-
-def during_call(url: str, title: str, call: Call[T], timeout: float | None) -> T:
-    """Draw what happens in a guest during the call, then remove the picture; return the value of the call."""
-
-    async def run() -> T:
-        async with (
-            AsyncAgent(url, timeout=timeout) as agent,
-            Picture(screen.GuestsView(title), None, transient=True) as picture,
-        ):
-            picture.watch([url])
-            return await agent.carry_out(call)
-
-    return signals.interruptible(run())

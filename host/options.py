@@ -85,7 +85,7 @@ def parser() -> Parser:
     top = Parser(prog=PROG, allow_abbrev=False, description=DESCRIPTION, epilog=f"exit codes: {codes}")
     agent = os.environ.get("VIRTAGENT_AGENT") or DEFAULT_URL
     top.add_argument("--version", "-V", action="version", version=f"{PROG} {__version__}", help="print the version")
-    top.set_defaults(agent=agent, agents=[agent], json=False, timeout=None)
+    top.set_defaults(agent=agent, agents=[agent], json=False, events=False, timeout=None)
     asking, taking = Parser(add_help=False), Parser(add_help=False)
     for options in (top, asking):
         _common(options, urls, "give up after so long")
@@ -111,14 +111,17 @@ def parser() -> Parser:
     _mount_points(syncing)
     _globs(syncing)
     syncing.add_argument("--partial", action="store_true", help="leave out what cannot be synced")
+    _events(syncing)
     syncing.add_argument("--wait", type=_seconds, metavar="S", help="wait at most so long; the sync goes on")
     syncing.add_argument("--sync-limit", type=_seconds, metavar="S", help="limit of the sync")
     freezing = command("freeze", "sync and freeze the file systems; the agent thaws them when the hold limit passes")
     _mount_points(freezing)
     _selection(freezing)
+    _events(freezing)
     freezing.add_argument("--wait", type=_seconds, metavar="S", help="wait at most so long; the freeze goes on")
     _limits(freezing)
     thawing = command("thaw", "thaw, or cancel a freeze; fails if the freeze was broken")
+    _events(thawing)
     thawing.add_argument("--wait", type=_seconds, default=calls.THAW_WAIT, metavar="S", help="wait at most so long")
     command("status", "show the state, each file system, and the last freeze")
     command("history", "show the last freezes: when, for whom, how they ended, how long applications stood still")
@@ -127,6 +130,7 @@ def parser() -> Parser:
         "--rehearse", action="store_true", help="also sync, freeze for at most a second, and say what it took"
     )
     watching = command("watch", "show changes as they come, until Ctrl-C")
+    _events(watching)
     watching.add_argument(
         "--until", choices=[state.name for state in FreezeState], metavar="STATE", help="end when in this state"
     )
@@ -176,6 +180,7 @@ def _snapshot(command: Callable[..., argparse.ArgumentParser], common: Parser) -
     )
     _selection(taking)
     _limits(taking)
+    _events(taking)
     taking.add_argument("--extend", action="store_true", help="extend the hold as long as COMMAND runs")
     taking.add_argument("--dry-run", action="store_true", help="only show what would be frozen and run; freeze nothing")
     taking.add_argument(
@@ -208,6 +213,10 @@ def _common(one: argparse.ArgumentParser, urls: list[str], timeout: str) -> None
     )
     one.add_argument("--json", action="store_true", default=unset, help="print JSON")
     one.add_argument("--timeout", type=_timeout, default=unset, metavar="S", help=timeout)
+
+
+def _events(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--events", action="store_true", help="print what happens as it happens, as JSON lines")
 
 
 def _mount_points(one: argparse.ArgumentParser) -> None:

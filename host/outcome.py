@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..agent.api import records
 from ..agent.api.errors import Code, Fault
 from ..agent.api.text import printable
 from . import exits, text
@@ -47,7 +48,9 @@ def may_try_again(report: Report) -> bool:
     return True
 
 
-def tell(report: Report, *, as_json: bool, file: str | None = None, notify: str | None = None) -> int:
+def tell(
+    report: Report, *, as_json: bool, events: bool = False, file: str | None = None, notify: str | None = None
+) -> int:
     """Print the report, and what is wrong; return the exit code.
 
     The report is also written to `file`; the shell command `notify` is run if the snapshot is not good.
@@ -59,9 +62,9 @@ def tell(report: Report, *, as_json: bool, file: str | None = None, notify: str 
         except OSError as error:
             wrong = "; ".join(filter(None, (wrong, f"the report cannot be written to {file} ({error.strerror})")))
             code = code or exits.FAILED
-    if as_json:
+    if as_json or events:
         try:
-            print(text.to_json(document(report, wrong, code), indent=2), flush=True)
+            exits.put_document(document(report, wrong, code), code, events=events)
         except OSError:
             # The reader of the report is gone; the sentence and the exit code still give the result.
             if not wrong:
@@ -175,6 +178,7 @@ def document(report: Report, wrong: str, code: int) -> dict[str, Any]:
                 "held_seconds": one.held_seconds,
                 "broken": str(one.broken or ""),
                 "not_extended": one.not_extended,
+                "last": records.dump(one.last) if one.last else {},
             }
             for url, one in (freeze.guests.items() if freeze else ())
         },

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,11 +63,6 @@ def status(record: Status) -> RenderableType:
     return Group(*parts, facts)
 
 
-def frozen(done: str, record: Status) -> RenderableType:
-    """Draw that a freeze has succeeded, and each file system."""
-    return Group(_cell(done, "bold cyan"), *_mounts(record))
-
-
 def plan(found: Plan) -> RenderableType:
     """Draw the plan as a tree of levels, and what is left out by its reason."""
     tree = Tree(Text(f"a freeze would freeze {text.count(len(found.mounts))}", "bold"), guide_style="dim")
@@ -109,7 +104,7 @@ class GuestsView:
 
     title: str = ""
     records: dict[str, tuple[Status, float]] = field(default_factory=dict)
-    blind: dict[str, str] = field(default_factory=dict)
+    blind: Mapping[str, str] = field(default_factory=dict)
     """Why nothing is known about a guest, by its URL."""
     began: float = field(default_factory=time.monotonic)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from .commands import COMMANDS, Said
 from .exits import DONE
 from .group import CONNECTS, AsyncAgentGroup, GroupFreeze, refuse_twice
 from .holding import Script
+from .observing import Observer, following, reporting
 from .options import included
 
 T = TypeVar("T")
@@ -23,25 +25,34 @@ _WORST_FIRST = (exits.BROKEN, exits.FAILED, exits.TIMED_OUT, exits.UNREACHABLE, 
 Found = Mapping[str, "Said | VirtagentError"]
 
 
-def ask(args: argparse.Namespace, urls: Sequence[str]) -> int:
+def ask(args: argparse.Namespace, urls: Sequence[str], observer: Observer | None = None) -> int:
     """Have all agents asked at the same time, whatever becomes of the others; return the worst exit code.
 
     Raises ValueError if a URL is none, or stands twice; then nobody is asked.
     """
     refuse_twice(urls)
     agents = {url: AsyncAgent(url, timeout=args.timeout) for url in urls}
-    found = signals.interruptible(_asked(agents, lambda url: COMMANDS[args.command](args, url)))
-    if args.json:
-        print(text.to_json({url: _document(one, args) for url, one in found.items()}, indent=2))
+
+    def script(url: str) -> Script[Said]:
+        return COMMANDS[args.command](args, url)
+
+    async def looked_on(by: Observer) -> dict[str, Said | VirtagentError]:
+        async with by, following(by, urls) as follow:
+            return await _asked(agents, lambda url: reporting(script(url), url, follow))
+
+    found = signals.interruptible(looked_on(observer) if observer else _asked(agents, script))
+    endings = [(url, *_ending(one, args)) for url, one in found.items()]
+    codes = {code for *_, code in endings}
+    worst = next((code for code in _WORST_FIRST if code in codes), DONE)
+    if args.json or args.events:
+        exits.put_document({url: _document(one, args) for url, one in found.items()}, worst, events=args.events)
     else:
         for line in _lines(found):
             print(printable(line), flush=True)
-    endings = [(url, *_ending(one, args)) for url, one in found.items()]
     for url, wrong, code in endings:
         if wrong:
             exits.complain(wrong if url in wrong else f"{url}: {wrong}", code)
-    codes = {code for *_, code in endings}
-    return next((code for code in _WORST_FIRST if code in codes), DONE)
+    return worst
 
 
 def statuses(args: argparse.Namespace, urls: Sequence[str]) -> dict[str, Status | VirtagentError]:
@@ -91,30 +102,34 @@ def _document(said: Said | VirtagentError, args: argparse.Namespace) -> Any:
     return exits.document(wrong, code, said)
 
 
-def freeze(args: argparse.Namespace, urls: Sequence[str]) -> int:
+def freeze(args: argparse.Namespace, urls: Sequence[str], observer: Observer | None = None) -> int:
     """Freeze all guests at one point, and leave them frozen; if one cannot be, all are thawed. Return the exit code.
 
     Raises ValueError if a URL is none or stands twice, or GroupFailed.
     """
     group = AsyncAgentGroup(urls, timeout=args.timeout)
-    frozen = signals.interruptible(
-        group.freeze(
-            included(args),
-            args.exclude,
-            strict=args.strict,
-            partial=args.partial,
-            writers=args.writers,
-            sync_limit=args.sync_limit,
-            freeze_limit=args.freeze_limit,
-            hold=args.hold,
-        )
-    )
-    if args.json:
+
+    async def looked_on() -> GroupFreeze:
+        async with observer or contextlib.nullcontext():
+            return await group.freeze(
+                included(args),
+                args.exclude,
+                strict=args.strict,
+                partial=args.partial,
+                writers=args.writers,
+                sync_limit=args.sync_limit,
+                freeze_limit=args.freeze_limit,
+                hold=args.hold,
+                progress=observer.put if observer else None,
+            )
+
+    frozen = signals.interruptible(looked_on())
+    if args.json or args.events:
         guests = {
             url: {"frozen": one.count, "freeze_id": one.freeze_id, "hold_left": one.hold_left}
             for url, one in frozen.guests.items()
         }
-        print(text.to_json({"skew": frozen.skew, "guests": guests}, indent=2))
+        exits.put_document({"skew": frozen.skew, "guests": guests}, DONE, events=args.events)
     else:
         for line in _frozen_lines(frozen):
             print(printable(line), flush=True)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+LEFT = 0  # instead of a signal's number: somebody has typed q
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -20,16 +21,16 @@ def on_signal(note: Callable[[int], None]) -> None:
 
 
 def interruptible(doing: Coroutine[Any, Any, T]) -> T:
-    """Return what `doing` comes to; a signal cancels it, so that it is undone, and is then a Ctrl-C."""
-    interrupted = False
+    """Return what `doing` comes to; a signal cancels it, so that it is undone, and is then a Ctrl-C with its number."""
+    interrupted = 0
 
     async def run() -> list[T]:
         task = asyncio.current_task()
         assert task is not None
 
-        def note(_number: int) -> None:
+        def note(number: int) -> None:
             nonlocal interrupted
-            interrupted = True
+            interrupted = interrupted or number
             task.cancel()
 
         on_signal(note)
@@ -41,5 +42,5 @@ def interruptible(doing: Coroutine[Any, Any, T]) -> T:
     # Not by asyncio.run alone: that of Python 3.10 raises KeyboardInterrupt amid the loop, and tells tracebacks of it.
     found = asyncio.run(run())
     if interrupted or not found:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(interrupted)
     return found[0]

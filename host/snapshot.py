@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..agent.api.errors import Fault
+from ..agent.api.records import Status
 from ..agent.api.text import printable
 from . import signals, text
 from .aio import AsyncAgent
 from .errors import FreezeBroken, HostError
+from .following import Following
 from .group import AsyncAgentGroup, GroupFreeze
 from .holding import notes
+from .observing import Observer, following
 
 COUNTDOWN = (0.25, 0.5, 0.75, 0.9)  # shares of the hold after which a line says how much is left
 COUNTDOWN_LEAST = 8.0  # seconds; a shorter hold is over before the lines are read
@@ -60,7 +63,7 @@ class Report:
 
 
 class Snapshot:
-    """One run. `timeout` is for the command, `options` are those of `frozen`; `draws`: show how the guests freeze.
+    """One run. `timeout` is for the command, `options` are those of `frozen`; `observer` sees how the guests freeze.
 
     Raises ValueError if a URL is invalid, or is there twice.
     """
@@ -73,7 +76,7 @@ class Snapshot:
         timeout: float | None,
         options: Mapping[str, Any],
         stdout: Any = None,
-        draws: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         self._urls = urls
         self._group = AsyncAgentGroup(urls) if len(urls) > 1 else None
@@ -81,7 +84,7 @@ class Snapshot:
         self._timeout = timeout
         self._options = options
         self._stdout = stdout
-        self._draws = draws
+        self._observer = observer
         self._phase = "freezing"
         self.report = Report()
 
@@ -105,16 +108,23 @@ class Snapshot:
         signals.on_signal(note)
         try:
             async with contextlib.AsyncExitStack() as stack:
-                picture = await self._picture(stack)
-                async with self._frozen() as report.freeze:
-                    if picture is not None:
-                        await picture.close()
-                        with contextlib.suppress(OSError):
-                            print(*map(printable, _begun(report.freeze)), sep="\n", file=sys.stderr, flush=True)
-                    try:
-                        await self._command(report.freeze)
-                    finally:
-                        self._phase = "thawing"
+                follow = None
+                if self._observer is not None:
+                    await stack.enter_async_context(self._observer)
+                    follow = await stack.enter_async_context(following(self._observer, self._urls))
+                try:
+                    async with self._frozen() as report.freeze:
+                        _catch_up(follow, {url: one.status for url, one in report.freeze.guests.items()})
+                        if self._observer is not None and await self._observer.make_room():
+                            with contextlib.suppress(OSError):
+                                print(*map(printable, _begun(report.freeze)), sep="\n", file=sys.stderr, flush=True)
+                        try:
+                            await self._command(report.freeze)
+                        finally:
+                            self._phase = "thawing"
+                finally:
+                    if report.freeze is not None:
+                        _catch_up(follow, {url: one.ended for url, one in report.freeze.guests.items()})
         except asyncio.CancelledError as cancelled:
             if not report.interrupted:
                 raise
@@ -122,16 +132,6 @@ class Snapshot:
             report.failed_then = "; ".join(notes(cancelled))
         except (Fault, HostError) as error:
             report.error = error
-
-    async def _picture(self, stack: contextlib.AsyncExitStack) -> Any:
-        if not self._draws:
-            return None
-        from . import live_view, screen  # needed only on a terminal
-
-        board = screen.GuestsView(f"freezing {len(self._urls)} guests" if len(self._urls) > 1 else "freezing")
-        picture = await stack.enter_async_context(live_view.Picture(board, sys.stderr, transient=True))
-        picture.watch(self._urls)
-        return picture
 
     @contextlib.asynccontextmanager
     async def _frozen(self) -> AsyncIterator[GroupFreeze]:
@@ -181,6 +181,12 @@ class Snapshot:
             os.close(watched)
             report.status = process.poll()
             report.seconds = time.monotonic() - began
+
+
+def _catch_up(follow: Following | None, statuses: Mapping[str, Status | None]) -> None:
+    if follow is not None:
+        for url, status in statuses.items():
+            follow.add(url, status)
 
 
 async def _count_down(freeze: GroupFreeze, *, extended: bool) -> None:

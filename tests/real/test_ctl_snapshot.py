@@ -84,6 +84,8 @@ def test_the_report_for_programs(guest: Guest) -> None:
     report = json.loads(ran.stdout)
     assert 0 < report.pop("window") < 30
     assert 0 < report["command"].pop("seconds") < 30
+    last = report["guests"][guest.agent.url].pop("last")
+    assert (last["freeze_id"], last["outcome"], last["held_continuously"]) == (17, "thawed", True)
     assert report == {
         "good": True,
         "exit": 0,

@@ -51,7 +51,7 @@ def test_every_command_asks_all_agents_or_refuses(
         assert (code, asked) == (0, set())
     elif name == "watch":
         assert (code, asked) == (2, set())
-        assert "`watch` takes one --agent, and 3 are given" in err
+        assert "`watch` of several --agent needs a terminal, or --events" in err
     else:
         assert (code, asked) == ({"thaw": 6, "snapshot": 1, "doctor": 1}.get(name, 0), {0, 1, 2}), err
 
