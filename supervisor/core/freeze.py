@@ -17,7 +17,7 @@ from typing import ClassVar
 from ...agent.api.errors import Code, Fault
 from ...agent.api.methods import RPCS
 from ...agent.api.options import Options
-from ...agent.api.states import FreezeEvent, Outcome, Phase, WorkerEvent
+from ...agent.api.states import FreezeEvent, Outcome, Phase, WorkerEvent, WorkerState
 from ...agent.worker import messages
 from . import entries
 from .compensation import Compensation
@@ -177,6 +177,8 @@ class Freeze(Machine):
         """Compensate now: a worker of this freeze got SIGKILL."""
         transaction = self.current
         ledger = transaction.ledger
+        if worker.state is WorkerState.KILLED and (worker.id == ledger.freezer or worker.rubbish):
+            ledger.free(worker.id)  # ADR 0030: it may be in the kernel, and no thread of it begins another call
         if worker.id == ledger.freezer:
             transaction.may_have_frozen |= worker.rubbish  # ADR 0004: nothing that it had said counts
             self.take(turn, FreezeEvent.DIED, f"{worker.name} was killed{while_clause(worker)}{worker.why_killed}")

@@ -53,9 +53,9 @@ class Ledger:
     those that someone else was found to have thawed. `thawed_by` maps those that a FITHAW of ours has thawed to its
     worker: until then they were frozen. `forgotten` are those that an operator said to suspect no more. `in_flight`
     maps a file system to the worker that is trying to thaw it, `thawers` each thaw worker to the file systems that
-    it was given. `expedites`: grace periods may be left expedited. `counts` are the marks by state, and `moving`
-    those that something is being done to, oldest first; both are updated step by step, so that a step costs the
-    same however many there are.
+    it was given, `dying` are the workers whose attempts do not count. `expedites`: grace periods may be left
+    expedited. `counts` are the marks by state, and `moving` those that something is being done to, oldest first;
+    both are updated step by step, so that a step costs the same however many there are.
     `at_rest` are those that the freeze worker has thawed since it last announced a FIFREEZE of them: it may do so and
     freeze them again, until it is `parting` and thaws for good.
     """
@@ -78,6 +78,7 @@ class Ledger:
         self.proof_after = 0
         self.in_flight: dict[int, int] = {}
         self.thawers: dict[int, set[int]] = {}
+        self.dying: set[int] = set()
         self.at_rest: set[int] = set()
         self.parting = False
         self.progress = messages.Progress(Phase.PLAN.value)
@@ -112,7 +113,7 @@ class Ledger:
         before = mark.state
         self._enter(index, state)
         mark.errno, mark.error, mark.seconds = step.errno, step.error, float(step.seconds)
-        if state is MountState.THAWING:
+        if state is MountState.THAWING and worker not in self.dying:
             self.in_flight.setdefault(index, worker)
         elif self.in_flight.get(index) == worker:
             del self.in_flight[index]
@@ -210,7 +211,8 @@ class Ledger:
         return bool(self.suspects & given) and (not self.reaped or thawer > self.proof_after)
 
     def free(self, worker: int) -> None:
-        """End the attempts of this worker."""
+        """End the attempts of this worker, also those that it is still to tell of: it is dead or dying."""
+        self.dying.add(worker)
         self.in_flight = {mount: owner for mount, owner in self.in_flight.items() if owner != worker}
 
     def not_expedited(self) -> None:

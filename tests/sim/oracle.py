@@ -6,6 +6,7 @@ file systems that its worker held is thawed before the first host that asks for 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ THAWS = ("va.fsthaw", "guest-fsfreeze-thaw")
 FREEZES = ("va.fsfreeze", "guest-fsfreeze-freeze")
 ACTS = (*THAWS, *FREEZES, "va.fshold")
 SLACK = 0.1
+_UNDER_WAY = (FreezeState.INPROGRESS, FreezeState.THAWINPROGRESS)
 _BROKEN = re.compile(r"freeze (\d+) was broken")
 
 
@@ -38,15 +40,17 @@ class Violation(AssertionError):
 class Frozen:
     """One freeze that a host may know of. Moments are those of the world, 0 is never.
 
-    `told` is the second at which a host first took the news that it is broken, if not all that did have left it unread.
-    `told_by` are the connections of those hosts, `surely`: one of them has ended well.
+    `promised` is the second until which a host was told that it is held. `told` is the second at which a host first
+    took the news that it is broken, if not all that did have left it unread. `told_by` are the connections of those
+    hosts, `surely`: one of them has ended well.
     """
 
-    __slots__ = ("asked", "broken", "id", "process", "surely", "told", "told_by", "what")
+    __slots__ = ("asked", "broken", "id", "process", "promised", "surely", "told", "told_by", "what")
 
     def __init__(self, number: int, process: Process) -> None:
         self.id = number
         self.process = process
+        self.promised = process.hold_until
         self.asked = 0
         self.broken = 0
         self.what = ""
@@ -168,9 +172,18 @@ class Oracle:
         if state != self._state:
             self._world.note(f"        state {FreezeState(state).name}")
             self._world.count(FreezeState(state).name)
+            self._ends_early(event)
             self._state = state
             if state == FreezeState.FROZEN:
                 self._begin(event)
+
+    def _ends_early(self, event: events.Event) -> None:
+        """Require that a hold which was promised to a host is not ended by a deadline before its end."""
+        freeze = self._freeze
+        if self._state != FreezeState.FROZEN or not isinstance(event, events.Due) or freeze is None:
+            return
+        if self._world.now < freeze.promised - SLACK:
+            raise Violation(f"promise 5: the hold was promised until {freeze.promised}, and is ended now")
 
     def _begin(self, event: events.Event) -> None:
         assert isinstance(event, events.Reported)
@@ -271,27 +284,43 @@ class Oracle:
         granted = freeze is not None and any(abs(until - its_word) < 1e-6 for its_word in freeze.process.granted)
         if seconds and not granted:
             raise Violation(f"promise 5: a hold of {seconds} s was granted that the keeper does not keep")
+        if freeze is not None:
+            freeze.promised = until
 
     # -- when nobody can go on at this second
 
     def quiet(self) -> None:
-        """Require that the supervisor has done in time what it had to do at this second."""
-        world, freeze = self._world, self._freeze
-        supervisor = world.supervisor
-        if freeze is None or supervisor is None or supervisor.stopped or freeze.process.parent is not supervisor:
+        """Require that the supervisor has done in time what it had to do at this second, and is going to."""
+        supervisor = self._world.supervisor
+        if supervisor is None or supervisor.stopped:
             self._late_since = None
             return
-        keeper = freeze.process
-        overdue = keeper.hold_until and not (keeper.thaws or keeper.killed or keeper.ended)
-        if not overdue or world.now < keeper.hold_until:
+        wakes = supervisor.wakes_for_the_freeze()
+        if self._state in _UNDER_WAY and not wakes:
+            raise Violation(f"promise 2: in state {FreezeState(self._state).name} the supervisor waits without limit")
+        freeze = self._freeze
+        if freeze is None or freeze.process.parent is not supervisor:
             self._late_since = None
             return
-        if self._state == FreezeState.FROZEN and world.now > keeper.hold_until + SLACK and not keeper.pipe:
-            raise Violation(f"the hold ended at {keeper.hold_until}, and the state is still FROZEN")
-        if self._late_since is None:
-            self._late_since = keeper, world.now
-        elif world.now > self._late_since[1] + REACT_GRACE + SLACK:
-            raise Violation(f"the keeper's hold ended at {keeper.hold_until}, and nobody makes it thaw")
+        self._hold_ends(freeze.process, wakes)
+
+    def _hold_ends(self, keeper: Process, wakes: Sequence[float]) -> None:
+        """Require that whoever is there sees to the end of the keeper's hold."""
+        now, until = self._world.now, keeper.hold_until
+        if not until or keeper.thaws or keeper.killed or keeper.ended:
+            self._late_since = None
+            return
+        if self._state == FreezeState.FROZEN and not (keeper.unread or keeper.distrusted):
+            if now > until + SLACK:
+                raise Violation(f"the hold ended at {until}, and the state is still FROZEN")
+            if min(wakes, default=math.inf) > max(until, now) + SLACK:
+                raise Violation(f"the hold ends at {until}, and the supervisor does not wake for that: {wakes}")
+        if now < until:
+            self._late_since = None
+        elif self._late_since is None:
+            self._late_since = keeper, now
+        elif now > self._late_since[1] + REACT_GRACE + SLACK:
+            raise Violation(f"the keeper's hold ended at {until}, and nobody makes it thaw")
 
     def while_disks_are_stuck(self) -> None:
         """Require that only what lies on a stuck disk is not settled, long after all other faults."""

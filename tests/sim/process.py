@@ -149,6 +149,16 @@ class Process:
         return self._finished
 
     @property
+    def thaws_only(self) -> bool:
+        """Whether it is a thaw worker."""
+        return self.rpc == "thaw"
+
+    @property
+    def unread(self) -> bool:
+        """Whether it has said what the supervisor cannot have read yet."""
+        return bool(self.pipe or self._backlog)
+
+    @property
     def exists(self) -> bool:
         """Whether it is not reaped."""
         return self.ended < GONE

@@ -308,7 +308,7 @@ def _choose_meddling(rng: random.Random, world: World) -> Iterator[Action]:
     if keepers and rng.random() < 0.3:
         yield ("fault", "pipes_full", late)
         yield ("signal", str(keepers[-1].name), int(signal.SIGTERM))
-        yield ("steps", rng.randint(1, 8), None, "S")
+        yield ("steps", rng.randint(1, 20), None, "S")
     elif rng.random() < 0.7:
         yield ("another", "thaws", rng.randrange(len(world.kernel.every)))
     if late and rng.random() < 0.5:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import errno
 import signal
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from virtagent.supervisor.core import events
+from virtagent.supervisor.core.compensation import RETRY
 from virtagent.supervisor.core.engine import Engine
 from virtagent.supervisor.core.inline import HANDLERS
+from virtagent.supervisor.core.timing import Key
 from virtagent.supervisor.io.timers import Timers
 
 from . import process
@@ -39,6 +42,10 @@ class Deadlines(Timers):
     def times(self) -> list[float]:
         """Return when the keys are due."""
         return [at for at, _, _ in self._armed.values()]
+
+    def of(self, keys: Iterable[Key]) -> list[float]:
+        """Return when those of these keys are due that are armed."""
+        return [self._armed[key][0] for key in keys if key in self._armed]
 
 
 class Child:
@@ -192,6 +199,11 @@ class Supervisor:
                 if drawn is not None:
                     queue.append(drawn)
         world.oracle.acted(self.engine)
+
+    def wakes_for_the_freeze(self) -> list[float]:
+        """Return the seconds at which it wakes for a worker that freezes or thaws, or to thaw again."""
+        those = [n for n, child in self.children.items() if child.process.row.compensation or child.process.thaws_only]
+        return self.timers.of([RETRY, *(("core", "worker", number) for number in those)])
 
     def seq(self) -> int:
         """Return the number of the present status record."""

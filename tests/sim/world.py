@@ -331,6 +331,8 @@ class World:
                 later = one.due()
         if later == math.inf:
             return False
+        if not self.runnable():
+            self.oracle.quiet()
         self.now = later
         self.moment += 1
         self.note("time passes")

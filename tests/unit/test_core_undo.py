@@ -239,6 +239,41 @@ def test_what_a_worker_was_to_thaw_when_somebody_killed_it_does_not_wait_for_wha
     ended(drive, "thawed")
 
 
+@pytest.mark.parametrize("said", ["before", "after"])
+@pytest.mark.parametrize("why", ["limit", "rubbish"])
+def test_what_a_worker_said_it_thaws_when_it_was_killed_is_thawed_by_another(drive: Drive, said: str, why: str) -> None:
+    """The killed one may hang in FIFREEZE of 0 because 1 is frozen, and nothing of it is left that would thaw 1."""
+    _, worker = played(drive, "synced", 2)
+
+    def thaws() -> None:
+        drive.freezes(worker, 0, 1)
+        drive.frozen(worker, 1)
+        drive.report(worker, messages.Thawing("it got SIGTERM", drive.now, 7), messages.Step(1, "thawing"))
+
+    if said == "before":
+        thaws()
+    if why == "rubbish":
+        drive.feed(events.RubbishReported(worker, "not msgpack"))
+    while worker not in drive.killed:
+        drive.wait(0.25)
+    if said == "after":
+        thaws()
+    drive.wait(5)
+    assert set().union(*map(drive.suspected, drive.workers("thaw"))) == {0, 1}
+
+
+def test_what_a_thaw_worker_had_when_it_spoke_rubbish_is_thawed_by_another(drive: Drive) -> None:
+    """It may hang in FITHAW of 0 because 1 is frozen, and nothing of it is left that would thaw 1."""
+    _, keeper = drive.hold(2)
+    drive.die(keeper)
+    first = drive.newest
+    drive.report(first, messages.Started(1), messages.Step(0, "thawing"), messages.Step(1, "thawing"))
+    drive.feed(events.RubbishReported(first, "not msgpack"))
+    drive.wait(1)
+    assert drive.newest > first
+    assert drive.suspected(drive.newest) == {0, 1}
+
+
 def test_only_what_is_not_proved_thawed_is_tried_again(drive: Drive) -> None:
     drive.compensates(keeper_died(drive, 3), {1: errno.EIO})
     drive.wait(1)
@@ -551,19 +586,22 @@ def test_a_thaw_worker_answers_only_for_what_it_was_given(drive: Drive) -> None:
     _, keeper = drive.hold(2)
     thaw = drive.ask("va.fsthaw")
     drive.report(keeper, messages.Thawing("", drive.now), messages.Step(0, "thawing"))
+    drive.in_kernel.add(keeper)
     drive.wait(10.1)
-    assert drive.killed == {keeper}
     first = drive.newest
+    assert drive.suspected(first) == {1}
+    thaw.refused(Code.FAILED, "stuck")
     drive.die(keeper)
     second = drive.newest
     assert second > first, "mount 0 was being thawed by the keeper, and is free now"
+    again = drive.ask("va.fsthaw")
     drive.compensates(second)
     drive.compensates(first)
-    assert not thaw.answered or thaw.code is None
+    assert not again.answered or again.code is None
     drive.wait(1)
     if drive.newest > second:
         drive.compensates(drive.newest)
-    assert thaw.value == 2
+    assert again.value == 2
     ended(drive, "thawed")
 
 
