@@ -63,6 +63,19 @@ def _paths(text: str) -> tuple[str, ...]:
     return found
 
 
+def _statement(text: str) -> str:
+    found = _text(text).rstrip("; \t")
+    if not found:
+        raise ValueError("expected a statement")
+    return found
+
+
+def _sentinel(text: str) -> str:
+    if _text(text).count("{}") != 1 or "{" in text.replace("{}", "") or "}" in text.replace("{}", ""):
+        raise ValueError("expected a statement with one {}")
+    return _statement(text)
+
+
 def when(text: str) -> Step:
     """Return in which step hooks run; raise ValueError."""
     if text not in (Step.PREPARE.value, Step.QUIESCE.value):
@@ -80,6 +93,8 @@ def _limit(text: str) -> float:
     return value
 
 
+REPEATED = ("prepare", "quiesce", "confirm", "release", "undo")
+"""The options that may stand there more than once: statements, in their order."""
 _LIMITS = ("prepare-limit", "quiesce-limit", "confirm-limit", "release-limit")
 _OPTIONS: Mapping[str, Callable[[str], Any]] = {
     "type": _type,
@@ -95,6 +110,8 @@ _OPTIONS: Mapping[str, Callable[[str], Any]] = {
     "freeze": _command,
     "thaw": _command,
     "verdict": _truth,
+    "sentinel": _sentinel,
+    **dict.fromkeys(REPEATED, _statement),
     "when": when,
     **dict.fromkeys(_LIMITS, _limit),
 }
@@ -116,14 +133,16 @@ def parse(name: str, text: str, where: str) -> WriterConfig:
         at = f"{where} line {number}"
         if option not in _OPTIONS:
             raise BadWriter(f"{at}: there is no option {option!r:.60}")
-        if option in lines:
+        if option in lines and option not in REPEATED:
             raise BadWriter(f"{at}: {option} stands there for the second time")
         if not value:
             raise BadWriter(f"{at}: {option} has no value")
         try:
-            values[option.replace("-", "_")] = _OPTIONS[option](value)
+            found = _OPTIONS[option](value)
         except ValueError as error:
             raise BadWriter(f"{at}: {option} is {value!r:.80}, {error}") from None
+        field = option.replace("-", "_")
+        values[field] = (*values.get(field, ()), found) if option in REPEATED else found
         lines[option] = number
     if "type" not in values:
         raise BadWriter(f"{where}: it has no type")

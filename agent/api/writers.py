@@ -48,6 +48,8 @@ class WriterConfig:
     `path` is a program or a folder. `user` is whom the application's own client runs as, `client` its path,
     `client_options` what it is called with besides; `socket` is where the application listens. `command` is a program
     that is told the steps, `freeze` and `thaw` are two that are called; `verdict`: tell whether the freeze was good.
+    `prepare` to `release` are statements for the steps, `undo` those that undo what they set beyond the session;
+    `sentinel` is one that answers what stands for {}.
     """
 
     name: str
@@ -65,6 +67,12 @@ class WriterConfig:
     thaw: tuple[str, ...] = ()
     verdict: bool = False
     paths: tuple[str, ...] = ()
+    prepare: tuple[str, ...] = ()
+    quiesce: tuple[str, ...] = ()
+    confirm: tuple[str, ...] = ()
+    release: tuple[str, ...] = ()
+    undo: tuple[str, ...] = ()
+    sentinel: str = "select '{}'"
     prepare_limit: float = -1
     quiesce_limit: float = -1
     confirm_limit: float = -1
@@ -86,6 +94,7 @@ class WriterType:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
+_STATEMENTS = ("prepare", "quiesce", "confirm", "release", "undo")
 _CLIENT = ("user", "client", "client-options", "socket")
 
 TYPES: Mapping[str, WriterType] = {
@@ -93,12 +102,24 @@ TYPES: Mapping[str, WriterType] = {
     "hook-dir": WriterType(Hold.LATCH, ("path", "when"), ("path",)),
     "live": WriterType(Hold.SESSION, ("command", "user", "verdict"), ("command",), latches=True),
     "mariadb": WriterType(Hold.SESSION, _CLIENT, latches=True),
+    "mysql": WriterType(Hold.SESSION, _CLIENT, latches=True),
     "pair": WriterType(Hold.LATCH, ("freeze", "thaw", "user", "when"), ("freeze", "thaw")),
     "postgresql": WriterType(Hold.SESSION, _CLIENT),
     "redis": WriterType(Hold.LEASE, ("socket",)),
+    "sql": WriterType(
+        Hold.SESSION,
+        ("user", "client", "client-options", "sentinel", *_STATEMENTS),
+        ("client", "quiesce"),
+        latches=True,
+    ),
     "vmware": WriterType(Hold.LATCH, ("path", "when"), defaults={"path": "/etc/vmware-tools/backupScripts.d"}),
 }
 """The types of writers."""
+
+
+def hold(config: WriterConfig) -> Hold:
+    """Return what ends its hold if all of ours dies: nobody, if its session sets more than it holds itself."""
+    return Hold.LATCH if config.undo else TYPES[config.type].hold
 
 
 class WriterState(str, enum.Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...agent.api.records import WriterSeconds, WriterStatus
-from ...agent.api.writers import TYPES, Hold, Step, WriterConfig, WriterState
+from ...agent.api.writers import TYPES, Hold, Step, WriterConfig, WriterState, hold
 from .timing import OWNER, Key
 
 RETRY_FIRST = 1.0  # seconds until an undo that failed is tried again
@@ -62,7 +62,7 @@ class Writer:
         """
         if "confirm" not in self.seconds or self.not_frozen:
             return False
-        return self.state is not WriterState.LOST or self.latches or bool(self.devices)
+        return self.state is not WriterState.LOST or hold(self.config) is Hold.LATCH or bool(self.devices)
 
     def place(self, frozen: frozenset[str] | None) -> None:
         """Take note of which devices are frozen, or will be; None if there is no freeze."""
@@ -79,7 +79,7 @@ class Writer:
         return WriterStatus(
             name=self.name,
             type=self.config.type,
-            hold=TYPES[self.config.type].hold.value,
+            hold=hold(self.config).value,
             state=self.state.value,
             required=self.config.required,
             seconds=WriterSeconds(

@@ -148,6 +148,33 @@ class MariaDb(Server):
         return {int(line) for line in self.ask("select n from t.n;").split()}
 
 
+class MySql(MariaDb):
+    name = "mysqld"
+
+    @property
+    def client(self) -> list[str]:
+        return [not_mariadb("mysql"), "--no-defaults", f"--socket={self.run}/s", "-ABNn"]
+
+    def command(self) -> list[str]:
+        files = [f"--datadir={self.folder}/data", f"--socket={self.run}/s", f"--pid-file={self.run}/pid"]
+        return [not_mariadb("mysqld"), "--no-defaults", *files, "--user=root", "--skip-networking", "--mysqlx=OFF",
+                "--innodb-buffer-pool-size=32M", *self.options]  # fmt: skip
+
+    def make(self) -> None:
+        options = ["--no-defaults", f"--datadir={self.folder}/data", "--user=root"]
+        made = [not_mariadb("mysqld"), *options, "--initialize-insecure"]
+        subprocess.run(made, check=True, capture_output=True, timeout=180)
+
+
+def not_mariadb(name: str) -> str:
+    """Return the path of a program of MySQL's; raise Unmet if there is none: MariaDB's have the same names."""
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False) if found else None
+    if found is None or said is None or "MariaDB" in said.stdout:
+        raise Unmet(f"needs {name} of MySQL, which Debian 12 and 13 do not have")
+    return found
+
+
 class PostgreSql(Server):
     name = "postgres"
     ended_by = signal.SIGQUIT  # at once, but not before its children

@@ -15,10 +15,12 @@ from virtagent.agent.api.writers import (
     TYPES,
     WRITER_TABLE,
     BadWriter,
+    Hold,
     Step,
     WriterConfig,
     WriterEvent,
     WriterState,
+    hold,
 )
 from virtagent.agent.worker import messages
 from virtagent.agent.worker.writers.calls import ignored
@@ -66,6 +68,11 @@ def test_a_file() -> None:
         ("type live\ncommand /a\nwhen prepare", "f line 3: a writer of type live has no option when"),
         ("type pair\nfreeze /a", "f: a writer of type pair needs the option thaw"),
         ("type pair\nfreeze /a\nthaw b", "f line 3: thaw is 'b', expected an absolute path"),
+        ("type sql\nclient /c", "f: a writer of type sql needs the option quiesce"),
+        ("type sql\nclient /c\nquiesce ;", "f line 3: quiesce is ';', expected a statement"),
+        ("type sql\nclient /c\nquiesce x\nsentinel select 1", "f line 4: sentinel is 'select 1', expected a statement"),
+        ("type sql\nclient /c\nquiesce x\nsentinel {} {}", "f line 4: sentinel is '{} {}', expected a statement"),
+        ("type mysql\nquiesce x", "f line 2: a writer of type mysql has no option quiesce"),
         ("type vmware\npath scripts", "f line 2: path is 'scripts', expected an absolute path"),
         ("type redis\npaths /a b", "f line 2: paths is '/a b', expected an absolute path"),
         ("type mariadb\nclient mariadb", "f line 2: client is 'mariadb', expected an absolute path"),
@@ -86,6 +93,13 @@ def test_words_may_have_blanks() -> None:
     found = parse("x", "type mariadb\nsocket /run/my db/s\nclient-options --defaults-file='/a b'\n", "f")
     assert (found.socket, found.client_options) == ("/run/my db/s", ("--defaults-file=/a b",))
     assert parse("x", "type vmware", "f").path == "/etc/vmware-tools/backupScripts.d"
+
+
+def test_statements_may_be_several() -> None:
+    text = "type sql\nclient /c\nquiesce begin;\nquiesce set global x = 1 ;\nundo = set global x = 0\n"
+    found = parse("x", text, "f")
+    assert (found.quiesce, found.undo) == (("begin", "set global x = 1"), ("set global x = 0",))
+    assert (hold(found), hold(parse("x", "type sql\nclient /c\nquiesce x", "f"))) == (Hold.LATCH, Hold.SESSION)
 
 
 def test_a_folder(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ...api.writers import WriterConfig
-from . import hook, live, mariadb, postgresql
+from . import hook, live, mariadb, mysql, mysql_family, postgresql, sql
 from .latch import Latch
 from .redis import Redis
 from .step import Waits
@@ -42,17 +42,21 @@ DRIVERS: Mapping[str, Callable[[WriterConfig, Latch, Waits, float], Driver]] = {
     "hook-dir": hook.Hooks,
     "live": live.Live,
     "mariadb": mariadb.MariaDb,
+    "mysql": mysql.MySql,
     "pair": hook.Hooks,
     "postgresql": postgresql.PostgreSql,
     "redis": Redis,
+    "sql": sql.Sql,
     "vmware": hook.Hooks,
 }
 _UNDO: Mapping[str, Callable[[Latch, float, str], str]] = {
     "hook": hook.undo,
     "hook-dir": hook.undo,
     "live": live.undo,
-    "mariadb": mariadb.put_back,
+    "mariadb": mysql_family.put_back,
+    "mysql": mysql_family.put_back,
     "pair": hook.undo,
+    "sql": sql.undo,
     "vmware": hook.undo,
 }
 

@@ -1,0 +1,120 @@
+"""MySQL from 8.0 on: LOCK INSTANCE FOR BACKUP, so that no file comes or goes; InnoDB needs nothing more.
+
+Only if there are tables without a log (MyISAM and its like) all writes are stopped, by FLUSH TABLES WITH READ LOCK.
+That waits for every statement that is under way and stops all that come after it meanwhile: so a long one refuses the
+freeze before it is asked for. innodb_flush_log_at_trx_commit is set and put back as for MariaDB.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from ...api.writers import WriterConfig
+from .client import Client
+from .latch import Latch
+from .mysql_family import FLUSH, connect, keep_silent, let_go_if_silent, numbers, places, put_back, set_flush
+from .step import Refused, Waits, left, wait
+
+Info = dict[str, Any]
+_UNLOGGED = (
+    "select count(*) from information_schema.tables"
+    " where engine not in ('InnoDB', 'ndbcluster', 'MEMORY', 'BLACKHOLE', 'FEDERATED', 'PERFORMANCE_SCHEMA')"
+    " and table_schema not in ('mysql', 'information_schema', 'performance_schema', 'sys')"
+)
+_POSITION = (
+    "select local->>'$.gtid_executed', local->>'$.binary_log_file', local->>'$.binary_log_position',"
+    " storage_engines->>'$.InnoDB.LSN' from performance_schema.log_status"
+)
+_LONGEST = (
+    "select id, time from information_schema.processlist where command in ('Query', 'Execute')"
+    " and id <> connection_id() order by time desc limit 1"
+)
+
+
+class MySql:
+    """One session, and the variable that it has set."""
+
+    def __init__(self, config: WriterConfig, latch: Latch, waits: Waits, at_most: float = 0.0) -> None:
+        self._config = config
+        self._latch = latch
+        self._waits = waits
+        self._at_most = at_most
+        self._client: Client | None = None
+        self._session = ""
+        self._stops_all = False
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The descriptor that becomes readable if the session ends."""
+        return (self._client.fd,) if self._client is not None else ()
+
+    def prepare(self, until: float) -> Info:
+        """Connect and check. Raises Refused, Interrupted."""
+        client = self._client = connect(self._config, self._waits)
+        (version,) = client.row("select version()", until, 1)
+        if "mariadb" in version.lower():
+            raise Refused(f"it is {version}: its type is mariadb")
+        if numbers(version) < (8, 0):
+            raise Refused(f"it is MySQL {version}, and LOCK INSTANCE FOR BACKUP needs 8.0")
+        self._session, flush, directory, logs, undo, home, binlog = client.row(
+            f"select connection_id(), @@global.{FLUSH}, @@datadir, @@innodb_log_group_home_dir,"
+            " @@innodb_undo_directory, ifnull(@@innodb_data_home_dir, ''), ifnull(@@log_bin_basename, '')",
+            until,
+            7,
+        )
+        keep_silent(client, until)
+        (unlogged,) = client.row(_UNLOGGED, until, 1)
+        self._stops_all = unlogged != "0"
+        set_flush(client, self._latch, self._config, flush, until)
+        return {
+            "paths": places(directory, logs, undo, home, os.path.dirname(binlog)),
+            "version": version,
+            "unlogged_tables": unlogged,
+        }
+
+    def quiesce(self, until: float) -> Info:
+        """Hold, write the log, and note the position in it and in the binary log. Raises Refused, Interrupted."""
+        client = self._client
+        assert client is not None
+        client.ask(f"set session lock_wait_timeout = {left(until)}", until)
+        let_go_if_silent(client, self._at_most, until)
+        client.ask("lock instance for backup", until)
+        if self._stops_all:
+            longest = client.rows(_LONGEST, until)
+            if longest and int(longest[0][1]) >= until - time.monotonic():
+                session, seconds = longest[0]
+                raise Refused(f"it would wait for the statement of session {session}, which runs for {seconds} s")
+            client.ask("flush tables with read lock", until)
+        client.ask("flush no_write_to_binlog engine logs", until)
+        gtid, file, position, lsn = client.row(_POSITION, until, 4)
+        info = {"gtid": gtid.replace("\\n", ""), "lsn": lsn}
+        return info | ({"binlog": f"{file}:{position}"} if file not in ("", "NULL") else {})
+
+    def confirm(self, until: float) -> Info:
+        """Show that it is the session that has the locks. Raises Refused, Interrupted."""
+        assert self._client is not None
+        if self._client.rows("select connection_id()", until) != [[self._session]]:
+            raise Refused("its session was lost, and with it the locks")
+        return {}
+
+    def lost(self) -> str:
+        """Return that the session has ended, in the client's words."""
+        assert self._client is not None
+        return self._client.last_words()
+
+    def release(self, until: float, verdict: str) -> str:
+        """Let go, and put back what was set."""
+        wrong = ""
+        if self._client is not None:
+            self._client.waits = wait
+            try:
+                self._client.ask("unlock tables", until)
+                self._client.ask("unlock instance", until)
+            except Refused as error:
+                wrong = str(error)  # closed all the same: the server lets go
+            self._client.close()
+            self._client = None
+        put_back(self._latch, until, verdict)
+        return wrong
