@@ -107,13 +107,13 @@ RECORD = {
     "code": "number of the freeze state",
     "seq": "a new number after each change of the freeze, of a file system or of a worker",
     "freeze_id": "number of the last freeze, 0 before the first",
-    "phase": "phase of the freeze, empty when thawed",
+    "phase": "phase of the freeze, empty when thawed; `sync` as well while a `va.fssync` runs and nothing is frozen",
     "since": "seconds in this phase",
     "limit_left": "seconds until its limit passes, -1 if it has none",
     "hold_left": "seconds until the keeper thaws by itself, -1 if nothing is held or there is no limit",
     "error": "in state ERROR: what is wrong, and on which mount",
-    "mounts": "the file systems of the present or last freeze, in the order of freezing, then at most 50 of those left "
-    "out, whose texts are cut at 256 characters",
+    "mounts": "the file systems of the present freeze or `va.fssync`, or of the last freeze, in the order of freezing, "
+    "then at most 50 of those left out, whose texts are cut at 256 characters",
     "mounts[].mountpoint": "where it is mounted",
     "mounts[].aliases": "its other mount points: the first 8, of at most 4,096 characters together",
     "mounts[].device": "major:minor of the superblock",
@@ -122,14 +122,27 @@ RECORD = {
     "mounts[].state": "what has been done to it (see [states](states.md#file-systems))",
     "mounts[].errno": "errno of the last step, 0 if none",
     "mounts[].error": "that errno in words",
-    "mounts[].seconds": "how long the last step took",
+    "mounts[].seconds": "for how long what is being done has gone on, or else how long the last step took",
     "mounts[].reason": "why it is left out (see [states](states.md#left-out))",
     "mounts[].more_aliases": "how many other mount points are not shown",
+    "mounts[].source": "its device as /proc/self/mountinfo names it",
+    "mounts[].sync_seconds": "how long it has been synced, in all rounds together; -1 if it was not",
+    "mounts[].freeze_seconds": "how long its FIFREEZE took or has taken, all attempts together; -1 if there was none",
+    "mounts[].still_seconds": "the longest time for which it stood still in this freeze, until now if it does; -1 if "
+    "it did not",
+    "mounts[].written_bytes": "bytes that its disks have written since its sync began",
+    "mounts[].dirty_bytes": "while it is synced: bytes that its device has dirty or under write-back; known of block "
+    "devices if debugfs is mounted",
+    "mounts[].bytes_per_second": "while it is synced: bytes that its disks wrote a second, over the last 3 s; -1 in "
+    "the first second",
+    "mounts[].eta": "while it is synced: seconds that these bytes take at that rate",
     "progress": "figures of the disks while syncing and freezing, otherwise -1",
-    "progress.dirty_bytes": "bytes dirty or under write-back in the whole guest",
+    "progress.dirty_bytes": "bytes dirty or under write-back: of the file systems that are being synced, if that is "
+    "known of all of them, else of the whole guest",
     "progress.flushed_bytes": "bytes that the disks of the planned file systems have written since the sync began",
-    "progress.bytes_per_second": "how many of them a second",
-    "progress.eta": "estimate: seconds that the dirty bytes take at that rate",
+    "progress.bytes_per_second": "over the last 3 s, while syncing of the disks that are still synced; -1 in the first "
+    "second",
+    "progress.eta": "while syncing: seconds that the dirty bytes take at that rate",
     "workers": "all workers that are not reaped",
     "workers[].id": "number, as in title and log",
     "workers[].pid": "process id",
@@ -142,8 +155,9 @@ RECORD = {
     "last.freeze_id": "number of that freeze",
     "last.outcome": "see [states](states.md#outcomes)",
     "last.held_continuously": "whether a snapshot taken while it was held is good",
-    "last.held_seconds": "from frozen to the end of the hold, 0 if it was never frozen",
-    "last.stall_seconds": "the longest time from FIFREEZE to thawed of a file system: no writer stood still longer",
+    "last.held_seconds": "from frozen to the end of the hold, 0 if it was never frozen; -1 if the agent died meanwhile",
+    "last.stall_seconds": "the longest time from FIFREEZE to thawed of a file system: no writer stood still longer. If "
+    "the agent died meanwhile, from the time in its journal; -1 if nothing was frozen any more when it was found",
     "last.error": "the fault's text, empty if there was none",
     "last.at": "when, in seconds since the epoch",
     "last.consistency": "`application` if there are writers and all held over the freeze, else `file-system`; `none` "
@@ -158,6 +172,12 @@ RECORD = {
     "last.writers": "its writers, as they were let go",
     "last.app_stall_seconds": "the longest time from the order to hold until an application was let go; -1 if no "
     "writer took part",
+    "last.file_systems": "how many were frozen when the host was told",
+    "last.synced_bytes": "bytes that their disks wrote in the sync",
+    "last.sync_seconds": "how long the sync took",
+    "last.slowest": "the mount point of the one that took longest to sync",
+    "last.freeze_seconds": "from the first FIFREEZE until all were frozen",
+    "last.thaw_seconds": "from the end of the hold, or of the freeze, until all were thawed",
     "audit": "the ring of audit records",
     "audit.waiting": "records that wait for the thaw",
     "audit.dropped": "records lost since the start, because the ring was full",
@@ -184,6 +204,12 @@ RECORD = {
     "history[].error": "as in `last`",
     "history[].at": "when it ended",
     "history[].app_stall_seconds": "as in `last`",
+    "history[].file_systems": "as in `last`",
+    "history[].sync_seconds": "as in `last`",
+    "history[].slowest": "as in `last`",
+    "history[].freeze_seconds": "as in `last`",
+    "history[].thaw_seconds": "as in `last`",
+    "stopping": "why the agent is about to end, empty if it is not",
 }
 LIMITS = (
     ("clients over `max-clients` for whom essential methods are served", "RESERVE_MAX", "", ""),

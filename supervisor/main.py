@@ -127,7 +127,8 @@ def serve(
     for name in PRIVATE_ENV:
         os.environ.pop(name, None)
     timers = Timers()
-    core = Engine(config, __version__, process.monotonic(), handle, timers, inline.HANDLERS, last_freeze=last_freeze)
+    start = config, __version__, process.monotonic(), handle, timers, inline.HANDLERS
+    core = Engine(*start, last_freeze=last_freeze, wall=time.time())
     loop = Loop(config, core, timers, journal_file, log, processes, process.monotonic, notify)
     # The present objects stay for ever: a collector in a worker must not touch them, which would copy shared pages.
     gc.collect()

@@ -101,7 +101,10 @@ class Plan:
 class MountStatus:
     """One file system: what has been done to it (`states.MountState`), or why it is left out.
 
-    `seconds` is how long the last step took.
+    `seconds` is for how long what is being done now has gone on, or else how long the last step took. `sync_seconds`
+    and `freeze_seconds` are all its syncs and FIFREEZEs, `still_seconds` the longest time for which it stood still,
+    until now if it does. `source` is as in `Mount`. What it has written since its sync began, has left, writes a
+    second, and how long that takes (`eta`), is known at the most while it is synced, but for `written_bytes`.
     """
 
     mountpoint: str
@@ -115,11 +118,22 @@ class MountStatus:
     seconds: float = -1
     reason: str = ""
     more_aliases: int = 0
+    source: str = ""
+    sync_seconds: float = -1
+    freeze_seconds: float = -1
+    still_seconds: float = -1
+    written_bytes: int = -1
+    dirty_bytes: int = -1
+    bytes_per_second: float = -1
+    eta: float = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the sync has come; `eta` is in seconds."""
+    """How far the sync has come; `eta` is in seconds, and only there while it syncs.
+
+    `dirty_bytes` are what those that still sync have left, as far as that is known, else what the whole guest has.
+    """
 
     dirty_bytes: int = -1
     flushed_bytes: int = -1
@@ -179,6 +193,10 @@ class Last:
 
     `stall_seconds` is the longest time for which one of the file systems stood still, `app_stall_seconds` that of the
     applications of its `writers`: from being told to hold until they were let go. `written_while_frozen` are bytes.
+    `stall_seconds` is the longest time for which one of the file systems stood still. `written_while_frozen` are bytes.
+    `file_systems` were frozen. Their sync wrote `synced_bytes` in `sync_seconds`, and `slowest` took longest of them.
+    `freeze_seconds` passed from the first FIFREEZE until all were frozen, `thaw_seconds` from the end of the hold until
+    all were thawed.
     """
 
     freeze_id: int
@@ -194,6 +212,12 @@ class Last:
     written_while_frozen: int = -1
     writers: tuple[WriterStatus, ...] = ()
     app_stall_seconds: float = -1
+    file_systems: int = -1
+    synced_bytes: int = -1
+    sync_seconds: float = -1
+    slowest: str = ""
+    freeze_seconds: float = -1
+    thaw_seconds: float = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +240,11 @@ class PastFreeze:
     error: str = ""
     at: float = -1
     app_stall_seconds: float = -1
+    file_systems: int = -1
+    sync_seconds: float = -1
+    slowest: str = ""
+    freeze_seconds: float = -1
+    thaw_seconds: float = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +274,9 @@ class Totals:
 class Status:
     """The status record of va.fsstatus. `seq` counts changes; `last` is None before the first freeze.
 
+    `stopping` says why the agent is about to end, "" if it is not. While nothing is frozen, and none is under way,
+    `phase`, `mounts` and `progress` are those of a va.fssync if there is one.
+
     `mounts` has at most 50 file systems that are left out; `left_out_counts` counts all of them by their reasons.
     `troubles` counts the connections that were dropped and the workers that were killed because a call for them failed.
     """
@@ -270,6 +302,7 @@ class Status:
     troubles: int = -1
     totals: Totals = Totals()
     history: tuple[PastFreeze, ...] = ()
+    stopping: str = ""
 
     @property
     def stock(self) -> bool:

@@ -9,7 +9,6 @@ Write-ahead: before each FIFREEZE begins the supervisor can read `Step(mount, fr
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,7 +106,7 @@ class _Together:
             event = yield from self._mounts.wait(min(due, limit.until))
             if isinstance(event, Timeout):
                 yield from self._check(limit, phase)
-                self._figures = yield steps.Measure(phase, number)
+                self._figures = yield steps.Measure(phase, number, frozenset(self._mounts.busy))
                 yield steps.Inform(self._figures)
                 yield from self._mounts.describe(Operation.SYNC.during.value)
                 due = (yield steps.Now()) + PROGRESS_EVERY
@@ -153,6 +152,7 @@ class Flush(_Together):
         """Return the number of file systems synced; raise Fault FAILED or OVERRUN that names the mount."""
         yield steps.Title("planning")
         plan: records.Plan = yield steps.ReadPlan(self._options.rules)
+        yield steps.Send(messages.Plan(bounded(plan).dump()))
         yield from self._take(plan, obeys=False)
         try:
             yield from self._sync_rounds((yield from Limit.of(self._options.sync_limit)))
@@ -234,13 +234,14 @@ class FreezeScript(_Together):
         yield from self._sync_rounds(Limit())  # the supervisor kills at the limit
         yield steps.Post((messages.Synced(),))
         yield steps.OpenCounters()  # here, while the supervisor writes the journal
+        self._figures = yield steps.Measure(Phase.FREEZE, 0)
         while not self._proceed:  # ADR 0003: not before the plan is in the journal
             self._attend((yield from self._mounts.wait()))
 
     def _freeze(self) -> Script[None]:
         # The supervisor kills at the limit. This is in case the supervisor itself is stopped or stuck.
         limit = yield from Limit.of(self._options.freeze_limit, OWN_LIMIT_LATER)
-        yield steps.Post((dataclasses.replace(self._figures, phase=Phase.FREEZE.value, round=0),))
+        yield steps.Post((self._figures,))
         by_level: dict[int, list[FileSystem]] = {}
         for fs in self._mounts.in_state(MountState.SYNCED):  # all, unless the freeze is partial
             by_level.setdefault(fs.mount.level, []).append(fs)

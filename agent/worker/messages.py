@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import select
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import msgpack
@@ -61,15 +61,20 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The phase (a `Phase` value), the sync round, and the figures of the disks; -1 where unknown."""
+    """The phase (a `Phase` value), the sync round, and the figures of the disks; -1 where unknown.
 
-    shape: ClassVar[Shape] = (str, int, int, int, _NUMBER, _NUMBER)
+    `mounts` has, for file systems that are being synced, [index into the plan, bytes written since its sync began,
+    bytes left, bytes a second, eta in seconds].
+    """
+
+    shape: ClassVar[Shape] = (str, int, int, int, _NUMBER, _NUMBER, list)
     phase: str
     round: int = 0
     dirty_bytes: int = -1
     flushed_bytes: int = -1
     bytes_per_second: float = -1
     eta: float = -1
+    mounts: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,8 +177,8 @@ class WorkerLoop:
                 self.worker.reporter.send(report)
             case steps.Title(text):
                 self.worker.title(text)
-            case steps.Measure(phase, number):
-                return self._meter.progress(phase, number)
+            case steps.Measure(phase, number, syncing):
+                return self._meter.progress(phase, number, syncing)
             case steps.OpenCounters():
                 self._counters = WriteCounters(self._mounts)
             case steps.ReadWritten():
@@ -233,7 +233,7 @@ class WorkerLoop:
                     raise
                 break
         self._mounts = tuple(mounts.values())
-        self._meter = WritebackMeter({disk for mount in mounts.values() for disk in mount.disks})
+        self._meter = WritebackMeter(mounts)
 
     def _obey(self) -> None:
         self._supervisor = os.pidfd_open(self.worker.supervisor)  # ADR 0008: the pipe alone does not tell its death

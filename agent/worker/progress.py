@@ -1,41 +1,143 @@
-"""How much is still to be written, and how fast: figures from /proc for the progress of a sync or freeze."""
+"""How much is still to be written, and how fast: figures from /proc and sysfs for the progress of a sync or freeze."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
+from collections import deque
+from collections.abc import Collection, Mapping
 
 import psutil
 
+from ..api import records
 from ..api.states import Phase
 from .messages import Progress
 
+WINDOW = 3.0  # seconds that a rate is taken over: an older burst says nothing of what is left
+LEAST = 1.0  # seconds before there is a rate
+ROWS_MAX = 64  # file systems that a report tells apart, so that it fits into one write to the pipe
+UNKNOWN = -1
+DEBUGFS = "/sys/kernel/debug"
+
+
+class Figures:
+    """From counters of disks to what file systems have written, how fast, and how long the rest takes. Pure.
+
+    `disks` are those of each file system, by its index in the plan; a counter is the bytes that a disk has written.
+    """
+
+    def __init__(self, disks: Mapping[int, Collection[str]]) -> None:
+        self._disks = disks
+        self._first: Mapping[str, int] = {}
+        self._samples: deque[tuple[float, Mapping[str, int]]] = deque()
+        self._began: dict[int, tuple[float, Mapping[str, int]]] = {}
+
+    def take(
+        self,
+        now: float,
+        counters: Mapping[str, int],
+        dirty: int,
+        left: Mapping[int, int],
+        phase: Phase,
+        sync_round: int = 0,
+        syncing: Collection[int] = (),
+    ) -> Progress:
+        """Return the figures of this moment, at which those with an index in `syncing` are being synced.
+
+        `dirty` are the bytes dirty in the whole guest, `left` those of file systems for which that is known. While
+        syncing, the rate is that of the disks that are still synced, in the last 3 s; what they have left is the sum of
+        theirs if that is known of each, else `dirty`, of which they have no more.
+        """
+        self._first = self._first or counters
+        before = self._samples[-1] if self._samples else (now, counters)
+        self._samples.append((now, counters))
+        while len(self._samples) > 1 and self._samples[1][0] <= now - WINDOW:
+            self._samples.popleft()
+        for index in syncing:
+            self._began.setdefault(index, before)
+        everywhere = {disk for disks in self._disks.values() for disk in disks}
+        flushed = sum(max(0, counters[disk] - self._first.get(disk, 0)) for disk in everywhere & counters.keys())
+        those = {disk for index in syncing for disk in self._disks[index]}
+        known = [left.get(index, UNKNOWN) for index in syncing]
+        if phase is Phase.SYNC and known and min(known) >= 0:
+            dirty = sum(known)
+        rate = self._rate(those or everywhere, self._samples[0][0])
+        eta = _eta(dirty, rate) if phase is Phase.SYNC and syncing else UNKNOWN
+        rows = [self._row(index, counters, left.get(index, UNKNOWN)) for index in sorted(syncing)[:ROWS_MAX]]
+        return Progress(phase.value, sync_round, dirty, flushed, rate, eta, rows)
+
+    def _row(self, index: int, counters: Mapping[str, int], left: int) -> list[float]:
+        began, then = self._began[index]
+        disks = self._disks[index]
+        written = sum(max(0, counters[disk] - then.get(disk, 0)) for disk in disks if disk in counters)
+        rate = self._rate(disks, began)
+        return [index, written, left, rate, _eta(left, rate)]
+
+    def _rate(self, disks: Collection[str], since: float) -> float:
+        """Return the bytes a second that these have written in the last 3 s, and not before `since`; -1 if unknown."""
+        now, counters = self._samples[-1]
+        begun, then = next(sample for sample in self._samples if sample[0] >= min(since, now))
+        if now - begun < LEAST:
+            return UNKNOWN
+        return sum(max(0, counters[disk] - then.get(disk, 0)) for disk in disks if disk in counters) / (now - begun)
+
+
+def _eta(left: int, rate: float) -> float:
+    return left / rate if left >= 0 and rate > 0 else UNKNOWN
+
 
 class WritebackMeter:
-    """A meter of what the given disks (names in /proc/diskstats) have written since its first look."""
+    """A meter of these file systems, by their index in the plan: it reads what `Figures` takes."""
 
-    def __init__(self, names: set[str]) -> None:
-        self._names = names
-        self._begun = time.monotonic()
-        self._written_before: int | None = None
+    def __init__(self, mounts: Mapping[int, records.Mount]) -> None:
+        self._mounts = mounts
+        self._figures = Figures({index: mount.disks for index, mount in mounts.items()})
+        self._stats: dict[int, str] = {}
 
-    def progress(self, phase: Phase, sync_round: int) -> Progress:
-        """Return the present figures: bytes dirty in the whole guest, bytes that the disks have written, rate, eta."""
+    def progress(self, phase: Phase, sync_round: int, syncing: Collection[int] = ()) -> Progress:
+        """Return the present figures of a freeze or sync in which those with an index in `syncing` are being synced."""
         try:
-            written = self._written()
-            dirty = dirty_bytes()
+            written, dirty = self._written(), dirty_bytes()
         except OSError:
             return Progress(phase.value, sync_round)  # only figures: a freeze must not fail for lack of a descriptor
-        if self._written_before is None:
-            self._written_before = written
-        flushed = max(0, written - self._written_before)
-        elapsed = time.monotonic() - self._begun
-        rate = flushed / elapsed if elapsed > 0 else 0.0
-        eta = dirty / rate if rate > 0 and dirty >= 0 else -1
-        return Progress(phase.value, sync_round, dirty, flushed, rate, eta)
+        left = {index: self._left(index) for index in sorted(syncing)[:ROWS_MAX]}
+        return self._figures.take(time.monotonic(), written, dirty, left, phase, sync_round, syncing)
 
-    def _written(self) -> int:
+    def _written(self) -> dict[str, int]:
         counters = psutil.disk_io_counters(perdisk=True, nowrap=False)
-        return sum(counters[name].write_bytes for name in self._names if name in counters)
+        return {name: counter.write_bytes for name, counter in counters.items()}
+
+    def _left(self, index: int) -> int:
+        """Return the bytes that this one's device has dirty or under write-back, -1 if the kernel does not tell.
+
+        It tells for a block device, if debugfs is mounted (backing-dev.c, bdi_debug_stats_show). Partitions of one disk
+        have the figure of the disk.
+        """
+        if index not in self._stats:
+            self._stats[index] = _stats_of(self._mounts[index].device)
+        return dirty_of(self._stats[index])
+
+
+def _stats_of(device: str) -> str:
+    """Return the file with the figures of a superblock's device (major:minor), "" if it has none of its own."""
+    for above in ("", ".."):
+        with contextlib.suppress(OSError):
+            name = os.path.basename(os.readlink(os.path.join("/sys/dev/block", device, above, "bdi")))
+            return os.path.join(DEBUGFS, "bdi", name, "stats")
+    return ""
+
+
+def dirty_of(stats: str) -> int:
+    """Return the bytes dirty or under write-back that this file of debugfs tells of, -1 if it cannot be read."""
+    if not stats:
+        return UNKNOWN
+    try:
+        with open(stats, encoding="ascii") as file:
+            found = dict(line.split(":", 1) for line in file if ":" in line)
+        return sum(int(found[name].split()[0]) << 10 for name in ("BdiWriteback", "BdiReclaimable"))
+    except (OSError, KeyError, ValueError, IndexError):
+        return UNKNOWN
 
 
 def dirty_bytes() -> int:

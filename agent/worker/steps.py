@@ -150,10 +150,14 @@ class Inform:
 
 @dataclass(slots=True)
 class Measure:
-    """Ask for the figures of the disks of all started file systems, as a `messages.Progress`."""
+    """Ask for the figures of the disks of all started file systems, of which `syncing` are being synced.
+
+    The answer is a `messages.Progress`.
+    """
 
     phase: Phase
     round: int
+    syncing: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)

@@ -53,11 +53,12 @@ class Engine:
         inline: Mapping[str, InlineHandler],
         *,
         last_freeze: int = 0,
+        wall: float = 0.0,
     ) -> None:
-        """Begin at `now`; `inline` has the handlers of the inline rows by their names."""
+        """Begin at `now`, which is `wall` by the time of day; `inline` has the handlers of the inline rows by name."""
         self.version = version
         self._inline = inline
-        self._wall_offset = 0.0
+        self._wall_offset = wall - now if wall else 0.0
         self._deadlines = deadlines
         self._audit = audit.Audit()
         self._workers = Workers()
@@ -185,21 +186,9 @@ class Engine:
         worker = self._workers.spawn(turn, row, args, call.id, limit_of(row, args))
         self._pending.runs_in(call, worker.id)
 
-    def _malformed(self, _turn: Turn, event: events.Malformed) -> None:
-        self._audit.add(audit.malformed(event))
-
-    def _given_up(self, turn: Turn, event: events.GivenUp) -> None:
-        self._pending.abandon(turn, event.connection, event.token)
-
-    def _news_cut(self, turn: Turn, event: events.NewsCut) -> None:
-        self._pending.cut(turn, event.connection)
-
     def _disconnected(self, turn: Turn, event: events.Disconnected) -> None:
         self._pending.abandon(turn, event.connection, None)
         self._freeze.news.disconnected(turn, event.connection, unread=event.unread)
-
-    def _taken(self, turn: Turn, event: events.Taken) -> None:
-        self._freeze.news.taken(turn, event.connection, event.token)
 
     # -- what the inline handlers may use
 
@@ -275,7 +264,11 @@ class Engine:
                 self._pending.answer(turn, worker.call, value)
             case messages.Failed(code, text):
                 self._lost(turn, worker, from_number(code, text))
-            case messages.Started() | messages.Step() | messages.Progress():
+            case messages.Started():
+                pass
+            case messages.Plan() | messages.Step() | messages.Progress() if worker.row.limited_by:
+                return self._records.syncs.receive(worker, message, turn.now)
+            case messages.Step() | messages.Progress():
                 pass
             case messages.Done() if worker.row.holds or not worker.row.public:
                 pass  # the resource has ended or was dropped; or what it was to thaw is forgotten
@@ -403,6 +396,7 @@ class Engine:
 
     def _stopped(self, turn: Turn, event: events.Stopped) -> None:
         self._stopping = f"the agent was stopped: {event.signal}"
+        self._records.stops(self._stopping)
         turn.log("notice", self._stopping)
         was_thawed = self.thawed
         self._freeze.stop(turn, self._stopping)
@@ -416,10 +410,10 @@ class Engine:
 
     _HANDLERS: ClassVar[Mapping[type, Callable[[Engine, Turn, Any], None]]] = {
         Requested: _requested,
-        events.Malformed: _malformed,
-        events.GivenUp: _given_up,
-        events.NewsCut: _news_cut,
-        events.Taken: _taken,
+        events.Malformed: lambda self, _, event: self._audit.add(audit.malformed(event)),
+        events.GivenUp: lambda self, turn, event: self._pending.abandon(turn, event.connection, event.token),
+        events.NewsCut: lambda self, turn, event: self._pending.cut(turn, event.connection),
+        events.Taken: lambda self, turn, event: self._freeze.news.taken(turn, event.connection, event.token),
         events.Disconnected: _disconnected,
         events.Reported: _reported,
         events.RubbishReported: _rubbish_reported,

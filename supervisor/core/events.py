@@ -170,7 +170,7 @@ class JournalFound:
 
     `orphan` is pid and start time of its freeze worker if that lives, else (0, 0). `expedites`: it may have left
     grace periods expedited. `told_at` is the second of the loop's clock at which `unreported` was first told, 0 if
-    it was not.
+    it was not; `since` the one at which it was about to freeze, 0 if that is not known.
     """
 
     freeze: int
@@ -179,6 +179,7 @@ class JournalFound:
     orphan: tuple[int, int] = (0, 0)
     expedites: bool = False
     told_at: float = 0.0
+    since: float = 0.0
 
 
 @dataclass(slots=True)

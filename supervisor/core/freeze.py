@@ -40,7 +40,7 @@ REACT_GRACE = 2.0  # seconds until the keeper must have said that it thaws; then
 class Freeze(Machine):
     """What is done about each event.
 
-    `news` is what hosts that thaw are told. `preparing`: the writers do, since `busy_since`, and no freeze follows; the
+    `news` is what hosts that thaw are told. `preparing`: the writers do, and no freeze follows; the
     agent's or the guest's end has `cut_short` that, "" if not. `releasing`: nothing is frozen, and the writers are let
     go before that is told. `on_settled` is called when the freeze is thawed, or cannot be thawed for now.
     """
@@ -55,7 +55,6 @@ class Freeze(Machine):
         self.history = History()
         self.news = News(pending, self._keep_news)
         self.preparing = self.releasing = self._ends = False
-        self.busy_since = 0.0
         self.cut_short = ""
         self.learnt = Edges()
         self._last_id = last_id
@@ -215,10 +214,10 @@ class Freeze(Machine):
         transaction = self.current
         freezer = self._workers.get(transaction.ledger.freezer)
         assert freezer is not None
-        transaction.asks = True
+        transaction.note_synced(turn.now)
         died = f"freeze {transaction.id} was broken: the agent died"
         unreported = self.news.with_unreported(died)
-        turn.journal(transaction.id, freezer.pid, transaction.ledger.journal(transaction.id, unreported))
+        turn.journal(transaction.id, freezer.pid, transaction.ledger.journal(transaction.id, unreported, turn.now))
 
     def _do_await_instant(self, turn: Turn, _cause: Cause) -> None:
         self.current.journaled = True
@@ -331,7 +330,7 @@ class Freeze(Machine):
         self._undo.try_now(turn)
         self._ends = True
         transaction = self.current
-        transaction.ledger.settle()
+        transaction.ledger.settle(turn.now)
         self.history.end(transaction.summary(turn, self._writers), transaction)
         self.release(turn, GOOD if transaction.verdict_good else BAD)
 
@@ -342,12 +341,12 @@ class Freeze(Machine):
 
     def prepare_only(self, turn: Turn) -> None:
         """Take note that the writers prepare, and that no freeze follows."""
-        self.preparing, self.busy_since, self.cut_short = True, turn.now, ""
+        self.preparing, self.cut_short = True, ""
         self.changes += 1
 
     def release(self, turn: Turn, verdict: str) -> None:
         """Let the writers go: nothing is frozen any more; `released` is called when they are."""
-        self.preparing, self.releasing, self.busy_since = False, True, turn.now
+        self.preparing, self.releasing = False, True
         self._writers.release(turn, verdict)
 
     def released(self, turn: Turn) -> None:

@@ -40,13 +40,18 @@ class History:
                 by=self._by,
                 outcome=last.outcome,
                 held_continuously=last.held_continuously,
-                synced_bytes=transaction.ledger.progress.flushed_bytes if transaction else -1,
+                synced_bytes=last.synced_bytes,
                 before_seconds=proceeded - self._began if proceeded else -1.0,
                 held_seconds=last.held_seconds,
                 stall_seconds=last.stall_seconds,
                 app_stall_seconds=last.app_stall_seconds,
                 error=last.error,
                 at=last.at,
+                file_systems=last.file_systems,
+                sync_seconds=last.sync_seconds,
+                slowest=last.slowest,
+                freeze_seconds=last.freeze_seconds,
+                thaw_seconds=last.thaw_seconds,
             )
         )
         self._began_wall, self._by = -1.0, ""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -25,24 +25,48 @@ from ...agent.worker import messages
 _UNDER_WAY = (MountState.SYNCING, MountState.FREEZING, MountState.THAWING)
 _NOT_FROZEN = (MountState.BUSY, MountState.UNSUPPORTED, MountState.FAILED, MountState.SYNCED)
 """What may follow FREEZING if FIFREEZE did not freeze: it was refused, or never begun."""
+_MEASURED = (MountState.SYNCING, MountState.FREEZING)
 _NAMED = 3
 NO_PLAN = Plan((), ())
 
 
 @dataclass(slots=True)
 class Mark:
-    """One planned file system and its state; `seconds` is how long the last step took.
+    """One planned file system and its state, which it entered at `since`; `took` is how long the last step took.
 
-    It stands still since `still_since`, if that is not 0; `standstill` is the longest time for which it did before.
+    `spent` are the seconds of all syncs and FIFREEZEs that have ended, by their state. It stands still since
+    `still_since`, if that is not 0; `standstill` is the longest time for which it did before. -1 is not known.
     """
 
     mount: Mount
     state: MountState = MountState.PENDING
     errno: int = 0
     error: str = ""
-    seconds: float = 0.0
+    since: float = 0.0
+    took: float = -1.0
+    spent: dict[MountState, float] = field(default_factory=dict)
     still_since: float = 0.0
-    standstill: float = 0.0
+    standstill: float = -1.0
+    written: int = -1
+
+    def seconds(self, now: float) -> float:
+        """Return for how long what is being done to it has gone on, or else how long the last step took."""
+        return now - self.since if self.state in _UNDER_WAY else self.took
+
+    def seconds_of(self, state: MountState, now: float) -> float:
+        """Return the seconds of all its syncs or FIFREEZEs, as that state says; -1 if there was none."""
+        going = now - self.since if self.state is state else -1.0
+        before = self.spent.get(state, -1.0)
+        return going if before < 0 else before + max(0.0, going)
+
+    def still(self, now: float) -> float:
+        """Return the longest time for which it stood still, until `now` if it does; -1 if it did not."""
+        return max(self.standstill, now - self.still_since if self.still_since else -1.0)
+
+    def leaves(self, now: float, seconds: float) -> None:
+        """Take note that its state ends; `seconds` is how long the step took that it was in, 0 if nobody says."""
+        if self.state in _MEASURED:
+            self.spent[self.state] = self.spent.get(self.state, 0.0) + (seconds or now - self.since)
 
 
 class Ledger:
@@ -56,6 +80,7 @@ class Ledger:
     it was given, `dying` are the workers whose attempts do not count. `expedites`: grace periods may be left
     expedited. `counts` are the marks by state, and `moving` those that something is being done to, oldest first;
     both are updated step by step, so that a step costs the same however many there are.
+    `going` are the newest figures of those that are synced: bytes written, bytes left, bytes a second, eta.
     `at_rest` are those that the freeze worker has thawed since it last announced a FIFREEZE of them: it may do so and
     freeze them again, until it is `parting` and thaws for good.
     """
@@ -82,6 +107,7 @@ class Ledger:
         self.at_rest: set[int] = set()
         self.parting = False
         self.progress = messages.Progress(Phase.PLAN.value)
+        self.going: dict[int, tuple[int, int, float, float]] = {}
         self.counts: Counter[MountState] = Counter()
         self.moving: dict[int, None] = {}
 
@@ -95,14 +121,18 @@ class Ledger:
         self.marks = [Mark(mount) for mount in plan.mounts]
         self.counts = Counter({MountState.PENDING: len(self.marks)})
 
-    def adopt(self, plan: Plan, *, expedites: bool) -> None:
-        """Take a dead agent's plan and suspect all of it, since the reports died with that agent."""
+    def adopt(self, plan: Plan, since: float, *, expedites: bool) -> None:
+        """Take a dead agent's plan and suspect all of it, since the reports died with that agent.
+
+        They may be frozen `since` then, 0 if that is not known.
+        """
         self.take(plan, expedites=expedites)
         everything = range(len(self.marks))
         self.attempted, self.suspects = set(everything), set(everything)
         for index, mark in enumerate(self.marks):
             self._enter(index, MountState.FROZEN)
             mark.error = "may be frozen: the agent died"
+            mark.still_since = since
 
     # -- steps
 
@@ -110,9 +140,13 @@ class Ledger:
         """Take a step of the freeze worker or a thaw worker; return whether it shows that someone else had thawed."""
         index, freezer = step.mount, worker == self.freezer
         mark = self.marks[index]
-        before = mark.state
+        before, since = mark.state, mark.since
+        if state is not before:
+            mark.leaves(now, float(step.seconds))
         self._enter(index, state)
-        mark.errno, mark.error, mark.seconds = step.errno, step.error, float(step.seconds)
+        mark.errno, mark.error = step.errno, step.error
+        mark.took = float(step.seconds)
+        mark.since = since if state is before else now
         if state is MountState.THAWING and worker not in self.dying:
             self.in_flight.setdefault(index, worker)
         elif self.in_flight.get(index) == worker:
@@ -146,6 +180,7 @@ class Ledger:
                     self.at_rest.add(index)
             else:
                 self._enter(index, MountState.THAWING)
+                mark.since = since if before is MountState.THAWING else now
                 mark.error = "not frozen yet, but its worker may still freeze it"
         return by_another
 
@@ -158,15 +193,37 @@ class Ledger:
 
     def longest_standstill(self, now: float) -> float:
         """Return the longest time, in seconds, for which one of them stood still."""
-        return max((max(m.standstill, now - m.still_since if m.still_since else 0.0) for m in self.marks), default=0.0)
+        return max((0.0, *(mark.still(now) for mark in self.marks)))
+
+    def standstill_after_death(self, now: float) -> float:
+        """Return that of an adopted plan: -1 if no FITHAW of ours has undone a freeze, so that nobody knows it."""
+        return max((self.marks[index].still(now) for index in self.thawed_by), default=-1.0)
+
+    @property
+    def slowest(self) -> str:
+        """The mount point of the one that took longest to sync, "" if none was synced."""
+        synced = [mark for mark in self.marks if MountState.SYNCING in mark.spent]
+        return max(synced, key=lambda mark: mark.spent[MountState.SYNCING]).mount.mountpoint if synced else ""
 
     def thaws_for_good(self) -> None:
         """Take note that the freeze worker has begun to thaw, and freezes nothing more."""
         self.parting = True
 
-    def note_progress(self, progress: messages.Progress) -> None:
-        """Take the newest figures of the disks."""
-        self.progress = progress
+    def note_progress(self, progress: messages.Progress) -> str:
+        """Take the newest figures of the disks; return what is wrong with them, "" if nothing is."""
+        rows: dict[int, tuple[int, int, float, float]] = {}
+        for row in progress.mounts:
+            match row:
+                case [int(index), int(written), int(left), int() | float() as rate, int() | float() as eta] if (
+                    0 <= index < len(self.marks)
+                ):
+                    rows[index] = written, left, float(rate), float(eta)
+                    mark = self.marks[index]
+                    mark.written = written
+                case _:
+                    return f"Progress of {str(row)[:80]}"
+        self.progress, self.going = progress, rows
+        return ""
 
     def _enter(self, index: int, state: MountState) -> None:
         mark = self.marks[index]
@@ -249,9 +306,10 @@ class Ledger:
         """Those that were, or may have been, frozen."""
         return self.attempted - self.refused
 
-    def settle(self) -> None:
+    def settle(self, now: float) -> None:
         """Set the final state of each file system: nothing is frozen any more."""
         for index, mark in enumerate(self.marks):
+            mark.leaves(now, 0.0)
             if mark.state in (MountState.SYNCING, MountState.SYNCED):
                 self._enter(index, MountState.PENDING)
             elif mark.state in (MountState.FREEZING, MountState.FROZEN, MountState.THAWING):
@@ -280,13 +338,18 @@ class Ledger:
         now = ", ".join(f"{mark.state.value} {shown(mark.mount.mountpoint)}" for mark in marks)
         return now + (f" and {more} more" if more else "")
 
-    def journal(self, freeze: int, unreported: str) -> dict[str, Any]:
+    def journal(self, freeze: int, unreported: str, now: float) -> dict[str, Any]:
         """Return the record for the journal; `unreported` is for the next fsthaw if the agent dies."""
-        return journal(freeze, self.plan, unreported, expedites=self.expedites)
+        return journal(freeze, self.plan, unreported, expedites=self.expedites, since=now)
 
 
 def journal(
-    freeze: int, plan: Plan, unreported: str, *, expedites: bool = False, told_at: float = 0.0
+    freeze: int, plan: Plan, unreported: str, *, expedites: bool = False, told_at: float = 0.0, since: float = 0.0
 ) -> dict[str, Any]:
-    """Return the record of a freeze for the journal; `told_at` is when `unreported` was first told, 0 if it was not."""
-    return {"freeze": freeze, "plan": plan.dump(), "untold": unreported, "expedites": expedites, "told_at": told_at}
+    """Return the record of a freeze for the journal.
+
+    `told_at` is when `unreported` was first told, 0 if it was not. Nothing was frozen before `since`, 0 if that is not
+    known. Both are seconds of the loop's clock.
+    """
+    record = {"freeze": freeze, "plan": plan.dump(), "untold": unreported, "expedites": expedites}
+    return record | {"told_at": told_at, "since": since}

@@ -79,6 +79,7 @@ class Participation:
         elif writers.ready and transaction.options.waits and not transaction.prepared:
             self._enter(turn, Phase.SYNC, transaction.options.sync_limit)
             transaction.note_prepared()
+            transaction.note_syncs(turn.now)
             turn.tell(transaction.ledger.freezer, messages.Sync())
 
     def _enter(self, turn: Turn, phase: Phase, limit: float) -> None:

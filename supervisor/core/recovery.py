@@ -25,9 +25,9 @@ def adopted(turn: Turn, found: JournalFound, options: Options, workers: Workers)
     """Return the broken freeze that the journal names, all of it suspect; its worker is adopted if it lives."""
     orphan = workers.adopt(turn, RPCS["va.fsfreeze"], found.orphan).id if found.orphan[0] else 0
     ledger = Ledger(orphan)
-    ledger.adopt(found.plan, expedites=found.expedites)
+    ledger.adopt(found.plan, min(found.since, turn.now), expedites=found.expedites)
     broken = Fault(Code.FREEZE_BROKEN, found.unreported)
-    return Transaction(found.freeze, options, ledger, outcome=Outcome.BROKEN, fault=broken)
+    return Transaction(found.freeze, options, ledger, outcome=Outcome.BROKEN, fault=broken, recovered=True)
 
 
 def why_not(freeze_id: int, last_id: int, ended: Last | None) -> str:

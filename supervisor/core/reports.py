@@ -96,7 +96,10 @@ class FreezeReports:
         limits = {Phase.SYNC.value: options.sync_limit, Phase.FREEZE.value: options.freeze_limit}
         if worker.id != transaction.ledger.freezer or progress.phase not in {worker.phase.value, *limits}:
             return f"Progress in phase {progress.phase[:40]!r}"
-        transaction.ledger.note_progress(progress)
+        if wrong := transaction.ledger.note_progress(progress):
+            return wrong
+        if progress.phase == Phase.SYNC.value:
+            transaction.note_syncs(turn.now)
         late = transaction.asks and progress.phase == Phase.SYNC.value
         if progress.phase != worker.phase.value and worker.state is WorkerState.RUNNING and not late:
             self._workers.enter_phase(turn, worker, Phase(progress.phase), limits[progress.phase])

@@ -11,15 +11,17 @@ from ...agent.api.records import MountStatus, Progress, Status, WorkerStatus
 from ...agent.api.states import FreezeEvent, MountState, Phase
 from .audit import Audit
 from .freeze import Freeze
-from .ledger import Ledger
+from .ledger import Ledger, Mark
+from .syncing import Syncs
 from .totals import Counting
-from .transaction import Transaction
 from .turn import Turn
 from .workers import Worker, Workers
 from .writers import Writers
 
 WRITERS_PHASES = (Phase.PREPARE.value, Phase.QUIESCE.value, Phase.CONFIRM.value, Phase.RELEASE.value)
 
+_MOVES = (Phase.SYNC.value, Phase.FREEZE.value)
+NOTHING = (-1, -1, -1.0, -1.0)
 _LEFT_OUT = (MountState.UNSUPPORTED, MountState.BUSY, MountState.FAILED)
 
 
@@ -29,38 +31,45 @@ def dump(status: Status, process_state: Callable[[int], str], troubles: int = 0)
     return records.dump(replace(status, workers=tuple(workers), troubles=troubles))
 
 
-def _mounts(transaction: Transaction | None) -> tuple[MountStatus, ...]:
-    if transaction is None:
-        return ()
-    ledger = transaction.ledger
-    left = _LEFT_OUT if transaction.options.partial else _LEFT_OUT[:1]
-    planned = [
-        MountStatus(
-            mark.mount.mountpoint,
-            mark.mount.aliases,
-            mark.mount.device,
-            mark.mount.fstype,
-            mark.mount.level,
-            mark.state.value,
-            mark.errno,
-            mark.error,
-            mark.seconds,
-            mark.state.value if mark.state in left else "",
-            mark.mount.more_aliases,
-        )
-        for mark in ledger.marks
-    ]
+def _mounts(ledger: Ledger, now: float, *, partial: bool) -> tuple[MountStatus, ...]:
+    left = _LEFT_OUT if partial else _LEFT_OUT[:1]
+    planned = (_mount(index, mark, ledger, now, left) for index, mark in enumerate(ledger.marks))
     out = MountState.LEFT_OUT.value
-    left_out = [
-        MountStatus(m.mountpoint, m.aliases, m.device, m.fstype, -1, out, 0, "", 0.0, m.reason, m.more_aliases)
+    left_out = (
+        MountStatus(m.mountpoint, m.aliases, m.device, m.fstype, -1, out, reason=m.reason, more_aliases=m.more_aliases)
         for m in ledger.plan.left_out
-    ]
+    )
     return (*planned, *left_out)
 
 
-def _progress(ledger: Ledger) -> Progress:
+def _mount(index: int, mark: Mark, ledger: Ledger, now: float, left: tuple[MountState, ...]) -> MountStatus:
+    mount, state = mark.mount, mark.state
+    going = ledger.going.get(index, NOTHING) if state is MountState.SYNCING else NOTHING
+    return MountStatus(
+        mount.mountpoint,
+        mount.aliases,
+        mount.device,
+        mount.fstype,
+        mount.level,
+        state.value,
+        mark.errno,
+        mark.error,
+        mark.seconds(now),
+        state.value if state in left else "",
+        mount.more_aliases,
+        mount.source,
+        mark.seconds_of(MountState.SYNCING, now),
+        mark.seconds_of(MountState.FREEZING, now),
+        mark.still(now),
+        mark.written,
+        *going[1:],
+    )
+
+
+def _progress(ledger: Ledger, phase: str) -> Progress:
     found = ledger.progress
-    return Progress(found.dirty_bytes, found.flushed_bytes, found.bytes_per_second, found.eta)
+    eta = found.eta if phase == Phase.SYNC.value else -1.0
+    return Progress(found.dirty_bytes, found.flushed_bytes, found.bytes_per_second, eta)
 
 
 def _owner(freeze: Freeze, workers: Workers) -> Worker | None:
@@ -90,26 +99,41 @@ def phase_of(freeze: Freeze, workers: Workers) -> str:
 
 
 class Records:
-    """The makers of the status record, and of what is counted from its phases."""
+    """The makers of the status record, and of what is counted from its phases.
+
+    `syncs` has what each va.fssync does. `stopping` says why the agent is about to end, "" if it is not.
+    """
 
     def __init__(
         self, freeze: Freeze, workers: Workers, writers: Writers, audit: Audit, version: str, now: float
     ) -> None:
+        self.syncs = Syncs(workers)
+        self.stopping = ""
         self._freeze = freeze
         self._workers = workers
         self._writers = writers
         self._audit = audit
         self._version = version
         self._counting = Counting(now)
+        self._present = ("", 0)
+        self._since = now
 
     @property
     def seq(self) -> int:
         """The number of the present record: another after each change."""
-        return 1 + self._freeze.changes + self._workers.changes + self._writers.changes
+        ours = bool(self.stopping) + self.syncs.changes
+        return 1 + ours + self._freeze.changes + self._workers.changes + self._writers.changes
+
+    def stops(self, why: str) -> None:
+        """Take note that the agent is about to end."""
+        self.stopping = why
 
     def note(self, turn: Turn) -> str:
-        """Count what has passed, and return the phase; to be called after each event."""
+        """Count what has passed, and return the phase of the freeze; to be called after each event."""
         phase = phase_of(self._freeze, self._workers)
+        present = phase, self._freeze.transaction.id if self._freeze.transaction else 0
+        if present != self._present:
+            self._present, self._since = present, turn.now
         self._counting.note(turn.now, phase, self._freeze.history.last)
         return phase
 
@@ -117,23 +141,29 @@ class Records:
         """Return the record of this turn."""
         now, freeze = turn.now, self._freeze
         owner = _owner(freeze, self._workers)
-        phase = self.note(turn)
+        phase, since = self.note(turn), now - self._since
         transaction = freeze.transaction
+        ledger = transaction.ledger if transaction else None
+        sync = self.syncs.newest() if freeze.thawed and not freeze.busy else None
+        if sync is not None:
+            owner, ledger = sync
+            phase, since = Phase.SYNC.value, now - owner.phase_since
         limit_left = turn.left(owner.key) if owner and owner.limit else -1.0
         if phase in WRITERS_PHASES:
             limit_left = self._writers.limit_left(turn)
+        partial = transaction is not None and transaction.options.partial
         return Status(
             state=freeze.state.name,
             code=int(freeze.state),
             seq=self.seq,
             freeze_id=transaction.id if transaction else 0,
             phase=phase,
-            since=now - (owner.phase_since if owner else freeze.busy_since if freeze.busy else freeze.since),
+            since=since,
             limit_left=limit_left,
             hold_left=max(0.0, freeze.hold_ends - now) if freeze.hold_ends else -1.0,
             error=freeze.error,
-            mounts=_mounts(transaction),
-            progress=_progress(transaction.ledger) if transaction and phase in ("sync", "freeze") else Progress(),
+            mounts=_mounts(ledger, now, partial=partial) if ledger else (),
+            progress=_progress(ledger, phase) if ledger and phase in _MOVES else Progress(),
             workers=tuple(WorkerStatus(w.id, w.pid, w.row.name, w.phase.value, now - w.born) for w in self._workers),
             writers=self._writers.status(now),
             last=freeze.history.last,
@@ -141,5 +171,6 @@ class Records:
             version=self._version,
             uptime=now - self._counting.start,
             totals=self._counting.record(),
-            left_out_counts=transaction.ledger.plan.left_out_counts if transaction else {},
+            left_out_counts=ledger.plan.left_out_counts if ledger else {},
+            stopping=self.stopping,
         )

@@ -35,7 +35,8 @@ class Transaction:
     come. `slowed`: it has thawed again what it froze, for one that is slow to freeze. `holds` is the worker's report
     that all is frozen, which the writers then confirm. `channel` is that of the host that asked for it, `ended_by` the
     host that first asked for its thaw, `ended_wall` the time of day of that, and `verdict` what hosts said of the
-    snapshot. `written` and `wrote` are as in `messages.Thawing`, of what was held.
+    snapshot. `written` and `wrote` are as in `messages.Thawing`, of what was held. `recovered`: an earlier agent began
+    it, and died.
     """
 
     id: int
@@ -50,6 +51,8 @@ class Transaction:
     goes: bool = False
     starts_at: float = 0.0
     may_have_frozen: bool = False
+    sync_since: float = 0.0
+    synced_at: float = 0.0
     proceeded_at: float = 0.0
     held: frozenset[int] = frozenset()
     reason: str = ""
@@ -68,6 +71,7 @@ class Transaction:
     learnt: list[Learnt] = field(default_factory=list)
     written: int = -1
     wrote: str = ""
+    recovered: bool = False
 
     def note_prepared(self) -> None:
         """Take note that the writers are prepared, and the worker was told to sync."""
@@ -76,6 +80,14 @@ class Transaction:
     def note_slowed(self) -> None:
         """Take note that the worker thaws what it froze, because one is slow to freeze."""
         self.slowed = True
+
+    def note_syncs(self, now: float) -> None:
+        """Take note that the sync has begun."""
+        self.sync_since = self.sync_since or now
+
+    def note_synced(self, now: float) -> None:
+        """Take note that the worker has synced, and asks to proceed."""
+        self.asks, self.synced_at = True, now
 
     def note_proceeds(self, now: float) -> None:
         """Take note that the worker is told to proceed: from now on it may have frozen something."""
@@ -163,20 +175,28 @@ class Transaction:
 
     def summary(self, turn: Turn, writers: Writers) -> Last:
         """Return how the freeze ended; what becomes of its writers is not over yet (`History.amend`)."""
-        fault = self.final_fault
-        good = self.outcome is Outcome.THAWED and bool(self.ledger.froze)
+        fault, ledger, now = self.final_fault, self.ledger, turn.now
+        good = self.outcome is Outcome.THAWED and bool(ledger.froze)
+        known = bool(self.proceeded_at) and self.may_have_frozen
+        never = -1.0 if self.recovered else 0.0
         return Last(
             freeze_id=self.id,
             outcome=self.outcome.value,
             held_continuously=good,
-            held_seconds=max(0.0, self.held_until - self.frozen_at) if self.frozen_at else 0.0,
-            stall_seconds=self.ledger.longest_standstill(turn.now),
+            held_seconds=max(0.0, self.held_until - self.frozen_at) if self.frozen_at else never,
+            stall_seconds=ledger.standstill_after_death(now) if self.recovered else ledger.longest_standstill(now),
             error=fault.text if fault else "",
             at=turn.wall,
             consistency=("application" if writers.application_consistent else "file-system") if good else "none",
             verdict=GOOD if self.verdict_good else BAD,
             learnt=tuple(self.learnt),
             written_while_frozen=self.written,
-            writers=writers.status(turn.now),
-            app_stall_seconds=writers.stall(turn.now),
+            writers=writers.status(now),
+            app_stall_seconds=writers.stall(now),
+            file_systems=len(self.held) if self.held else -1 if self.recovered else 0,
+            synced_bytes=ledger.progress.flushed_bytes,
+            sync_seconds=(self.synced_at or now) - self.sync_since if self.sync_since else -1.0,
+            slowest=ledger.slowest,
+            freeze_seconds=(self.frozen_at or self.held_until or now) - self.proceeded_at if known else -1.0,
+            thaw_seconds=now - self.held_until if self.held_until and (known or self.recovered) else -1.0,
         )

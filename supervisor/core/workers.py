@@ -223,7 +223,8 @@ class Workers:
         A report is wrong if this kind of worker may not send it, or may not in its state.
         """
         event = _SAID[type(message)]
-        if event in _FREEZES and not worker.row.compensation:
+        syncs = event is WorkerEvent.PLAN and worker.row.limited_by
+        if event in _FREEZES and not (worker.row.compensation or syncs):
             return f"{type(message).__name__} from a worker that does not freeze"
         if event in _SYNCS and not (worker.row.outlives or worker.row.limited_by):
             return f"{type(message).__name__} from {worker.row.name}"

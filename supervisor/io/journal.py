@@ -71,10 +71,14 @@ def parse(text: str, boot: str) -> JournalFound:
                 return JournalFound(freeze, Plan((), ()), unreported)
             orphan = (pid, started) if pid > 0 and is_our_worker(pid, started) else (0, 0)
             whole = Plan.load(plan, exact=False)  # the agent that wrote it may have been of another version
-            told = record.get("told_at")
-            told_at = told if isinstance(told, float) and math.isfinite(told) else 0.0
-            return JournalFound(freeze, whole, unreported, orphan, record.get("expedites") is True, told_at)
+            told_at, since = _second(record, "told_at"), _second(record, "since")
+            return JournalFound(freeze, whole, unreported, orphan, record.get("expedites") is True, told_at, since)
     raise ValueError("not a journal")
+
+
+def _second(record: dict[str, Any], name: str) -> float:
+    found = record.get(name)
+    return found if isinstance(found, float) and math.isfinite(found) else 0.0
 
 
 class Journal:

@@ -217,6 +217,14 @@ MOUNT = {
     "seconds": 0.031,
     "reason": "",
     "more_aliases": 0,
+    "source": "/dev/vdb",
+    "sync_seconds": 2.5,
+    "freeze_seconds": 0.031,
+    "still_seconds": 19.0,
+    "written_bytes": 1 << 20,
+    "dirty_bytes": -1,
+    "bytes_per_second": -1.0,
+    "eta": -1.0,
 }
 WORKER = {"id": 17, "pid": 4711, "rpc": "va.fsfreeze", "phase": "hold", "seconds": 19.0, "process_state": "sleeping"}
 LAST = {
@@ -233,6 +241,12 @@ LAST = {
     "written_while_frozen": -1,
     "writers": [],
     "app_stall_seconds": -1,
+    "file_systems": 4,
+    "synced_bytes": 48 << 20,
+    "sync_seconds": 10.6,
+    "slowest": "/srv/db",
+    "freeze_seconds": 0.011,
+    "thaw_seconds": 0.005,
 }
 
 
@@ -269,5 +283,6 @@ def status_record(**changed: Any) -> dict[str, Any]:
         "error": "",
         "left_out_counts": {},
         "totals": TOTALS,
+        "stopping": "",
     }
     return record | changed
