@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from .observing import Observer
+    from .trace import Trace
 
 OBSERVED = ("freeze", "sync", "thaw", "watch", "snapshot")
 
@@ -244,7 +245,15 @@ def snapshot(run: Run) -> int:
     if args.dry_run:
         return dry_run(run)
 
+    trace: Trace | None = None
+    if args.trace is not None:
+        from . import trace as tracing  # rarely needed
+
+        trace = tracing.Trace(os.environ)
+
     def wanted() -> taking.Snapshot:
+        if trace is not None:
+            trace.begin()
         return taking.Snapshot(
             args.agents,
             args.words,
@@ -259,17 +268,25 @@ def snapshot(run: Run) -> int:
                 "extend": args.extend,
                 "sync_limit": args.sync_limit,
                 "freeze_limit": args.freeze_limit,
+                **({"progress": trace.tell} if trace else {}),
             },
+            more={"TRACEPARENT": trace.traceparent} if trace else {},
             # The standard output belongs to the command, or with --json to the report, with --events to these.
             stdout=sys.stderr if args.json or args.events else None,
             observer=observer(args, sys.stderr),
         )
 
     try:
-        report = outcome.tried(wanted, args.retry)
+        report = outcome.tried(wanted, args.retry, trace.end if trace else None)
     except ValueError as error:
         return complain(str(error), USAGE)
-    return outcome.tell(report, as_json=args.json, events=args.events, file=args.report, notify=args.notify)
+    code = outcome.tell(report, as_json=args.json, events=args.events, file=args.report, notify=args.notify)
+    if trace is not None:
+        from . import trace_sink
+
+        if why := trace_sink.keep(args.trace, trace.document):
+            complain(f"the trace could not be left at {args.trace} ({why}); that changes nothing else", code)
+    return code
 
 
 def dry_run(run: Run) -> int:

@@ -190,6 +190,12 @@ def _snapshot(command: Callable[..., argparse.ArgumentParser], common: Parser) -
         metavar="N",
         help="try all again, N times, if the freeze failed or was broken",
     )
+    taking.add_argument(
+        "--trace",
+        metavar="FILE|URL",
+        help="write spans of what happened to FILE, or post them to the collector at an http or https URL (OTLP, as "
+        "JSON); COMMAND finds its span in TRACEPARENT",
+    )
     taking.add_argument("--report", metavar="FILE", help="write the report to FILE, too, as JSON")
     taking.add_argument(
         "--notify",

@@ -22,14 +22,17 @@ RETRY_FIRST, RETRY_MAX = 1.0, 60.0  # seconds
 _ALL_THAWED = "all is thawed: throw away what it made"
 
 
-def tried(make: Callable[[], Snapshot], retries: int) -> Report:
+def tried(make: Callable[[], Snapshot], retries: int, on_end: Callable[[Report, str], None] | None = None) -> Report:
     """Run a snapshot, and again up to `retries` times, a little later each time, while its freeze fails or is broken.
 
-    A command that failed, was late or was interrupted is not run again. Raises ValueError as `Snapshot` does.
+    `on_end` is called after each with its report, and what is wrong with it. A command that failed, was late or was
+    interrupted is not run again. Raises ValueError as `Snapshot` does.
     """
     pause = RETRY_FIRST
     while True:
         report = make().run()
+        if on_end is not None:
+            on_end(report, verdict(report)[0])
         if not retries or report.interrupted or report.late or not may_try_again(report):
             return report
         wrong, _ = verdict(report)

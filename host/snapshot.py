@@ -14,7 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from ..agent.api.errors import Fault
@@ -34,6 +35,16 @@ GRACE = 2.0  # seconds from SIGTERM to SIGKILL, and then until the end; the gues
 
 
 @dataclass
+class Times:
+    """When it happened, in nanoseconds since the epoch; 0 means that it did not. `frozen` is by URL."""
+
+    frozen: dict[str, int] = field(default_factory=dict)
+    command_began: int = 0
+    command_ended: int = 0
+    thaw_began: int = 0
+
+
+@dataclass
 class Report:
     """The result of a snapshot.
 
@@ -50,6 +61,7 @@ class Report:
     interrupted_at: str = ""
     failed_then: str = ""
     error: Fault | HostError | OSError | None = None
+    times: Times = field(default_factory=Times)
 
     @property
     def broken(self) -> FreezeBroken | None:
@@ -65,6 +77,8 @@ class Report:
 class Snapshot:
     """One run. `timeout` is for the command, `options` are those of `frozen`; `observer` sees how the guests freeze.
 
+    `more` is what the command finds in its environment besides.
+
     Raises ValueError if a URL is invalid, or is there twice.
     """
 
@@ -77,6 +91,7 @@ class Snapshot:
         options: Mapping[str, Any],
         stdout: Any = None,
         observer: Observer | None = None,
+        more: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._urls = urls
         self._group = AsyncAgentGroup(urls) if len(urls) > 1 else None
@@ -85,6 +100,7 @@ class Snapshot:
         self._options = options
         self._stdout = stdout
         self._observer = observer
+        self._more = more
         self._phase = "freezing"
         self.report = Report()
 
@@ -118,10 +134,12 @@ class Snapshot:
                         if self._observer is not None and await self._observer.make_room():
                             with contextlib.suppress(OSError):
                                 print(*map(printable, _begun(report.freeze)), sep="\n", file=sys.stderr, flush=True)
+                        report.times.frozen = {u: int(one.frozen_at * 1e9) for u, one in report.freeze.guests.items()}
                         try:
                             await self._command(report.freeze)
                         finally:
                             self._phase = "thawing"
+                            report.times.thaw_began = time.time_ns()
                 finally:
                     if report.freeze is not None:
                         _catch_up(follow, {url: one.ended for url, one in report.freeze.guests.items()})
@@ -155,10 +173,10 @@ class Snapshot:
 
     async def _command(self, freeze: GroupFreeze) -> None:
         report = self.report
-        began = time.monotonic()
+        report.times.command_began, began = time.time_ns(), time.monotonic()
         try:
             process = subprocess.Popen(
-                self._words, env=environment(freeze), stdout=self._stdout, start_new_session=True
+                self._words, env={**environment(freeze), **self._more}, stdout=self._stdout, start_new_session=True
             )
         except (OSError, ValueError) as error:
             report.error = error if isinstance(error, OSError) else OSError(0, str(error))
@@ -181,6 +199,7 @@ class Snapshot:
             os.close(watched)
             report.status = process.poll()
             report.seconds = time.monotonic() - began
+            report.times.command_ended = time.time_ns()
 
 
 def _catch_up(follow: Following | None, statuses: Mapping[str, Status | None]) -> None:
