@@ -24,7 +24,6 @@ _DONE = {
     MountState.FROZEN.value: Phase.FREEZE.value,
     MountState.THAWED.value: Phase.THAW.value,
 }
-_TOLD = {Phase.SYNC.value: "sync_seconds", Phase.FREEZE.value: "freeze_seconds"}
 _WRITERS = (Phase.PREPARE.value, Phase.QUIESCE.value, Phase.RELEASE.value)
 _NO_TOTALS = Totals()
 INTERNAL, CLIENT = 1, 3  # SpanKind of opentelemetry/proto/trace/v1/trace.proto
@@ -63,9 +62,9 @@ class Followed:
     def of(self, phase: str) -> Iterator[tuple[MountStatus, float, int]]:
         """Yield each file system that had this done to it, for how many seconds, and when that was seen, 0 if not."""
         steps = {name: found for (name, which), found in self.steps.items() if which == phase}
-        told = _TOLD.get(phase, "")
         for mount in self.last.mounts if self.last else ():
-            seconds = getattr(mount, told, -1.0)  # an agent of version 0.1 tells only how long the last step took
+            told = {Phase.SYNC.value: mount.sync_seconds, Phase.FREEZE.value: mount.freeze_seconds}
+            seconds = told.get(phase, -1.0)
             step, seen = steps.pop(mount.mountpoint, (None, 0))
             if seconds >= 0 or step is not None:
                 yield mount, seconds if seconds >= 0 or step is None else step.seconds, seen
@@ -146,8 +145,8 @@ class Trace:
         yield self._span(guest, one.root, "guest", begun, one.ended, about, kind=CLIENT, status=_status(wrong))
         at, was_frozen = begun, bool(frozen_at)
         for name, length in lengths.items():
-            if not length and not was_frozen:
-                continue  # it has not come so far
+            if not length and (name == Phase.READY.value or not was_frozen):
+                continue  # it has not come so far, or was not told to wait for an instant
             phase = secrets.token_hex(8)
             yield self._span(phase, guest, name, at, at + length, {"virtagent.agent": url})
             yield from self._mounts(phase, name, at, at + length, followed)

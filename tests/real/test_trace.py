@@ -34,7 +34,7 @@ def test_a_real_freeze_has_a_span_for_all_that_was_done(rig: Rig) -> None:
     assert ran.returncode == 0, ran.stderr
     spans = {span["name"]: span for span in spans_of(file)}
     mounts = [str(fs.path) for fs in systems]
-    each = {f"{phase} {mount}" for phase in ("freeze", "thaw") for mount in mounts}
+    each = {f"{phase} {mount}" for phase in ("sync", "freeze", "thaw") for mount in mounts}
     assert {"snapshot", "guest", "command", *PHASES, *each} <= set(spans), sorted(spans)
     command = spans["command"]
     assert ran.stdout == f"00-{command['traceId']}-{command['spanId']}-01\n"

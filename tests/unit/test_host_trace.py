@@ -32,6 +32,7 @@ SECONDS = {
     "plan": 0.01, "prepare": 0.2, "sync": 2.0, "quiesce": 0.1, "freeze": 0.05, "confirm": 0.02, "hold": 3.0,
     "thaw": 0.04, "release": 0.01,
 }  # fmt: skip
+FILE_SYSTEM = MOUNT | {"sync_seconds": 1.0, "freeze_seconds": 0.025}
 WRITER = {
     "name": "pg", "type": "postgresql", "hold": "session", "state": "released", "required": True, "error": "",
     "seconds": {"prepare": 0.15, "quiesce": 0.08, "held": 3.1, "release": 0.005},
@@ -148,11 +149,13 @@ def play(trace: Trace, clock: Clock, url: str = URL, *, upto: str = "release", l
         }.get(phase, [""]):
             clock.pass_by(took / 2 if mount else took)
             if mount:
-                told(phase=phase, mounts=[MOUNT | {"state": mount, "seconds": took / 2}])
+                told(phase=phase, mounts=[FILE_SYSTEM | {"state": mount, "seconds": took / 2}])
         done.append(phase)
         if phase == upto:
             break
-    told(state="THAWED", phase="", mounts=[MOUNT | {"state": "thawed"}], writers=[WRITER], last=last, freeze_id=17)
+    told(
+        state="THAWED", phase="", mounts=[FILE_SYSTEM | {"state": "thawed"}], writers=[WRITER], last=last, freeze_id=17
+    )
 
 
 def frozen(url: str = URL) -> GroupFreeze:
@@ -363,3 +366,19 @@ def test_whatever_goes_wrong_in_making_it_is_told(tmp_path: Path) -> None:
 
     assert trace_sink.keep(str(tmp_path / "trace"), make) == "it cannot be made: OverflowError: too far"
     assert "ValueError" in trace_sink.keep(str(tmp_path / "trace"), lambda: {"a": float("nan")})
+
+
+def test_a_step_that_no_record_was_seen_of_is_there_with_its_length(clock: Clock) -> None:
+    trace = Trace({})
+    trace.begin()
+    for seq, (state, done) in enumerate((("THAWED", ()), ("THAWED", tuple(SECONDS)))):
+        mounts = [FILE_SYSTEM | {"state": "thawed", "seconds": 0.001}] if done else []
+        trace.tell(
+            GuestStatus.of(URL, record(seq=seq, state=state, phase="", totals=totals(*done), mounts=mounts, last=GOOD))
+        )
+        clock.pass_by(6)
+    trace.end(report_of(BEGUN + 3_000_000_000, BEGUN + 5_000_000_000), "")
+    spans = {span["name"]: span for span in spans_of(trace.document())}
+    assert seconds(spans["sync /srv/db"]) == pytest.approx(1.0)
+    assert seconds(spans["freeze /srv/db"]) == pytest.approx(0.025)
+    assert "ready" not in spans

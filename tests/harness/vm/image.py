@@ -7,6 +7,7 @@ of what it is made from. No root is needed (`rootless`); nothing is mounted and 
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import shutil
 import subprocess
@@ -69,14 +70,18 @@ class Base:
         return self.folder / "vmlinuz"
 
 
-def base() -> Base:
-    """Return the cached base, made if it is not there (some two minutes, and the network)."""
+def base(suite: str = "") -> Base:
+    """Return the cached base, made if it is not there (some two minutes, and the network).
+
+    `suite` is a release of Debian, this machine's own if it is not given.
+    """
     programs = PROGRAMS if os.geteuid() == 0 else {**PROGRAMS, **rootless.PROGRAMS}
     lacking = sorted({package for program, package in programs.items() if _program(program) is None})
     if lacking:
         raise Unmet(f"needs the Debian packages {' '.join(lacking)}")
-    site, suite = _mirror()
-    kernel = _newest_kernel()
+    site, own = _mirror()
+    suite = suite or own
+    kernel = _newest_kernel() if suite == own else ""  # of another release: the newest when it is made
     made_from = "\n".join([str(RECIPE), suite, kernel, *PACKAGES, *MODULES, *UNUSED, *MASKED])
     cache = Path(os.environ.get("VIRTAGENT_VM_CACHE") or Path.home() / ".cache/virtagent-vm")
     folder = cache / f"base-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
@@ -91,15 +96,17 @@ def base() -> Base:
     return Base(folder)
 
 
-def initramfs(made: Base, into: Path, *more: Path) -> Path:
-    """Write the initramfs with this tree's code, what is in `inside`, and the trees `more` to lie over the root."""
+def initramfs(made: Base, into: Path, *more: Path, ours: bool = True) -> Path:
+    """Write the initramfs: what is in `inside`, this tree's code if `ours`, the trees `more` to lie over the root."""
     folder = into / "initramfs"
     shutil.copytree(made.folder / "initramfs", folder, symlinks=True)
     for name in ("init", "runner.py"):
         shutil.copy(INSIDE / name, folder / name)
     (folder / "init").chmod(0o755)
     over = folder / "over"
-    _install(over)
+    over.mkdir()
+    if ours:
+        _install(over)
     for tree in more:
         shutil.copytree(tree, over, symlinks=True, dirs_exist_ok=True)
     target = into / "initramfs.cpio"
@@ -144,10 +151,13 @@ def make(work: Path, site: str, suite: str, kernel: str) -> None:
     done.mkdir()
     with rootless.prepared(tree):
         _run("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", suite, str(tree), site)
-    _run("apt-get", "-o", "APT::Sandbox::User=root", "download", kernel, cwd=work)
+    of_suite = [] if kernel else _apt_options(work, site, suite)
+    _run(
+        "apt-get", *of_suite, "-o", "APT::Sandbox::User=root", "download", kernel or _newest_kernel(*of_suite), cwd=work
+    )
     (package,) = work.glob("linux-image-*.deb")
     _run("dpkg-deb", "-x", str(package), str(unpacked))
-    (modules,) = (unpacked / "lib/modules").iterdir()
+    (modules,) = unpacked.glob("**/lib/modules/*")
     (image,) = (unpacked / "boot").glob("vmlinuz-*")
     shutil.move(image, done / "vmlinuz")
     shutil.copytree(modules, tree / "lib/modules" / modules.name)
@@ -156,10 +166,11 @@ def make(work: Path, site: str, suite: str, kernel: str) -> None:
     (initial / "modules").mkdir(parents=True)
     (initial / "bin").mkdir()
     shutil.copy(str(_program("busybox")), initial / "bin/busybox")
-    for name in MODULES:
-        (found,) = modules.rglob(f"{name}.ko")
-        shutil.copy(found, initial / "modules" / found.name)
-    (initial / "modules/order").write_text("".join(f"{name}\n" for name in MODULES))
+    found = {name: _module(modules, name) for name in MODULES}
+    for name, contents in found.items():
+        if contents is not None:
+            (initial / f"modules/{name}.ko").write_bytes(contents)
+    (initial / "modules/order").write_text("".join(f"{name}\n" for name in MODULES if found[name] is not None))
     _trim(tree)
     _run("mkfs.ext4", "-q", "-d", str(tree), str(done / "root.img"), ROOT_SIZE)
 
@@ -206,8 +217,33 @@ def _mirror() -> tuple[str, str]:
     raise Unmet("needs a Debian whose apt sources name its own release")
 
 
-def _newest_kernel() -> str:
-    for line in _run("apt-cache", "depends", KERNEL).splitlines():
+def _apt_options(work: Path, site: str, suite: str) -> list[str]:
+    """Return the options with which apt knows the packages of that release, and no others."""
+    for name in ("lists/partial", "archives/partial"):
+        (work / name).mkdir(parents=True)
+    (work / "sources.list").write_text(f"deb {site} {suite} main\n")
+    settings = {
+        "Dir::Etc::sourcelist": f"{work}/sources.list",
+        "Dir::Etc::sourceparts": "-",
+        "Dir::State::lists": f"{work}/lists",
+        "Dir::Cache": str(work),
+    }
+    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+    _run("apt-get", *options, "-o", "APT::Sandbox::User=root", "update", cwd=work)
+    return options
+
+
+def _module(modules: Path, name: str) -> bytes | None:
+    """Return a module of the kernel as insmod takes it; None if it is built in. Raises Unmet."""
+    for path in modules.rglob(f"{name}.ko*"):
+        return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+    if f"/{name}.ko\n" in (modules / "modules.builtin").read_text():
+        return None
+    raise Unmet(f"the kernel {modules.name} has no {name}")
+
+
+def _newest_kernel(*options: str) -> str:
+    for line in _run("apt-cache", *options, "depends", KERNEL).splitlines():
         name = line.strip().removeprefix("Depends: ")
         if name.startswith("linux-image-") and name != KERNEL:
             return name
