@@ -3,8 +3,10 @@
 Partitions rather than images on a file system: as in a guest, they share one disk and nothing else. Without a limit
 the disk is as fast as memory (or as what `--images` lies on) and no way of freezing differs much from another.
 
-It is a loop device over another one, which is throttled. The throttle (blkio) takes whatever it is given into one
-long queue; what is above has a scheduler and a hundred requests at most on their way, as disks have.
+It is a loop device over another one, which is slow; what is above has a scheduler and a hundred requests at most on
+their way, as disks have. Slow is memory served by nbdkit with its rate filter, through FUSE (nbdfuse) and read and
+written past the page cache: each request takes as long as its size says. Without these programs it is the kernel's
+throttle (blkio), which takes whatever it is given into one long queue and lets it go in bursts.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -19,6 +22,7 @@ from pathlib import Path
 from harness import linux
 from harness.filesystems import _MAKE, LoopFs, require
 from harness.namespace import Area
+from harness.processes import until
 
 LO_FLAGS_PARTSCAN, LO_FLAGS_DIRECT_IO = 8, 16
 BLKPG, BLKPG_ADD_PARTITION = 0x1269, 1
@@ -26,6 +30,7 @@ FIRST = 1 << 20
 THROTTLE = Path("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device")
 """Of the root group of the first version of control groups: the second cannot slow down what the kernel writes back."""
 
+BURSTS = 0.02  # seconds of the rate that come at once
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -37,19 +42,25 @@ class Disk:
 
     def __init__(self, area: Area, count: int, size: int, rate: int = 0, folder: Path | None = None) -> None:
         self.used = 0
-        self.throttled = False
+        self.throttled = self.smooth = False
+        self._served: Served | None = None
         self._fds: list[int] = []
         self._release: subprocess.Popen[bytes] | None = None
-        image = (folder or area.root) / f"virtagent-bench-{os.getpid()}.img"
-        backing = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
+        whole = FIRST + count * size
+        if rate and folder is None and (served := Served.start(area, whole, rate)):
+            self._served, self.throttled, self.smooth = served, True, True
+            backing = os.open(served.path, os.O_RDWR | os.O_CLOEXEC)
+        else:
+            image = (folder or area.root) / f"virtagent-bench-{os.getpid()}.img"
+            backing = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             image.unlink()
-            os.truncate(backing, FIRST + count * size)
-            slow = self._attach(backing, LO_FLAGS_DIRECT_IO if folder else 0)
+            os.truncate(backing, whole)
+        try:
+            slow = self._attach(backing, LO_FLAGS_DIRECT_IO if folder or self.smooth else 0)
             self.device = self._attach(self._fds[0], LO_FLAGS_DIRECT_IO | LO_FLAGS_PARTSCAN)
             for number in range(count):
                 add_partition(self._fds[1], number + 1, FIRST + number * size, size)
-            if rate and THROTTLE.exists():
+            if rate and not self.smooth and THROTTLE.exists():
                 self._throttle(slow, rate)
         except BaseException:
             self.close()
@@ -86,6 +97,34 @@ class Disk:
         self.hurry()
         while self._fds:
             os.close(self._fds.pop())
+        if self._served is not None:
+            self._served.close()
+
+
+class Served:
+    """A file of so many bytes, in the memory of a program that takes a write only as fast as the rate allows."""
+
+    def __init__(self, area: Area, size: int, rate: int) -> None:
+        self._folder = area.fresh("served")
+        self._folder.mkdir()
+        self.path = self._folder / "disk"
+        serve = ["nbdkit", "-s", "--exit-with-parent", "--filter=rate", "memory", str(size)]
+        limits = [f"rate={rate * 8}", f"burstiness={BURSTS}"]  # nbdkit-rate-filter(1): bits a second
+        command = ["nbdfuse", str(self.path), "--command", *serve, *limits]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        area.guard(self._process.pid)
+        until(lambda: self.path.exists() and self.path.stat().st_size == size, 20, "nbdfuse to serve")
+
+    @classmethod
+    def start(cls, area: Area, size: int, rate: int) -> Served | None:
+        """Start it; return None if its programs are not here."""
+        return cls(area, size, rate) if shutil.which("nbdkit") and shutil.which("nbdfuse") else None
+
+    def close(self) -> None:
+        """Unmount it and end its program."""
+        linux.umount(str(self._folder), linux.MNT_DETACH)
+        self._process.terminate()
+        self._process.wait(20)
 
 
 class Partition(LoopFs):

@@ -20,12 +20,13 @@ from harness.filesystems import MIB  # noqa: E402
 from harness.namespace import Area  # noqa: E402
 from harness.rig import Rig, closed  # noqa: E402
 
-from benching import cost, counts, latency, layouts, life, report, scaling, stall  # noqa: E402
+from benching import cost, counts, latency, layouts, life, report, scaling, slow, stall  # noqa: E402
 from benching.figures import Figures, machine, progress, say  # noqa: E402
 from benching.ways import Bench, compile_still  # noqa: E402
 
 PARTS: dict[str, Callable[[Bench, Figures], None]] = {
     "stall": stall.measure,
+    "slow": slow.measure,
     "scaling": scaling.measure,
     "latency": latency.measure,
     "recovery": life.recover,

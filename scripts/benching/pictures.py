@@ -18,8 +18,14 @@ mpl.use("svg")
 mpl.rcParams |= {"svg.hashsalt": "virtagent", "svg.fonttype": "none", "font.size": 10, "axes.axisbelow": True}
 from matplotlib import pyplot, ticker  # noqa: E402 - after the choice of what it draws on
 
-COLOURS = {"virtagentd": "#1b7f4d", "qemu-ga": "#c8553d", "fsfreeze": "#8d99ae", "limit": "#2b2d42", "none": "#d9d9d9"}
-WAYS = ("virtagentd", "qemu-ga", "fsfreeze", "limit")
+COLOURS = {
+    "virtagentd": "#1b7f4d",
+    "qemu-ga": "#c8553d",
+    "fsfreeze": "#8d99ae",
+    "C parallel": "#2b2d42",
+    "C per disk": "#5b6bd0",
+}
+WAYS = tuple(COLOURS)
 
 
 def draw(figures: Figures, folder: Path) -> list[Path]:

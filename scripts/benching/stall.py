@@ -15,6 +15,8 @@ from .figures import Figures, progress
 from .ways import Bench, Way, Ways, Writer
 
 PART = "write stall"
+SYNCS = ("virtagentd", "C parallel", "C per disk")
+"""The ways that sync before they freeze: of the others' standstill nobody can say what was for which."""
 DIRTY = 150 * MIB
 WAITS = 0.9  # the share of it that should wait in memory
 SIZE = {"ext4": 512 * MIB, "xfs": 512 * MIB, "btrfs": 2048 * MIB}
@@ -95,13 +97,15 @@ def _rounds(
     flow: float = 0.0,
 ) -> float:
     stood: dict[str, list[float]] = {}
+    syncing: dict[str, list[float]] = {}
+    frozen: dict[str, list[float]] = {}
     mean: dict[str, list[float]] = {}
     replied: dict[str, list[float]] = {}
     waits = [1.0]
 
     def once(way: Way) -> None:
         if dirty:
-            waits.append(_make_dirty(filesystems, dirty))
+            waits.append(make_dirty(filesystems, dirty))
         time.sleep(flow)  # what the way before has synced is dirty again
         for writer in writers:
             writer.moving()
@@ -109,24 +113,39 @@ def _rounds(
         took = way.cycle()
         found = [writer.moving().longest * 1000 for writer in writers]
         stood.setdefault(way.name, []).append(max(found))
+        gaps = [gap for writer in writers for gap in writer.gaps()]
+        before, after = longest_around(gaps, took.froze)
+        syncing.setdefault(way.name, []).append(before * 1000)
+        frozen.setdefault(way.name, []).append(after * 1000)
         mean.setdefault(way.name, []).append(sum(found) / len(found))
         replied.setdefault(way.name, []).append((took.freeze + took.thaw) * 1000)
 
     progress(what)
     rounds = bench.rounds if not dirty else max(3, bench.rounds // 2)
     ways.rounds(1, once)  # the first time costs more, and does not count
-    for kept in (stood, mean, replied):
+    for kept in (stood, syncing, frozen, mean, replied):
         kept.clear()
     ways.rounds(rounds, once)
     for way in ways.all:
         figures.add(PART, f"{what}: longest of all writers", way.name, "ms", stood[way.name])
+        if way.name in SYNCS:
+            figures.add(PART, f"{what}: of that, before the freeze", way.name, "ms", syncing[way.name])
+        if way.name != "none":
+            figures.add(PART, f"{what}: of that, from the freeze on", way.name, "ms", frozen[way.name])
         figures.add(PART, f"{what}: mean of the writers", way.name, "ms", mean[way.name])
         if way.name != "none":
             figures.add("request to reply", f"{what}: freeze and thaw", way.name, "ms", replied[way.name])
     return min(waits)
 
 
-def _make_dirty(filesystems: Sequence[LoopFs], size: int) -> float:
+def longest_around(gaps: Sequence[tuple[float, float]], at: float) -> tuple[float, float]:
+    """Return the longest standstill before a second and the longest after it, of one that spans it both parts."""
+    before = max((min(ended, at) - begun for begun, ended in gaps), default=0.0)
+    after = max((ended - max(begun, at) for begun, ended in gaps), default=0.0)
+    return max(before, 0.0), max(after, 0.0)
+
+
+def make_dirty(filesystems: Sequence[LoopFs], size: int) -> float:
     """Have `size` new bytes on each wait in memory, and nothing else; return the share that does."""
     block = os.urandom(MIB)
     for fs in filesystems:

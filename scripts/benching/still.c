@@ -2,11 +2,13 @@
 
    still write FILE BYTES PAUSE_US ROUND   appends BYTES again and again, pausing after each, from the start of FILE
                                            again after ROUND writes, and knows how long it stood still at most
-   still freeze MOUNTPOINT...              syncs all at once, freezes all at once with the kernel's grace periods
-                                           expedited (as virtagentd does), thaws all at once: the least that any
-                                           agent must do
+   still freeze parallel|disk MOUNTPOINT...
+                                           syncs all in parallel, or one after another as those on one disk (and then
+                                           all in parallel); freezes all in parallel with the kernel's grace periods
+                                           expedited (as virtagentd does), thaws all in parallel: what C can do with
+                                           nobody to answer to
 
-   A question a line comes on standard input, its answer goes out as one line. */
+   A question a line comes on standard input, its answer goes out as one line. Times are CLOCK_MONOTONIC seconds. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -41,6 +43,9 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static unsigned long writes;
 static double longest, last;
+static struct { double from, until; } gaps[4096];
+static unsigned gap_count;
+#define GAP 0.002 /* seconds: what is shorter is the writer's own pause */
 static const char *file;
 static size_t size, round_;
 static long pause_us;
@@ -59,6 +64,10 @@ static void *write_on(void *unused) {
         double at = now();
         if (at - last > longest)
             longest = at - last;
+        if (at - last >= GAP && gap_count < sizeof gaps / sizeof *gaps) {
+            gaps[gap_count].from = last;
+            gaps[gap_count++].until = at;
+        }
         last = at;
         writes++;
         pthread_cond_broadcast(&changed);
@@ -87,7 +96,16 @@ static void writer(char **arguments) {
                 pthread_cond_wait(&changed, &lock);
         } else if (!strncmp(question, "reset", 5)) {
             longest = 0;
+            gap_count = 0;
             last = now();
+        } else if (!strncmp(question, "gaps", 4)) {
+            putchar('[');
+            for (unsigned i = 0; i < gap_count; i++)
+                printf("%s[%.6f, %.6f]", i ? ", " : "", gaps[i].from, gaps[i].until);
+            puts("]");
+            fflush(stdout);
+            pthread_mutex_unlock(&lock);
+            continue;
         }
         double open_ = now() - last;
         printf("{\"writes\": %lu, \"longest\": %.6f, \"now\": %.6f}\n", writes, open_ > longest ? open_ : longest, open_);
@@ -131,17 +149,21 @@ static void expedited(const char *yes) {
         die("rcu_expedited");
 }
 
-static void freezer(int count, char **paths) {
-    char question[64];
+static void freezer(int by_disk, int count, char **paths) {
+    char question[64], said[64];
+    int fds[count];
     pthread_attr_t attributes;
     pthread_t thread;
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, 65536);
     pthread_barrier_init(&begin, NULL, count + 1);
     pthread_barrier_init(&end, NULL, count + 1);
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < count; i++) {
         if (pthread_create(&thread, &attributes, hand, paths[i]))
             die("thread");
+        if ((fds[i] = open(paths[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
+            die(paths[i]);
+    }
     char before = 0;
     expedite = open("/sys/kernel/rcu_expedited", O_RDWR | O_CLOEXEC);
     if (expedite >= 0 && (pread(expedite, &before, 1, 0) != 1 || before != '0'))
@@ -150,14 +172,19 @@ static void freezer(int count, char **paths) {
     while (fgets(question, sizeof question, stdin)) {
         failed = 0;
         if (!strncmp(question, "freeze", 6)) {
+            for (int i = 0; by_disk && i < count; i++)
+                if (syncfs(fds[i]))
+                    failed = errno;
             all(SYNC);
+            snprintf(said, sizeof said, "ok %.6f", now());
             expedited("1");
             all(FREEZE);
             expedited("0");
         } else {
+            strcpy(said, "ok");
             all(THAW);
         }
-        answer(failed ? strerror(failed) : "ok");
+        answer(failed ? strerror(failed) : said);
     }
     _exit(0);
 }
@@ -165,8 +192,8 @@ static void freezer(int count, char **paths) {
 int main(int count, char **arguments) {
     if (count == 6 && !strcmp(arguments[1], "write"))
         writer(arguments + 2);
-    else if (count > 2 && !strcmp(arguments[1], "freeze"))
-        freezer(count - 2, arguments + 2);
-    fputs("still write FILE BYTES PAUSE_US ROUND | still freeze MOUNTPOINT...\n", stderr);
+    else if (count > 3 && !strcmp(arguments[1], "freeze"))
+        freezer(!strcmp(arguments[2], "disk"), count - 3, arguments + 3);
+    fputs("still write FILE BYTES PAUSE_US ROUND | still freeze parallel|disk MOUNTPOINT...\n", stderr);
     return 2;
 }

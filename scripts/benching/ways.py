@@ -3,12 +3,14 @@
 virtagentd   guest-fsfreeze-freeze-list over its unix socket
 qemu-ga      the same request, the same client
 fsfreeze     util-linux, one mount after another, in a shell that runs already
-limit        `still freeze`: sync all at once, freeze all at once, in C and without anyone to answer to
+C parallel   `still freeze parallel`: sync all in parallel, freeze all in parallel, without anyone to answer to
+C per disk   `still freeze disk`: the same, but synced one after another before, as file systems on one disk
 none         nothing is frozen: what the machine itself does to a writer meanwhile
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -28,10 +30,11 @@ _LOOP = 'while read -r how; do for m in "$@"; do fsfreeze "$how" "$m" || { echo 
 
 
 class Took(NamedTuple):
-    """Seconds from request to reply."""
+    """Seconds from request to reply; `froze` is the CLOCK_MONOTONIC second when the first FIFREEZE began."""
 
     freeze: float
     thaw: float
+    froze: float = 0.0
 
 
 class Way(Protocol):
@@ -46,8 +49,10 @@ class Way(Protocol):
 class Agent:
     """virtagentd or qemu-ga, by the commands that both understand."""
 
-    def __init__(self, name: str, talk: Talk, filesystems: Sequence[LoopFs]) -> None:
+    def __init__(self, name: str, talk: Talk, filesystems: Sequence[LoopFs], froze: Path | None = None) -> None:
+        """`froze` is the file in which the agent's freeze worker says when it began to freeze (`timing`)."""
         self.name = name
+        self._froze = froze
         self._talk = talk
         self._points = [str(fs) for fs in filesystems]
 
@@ -60,7 +65,8 @@ class Agent:
         # qemu-ga counts its calls of FITHAW, which it repeats.
         if frozen != {"return": len(self._points)} or thawed.get("return", 0) < len(self._points):
             raise HarnessError(f"{self.name}: {frozen}, {thawed}, for {len(self._points)}")
-        return Took(at - begun, ended - at)
+        froze = float(self._froze.read_text()) if self._froze else begun
+        return Took(at - begun, ended - at, froze)
 
 
 class Bare:
@@ -76,15 +82,17 @@ class Bare:
 
     def cycle(self) -> Took:
         begun = time.monotonic()
-        self._do(self._words[0])
+        froze = self._do(self._words[0])
         at = time.monotonic()
         self._do(self._words[1])
-        return Took(at - begun, time.monotonic() - at)
+        return Took(at - begun, time.monotonic() - at, froze or begun)
 
-    def _do(self, word: str) -> None:
+    def _do(self, word: str) -> float:
         self.child.send(word)
-        if (said := self.child.line(PATIENCE)) != "ok":
-            raise HarnessError(f"{self.name} {word}: {said}")
+        said, _, froze = self.child.line(PATIENCE).partition(" ")
+        if said != "ok":
+            raise HarnessError(f"{self.name} {word}: {said} {froze}")
+        return float(froze or 0)
 
 
 class Nothing:
@@ -93,8 +101,9 @@ class Nothing:
     name = "none"
 
     def cycle(self) -> Took:
+        begun = time.monotonic()
         time.sleep(0.1)
-        return Took(0.0, 0.0)
+        return Took(0.0, 0.0, begun)
 
 
 class Ways:
@@ -105,17 +114,23 @@ class Ways:
         paths = [str(fs) for fs in filesystems]
         if wrong := [path for path in paths if not linux.is_under(path, str(area.root))]:
             raise HarnessError(f"{wrong} are not the bench's own")
-        self.daemon = bench.rig.daemon([bench.rig.everywhere])
+        froze = area.fresh("froze")
+        path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
+        env = {"PYTHONPATH": path, "BENCH_FROZE": str(froze)}
+        self.daemon = bench.rig.daemon([bench.rig.everywhere], module="benching.timing", env=env)
         self.peer = QemuGa(area)
         self._talks = [
             Talk(area, str(self.daemon.socket), PATIENCE),
             Talk(area, self.peer.socket, PATIENCE, ours=False),
         ]
-        self.ours = Agent("virtagentd", self._talks[0], filesystems)
+        self.ours = Agent("virtagentd", self._talks[0], filesystems, froze)
         self.theirs = Agent("qemu-ga", self._talks[1], filesystems)
         self._bare = [
             Bare("fsfreeze", ["sh", "-c", _LOOP, "sh", *paths], area, ("-f", "-u"), greets=False),
-            Bare("limit", [bench.still, "freeze", *paths], area, ("freeze", "thaw"), greets=True),
+            *(
+                Bare(f"C {called}", [bench.still, "freeze", how, *paths], area, ("freeze", "thaw"), greets=True)
+                for called, how in (("parallel", "parallel"), ("per disk", "disk"))
+            ),
         ]
         self.all: list[Way] = [self.ours, self.theirs, *self._bare, *([Nothing()] if none else [])]
 
@@ -152,6 +167,10 @@ class Writer(Child):
     def moving(self) -> Standing:
         """Wait until it has begun and ended a write; return how it fared."""
         return Standing(**self.ask("moving", PATIENCE))
+
+    def gaps(self) -> list[tuple[float, float]]:
+        """Return from when until when it stood still, each time for 2 ms or more."""
+        return [(begun, ended) for begun, ended in self.ask("gaps", PATIENCE)]
 
 
 class Bench:
