@@ -27,7 +27,6 @@ from .steps import Event, Gone, Operation, Result, Script, Taken, Timeout, Told
 
 SYNC_ROUNDS = 3
 SYNC_SHORT = 0.05  # seconds; after a shorter round another is not worth while
-SYNC_LITTLE = 8 << 20  # dirty bytes; with less no disk's queue gets long, so all may be synced simultaneously
 SYNC_STUCK = 1.0  # seconds after which a file system on several disks no longer keeps others off them
 SYNC_GAIN = 0.8  # rounds no longer get shorter if one takes more than this share of the one before
 PROGRESS_EVERY = 0.25
@@ -77,8 +76,8 @@ class _Together:
     def _sync_rounds(self, limit: Limit) -> Script[None]:
         """Sync all in rounds until another round is not worth while.
 
-        First one after another on each disk, since a writer that waits for its journal would wait behind the data of
-        all of them; then all simultaneously, which is short.
+        One after another on each disk, since a writer that waits for its journal would wait behind the data of all of
+        them; in the last round all simultaneously, so that none has become dirty again for longer than the others.
         """
         before = math.inf
         for number in range(1, SYNC_ROUNDS + 1):
@@ -86,8 +85,7 @@ class _Together:
             yield steps.Post((self._figures,))
             begun: float = yield steps.Now()
             those = self._mounts.in_state(MountState.PENDING, MountState.SYNCED)
-            in_turn = number == 1 and not 0 <= self._figures.dirty_bytes < SYNC_LITTLE
-            yield from self._sync_these(those, Phase.SYNC, number, limit, in_turn=in_turn)
+            yield from self._sync_these(those, Phase.SYNC, number, limit, in_turn=number < SYNC_ROUNDS)
             took = (yield steps.Now()) - begun
             if took < SYNC_SHORT or took > before * SYNC_GAIN:
                 break
