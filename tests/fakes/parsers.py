@@ -6,15 +6,21 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
+from virtagent.agent.api.writers import WriterConfig
 from virtagent.agent.wire.messages import Limits
 from virtagent.agent.wire.session import Session
 from virtagent.agent.worker import messages, mountinfo
+from virtagent.agent.worker.writers.step import Refused
 from virtagent.supervisor import config, key_file
+from virtagent.supervisor.core import events, status
 from virtagent.supervisor.io import journal
 
+from .answers import hear
+from .drive import Drive
 from .mutations import corpus, mutated
 
 BOOT = "1b9d0000-0000-4000-8000-000000000000"
+WRITERS = ("postgresql", "mariadb", "mysql", "redis", "sql", "live")
 LIMITS = Limits(header=4096, body=1 << 16, nesting=64)
 
 
@@ -69,6 +75,27 @@ def _mountinfo(data: bytes, _: random.Random) -> None:
     mountinfo.superblocks(mountinfo.parse_mountinfo(data.decode("utf-8", "surrogateescape")))
 
 
+def _writer(data: bytes, chance: random.Random) -> None:
+    """Have a core take what a writer's worker reports, and what is said of it in the status."""
+    drive = Drive(every_writer=(WriterConfig("a", "hook", path="/h"),))
+    drive.begin(1)
+    writer = next(number for number, spawn in drive.spawned.items() if spawn.rpc == "writer")
+    drive.report(writer, messages.Started(1))
+    try:
+        for message in messages.Decoder(messages.REPORTS).feed(data):
+            if writer in drive.live and not isinstance(message, messages.Started):
+                drive.report(writer, message)
+    except messages.Rubbish as rubbish:
+        drive.feed(events.RubbishReported(writer, str(rubbish)))
+    status.dump(drive.status(), lambda _pid: "sleeping", 0)
+    if writer in drive.killed:
+        raise messages.Rubbish("its worker was killed")
+
+
+def _answers(kind: str) -> Callable[[bytes, random.Random], object]:
+    return lambda data, _: hear(kind, data)
+
+
 PARSERS = {
     "wire": Parser("wire", _session, ()),
     "report pipe": Parser("report", _report, (messages.Rubbish,)),
@@ -76,6 +103,8 @@ PARSERS = {
     "mountinfo": Parser("mountinfo", _mountinfo, (ValueError,)),
     "configuration": Parser("config", _config, (config.BadConfig,)),
     "key file": Parser("keyfile", _key_file, (key_file.BadKeyFile,)),
+    "a writer's worker": Parser("writer", _writer, (messages.Rubbish,)),
+    **{kind: Parser(kind, _answers(kind), (Refused,)) for kind in WRITERS},
 }
 
 

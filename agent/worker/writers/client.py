@@ -103,10 +103,16 @@ class Client:
 
     def row(self, statement: str, until: float, columns: int) -> list[str]:
         """Return the one row of a statement; raise Refused, too, if it is not one row with so many columns."""
+        if (found := self.row_or_none(statement, until, columns)) is None:
+            raise Refused(f"{statement[:60]!r} was answered with no row")
+        return found
+
+    def row_or_none(self, statement: str, until: float, columns: int) -> list[str] | None:
+        """Return the one row of a statement, None if there is none; raise Refused, too, for any other answer."""
         found = self.rows(statement, until)
-        if [len(row) for row in found] != [columns]:
+        if [len(row) for row in found] not in ([], [columns]):
             raise Refused(f"{statement[:60]!r} was answered with {found!r:.100}, expected one row of {columns} columns")
-        return found[0]
+        return found[0] if found else None
 
     def _must_not_complain(self) -> None:
         """Raise Refused if the client goes on after an error that it has told only on standard error."""

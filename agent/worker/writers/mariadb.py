@@ -64,7 +64,7 @@ class MariaDb:
         client.ask("backup stage block_commit", until)
         (gtid,) = client.row("select @@gtid_current_pos", until, 1)
         master = client.rows("show master status", until)
-        return {"gtid": gtid, **({"binlog": f"{master[0][0]}:{master[0][1]}"} if master else {})}
+        return {"gtid": gtid, **({"binlog": ":".join(master[0][:2])} if master else {})}
 
     def confirm(self, until: float) -> Info:
         """Show that it is the session that has blocked commits. Raises Refused, Interrupted."""

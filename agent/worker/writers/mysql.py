@@ -15,7 +15,7 @@ from ...api.writers import WriterConfig
 from .client import Client
 from .latch import Latch
 from .mysql_family import FLUSH, connect, keep_silent, let_go_if_silent, numbers, places, put_back, set_flush
-from .step import Refused, Waits, left, wait
+from .step import Refused, Waits, left, wait, whole
 
 Info = dict[str, Any]
 _UNLOGGED = (
@@ -82,9 +82,8 @@ class MySql:
         let_go_if_silent(client, self._at_most, until)
         client.ask("lock instance for backup", until)
         if self._stops_all:
-            longest = client.rows(_LONGEST, until)
-            if longest and int(longest[0][1]) >= until - time.monotonic():
-                session, seconds = longest[0]
+            session, seconds = client.row_or_none(_LONGEST, until, 2) or ("", "-1")
+            if whole(seconds, "the longest statement") >= until - time.monotonic():
                 raise Refused(f"it would wait for the statement of session {session}, which runs for {seconds} s")
             client.ask("flush tables with read lock", until)
         client.ask("flush no_write_to_binlog engine logs", until)

@@ -8,7 +8,7 @@ import os
 from ...api.writers import WriterConfig
 from .client import Client
 from .latch import Latch
-from .step import Refused, Waits, wait
+from .step import Refused, Waits, wait, whole
 
 FLUSH = "innodb_flush_log_at_trx_commit"
 MARGIN = 60  # seconds that the server keeps a silent session longer than it may be needed
@@ -32,9 +32,9 @@ def connect(config: WriterConfig, waits: Waits) -> Client:
 def numbers(version: str) -> tuple[int, int]:
     """Return the first two numbers of a version; raise Refused if there are none."""
     first = version.split("-")[0].split(".")[:2]
-    if len(first) < 2 or not all(map(str.isdecimal, first)):
-        raise Refused(f"its version is {version!r:.60}")
-    return int(first[0]), int(first[1])
+    if len(first) < 2:
+        raise Refused(f"its version is {version[:60]!r}")
+    return whole(first[0], "its version"), whole(first[1], "its version")
 
 
 def places(directory: str, *others: str) -> list[str]:
@@ -67,7 +67,7 @@ def set_flush(client: Client, latch: Latch, config: WriterConfig, flush: str, un
     if flush != "1":
         about = {name: getattr(config, name) for name in ("user", "client", "socket")}
         options = list(config.client_options)
-        latch.write({"type": config.type, "flush": int(flush), **about, "client_options": options})
+        latch.write({"type": config.type, "flush": whole(flush, FLUSH), **about, "client_options": options})
         client.ask(f"set global {FLUSH} = 1", until)
 
 

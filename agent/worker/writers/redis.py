@@ -12,12 +12,15 @@ from typing import Any
 
 from ...api.writers import WriterConfig
 from .latch import Latch
-from .step import Refused, TooSlow, Waits, wait
+from .step import Refused, TooSlow, Waits, wait, whole
 
 Info = dict[str, Any]
 DEFAULT = "127.0.0.1:6379"
 _MARGIN = 60.0  # seconds that the pause outlasts what it may be needed for
 _FOR_EVER = 86400.0
+SAID_MAX = 64 << 10
+TEXTS_MAX = 64
+WORDS_MAX = 300
 
 
 class Redis:
@@ -41,8 +44,8 @@ class Redis:
         """Connect and check. Raises Refused, Interrupted."""
         self._connect(self._config.socket or DEFAULT)
         server = self._section("server", until)
-        version = server.get("redis_version", "")
-        if [int(number) for number in version.split(".")[:2]] < [6, 2]:
+        version = server.get("redis_version", "")[:WORDS_MAX]
+        if [whole(number, "its version") for number in version.split(".")[:2]] < [6, 2]:
             raise Refused(f"it is {version}, and CLIENT PAUSE WRITE needs 6.2")
         kept = self._section("persistence", until)
         if kept.get("loading") == "1":
@@ -91,14 +94,14 @@ class Redis:
                 self._socket.connect(where)
             else:
                 host, _, port = where.rpartition(":")
-                self._socket = socket.create_connection((host, int(port)), 5)
-        except OSError as error:
-            raise Refused(f"{where}: {error.strerror}") from None
+                self._socket = socket.create_connection((host, whole(port, "its port")), 5)
+        except (OSError, OverflowError) as error:
+            raise Refused(f"{where}: {getattr(error, 'strerror', None) or error}") from None
         self._socket.setblocking(False)
 
     def _section(self, name: str, until: float) -> dict[str, str]:
         """Return a section of INFO."""
-        (text,) = self._ask(until, "INFO", name)
+        text = "\n".join(self._ask(until, "INFO", name))
         return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
 
     def _ask(self, until: float, *words: str) -> list[str]:
@@ -113,25 +116,45 @@ class Redis:
             raise Refused(f"the connection has ended: {error.strerror}") from None
 
     def _answer(self, until: float) -> list[str]:
-        line = self._take(until, b"\r\n").decode(errors="replace")
-        kind, rest = line[:1], line[1:]
-        if kind == "-":
-            raise Refused(rest[:300])
-        if kind == "*":
-            return [text for _ in range(int(rest)) for text in self._answer(until)]
-        if kind == "$":
-            return [self._take(until, b"\r\n", int(rest)).decode(errors="replace")] if int(rest) >= 0 else [""]
-        return [rest]
+        """Return the texts of one answer: a line, a text, or an array of these. Raises Refused, TooSlow."""
+        line = self._take(until)
+        if line[:1] != "*":
+            return [self._text(until, line)]
+        count = whole(line[1:], "the length of its answer")
+        if count > TEXTS_MAX:
+            raise Refused(f"it answers {count} texts, more than it may")
+        return [self._text(until, self._take(until)) for _ in range(count)]
 
-    def _take(self, until: float, end: bytes, least: int = 0) -> bytes:
-        """Return what comes before `end`, which stands behind at least so many bytes."""
+    def _text(self, until: float, line: str) -> str:
+        kind, rest = line[:1], line[1:]
+        match kind:
+            case "-":
+                raise Refused(rest[:WORDS_MAX])
+            case "$":
+                length = whole(rest, "the length of its answer")
+                return self._take(until, length) if length >= 0 else ""
+            case "+" | ":":
+                return rest
+        raise Refused(f"it answers {line[:60]!r}, which is not RESP")
+
+    def _take(self, until: float, length: int = -1) -> str:
+        """Return what comes before the end of a line, or this many bytes that such an end follows."""
         assert self._socket is not None
-        while (at := self._said.find(end, least)) < 0:
+        seen = 0
+        while True:
+            at = self._said.find(b"\r\n", max(length, seen))
+            if at >= 0:
+                break
+            seen = max(0, len(self._said) - 1)
+            if max(len(self._said), length) > SAID_MAX:
+                raise Refused("it says more than it may")
             if not self._waits(self._socket.fileno(), until):
                 raise TooSlow("it had no answer in time")
             data = self._socket.recv(65536)
             if not data:
                 raise Refused("the connection has ended")
             self._said += data
-        taken, self._said = self._said[:at], self._said[at + len(end) :]
-        return taken
+        if length >= 0 and at != length:
+            raise Refused(f"its answer has {at} bytes instead of {length}")
+        taken, self._said = self._said[:at], self._said[at + 2 :]
+        return taken.decode(errors="replace")

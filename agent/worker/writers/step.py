@@ -7,6 +7,7 @@ import select
 import time
 from collections.abc import Callable
 
+DIGITS_MAX = 18
 Waits = Callable[[int, float], bool]
 """Waits until the descriptor is readable (True) or that CLOCK_MONOTONIC second has come; may raise Interrupted."""
 
@@ -24,6 +25,14 @@ def wait(fd: int, until: float) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(None if until == math.inf else max(0, math.ceil((until - time.monotonic()) * 1000))))
+
+
+def whole(text: str, what: str) -> int:
+    """Return the whole number that an application has answered; raise Refused if it is not one, or is absurd."""
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= DIGITS_MAX):
+        raise Refused(f"{what} is {text[:60]!r}, expected a whole number")
+    return int(text)
 
 
 def left(until: float) -> int:
