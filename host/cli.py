@@ -131,13 +131,11 @@ def observer(args: argparse.Namespace, stream: TextIO) -> Observer | None:
     """Return what shows how a command goes on: events, a picture if the stream is a terminal, or None."""
     if args.events:
         return EventLines(sys.stdout)
-    if args.json or _screen(stream) is None:
+    if args.json or not _is_terminal(stream):
         return None
-    from . import live_view, screen  # needed only on a terminal
+    from . import live_view  # needed only on a terminal
 
-    doing = {"freeze": "freezing", "snapshot": "freezing", "sync": "syncing", "thaw": "thawing"}.get(args.command, "")
-    title = f"{doing} {len(args.agents)} guests" if doing and len(args.agents) > 1 else doing
-    return live_view.Picture(screen.GuestsView(title), stream, transient=args.command != "watch")
+    return live_view.Picture(stream, args.command, args.agents)
 
 
 def several_agents(run: Run) -> int:
@@ -178,8 +176,12 @@ def metrics(run: Run) -> int:
     return telling.tell(found, args.textfile, as_json=args.json)
 
 
-def _screen(stream: Any) -> ModuleType | None:
-    if stream is None or not stream.isatty() or os.environ.get("TERM", "dumb") in ("", "dumb"):
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
+
+
+def _screen(stream: TextIO | None) -> ModuleType | None:
+    if not _is_terminal(stream):
         return None
     try:
         from . import screen  # slow to import, and rich may be missing

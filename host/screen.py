@@ -6,9 +6,7 @@ What a guest says is drawn as text, never as markup, and escaped by `printable`.
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -16,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from ..agent.api.bounds import not_shown, without_details
+from ..agent.api.bounds import not_shown
 from ..agent.api.records import Capabilities, MountStatus, Plan, Status
 from ..agent.api.text import printable
 from . import text
@@ -24,20 +22,20 @@ from . import text
 _STYLES = {
     "ERROR": "bold red",
     "THAWED": "bold green",
-    "INPROGRESS": "bold yellow",
+    "INPROGRESS": "bold",
     "FROZEN": "bold cyan",
-    "THAWINPROGRESS": "bold yellow",
-    "pending": "dim",
-    "syncing": "yellow",
+    "THAWINPROGRESS": "bold",
+    "pending": "",
+    "syncing": "bold",
     "synced": "green",
-    "freezing": "yellow",
+    "freezing": "bold",
     "frozen": "cyan",
-    "thawing": "yellow",
+    "thawing": "bold",
     "thawed": "green",
     "unsupported": "magenta",
     "busy": "red",
     "failed": "bold red",
-    "left-out": "dim",
+    "left-out": "",
 }
 _NARROW = 50  # columns; below that the cells of a table would be too narrow to read
 _PLANNED_SHOWN = 30  # rows of one guest in a live picture; the rest is only counted
@@ -57,15 +55,15 @@ def status(record: Status) -> RenderableType:
     last = text.last_freeze(record.last) if record.last else "none since the agent started"
     bad = record.last is not None and record.last.freeze_id > 0 and not record.last.held_continuously
     facts = Table.grid(padding=(0, 2))
-    facts.add_row(_dim("last freeze"), _cell(last, "red" if bad else ""))
-    facts.add_row(_dim("audit"), _cell(text.audit_line(record.audit), "red" if record.audit.dropped else ""))
-    facts.add_row(_dim("agent"), _cell(f"version {record.version or 'unknown'}, up {text.known(record.uptime)}"))
+    facts.add_row(_cell("last freeze"), _cell(last, "red" if bad else ""))
+    facts.add_row(_cell("audit"), _cell(text.audit_line(record.audit), "red" if record.audit.dropped else ""))
+    facts.add_row(_cell("agent"), _cell(f"version {record.version or 'unknown'}, up {text.known(record.uptime)}"))
     return Group(*parts, facts)
 
 
 def plan(found: Plan) -> RenderableType:
     """Draw the plan as a tree of levels, and what is left out by its reason."""
-    tree = Tree(Text(f"a freeze would freeze {text.count(len(found.mounts))}", "bold"), guide_style="dim")
+    tree = Tree(Text(f"a freeze would freeze {text.count(len(found.mounts))}", "bold"), guide_style="")
     for level in sorted({mount.level for mount in found.mounts}):
         branch = tree.add(Text(f"level {level}, all at once", "cyan"))
         for mount in found.mounts:
@@ -81,9 +79,9 @@ def plan(found: Plan) -> RenderableType:
                 for left in sorted(some, key=lambda one: one.mountpoint):
                     branch.add(_line(text.left_out_row(left)[1:]))
                 if reason in more:
-                    branch.add(_dim(f"and {more[reason]} more"))
+                    branch.add(_cell(f"and {more[reason]} more"))
     for note in found.notes:
-        tree.add(_cell(note, "yellow"))
+        tree.add(_cell(note, "bold"))
     return tree
 
 
@@ -94,61 +92,8 @@ def capabilities(able: Capabilities) -> RenderableType:
     for name in able.methods:
         families.setdefault(name.partition(".")[0] if "." in name else name.partition("-")[0], []).append(name)
     for family, names in families.items():
-        grid.add_row(_dim(family), _cell(", ".join(names)))
+        grid.add_row(_cell(family), _cell(", ".join(names)))
     return Group(_cell(f"virtagentd {able.version}", "bold"), grid)
-
-
-@dataclass
-class GuestsView:
-    """What is known about each guest. Times go on counting between two records, so it is drawn anew each time."""
-
-    title: str = ""
-    records: dict[str, tuple[Status, float]] = field(default_factory=dict)
-    blind: Mapping[str, str] = field(default_factory=dict)
-    """Why nothing is known about a guest, by its URL."""
-    began: float = field(default_factory=time.monotonic)
-
-    def put(self, url: str, record: Status) -> None:
-        """Take a new record."""
-        self.records[url] = record, time.monotonic()
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        now = time.monotonic()
-        if self.title:
-            yield _cell(f"{self.title}, for {text.duration(round(now - self.began))}", "bold")
-        aged = {url: text.aged(record, now - at) for url, (record, at) in self.records.items()}
-        if len(aged) + len(self.blind) == 1:
-            for record in aged.values():
-                above, below = [*_state(record)], [*_workers(record)]
-                if record.last and record.state == "THAWED":
-                    below.append(_cell(f"last freeze: {text.last_freeze(record.last)}"))
-                shown = _PLANNED_SHOWN
-                if console.is_terminal:
-                    taken = sum(len(console.render_lines(part, options, pad=False)) for part in (*above, *below))
-                    heads = 3 + bool(self.title)  # the title, the table's header, the counts, the cursor
-                    shown = min(shown, max(_LEAST_SHOWN, console.height - taken - heads))
-                yield from (*above, *_picture(record, shown, options.max_width), *below)
-        elif aged:
-            yield _guests(aged)
-        for url, why in self.blind.items():
-            yield _cell(f"{url}: no progress to be seen ({why})", "dim")
-
-
-def _guests(aged: dict[str, Status]) -> RenderableType:
-    grid = _table(("guest", "state", "file systems", "progress"))
-    for url, record in list(aged.items())[:_PLANNED_SHOWN]:
-        done: dict[str, int] = {}
-        for mount in record.mounts:
-            if mount.state != text.LEFT_OUT:
-                done[mount.state] = done.get(mount.state, 0) + 1
-        counts = ", ".join(f"{number} {state}" for state, number in done.items())
-        head = text.headline(record)
-        grid.add_row(
-            _cell(url), _cell(head, _STYLES.get(record.state, "")), _cell(counts), _cell(text.moved(record.progress))
-        )
-    if len(aged) > _PLANNED_SHOWN:
-        grid.add_row(_dim(f"and {len(aged) - _PLANNED_SHOWN} more"))
-    return _Fitting(grid)
 
 
 def _state(record: Status) -> Iterable[RenderableType]:
@@ -171,29 +116,13 @@ def _mounts(record: Status, left_out: bool = False) -> Iterable[RenderableType]:
     mounts = [m for m in record.mounts if m.state != text.LEFT_OUT or (left_out and m.reason != text.PSEUDO)]
     yield from _rows(mounts)
     if left_out:
-        yield from map(_dim, text.more_left_out(record.mounts, record.left_out_counts))
+        yield from map(_cell, text.more_left_out(record.mounts, record.left_out_counts))
 
 
-def _picture(record: Status, shown: int, width: int) -> Iterable[RenderableType]:
-    """Draw file systems, each on a line; if there are too many, first those that something is being done to."""
-    mounts = without_details(record).mounts
-    # Sorting is stable, so both groups stay in their order.
-    chosen = sorted(mounts, key=lambda mount: mount.state in _QUIET)[:shown] if len(mounts) > shown else mounts
-    yield from _rows(chosen, max(_ROOM_LEAST, width - _ROOM_OTHERS))
-    if len(mounts) > shown:
-        yield _dim(f"and {text.count(len(mounts) - shown)} more")
-
-
-def _rows(mounts: Sequence[MountStatus], room: int = 0) -> Iterable[RenderableType]:
-    """Draw file systems, each on a line if there is `room` (characters) for the mount point and the error."""
+def _rows(mounts: Sequence[MountStatus]) -> Iterable[RenderableType]:
     if mounts:
-        rows = [text.mount_row(mount) for mount in mounts]
         grid = _table(("file system", "state", "type", "took", ""))
-        if room:
-            errors = any(more for *_, more in rows)
-            for column, width in zip(grid.columns, (room // (1 + errors), None, None, None, room // 2), strict=True):
-                column.no_wrap, column.overflow, column.max_width = True, "ellipsis", width
-        for state, mountpoint, fstype, took, more in rows:
+        for state, mountpoint, fstype, took, more in map(text.mount_row, mounts):
             style = _STYLES.get(state, "")
             grid.add_row(_cell(mountpoint), _cell(state, style), _cell(fstype), _cell(took), _cell(more))
         yield _Fitting(grid)
@@ -209,7 +138,7 @@ def _workers(record: Status) -> Iterable[RenderableType]:
 
 
 def _table(heads: Sequence[str]) -> Table:
-    grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    grid = Table(box=None, padding=(0, 2, 0, 0), header_style="", pad_edge=False)
     for head in heads:
         grid.add_column(head, overflow="fold")
     return grid
@@ -231,12 +160,8 @@ class _Fitting:
 
 def _line(cells: Iterable[str]) -> Text:
     first, *rest = cells
-    return Text.assemble(printable(first), *(("  " + printable(one), "dim") for one in rest if one))
+    return Text.assemble(printable(first), *(("  " + printable(one), "") for one in rest if one))
 
 
 def _cell(words: str, style: str = "") -> Text:
     return Text(printable(words), style)
-
-
-def _dim(words: str) -> Text:
-    return _cell(words, "dim")

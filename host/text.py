@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..agent.api.bounds import also_at, not_shown
 from ..agent.api.records import (
@@ -145,7 +145,10 @@ def _where(status: Status) -> tuple[object, ...]:
     return status.state, status.phase, status.freeze_id, status.error
 
 
-def aged(status: Status, seconds: float) -> Status:
+S = TypeVar("S", bound=Status)
+
+
+def aged(status: S, seconds: float) -> S:
     """Return the record as it would be so many seconds later if only time passed."""
 
     def up(value: float) -> float:
@@ -160,7 +163,8 @@ def aged(status: Status, seconds: float) -> Status:
         limit_left=down(status.limit_left),
         hold_left=down(status.hold_left),
         mounts=tuple(
-            replace(mount, seconds=up(mount.seconds)) if mount.state in _GOING else mount for mount in status.mounts
+            replace(mount, seconds=up(mount.seconds), eta=down(mount.eta)) if mount.state in _GOING else mount
+            for mount in status.mounts
         ),
         progress=replace(status.progress, eta=down(status.progress.eta)),
         workers=tuple(replace(worker, seconds=up(worker.seconds)) for worker in status.workers),

@@ -33,9 +33,10 @@ class Terminal:
     ) -> None:
         self._master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-        environment = {**os.environ, "TERM": "xterm-256color", **(env or {})}
+        environment = {**os.environ, "TERM": "xterm-256color"}
         for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
             environment.pop(name, None)
+        environment |= env or {}
         self.text = ""
         try:
             self.process = subprocess.Popen(
@@ -57,6 +58,10 @@ class Terminal:
         if self._master >= 0:
             os.close(self._master)
             self._master = -1
+
+    def resize(self, lines: int, columns: int) -> None:
+        """Change the size of the terminal; the program gets SIGWINCH."""
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     def type(self, keys: bytes) -> None:
         """Type something; 0x03 is Ctrl-C."""
@@ -88,8 +93,12 @@ class Terminal:
 
 
 def screen(text: str) -> str:
-    """Return what a terminal shows after `text`: lines overwritten and erased as rich does it, styles left out."""
+    """Return what a terminal shows after `text`: lines overwritten and erased as virtagentctl does it, no styles.
+
+    The alternate screen (1049) is one that begins empty; the usual one is there again afterwards.
+    """
     lines, row, column, at = [""], 0, 0, 0
+    usual = lines, row, column
     while at < len(text):
         if match := _CSI.match(text, at):
             number = int(match[1]) if match[1].isdigit() else 1
@@ -98,6 +107,14 @@ def screen(text: str) -> str:
                     row = max(0, row - number)
                 case "K":
                     lines[row] = "" if match[1] == "2" else lines[row][:column]
+                case "H":
+                    row = column = 0
+                case "J":
+                    lines[row:] = [lines[row][:column]]
+                case "h" if match[1] == "?1049":
+                    usual, lines, row, column = (lines, row, column), [""], 0, 0
+                case "l" if match[1] == "?1049":
+                    lines, row, column = usual
                 case "m" | "h" | "l":
                     pass
                 case other:

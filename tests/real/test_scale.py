@@ -151,7 +151,7 @@ def test_a_picture_of_them_fits_the_screen(rig: Rig, many: list[str]) -> None:
     with Terminal([*CTL, "--agent", daemon.url, "watch"], lines=24, columns=80) as terminal:
         terminal.read_until("THAWED")
         assert host.va.fsfreeze() == FILE_SYSTEMS
-        frozen_shown = terminal.read_until("FROZEN: ", "file systems more")
+        frozen_shown = terminal.read_until("* FROZEN  applications stand still", f"{FILE_SYSTEMS} frozen")
         assert host.va.fsthaw() == FILE_SYSTEMS
         thawed_shown = terminal.read_until("THAWED", "last freeze")
         terminal.type(b"\x03")

@@ -79,14 +79,9 @@ def test_what_a_guest_says_is_neither_markup_nor_a_command_to_the_terminal() -> 
     mount = MOUNT | {"mountpoint": EVIL, "fstype": EVIL, "aliases": [EVIL], "state": EVIL}
     worker = WORKER | {"rpc": EVIL, "process_state": EVIL}
     record = load(state=EVIL, mounts=[mount], workers=[worker], last=LAST | {"error": EVIL}, version=EVIL, error=EVIL)
-    board = screen.GuestsView()
-    board.put("unix:/a", record)
-    several = screen.GuestsView("freezing 2 guests")
-    several.put("unix:/a", record)
-    several.blind["unix:/b"] = EVIL
     plan = records.Plan((records.Mount(EVIL, fstype=EVIL, source=EVIL),), (records.LeftOut(EVIL, reason=EVIL),))
     able = records.Capabilities(EVIL, (EVIL,))
-    for thing in (screen.status(record), screen.plan(plan), screen.capabilities(able), board, several):
+    for thing in (screen.status(record), screen.plan(plan), screen.capabilities(able)):
         assert SHOWN in drawn(thing, 2000)
 
 
@@ -98,49 +93,8 @@ def test_what_is_counted_goes_on() -> None:
     assert [mount.seconds for mount in later.mounts] == [8, 0.031]
 
 
-def test_many_guests_and_many_file_systems_are_counted() -> None:
-    board = screen.GuestsView("freezing 40 guests")
-    for n in range(40):
-        board.put(f"unix:/{n}", load(mounts=[MOUNT, MOUNT | {"state": "freezing"}]))
-    shown = drawn(board)
-    assert "unix:/29     FROZEN: hold for 19 s, freeze 17, thaws in 41 s  1 frozen, 1 freezing" in shown
-    assert "and 10 more" in shown
-    assert "and 5 file systems more" in drawn(_board_of(35))
-
-
-@pytest.mark.parametrize(("height", "shown"), [(24, 17), (50, 30), (6, 3)])
-def test_a_picture_fits_the_terminal(height: int, shown: int) -> None:
-    board = screen.GuestsView()
-    long = [MOUNT | {"mountpoint": f"/{i}{'/x' * 500}", "aliases": ["/y" * 500]} for i in range(255)]
-    stuck = MOUNT | {"mountpoint": "/stuck", "state": "thawing"}
-    board.put("unix:/a", load(mounts=[*long, stuck], workers=[WORKER, WORKER]))
-    lines = drawn(board, 80, height).splitlines()
-    assert len(lines) < max(height, 10)
-    (first, *_, last) = [line for line in lines if line.startswith("/")]
-    assert first.split()[:3] == ["/stuck", "thawing", "ext4"]  # what follows counts on
-    assert last.split()[1:4] == ["frozen", "ext4", "0.031"]
-    assert last.startswith(f"/{shown - 2}/x")
-    assert f"and {256 - shown} file systems more" in lines
-
-
-def test_a_picture_that_fits_keeps_the_order() -> None:
-    board = screen.GuestsView()
-    board.put("unix:/a", load(mounts=[MOUNT, MOUNT | {"mountpoint": "/z", "state": "thawing"}]))
-    assert [line.split()[0] for line in drawn(board, 80, 24).splitlines() if line.startswith("/")] == ["/srv/db", "/z"]
-
-
 @pytest.mark.parametrize("width", [1, 20, 49])
 def test_a_terminal_too_narrow_for_a_table_shows_words_whole(width: int) -> None:
     shown = drawn(screen.status(load(workers=[WORKER])), width)
     if width > 1:
         assert {"frozen", "ext4", "/srv/db", "sleeping", "va.fsfreeze"} <= set(shown.split())
-        board = screen.GuestsView()
-        board.put("unix:/a", load())
-        board.put("unix:/b", load())
-        assert {"unix:/a", "unix:/b", "FROZEN:"} <= set(drawn(board, width).split())
-
-
-def _board_of(mounts: int) -> screen.GuestsView:
-    board = screen.GuestsView()
-    board.put("unix:/a", load(mounts=[MOUNT] * mounts))
-    return board

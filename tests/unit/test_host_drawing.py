@@ -1,0 +1,90 @@
+"""Lines of a picture on a terminal: what is written to it."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import pytest
+from virtagent.host.drawing import Drawing
+
+
+class Terminal(io.StringIO):
+    """A terminal of `columns`, with an encoding of its own."""
+
+    def __init__(self, columns: int = 20, encoding: str = "utf-8") -> None:
+        super().__init__()
+        self.columns = columns
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._encoding
+
+    def fileno(self) -> int:
+        return 99
+
+    def said(self) -> str:
+        found = self.getvalue()
+        self.seek(0)
+        self.truncate()
+        return found
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    made = Terminal()
+    monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((made.columns, 5)))
+    return made
+
+
+def test_a_picture_is_drawn_over_the_last_one(terminal: Terminal) -> None:
+    drawing = Drawing(terminal, whole=False, env={})
+    drawing.draw([[("one", "bold")], [("two", "")]])
+    assert terminal.said() == "\x1b[?25l\r\x1b[1mone\x1b[0m\x1b[K\r\ntwo\x1b[K\x1b[J"
+    drawing.draw([[("three", "")]])
+    assert terminal.said() == "\r\x1b[1Athree\x1b[K\x1b[J"
+    drawing.close()
+    assert terminal.said() == "\r\x1b[J\x1b[?25h"
+    drawing.close()
+    assert terminal.said() == ""
+
+
+def test_what_a_narrower_terminal_has_wrapped_is_erased_whole(terminal: Terminal) -> None:
+    drawing = Drawing(terminal, whole=False, env={})
+    drawing.draw([[("x" * 20, "")], [("y" * 11, "")]])
+    terminal.said()
+    terminal.columns = 10
+    drawing.draw([[("z" * 20, "")]])
+    assert terminal.said() == f"\r\x1b[3A{'z' * 9}>\x1b[K\x1b[J"
+
+
+def test_the_alternate_screen_is_left_again(terminal: Terminal) -> None:
+    drawing = Drawing(terminal, whole=True, env={})
+    drawing.draw([[("one", "")]])
+    drawing.draw([[("two", "")]])
+    drawing.close()
+    assert terminal.said() == (
+        "\x1b[?25l\x1b[?1049h\x1b[H\x1b[Hone\x1b[K\x1b[J\x1b[Htwo\x1b[K\x1b[J\x1b[?1049l\x1b[?25h"
+    )
+
+
+def test_without_colours_only_bold_is_left(terminal: Terminal) -> None:
+    drawing = Drawing(terminal, whole=False, env={"NO_COLOR": "1"})
+    drawing.draw([[("a", "bad"), ("b", "good"), ("c", "")]])
+    assert terminal.said() == "\x1b[?25l\r\x1b[1ma\x1b[0mbc\x1b[K\x1b[J"
+
+
+def test_no_colour_is_yellow_or_dim(terminal: Terminal) -> None:
+    drawing = Drawing(terminal, whole=False, env={})
+    drawing.draw([[(style, style) for style in ("bold", "good", "still", "bad")]])
+    said = terminal.said()
+    assert "\x1b[2m" not in said
+    assert "33" not in said
+
+
+def test_what_the_encoding_lacks_is_escaped_and_still_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(encoding="latin-1")
+    monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((12, 5)))
+    Drawing(terminal, whole=False, env={}).draw([[("/\xfc/\u65e5\u672c", "")]])
+    assert terminal.said() == "\x1b[?25l\r/\xfc/\\u65e5\\u>\x1b[K\x1b[J"
