@@ -105,6 +105,7 @@ _OPTIONS: Mapping[str, Callable[[str], Any]] = {
     "user": _text,
     "client": _absolute,
     "client-options": _words,
+    "login": _absolute,
     "socket": _text,
     "command": _command,
     "freeze": _command,

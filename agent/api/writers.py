@@ -49,7 +49,7 @@ class WriterConfig:
     `client_options` what it is called with besides; `socket` is where the application listens. `command` is a program
     that is told the steps, `freeze` and `thaw` are two that are called; `verdict`: tell whether the freeze was good.
     `prepare` to `release` are statements for the steps, `undo` those that undo what they set beyond the session;
-    `sentinel` is one that answers what stands for {}.
+    `sentinel` is one that answers what stands for {}. `login` is a script with which the client makes itself known.
     """
 
     name: str
@@ -73,6 +73,7 @@ class WriterConfig:
     release: tuple[str, ...] = ()
     undo: tuple[str, ...] = ()
     sentinel: str = "select '{}'"
+    login: str = ""
     prepare_limit: float = -1
     quiesce_limit: float = -1
     confirm_limit: float = -1
@@ -102,6 +103,7 @@ TYPES: Mapping[str, WriterType] = {
     "hook-dir": WriterType(Hold.LATCH, ("path", "when"), ("path",)),
     "live": WriterType(Hold.SESSION, ("command", "user", "verdict"), ("command",), latches=True),
     "mariadb": WriterType(Hold.SESSION, _CLIENT, latches=True),
+    "mongodb": WriterType(Hold.LATCH, (*_CLIENT, "login")),
     "mysql": WriterType(Hold.SESSION, _CLIENT, latches=True),
     "pair": WriterType(Hold.LATCH, ("freeze", "thaw", "user", "when"), ("freeze", "thaw")),
     "postgresql": WriterType(Hold.SESSION, _CLIENT),

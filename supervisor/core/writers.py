@@ -296,6 +296,8 @@ class Writers:
         assert writer is not None
         writer.worker, writer.asked = 0, None
         undid = worker.row is RPCS["unlatch"]
+        if isinstance(worker.outcome, messages.Failed) and not worker.killed:
+            death = worker.outcome.text  # why it could not
         match worker.outcome:
             case messages.Done(str(wrong)) if undid and not worker.killed:
                 self._let_go(turn, writer, wrong)

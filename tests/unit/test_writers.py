@@ -73,6 +73,7 @@ def test_a_file() -> None:
         ("type sql\nclient /c\nquiesce x\nsentinel select 1", "f line 4: sentinel is 'select 1', expected a statement"),
         ("type sql\nclient /c\nquiesce x\nsentinel {} {}", "f line 4: sentinel is '{} {}', expected a statement"),
         ("type mysql\nquiesce x", "f line 2: a writer of type mysql has no option quiesce"),
+        ("type mongodb\nlogin l.js", "f line 2: login is 'l.js', expected an absolute path"),
         ("type vmware\npath scripts", "f line 2: path is 'scripts', expected an absolute path"),
         ("type redis\npaths /a b", "f line 2: paths is '/a b', expected an absolute path"),
         ("type mariadb\nclient mariadb", "f line 2: client is 'mariadb', expected an absolute path"),

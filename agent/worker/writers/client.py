@@ -12,7 +12,8 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from .accounts import account
 from .step import Refused, TooSlow, Waits, wait
@@ -28,10 +29,19 @@ _ERROR = re.compile(r"(\S+ )?(error|fatal)\b", re.IGNORECASE)
 class Client:
     """One session. `waits` is how it waits for an answer."""
 
-    def __init__(self, command: Sequence[str], user: str, sentinel: str, waits: Waits, end: str = ";") -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        user: str,
+        sentinel: str,
+        waits: Waits,
+        end: str = ";",
+        env: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Start the client as that user, "" for ours; `sentinel` makes it print what stands for {}.
 
-        `end` ends a statement. Raises Refused if there is no such user or it cannot be executed.
+        `end` ends a statement, `env` is added to its environment. Raises Refused if there is no such user or it cannot
+        be executed.
         """
         whom = account(user)
         complaints, self._complains = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -44,7 +54,7 @@ class Client:
                 stdout=subprocess.PIPE,
                 stderr=self._complains,
                 cwd="/",
-                env={**os.environ, "LC_ALL": "C", **whom.env},
+                env={**os.environ, "LC_ALL": "C", **whom.env, **env},
                 start_new_session=True,
                 user=whom.uid if user else None,
                 group=whom.gid if user else None,
@@ -83,7 +93,7 @@ class Client:
             while b"\n" in self._said:
                 line, _, self._said = self._said.partition(b"\n")
                 row = line.decode(errors="replace").rstrip("\r")
-                if row == mark:
+                if row == mark or row.endswith(f"> {mark}"):  # behind a prompt
                     self._busy = False
                     self._must_not_complain()
                     return lines

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ...api.writers import WriterConfig
-from . import hook, live, mariadb, mysql, mysql_family, postgresql, sql
+from . import hook, live, mariadb, mongodb, mysql, mysql_family, postgresql, sql
 from .latch import Latch
 from .redis import Redis
 from .step import Waits
@@ -42,6 +42,7 @@ DRIVERS: Mapping[str, Callable[[WriterConfig, Latch, Waits, float], Driver]] = {
     "hook-dir": hook.Hooks,
     "live": live.Live,
     "mariadb": mariadb.MariaDb,
+    "mongodb": mongodb.MongoDb,
     "mysql": mysql.MySql,
     "pair": hook.Hooks,
     "postgresql": postgresql.PostgreSql,
@@ -54,6 +55,7 @@ _UNDO: Mapping[str, Callable[[Latch, float, str], str]] = {
     "hook-dir": hook.undo,
     "live": live.undo,
     "mariadb": mysql_family.put_back,
+    "mongodb": mongodb.undo,
     "mysql": mysql_family.put_back,
     "pair": hook.undo,
     "sql": sql.undo,

@@ -58,11 +58,11 @@ def unlatch(worker: Worker, args: Args) -> str:
     try:
         latch = Latch(args["folder"], args["name"])
     except (OSError, ValueError) as error:
-        raise Fault(Code.FAILED, f"writer {args['name']}: {error}") from None
+        raise Fault(Code.FAILED, str(error)) from None
     try:
         return undo(latch, time.monotonic() + args["limit"], BAD)
     except Refused as error:
-        raise Fault(Code.FAILED, f"writer {args['name']}: {error}") from None
+        raise Fault(Code.FAILED, str(error)) from None
 
 
 def devices_of(paths: Collection[str]) -> dict[str, str]:
@@ -107,6 +107,8 @@ class _Life:
         """Obey until the application is let go; return what went wrong with that."""
         try:
             return self._obey()
+        except Fault:
+            raise
         except Exception:
             if self._orders.alone:
                 traceback.print_exc(file=sys.stderr)  # nobody else hears of it
@@ -188,7 +190,10 @@ class _Life:
         self._enter("releasing")
         self._worker.title(self._state)
         limit = limit or self._config.release_limit
-        wrong = self._driver.release(time.monotonic() + limit, verdict)
+        try:
+            wrong = self._driver.release(time.monotonic() + limit, verdict)
+        except Refused as error:
+            raise Fault(Code.FAILED, str(error)) from None  # what it has set is on record: another worker tries again
         self._worker.reporter.send(messages.Acted("release", "ok", wrong, {}))
         return wrong
 
