@@ -84,6 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.command == "completion":
         return completion(args.shell)
+    if args.command == "relay":
+        if args.named or args.json or args.timeout is not None:
+            raise options.Bad("`relay` takes no --agent, --json or --timeout; its records say all")
+        from . import relay  # asyncio is slow to import
+
+        return relay.main()
     run = None
     try:
         try:

@@ -191,22 +191,29 @@ class Holding:
             self._freeze_id = ours(status)
             if status.state != "FROZEN":
                 raise FreezeBroken(f"{self.url} was frozen, and is {status.state} already; {_why(status)}")
-            if status.phase == "hold" and status.since >= 0:
-                self.begun_by_agent = self._clock() - status.since
-            mounts = tuple(mount.mountpoint for mount in status.mounts if mount.state == "frozen")
-            self._freeze = Freeze(count, status.freeze_id, mounts, at, status.hold_left, status)
-            return self._freeze
+            return self._held(count, at, status)
         except GeneratorExit:
             raise
         except BaseException as error:
             if frozen or _may_be_frozen(error):
-                self._freeze = None
-                try:
-                    yield from self._thaw()
-                except FreezeBroken as worse:
-                    self.undo_failed = worse
-                    note(error, worse)
+                yield from self._undo(error)
             raise
+
+    def _held(self, count: int, at: float, status: Status) -> Freeze:
+        if status.phase == "hold" and status.since >= 0:
+            self.begun_by_agent = self._clock() - status.since
+        mounts = tuple(mount.mountpoint for mount in status.mounts if mount.state == "frozen")
+        self._freeze = Freeze(count, status.freeze_id, mounts, at, status.hold_left, status)
+        return self._freeze
+
+    def _undo(self, error: BaseException) -> Script[None]:
+        """Thaw because of `error`, which is told what that could not."""
+        self._freeze = None
+        try:
+            yield from self._thaw()
+        except FreezeBroken as worse:
+            self.undo_failed = worse
+            note(error, worse)
 
     def end(self) -> Script[None]:
         """Thaw; raise FreezeBroken if the freeze is not known to have been held all the time."""

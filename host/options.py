@@ -75,7 +75,7 @@ class _Agents(argparse.Action):
     ) -> None:
         # A subparser has a namespace of its own, whose values replace the others; so they all share one list.
         self.const.append(value)
-        namespace.agent, namespace.agents = value, self.const
+        namespace.agent, namespace.agents, namespace.named = value, self.const, True
 
 
 def parser() -> Parser:
@@ -85,7 +85,7 @@ def parser() -> Parser:
     top = Parser(prog=PROG, allow_abbrev=False, description=DESCRIPTION, epilog=f"exit codes: {codes}")
     agent = os.environ.get("VIRTAGENT_AGENT") or DEFAULT_URL
     top.add_argument("--version", "-V", action="version", version=f"{PROG} {__version__}", help="print the version")
-    top.set_defaults(agent=agent, agents=[agent], json=False, events=False, timeout=None)
+    top.set_defaults(agent=agent, agents=[agent], named=False, json=False, events=False, timeout=None)
     asking, taking = Parser(add_help=False), Parser(add_help=False)
     for options in (top, asking):
         _common(options, urls, "give up after so long")
@@ -148,6 +148,13 @@ def parser() -> Parser:
     calling = command("call", "call any method; an argument is JSON if it parses, else a string")
     calling.add_argument("method", metavar="METHOD", help="its name, as `capabilities` lists it")
     calling.add_argument("arguments", nargs="*", default=[], metavar="ARG", help="a parameter")
+    command(
+        "relay",
+        "on a hypervisor: freeze its guests together as the records on the standard input say; their end thaws",
+        Parser(add_help=False),
+        epilog="A record is a line of JSON with one member: prepare {agents, options}, freeze {at}, "
+        "run {command, timeout} or thaw {}; each is answered by one line. Start it as `ssh HOST virtagentctl relay`.",
+    )
     completing = command("completion", "print a script that completes this command's words in a shell")
     completing.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell")
     return top

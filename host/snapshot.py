@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -28,10 +27,10 @@ from .following import Following
 from .group import AsyncAgentGroup, GroupFreeze
 from .holding import notes
 from .observing import Observer, following
+from .processes import end, gone
 
 COUNTDOWN = (0.25, 0.5, 0.75, 0.9)  # shares of the hold after which a line says how much is left
 COUNTDOWN_LEAST = 8.0  # seconds; a shorter hold is over before the lines are read
-GRACE = 2.0  # seconds from SIGTERM to SIGKILL, and then until the end; the guests are frozen meanwhile
 
 
 @dataclass
@@ -186,15 +185,15 @@ class Snapshot:
         try:
             counting = asyncio.ensure_future(_count_down(freeze, extended=bool(self._options.get("extend"))))
             try:
-                report.late = not await _gone(watched, self._timeout)
+                report.late = not await gone(watched, self._timeout)
             finally:
                 counting.cancel()
         except asyncio.CancelledError:
-            await _end(process.pid, watched)
+            await end(process.pid, watched)
             raise
         else:
             if report.late:
-                await _end(process.pid, watched)
+                await end(process.pid, watched)
         finally:
             os.close(watched)
             report.status = process.poll()
@@ -259,35 +258,3 @@ def _octal(mountpoint: str) -> str:
         c if c.isprintable() and c != "\\" else "".join(f"\\{byte:03o}" for byte in c.encode(errors="surrogatepass"))
         for c in mountpoint
     )
-
-
-async def _gone(watched: int, timeout: float | None) -> bool:
-    """Wait until the process has ended; return whether it has ended in time."""
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(watched, ended.set)
-    try:
-        await asyncio.wait_for(ended.wait(), timeout)
-    except asyncio.TimeoutError:
-        return ended.is_set()
-    finally:
-        loop.remove_reader(watched)
-    return True
-
-
-async def _end(leader: int, watched: int) -> None:
-    """End the command and its whole session. The leader is not reaped meanwhile, so that its number stays taken."""
-    _signal(leader, signal.SIGTERM)
-    await _gone(watched, GRACE)
-    _signal(leader, signal.SIGKILL)
-    await _gone(watched, GRACE)
-
-
-def _signal(session: int, number: signal.Signals) -> None:
-    """Signal all processes of the session: a shell gives each job a group of its own."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(session, number)
-    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getsid(pid) == session and os.getpgid(pid) != session:
-                os.kill(pid, number)

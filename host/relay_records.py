@@ -1,0 +1,75 @@
+"""What the records of virtagentctl relay may hold."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from .group import refuse_twice
+from .holding import Options, Wanted
+from .named_agents import expand
+
+T = TypeVar("T")
+
+AGENTS_MAX = 1000
+_OPTIONS = {name for name in Options.__annotations__ if name != "progress"}
+_GLOB = frozenset("*?[")
+
+
+class Bad(Exception):
+    """A record that cannot be carried out; nothing was done."""
+
+
+def known(what: str, body: Mapping[str, Any], names: set[str]) -> None:
+    """Raise Bad if the record has a member that is none of `names`."""
+    if unknown := sorted(body.keys() - names):
+        raise Bad(f"{what}: unknown member {unknown[0][:40]!r}; known: {', '.join(sorted(names)) or 'none'}")
+
+
+def number(what: str, body: Mapping[str, Any], name: str, default: T) -> float | T:
+    """Return the number that the member is, `default` if it is not there; raise Bad if it is none over 0."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e11:
+        raise Bad(f"{what}: {name} is {str(value)[:40]}, expected a number over 0")
+    return float(value)
+
+
+def wanted(options: Any) -> Wanted:
+    """Return what is to be frozen, and how; raise Bad if an option is none."""
+    if not isinstance(options, dict):
+        raise Bad(f"prepare: options is {type(options).__name__}, expected an object")
+    known("prepare: options", options, {"include", "exclude", *_OPTIONS})
+    try:
+        return Wanted(**options)
+    except (TypeError, ValueError) as error:
+        raise Bad(f"prepare: options: {error}") from None
+
+
+def urls(agents: Any) -> list[str]:
+    """Return the URLs of the agents; raise Bad if there is none.
+
+    Names are those of the configuration; a glob matches the unix sockets that are there.
+    """
+    if not isinstance(agents, list) or not agents or not all(isinstance(one, str) for one in agents):
+        raise Bad("prepare: agents is the list of their URLs, one at least")
+    found: list[str] = []
+    try:
+        for one in expand(agents):
+            path = one.removeprefix("unix:")
+            if path != one and _GLOB & set(path) and not os.path.exists(path):
+                matches = sorted(glob.glob(path))
+                if not matches:
+                    raise Bad(f"prepare: nothing matches {one}")
+                found += [f"unix:{match}" for match in matches]
+            else:
+                found.append(one)
+        refuse_twice(found)
+    except ValueError as error:
+        raise Bad(f"prepare: {error}") from None
+    if len(found) > AGENTS_MAX:
+        raise Bad(f"prepare: {len(found)} agents, at most {AGENTS_MAX}")
+    return found
