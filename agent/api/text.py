@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 TITLE_MAX = 64  # characters of a path in a title: ps shows only as much as fits where the environment was
 _SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+_UNITS = ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s"))
 NAMED_MAX = 5  # paths that a sentence names; a mount point may have 4 KiB
 
 
@@ -28,6 +29,20 @@ def size(number: float) -> str:
     while number >= 1024 and unit < len(_SIZES) - 1:
         number, unit = number / 1024, unit + 1
     return f"{number:.4g} {_SIZES[unit]}"
+
+
+def took(seconds: float) -> str:
+    """Return seconds as 0.4 ms, 11 ms, 3.02 s, 41 s, 3 min 20 s, 5 h 2 min or 12 d 3 h."""
+    if seconds < 1:
+        return f"{seconds * 1000:.2g} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
+    if seconds < 59.5:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    for unit, below, name, name_below in _UNITS:
+        if whole >= unit:
+            rest = whole % unit // below
+            return f"{whole // unit} {name}" + (f" {rest} {name_below}" if rest else "")
+    return f"{whole} s"
 
 
 def listed(names: Iterable[str], separator: str = ", ") -> str:

@@ -33,6 +33,7 @@ from .status import Records
 from .timing import Deadlines
 from .turn import Turn
 from .waiting import Waiting
+from .warnings import Warnings
 from .workers import Worker, Workers, while_clause
 from .writers import BAD, Writers
 
@@ -72,6 +73,7 @@ class Engine:
         self._waiting = Waiting(self._freeze, self._pending, self.refusal, self._fork)
         self._presync = Presync(self._freeze, self._writers, self._pending, self._spawn)
         self._stopping = ""
+        self._warnings = Warnings(self._freeze, self._workers)
         self._title = titles.Title()
         self._records = Records(self._freeze, self._workers, self._writers, self._audit, version, now)
         self._reloading = Reloading(self._workers, self._configure)
@@ -92,12 +94,12 @@ class Engine:
     def _show(self, turn: Turn) -> None:
         """Show the change to those who wait for it, in the audit log and in the title."""
         self._waiting.held(turn)
-        self._records.note(turn)
+        self._warnings.note(turn, self._records.note(turn))
         self._pending.tell_news(turn, self._records.seq, self._freeze.state)
         if self._audit.waiting and self._freeze.thawed:
             for text in self._audit.take():
                 turn.log("audit", text)
-        self._title.show(turn, self._freeze, self._workers)
+        self._title.show(turn, self._freeze, self._workers, stopping=bool(self._stopping))
 
     @property
     def thawed(self) -> bool:
@@ -375,6 +377,8 @@ class Engine:
                 self._writers.due(turn, name)
             case ("core", "poll", int(number)):
                 self._pending.poll_due(turn, number)
+            case ("core", "warn"):
+                self._warnings.due(turn)
             case ("core", "news"):
                 self._freeze.news.due(turn)
             case key:
@@ -397,7 +401,7 @@ class Engine:
     def _stopped(self, turn: Turn, event: events.Stopped) -> None:
         self._stopping = f"the agent was stopped: {event.signal}"
         self._records.stops(self._stopping)
-        turn.log("notice", self._stopping)
+        turn.log("notice", f"stopping: {event.signal}" + ("" if self.thawed else "; the freeze is ended first"))
         was_thawed = self.thawed
         self._freeze.stop(turn, self._stopping)
         if was_thawed:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from ...agent.api import summary
+from ...agent.api.records import Last
 from ...agent.api.states import FreezeState, Outcome, Phase
 from .events import Entry
 from .transaction import ABOUT_MAX, Transaction
@@ -49,7 +51,16 @@ def tell(
         fields += _mounts(transaction, kind)
     if kind == VETOED and refused_by:
         fields.append(("writer", refused_by))
-    turn.log(_LEVELS.get(kind, "notice"), text, Entry(kind, tuple(fields)))
+    # The one line of a freeze at level notice is that of its end.
+    level = _LEVELS.get(kind) or ("info" if kind == FROZEN else "debug")
+    turn.log(level, text, Entry("" if kind == THAWED else kind, tuple(fields)))
+
+
+def sum_up(turn: Turn, last: Last, transaction: Transaction, by: str) -> None:
+    """Log in one line what became of a freeze that is over, with its figures; `by` is who asked for it."""
+    fields = [("freeze_id", str(last.freeze_id)), ("phase", Phase.THAW.value), ("outcome", last.outcome)]
+    entry = Entry(THAWED, (*fields, *_mounts(transaction, THAWED)))
+    turn.log("notice", summary.line(last, by), entry)
 
 
 def _mounts(transaction: Transaction, kind: str) -> Iterator[tuple[str, str]]:

@@ -331,7 +331,8 @@ class Freeze(Machine):
         self._ends = True
         transaction = self.current
         transaction.ledger.settle(turn.now)
-        self.history.end(transaction.summary(turn, self._writers), transaction)
+        last = transaction.summary(turn, self._writers)
+        entries.sum_up(turn, last, transaction, self.history.end(last, transaction))
         self.release(turn, GOOD if transaction.verdict_good else BAD)
 
     @property

@@ -29,8 +29,11 @@ class History:
         self._began, self._began_wall = turn.now, turn.wall
         self._by = f"{peer.who} at {peer.channel}"
 
-    def end(self, last: Last, transaction: Transaction | None = None) -> None:
-        """Take note of how the freeze ended; of one that an earlier agent began less is known."""
+    def end(self, last: Last, transaction: Transaction | None = None) -> str:
+        """Take note of how the freeze ended, and return who asked for it.
+
+        Of one that an earlier agent began less is known.
+        """
         self.last = last
         proceeded = transaction.proceeded_at if transaction and self._began_wall >= 0 else 0.0
         self._past.append(
@@ -54,7 +57,8 @@ class History:
                 thaw_seconds=last.thaw_seconds,
             )
         )
-        self._began_wall, self._by = -1.0, ""
+        by, self._began_wall, self._by = self._by, -1.0, ""
+        return by
 
     def amend(self, turn: Turn, writers: Writers) -> None:
         """Take note of how the writers of the last freeze were let go, which is after its end."""

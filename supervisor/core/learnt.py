@@ -47,6 +47,6 @@ class Edges:
                 *(("lies_on", host) for host in found.hosts),
             )
             text = f"{mount.mountpoint} lies on one of: {', '.join(found.hosts)}"
-            turn.log("notice", text, Entry(LEARNT, fields))
+            turn.log("info", text, Entry(LEARNT, fields))
         elif before and before[0] == ids[0]:
-            turn.log("notice", f"{mount.mountpoint} does not lie on what an earlier freeze took it to lie on")
+            turn.log("info", f"{mount.mountpoint} does not lie on what an earlier freeze took it to lie on")

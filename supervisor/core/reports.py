@@ -78,9 +78,9 @@ class FreezeReports:
 
     def _log_notes(self, turn: Turn, freeze: int, plan: Plan) -> None:
         for note in plan.notes:
-            turn.log("notice", f"freeze {freeze}: {note}")
+            turn.log("info", f"freeze {freeze}: {note}")
         if left := [f"{one.mountpoint} ({one.reason})" for one in plan.left_out if one.strict_error]:
-            turn.log("notice", f"freeze {freeze}: left out, which strict would refuse: {listed(left)}")
+            turn.log("info", f"freeze {freeze}: left out, which strict would refuse: {listed(left)}")
 
     def _receive_synced(self, turn: Turn, worker: Worker, _synced: messages.Synced) -> str:
         transaction = self._freeze.current

@@ -60,9 +60,10 @@ class Title:
     def __init__(self) -> None:
         self._shown: tuple[str, float | None] = ("", None)
 
-    def show(self, turn: Turn, freeze: Freeze, workers: Workers) -> None:
+    def show(self, turn: Turn, freeze: Freeze, workers: Workers, *, stopping: bool = False) -> None:
         """Show what is happening, if that differs from what is shown."""
-        title = _TITLES[freeze.state](freeze, workers)
+        text, until = _TITLES[freeze.state](freeze, workers)
+        title = f"stopping, {text}" if stopping else text, until
         if title != self._shown:
             self._shown = title
             turn.title(*title)

@@ -167,6 +167,7 @@ class Loop:
         for number in self._wakeup_r.recv(4096):
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._say("STOPPING=1")
+                self._say("STATUS=stopping" + ("" if self._core.thawed else "; what may be frozen is thawed first"))
             if number in _SIGNALS:
                 self.feed(_SIGNALS[number](number))
 

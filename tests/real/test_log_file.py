@@ -29,7 +29,7 @@ def start(rig: Rig, log: Path, *options: str) -> Daemon:
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
 def test_a_log_on_a_file_system_that_is_frozen(rig: Rig, kind: str) -> None:
     log = Path(str(rig.fs(kind))) / "virtagentd.log"
-    daemon = start(rig, log)
+    daemon = start(rig, log, "--log-level", "debug")
     host = daemon.proxy()
     writer = writer_of(daemon)
     for _ in range(3):

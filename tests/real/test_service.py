@@ -375,7 +375,7 @@ def test_the_title_is_shown_whatever_the_service_manager_says_first(rig: Rig, mo
 def test_stderr_on_a_disk_is_warned_of(rig: Rig) -> None:
     fs = rig.fs("ext4")
     with open(fs.path / "log", "wb") as log:
-        daemon = rig.daemon([fs], stderr=log.fileno())
+        daemon = rig.daemon([fs], ["--log-level", "debug"], stderr=log.fileno())
         assert daemon.proxy().va.fsfreeze() == 1
         assert daemon.proxy().va.fsthaw() == 1
         daemon.stop()

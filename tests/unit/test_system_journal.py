@@ -209,7 +209,7 @@ def only(drive: Drive, kind: str) -> tuple[str, dict[str, list[str]]]:
 def test_frozen_and_thawed(drive: Drive) -> None:
     _, keeper = drive.hold()
     level, entry = only(drive, "frozen")
-    assert level == "notice"
+    assert level == "info"
     assert (entry["VIRTAGENT_FREEZE_ID"], entry["VIRTAGENT_PHASE"]) == (["1"], ["hold"])
     assert entry["VIRTAGENT_MOUNT"] == ["/srv/0", "/srv/1"]
     drive.ask("va.fsthaw")
