@@ -13,8 +13,9 @@ from enum import Enum
 from typing import Any
 
 from ..agent.api.errors import Fault
-from ..agent.api.records import LeftOut, Plan, Status
+from ..agent.api.records import LeftOut, Plan, PlannedWriter, Status
 from ..agent.api.text import brief, listed
+from ..agent.api.writers import WriterState
 from . import calls, text
 from .errors import HostError, Unsupported
 from .holding import ours
@@ -76,6 +77,11 @@ def of_status(status: Status) -> Iterator[Check]:
             yield fail(f"a freeze is under way already (freeze {status.freeze_id}, {state}{by})", "wait, or thaw")
     if status.audit.dropped:
         yield warn(f"{text.count(status.audit.dropped, 'audit record')} lost since the agent started")
+    for writer in status.writers:
+        if writer.state == WriterState.STUCK.value:
+            yield fail(
+                f"writer {writer.name} could not be let go, and each freeze is refused until it is: {writer.error}"
+            )
     last = status.last
     if last is None:
         yield info("no freeze yet since the agent started: nothing is known of how long one takes")
@@ -109,6 +115,24 @@ def of_plan(plan: Plan) -> Iterator[Check]:
             yield info(f"left out as {reason}: {listed(points)}")
     for note in plan.notes:
         yield info(note)
+    for writer in plan.writers:
+        yield from of_writer(writer)
+
+
+def of_writer(writer: PlannedWriter) -> Iterator[Check]:
+    """Check whether an application could take part, and whether all its data would be frozen."""
+    named = f"writer {writer.name} ({writer.type})"
+    if writer.error:
+        found = f"{named} would refuse the freeze: {writer.error}"
+        yield fail(found, "mend it, or set `required no`") if writer.required else warn(found)
+    if writer.not_frozen:
+        yield warn(
+            f"{named} has data on what is not frozen: {listed(map(brief, writer.not_frozen))}; a snapshot of it is not "
+            "consistent",
+            "include that file system, or set its `paths`",
+        )
+    if not writer.error and not writer.not_frozen:
+        yield ok(f"{named}: {listed(map(brief, writer.paths)) or 'its paths are not known'}")
 
 
 def examine(rehearse: bool, guest_checks: Iterable[Check]) -> Examination:
@@ -155,8 +179,10 @@ def _rehearse() -> Examination:
             return [fail(f"the rehearsal failed: {error}; and the thaw: {worse}")]
         return [fail(f"the rehearsal failed: {error}")]
     last = status.last
+    app_stall = last.app_stall_seconds if last is not None else -1.0
     stall = last.stall_seconds if last is not None else -1.0
     words = f"rehearsed: {synced} synced, {frozen} frozen, {thawed} thawed; writers stood still {text.known(stall)}"
+    words += f", applications {text.duration(app_stall)}" if app_stall >= 0 else ""
     return [ok(words) if last is not None and last.held_continuously else fail(words)]
 
 

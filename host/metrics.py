@@ -39,6 +39,8 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "virtagent_last_freeze_broken": ("gauge", "Whether the last freeze was broken after the host was told frozen."),
     "virtagent_last_hold_seconds": ("gauge", "How long the last freeze was held."),
     "virtagent_last_stall_seconds": ("gauge", "How long writers stood still in the last freeze."),
+    "virtagent_last_app_stall_seconds": ("gauge", "How long applications of writers stood still in the last freeze."),
+    "virtagent_last_application_consistent": ("gauge", "Whether all writers held over the last freeze."),
     "virtagent_mounts": ("gauge", "File systems of the last plan, by what was done to them."),
     "virtagent_mounts_left_out": ("gauge", "File systems that the last plan left out, by reason."),
     "virtagent_writers": ("gauge", "1 for the state of each writer."),
@@ -91,6 +93,9 @@ def samples(agent: str, status: Status | None) -> Iterator[Sample]:
         yield from one("virtagent_last_freeze_broken", last.outcome in _BROKEN)
         yield from one("virtagent_last_hold_seconds", last.held_seconds)
         yield from one("virtagent_last_stall_seconds", last.stall_seconds)
+        yield from one("virtagent_last_app_stall_seconds", last.app_stall_seconds)
+        if status.writers:
+            yield from one("virtagent_last_application_consistent", last.consistency == "application")
     for state, count in _counts(mount.state for mount in status.mounts if not mount.reason):
         yield from one("virtagent_mounts", count, state=state)
     for reason, count in status.left_out_counts.items():

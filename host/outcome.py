@@ -152,6 +152,8 @@ def lines(report: Report) -> Iterator[str]:
     ]
     yield from text.table(rows)
     for url, one in guests.items():
+        for writer in (one.last or one.status).writers:
+            yield "writer " + "  ".join(cell for cell in text.writer_row(writer) if cell)
         if one.not_extended:
             yield f"the hold of {url} could not be extended ({one.not_extended})"
     if report.seconds >= 0:
@@ -182,6 +184,7 @@ def document(report: Report, wrong: str, code: int) -> dict[str, Any]:
                 "broken": str(one.broken or ""),
                 "not_extended": one.not_extended,
                 "last": records.dump(one.last) if one.last else {},
+                "writers": [records.dump(writer) for writer in (one.last or one.status).writers],
             }
             for url, one in (freeze.guests.items() if freeze else ())
         },

@@ -18,9 +18,11 @@ from ..agent.api.records import (
     MountStatus,
     PastFreeze,
     Plan,
+    PlannedWriter,
     Progress,
     Status,
     WorkerStatus,
+    WriterStatus,
 )
 from ..agent.api.text import printable, size
 
@@ -64,6 +66,9 @@ def status_lines(status: Status) -> Iterator[str]:
         yield "file systems"
         yield from table([mount_row(mount) for mount in named])
         yield from more_left_out(status.mounts, status.left_out_counts)
+    if status.writers:
+        yield "writers"
+        yield from table([writer_row(writer) for writer in status.writers])
     if status.workers:
         yield "workers"
         yield from table([worker_row(worker) for worker in status.workers])
@@ -85,6 +90,9 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield from table([left_out_row(left) for left in sorted(named, key=lambda x: (x.reason, x.mountpoint))])
         yield from more_left_out(plan.left_out, plan.left_out_counts)
     yield from (f"note: {note}" for note in plan.notes)
+    if plan.writers:
+        yield "writers"
+        yield from table([planned_writer_row(writer) for writer in plan.writers])
 
 
 def changes(before: Status | None, after: Status) -> Iterator[str]:
@@ -96,6 +104,10 @@ def changes(before: Status | None, after: Status) -> Iterator[str]:
         old = earlier.get(mount.mountpoint)
         if old is None or (old.state, old.error) != (mount.state, mount.error):
             yield "  ".join(cell for cell in mount_row(mount) if cell)
+    states = {writer.name: (writer.state, writer.error) for writer in before.writers} if before else {}
+    for writer in after.writers:
+        if states.get(writer.name) != (writer.state, writer.error):
+            yield "writer " + "  ".join(cell for cell in writer_row(writer) if cell)
     going = moved(after.progress) if after.phase in _SYNCING else ""
     if going and (before is None or moved(before.progress) != going):
         yield going
@@ -217,6 +229,28 @@ def planned_row(mount: Mount, plan: Plan) -> tuple[str, ...]:
     return mount.mountpoint, mount.fstype, mount.source or mount.device, ", ".join(fact for fact in facts if fact)
 
 
+def planned_writer_row(writer: PlannedWriter) -> tuple[str, ...]:
+    facts = [
+        "" if writer.required else "not required",
+        f"after {', '.join(writer.after)}" if writer.after else "",
+        ", ".join(writer.paths) or "its paths are not known",
+        f"NOT FROZEN: {', '.join(writer.not_frozen)}" if writer.not_frozen else "",
+        writer.error,
+    ]
+    return writer.name, writer.type, ", ".join(fact for fact in facts if fact)
+
+
+def writer_row(writer: WriterStatus) -> tuple[str, ...]:
+    stood = f"held {duration(writer.seconds.held)}" if writer.seconds.held >= 0 else ""
+    facts = [
+        "" if writer.required else "not required",
+        *(f"{name} {value}" for name, value in writer.info.items()),
+        f"NOT FROZEN: {', '.join(writer.not_frozen)}" if writer.not_frozen else "",
+        writer.error,
+    ]
+    return writer.name, writer.type, writer.state, stood, ", ".join(fact for fact in facts if fact)
+
+
 def left_out_row(left: LeftOut) -> tuple[str, ...]:
     return left.reason, left.mountpoint, left.fstype, ", ".join(filter(None, (also(left), where(left))))
 
@@ -236,6 +270,10 @@ def last_freeze(last: Last) -> str:
         facts.append(f"held {duration(last.held_seconds)} {how}")
     if last.stall_seconds >= 0:
         facts.append(f"writers stood still {duration(last.stall_seconds)}")
+    if last.app_stall_seconds >= 0:
+        facts.append(f"applications {duration(last.app_stall_seconds)}")
+    if last.consistency == "application":
+        facts.append("consistent for applications")
     if last.error:
         facts.append(last.error)
     if last.at >= 0:

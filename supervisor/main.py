@@ -17,9 +17,9 @@ from ..agent import __version__
 from ..agent.api.bounds import also_at, bounded, not_shown
 from ..agent.api.errors import Fault
 from ..agent.api.options import Rules
-from ..agent.api.records import Plan
+from ..agent.api.records import Plan, PlannedWriter
 from ..agent.api.text import printable
-from ..agent.worker import handlers, kernel, namespaces, rcu, sysfs
+from ..agent.worker import handlers, kernel, methods, namespaces, rcu, sysfs
 from ..agent.worker.writers import latch
 from .channels.char_device import CharDevice
 from .channels.listener import Listener
@@ -69,7 +69,8 @@ def print_plan(config: Config) -> int:
         plan = sysfs.read_plan(Rules(config.include, config.exclude))
     except Fault as fault:
         return _say(str(fault), 1)
-    return _print(describe(bounded(plan)))
+    writers = config.every_writer if config.writers != "none" else ()
+    return _print(describe(methods.with_writers(bounded(plan), writers, required=config.writers == "all")))
 
 
 def describe(plan: Plan) -> str:
@@ -83,7 +84,21 @@ def describe(plan: Plan) -> str:
     lines += [f"  {left.reason:<12}  {left.mountpoint} ({left.fstype}, {left.device})" for left in plan.left_out]
     lines += [f"  {reason:<12}  {more} more" for reason, more in not_shown(plan.left_out, plan.left_out_counts).items()]
     lines += [f"note: {note}" for note in plan.notes]
+    if plan.writers:
+        lines.append(f"writers: {len(plan.writers)}")
+        lines += [f"  {writer.name} ({writer.type}){_about(writer)}" for writer in plan.writers]
     return "\n".join(map(printable, lines)) + "\n"
+
+
+def _about(writer: PlannedWriter) -> str:
+    facts = [
+        "" if writer.required else "not required",
+        f"after {' '.join(writer.after)}" if writer.after else "",
+        ", ".join(writer.paths) or "its paths are not known",
+        f"NOT FROZEN: {', '.join(writer.not_frozen)}" if writer.not_frozen else "",
+        writer.error,
+    ]
+    return "".join(f"; {fact}" for fact in facts if fact)
 
 
 def serve(

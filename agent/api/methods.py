@@ -198,9 +198,11 @@ _ROWS = (
         _W,
         Disk.READ,
         "Tell what va.fsfreeze would do, freezing nothing.",
-        "struct {mounts: array, left_out: array with reasons, at most 50, left_out_counts: struct by reason}",
+        "struct {mounts: array, left_out: array with reasons, at most 50, left_out_counts: struct by reason, writers: "
+        "array with paths, not_frozen and error}",
         params=_struct(*_FREEZE),
         limit=5,
+        adds=("writers",),
     ),
     Rpc(
         "va.fssync",

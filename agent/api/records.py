@@ -67,22 +67,38 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedWriter:
+    """A writer that would take part: its paths, those of them that would not be frozen, and what is wrong with it."""
+
+    name: str
+    type: str = ""
+    hold: str = ""
+    required: bool = True
+    after: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    not_frozen: tuple[str, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The file systems to freeze, in that order: by level, and within a level in reverse mount order.
 
     `notes` are sentences about what in that order is not as it was assumed to be. `left_out_counts` says how many file
-    systems are left out for each reason, where `left_out` has only some of them (`bounds.bounded`).
+    systems are left out for each reason, where `left_out` has only some of them (`bounds.bounded`). `writers` are only
+    in an answer to va.fsplan.
     """
 
     mounts: tuple[Mount, ...]
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
     left_out_counts: Mapping[str, int] = field(default_factory=dict)
+    writers: tuple[PlannedWriter, ...] = ()
 
     def dump(self) -> dict[str, Any]:
         """Return the plan as dicts and lists, for the report pipe, the journal and va.fsplan."""
         found = dump(self)
-        for record in (found, *found["mounts"], *found["left_out"]):
+        for record in (found, *found["mounts"], *found["left_out"], *found["writers"]):
             record |= {name: list(value) for name, value in record.items() if type(value) is tuple}
         return found
 

@@ -6,15 +6,17 @@ import os
 import stat
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..api.bounds import bounded
 from ..api.errors import Code, Fault, failed
-from ..api.writers import BadWriter
+from ..api.records import Plan
+from ..api.writers import BadWriter, WriterConfig
 from . import freeze, sysfs
 from .links import open_asked
 from .mount_threads import perform
-from .writers import config
+from .writers import config, preview
 
 if TYPE_CHECKING:
     from .context import Args, Worker
@@ -150,5 +152,15 @@ def fssync(worker: Worker, args: Args) -> int:
 
 
 def fsplan(_worker: Worker, args: Args) -> dict[str, Any]:
-    """Return the plan that va.fsfreeze would carry out."""
-    return bounded(sysfs.read_plan(args["options"].rules)).dump()
+    """Return the plan that va.fsfreeze would carry out; `args["writers"]` are the daemon's (writers.WriterConfig)."""
+    options = args["options"]
+    plan = bounded(sysfs.read_plan(options.rules))
+    if not options.waits:
+        return plan.dump()
+    return with_writers(plan, args["writers"], required=options.writers == "all").dump()
+
+
+def with_writers(plan: Plan, writers: Sequence[WriterConfig], *, required: bool = True) -> Plan:
+    """Return the plan with what is to be said of the writers; `required`: those that are may be."""
+    planned = preview.preview(writers, {mount.device for mount in plan.mounts}, required=required)
+    return replace(plan, writers=planned)

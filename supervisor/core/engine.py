@@ -99,7 +99,7 @@ class Engine:
         if self._audit.waiting and self._freeze.thawed:
             for text in self._audit.take():
                 turn.log("audit", text)
-        self._title.show(turn, self._freeze, self._workers, stopping=bool(self._stopping))
+        self._title.show(turn, self._freeze, self._workers, self._writers, stopping=bool(self._stopping))
 
     @property
     def thawed(self) -> bool:

@@ -24,6 +24,7 @@ def additions(config: Config, handle: int) -> dict[str, Any]:
         "grace": EXEC_GRACE,
         "handle": handle,
         "qga": qemu.version(config.qga_version),
+        "writers": config.every_writer,
     }
 
 

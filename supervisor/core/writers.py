@@ -15,6 +15,7 @@ from dataclasses import replace
 from ...agent.api.methods import RPCS
 from ...agent.api.records import WriterStatus
 from ...agent.api.states import Phase, WorkerEvent, following
+from ...agent.api.text import listed
 from ...agent.api.writers import WRITER_TABLE, Step, WriterConfig, WriterEvent, WriterState
 from ...agent.worker import messages
 from .events import Entry, Lifeline
@@ -200,6 +201,11 @@ class Writers:
 
     def _unreleased(self) -> list[Writer]:
         return [w for w in self._all.values() if (w.worker or w.set) and w.state is not _S.STUCK]
+
+    @property
+    def waited_for(self) -> str:
+        """The names of those that have yet to do what they were told, "" if there are none."""
+        return listed(writer.name for writer in self._all.values() if writer.asked is not None)
 
     @property
     def application_consistent(self) -> bool:

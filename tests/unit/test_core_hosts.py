@@ -424,7 +424,7 @@ def test_broken_survives_the_agents_own_end(drive: Drive) -> None:
     drive.die(keeper)
     drive.compensates()
     assert drive.journal is not None
-    assert drive.journal["plan"] == {"mounts": [], "left_out": [], "notes": [], "left_out_counts": {}}
+    assert drive.journal["plan"] == {"mounts": [], "left_out": [], "notes": [], "left_out_counts": {}, "writers": []}
     assert "broken" in drive.journal["untold"]
 
 

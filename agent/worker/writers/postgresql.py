@@ -36,19 +36,14 @@ class PostgreSql:
 
     def prepare(self, until: float) -> Info:
         """Connect and check; have what is dirty written. Raises Refused, Interrupted."""
-        config = self._config
-        command = [config.client or "psql", "-AtqX", "-v", "ON_ERROR_STOP=1", "-F", "\t", "-d", "postgres", "-w"]
-        command += ["-h", config.socket] if config.socket else []
-        self._client = Client([*command, *config.client_options], config.user or "postgres", "select '{}'", self._waits)
-        asked = "select current_setting('data_directory'), version(), current_setting('is_superuser')"
-        directory, version, superuser = self._client.row(asked, until, 3)
+        self._client = _connect(self._config, self._waits)
+        version, superuser = self._client.row("select version(), current_setting('is_superuser')", until, 2)
         if self._client.rows("select pg_is_in_recovery()", until) == [["t"]]:
             raise Refused("it is a standby: ask its primary")
         if superuser == "on":
             self._client.ask(_SILENT, until)
         self._client.ask("checkpoint", until)
-        spaces = [row[0] for row in self._client.rows(_SPACES, until)]
-        return {"paths": [directory, f"{directory}/pg_wal", *spaces], "version": version.split(" on ")[0]}
+        return {"paths": _paths(self._client, until), "version": version.split(" on ")[0]}
 
     def quiesce(self, until: float) -> Info:
         """Note the position in the log up to which all is written. Raises Refused, Interrupted."""
@@ -79,3 +74,23 @@ class PostgreSql:
                 wrong = str(error)
             self._client.close()
         return wrong
+
+
+def look(config: WriterConfig, until: float) -> list[str]:
+    """Return where a server has its data; raise Refused."""
+    client = _connect(config, wait)
+    try:
+        return _paths(client, until)
+    finally:
+        client.close()
+
+
+def _connect(config: WriterConfig, waits: Waits) -> Client:
+    command = [config.client or "psql", "-AtqX", "-v", "ON_ERROR_STOP=1", "-F", "\t", "-d", "postgres", "-w"]
+    command += ["-h", config.socket] if config.socket else []
+    return Client([*command, *config.client_options], config.user or "postgres", "select '{}'", waits)
+
+
+def _paths(client: Client, until: float) -> list[str]:
+    (directory,) = client.row("select current_setting('data_directory')", until, 1)
+    return [directory, f"{directory}/pg_wal", *(row[0] for row in client.rows(_SPACES, until))]

@@ -21,12 +21,22 @@ _FOR_EVER = 86400.0
 SAID_MAX = 64 << 10
 TEXTS_MAX = 64
 WORDS_MAX = 300
+_CONNECT_SECONDS = 5.0  # at most, of which a step may have less
+
+
+def look(config: WriterConfig, until: float) -> list[str]:
+    """Return where a server has its data; raise Refused."""
+    redis = Redis(config, None, wait)
+    try:
+        return redis.look(until)
+    finally:
+        redis.release(until, "")
 
 
 class Redis:
     """One server: a connection, and a pause of writes."""
 
-    def __init__(self, config: WriterConfig, latch: Latch, waits: Waits, at_most: float = 0.0) -> None:
+    def __init__(self, config: WriterConfig, latch: Latch | None, waits: Waits, at_most: float = 0.0) -> None:
         self._config = config
         self._waits = waits
         self._at_most = at_most or _FOR_EVER
@@ -42,7 +52,7 @@ class Redis:
 
     def prepare(self, until: float) -> Info:
         """Connect and check. Raises Refused, Interrupted."""
-        self._connect(self._config.socket or DEFAULT)
+        self._connect(self._config.socket or DEFAULT, until)
         server = self._section("server", until)
         version = server.get("redis_version", "")[:WORDS_MAX]
         if [whole(number, "its version") for number in version.split(".")[:2]] < [6, 2]:
@@ -50,8 +60,7 @@ class Redis:
         kept = self._section("persistence", until)
         if kept.get("loading") == "1":
             raise Refused("it is loading its data")
-        folder = self._ask(until, "CONFIG", "GET", "dir")
-        return {"version": version, "paths": folder[1:2], "aof": kept.get("aof_enabled", "")}
+        return {"version": version, "paths": self._paths(until), "aof": kept.get("aof_enabled", "")}
 
     def quiesce(self, until: float) -> Info:
         """Hold writes. Raises Refused, Interrupted."""
@@ -87,14 +96,24 @@ class Redis:
         self._socket = None
         return wrong
 
-    def _connect(self, where: str) -> None:
+    def look(self, until: float) -> list[str]:
+        """Connect, and return where the server has its data; raise Refused."""
+        self._connect(self._config.socket or DEFAULT, until)
+        return self._paths(until)
+
+    def _paths(self, until: float) -> list[str]:
+        return self._ask(until, "CONFIG", "GET", "dir")[1:2]
+
+    def _connect(self, where: str, until: float) -> None:
+        seconds = min(max(until - time.monotonic(), 0.01), _CONNECT_SECONDS)
         try:
             if where.startswith("/"):
                 self._socket = socket.socket(socket.AF_UNIX)
+                self._socket.settimeout(seconds)
                 self._socket.connect(where)
             else:
                 host, _, port = where.rpartition(":")
-                self._socket = socket.create_connection((host, whole(port, "its port")), 5)
+                self._socket = socket.create_connection((host, whole(port, "its port")), seconds)
         except (OSError, OverflowError) as error:
             raise Refused(f"{where}: {getattr(error, 'strerror', None) or error}") from None
         self._socket.setblocking(False)

@@ -1,0 +1,96 @@
+"""What a plan says of the writers: where each has its data, what is not frozen of that. Nothing is changed or held."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from ...api.records import PlannedWriter
+from ...api.writers import TYPES, WriterConfig
+from . import calls, postgresql, redis
+from .life import devices_of
+from .step import Refused
+
+LOOK_SECONDS = 3.0  # in which an application must say where its data are
+Look = Callable[[WriterConfig, float], Sequence[str]]
+
+
+def _programs(config: WriterConfig, _until: float) -> Sequence[str]:
+    try:
+        calls.calls(config)
+    except OSError as error:
+        raise Refused(f"{error.filename}: {error.strerror}") from None
+    return ()
+
+
+LOOKS: Mapping[str, Look] = {
+    "hook": _programs,
+    "hook-dir": _programs,
+    "pair": _programs,
+    "postgresql": postgresql.look,
+    "redis": redis.look,
+    "vmware": _programs,
+}
+"""Where an application of this type has its data; of the others only what the configuration says is known."""
+
+
+def preview(
+    writers: Collection[WriterConfig], devices: Collection[str], *, required: bool
+) -> tuple[PlannedWriter, ...]:
+    """Return the writers as a freeze of these devices (major:minor) would have them; `required`: those that are may be.
+
+    All are asked at the same time, and those that do not answer are named.
+    """
+    until = time.monotonic() + LOOK_SECONDS
+    looked = _look_at_all(writers, until)
+    places = devices_of({path for _, (paths, _) in looked for path in paths})
+    return tuple(_planned(writer, paths, wrong, places, devices, required) for writer, (paths, wrong) in looked)
+
+
+def _look_at_all(
+    writers: Collection[WriterConfig], until: float
+) -> list[tuple[WriterConfig, tuple[tuple[str, ...], str]]]:
+    found: dict[str, tuple[tuple[str, ...], str]] = {}
+
+    def look(writer: WriterConfig) -> None:
+        found[writer.name] = _look(writer, until)
+
+    threads = [threading.Thread(target=look, args=(writer,)) for writer in writers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [(writer, found[writer.name]) for writer in writers]
+
+
+def _look(writer: WriterConfig, until: float) -> tuple[tuple[str, ...], str]:
+    """Return its paths, and what is wrong."""
+    look = LOOKS.get(writer.type)
+    try:
+        found = tuple(look(writer, until)) if look is not None else ()
+    except Refused as error:
+        return writer.paths, str(error)
+    except OSError as error:
+        return writer.paths, error.strerror or str(error)
+    return writer.paths or found, ""
+
+
+def _planned(
+    writer: WriterConfig,
+    paths: tuple[str, ...],
+    wrong: str,
+    places: Mapping[str, str],
+    devices: Collection[str],
+    required: bool,
+) -> PlannedWriter:
+    return PlannedWriter(
+        name=writer.name,
+        type=writer.type,
+        hold=TYPES[writer.type].hold.value,
+        required=writer.required and required,
+        after=writer.after,
+        paths=paths,
+        not_frozen=tuple(path for path in paths if places[path] not in devices),
+        error=wrong,
+    )
