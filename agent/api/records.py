@@ -207,7 +207,6 @@ class Last:
 
     `stall_seconds` is the longest time for which one of the file systems stood still, `app_stall_seconds` that of the
     applications of its `writers`: from being told to hold until they were let go. `written_while_frozen` are bytes.
-    `stall_seconds` is the longest time for which one of the file systems stood still. `written_while_frozen` are bytes.
     `file_systems` were frozen. Their sync wrote `synced_bytes` in `sync_seconds`, and `slowest` took longest of them.
     `freeze_seconds` passed from the first FIFREEZE until all were frozen, `thaw_seconds` from the end of the hold until
     all were thawed.
