@@ -38,7 +38,7 @@ def resting(rig: Rig, daemon: Daemon) -> Footprint:
         prints.append(replace(rig.footprint(daemon), expedited=()))
         return len(prints) > 3 and prints[-1] == prints[-2] == prints[-3]
 
-    until(same, 5, "a daemon at rest")
+    until(same, 30, "a daemon at rest")
     host("close")()
     fds = list(prints[-1].fds)
     fds.remove("socket")  # that connection
