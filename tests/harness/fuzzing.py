@@ -105,6 +105,7 @@ class Conversation:
         cuts = sorted({chance.randint(0, len(data)) for _ in range(chance.choice((0, 0, 1, 3, 12)))})
         self.pieces = [p for p in (data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)) if p][::-1]
         self.ending = chance.choice(("read", "read", "read", "close", "unread", "silent"))
+        self.sends = True
         self.until = time.monotonic() + PATIENCE
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(PATIENCE)
@@ -114,19 +115,20 @@ class Conversation:
     @property
     def events(self) -> int:
         """What to wait for."""
-        sends = select.POLLOUT if self.pieces else 0
-        return sends | (0 if self.ending == "unread" and self.pieces else select.POLLIN)
+        sends = select.POLLOUT if self.sends else 0
+        return sends | (0 if self.ending == "unread" and self.sends else select.POLLIN)
 
     def go_on(self) -> bool:
         """Do what goes; return whether there is more to come."""
         try:
-            if self.pieces:
-                piece = self.pieces.pop()
-                sent = self.sock.send(piece)
+            if self.sends:
+                piece = self.pieces.pop() if self.pieces else b""  # an input may have nothing in it
+                sent = self.sock.send(piece) if piece else 0
                 if sent < len(piece):
                     self.pieces.append(piece[sent:])
                 if self.pieces:
                     return True
+                self.sends = False
                 if self.ending in ("close", "unread"):
                     return False
                 if self.ending == "read":
@@ -173,7 +175,7 @@ def fuzz(watched: Watched, seed: int, *, inputs: int, seconds: float = float("in
 
 
 def _turn(talking: dict[int, Conversation], poll: select.poll, figures: Figures) -> None:
-    silent = [fd for fd, one in talking.items() if one.ending == "silent" and not one.pieces]
+    silent = [fd for fd, one in talking.items() if one.ending == "silent" and not one.sends]
     over = set(silent[:-SILENT_MOST])
     now = time.monotonic()
     for fd, one in talking.items():

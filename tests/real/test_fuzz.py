@@ -17,7 +17,7 @@ def test_whatever_hosts_send_others_are_served(rig: Rig) -> None:
     figures = fuzz(watched, 1, inputs=INPUTS)
     assert figures.inputs >= INPUTS
     assert (figures.deaths, figures.defects) == (0, []), figures.table()
-    assert figures.given_up < figures.conversations // 20, figures.table()
+    assert figures.given_up <= figures.conversations // 200, figures.table()
     assert figures.memory_kib < MEMORY_KIB, figures.table()
     assert figures.descriptors < 100, figures.table()
     assert figures.pings, "nobody was served meanwhile"
