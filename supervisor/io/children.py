@@ -279,8 +279,12 @@ class Children:
             child.pidfd = self._processes.open_pidfd(child.pid)
         except OSError as error:
             failed = error
-        # ADR 0016: another process may have got the pid before the pidfd was opened; from now on none can.
-        gone = isinstance(failed, ProcessLookupError) or not is_our_worker(child.pid, child.started)
+        gone = isinstance(failed, ProcessLookupError)
+        try:
+            # ADR 0016: another process may have got the pid before the pidfd was opened; from now on none can.
+            gone = gone or not is_our_worker(child.pid, child.started)
+        except OSError as error:
+            failed = failed or error  # nothing can be read of it for now
         if not gone and failed is None:
             try:
                 self._watch(child)

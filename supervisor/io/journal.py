@@ -69,11 +69,18 @@ def parse(text: str, boot: str) -> JournalFound:
             if written_in != boot:
                 # Nothing stays frozen after a boot.
                 return JournalFound(freeze, Plan((), ()), unreported)
-            orphan = (pid, started) if pid > 0 and is_our_worker(pid, started) else (0, 0)
+            orphan = (pid, started) if pid > 0 and _may_be_ours(pid, started) else (0, 0)
             whole = Plan.load(plan, exact=False)  # the agent that wrote it may have been of another version
             told_at, since = _second(record, "told_at"), _second(record, "since")
             return JournalFound(freeze, whole, unreported, orphan, record.get("expedites") is True, told_at, since)
     raise ValueError("not a journal")
+
+
+def _may_be_ours(pid: int, started: int) -> bool:
+    try:
+        return is_our_worker(pid, started)
+    except OSError:
+        return True  # nothing can be read of it for now: `Children.adopt` looks again
 
 
 def _second(record: dict[str, Any], name: str) -> float:

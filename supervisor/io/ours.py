@@ -80,6 +80,7 @@ def is_our_worker(pid: int, started: int) -> bool:
     """Return whether the process is a worker of an agent of our user, and started at that time (`start_time`).
 
     A worker leads a session of its own and bears our title. Of /proc only what a stuck process does not block is read.
+    Raises OSError if that is refused: then it may be one.
     """
     stat_line = _stat(pid)
     if not stat_line:
@@ -88,7 +89,7 @@ def is_our_worker(pid: int, started: int) -> bool:
     fields = rest.split()
     try:
         owner = os.stat(f"/proc/{pid}").st_uid
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     session, since = int(fields[3]), int(fields[19])
     return owner == os.geteuid() and session == pid and since == started and name.startswith(TITLE)

@@ -23,6 +23,7 @@ from virtagent.agent.worker import kernel
 from virtagent.supervisor.channels import char_device, path_watch
 from virtagent.supervisor.channels.char_device import CharDevice
 from virtagent.supervisor.channels.listener import Listener
+from virtagent.supervisor.io import ours, process
 
 SUPERVISOR = Path(channels.__path__[0]).parent
 SYNC = b'\xff{"execute": "guest-sync", "arguments": {"id": 7}}\n'
@@ -157,8 +158,17 @@ WALKED = {
     "channels/char_device.py": "stat open isatty close read write tcflush tcgetattr tcsetattr",
     "channels/path_watch.py": "read close lstat readlink inotify_open inotify_watch inotify_unwatch",
     "io/children.py": "pipe2 set_blocking fcntl read write close waitpid kill getpid pthread_sigmask",
+    "io/process.py": "fork pidfd_open pidfd_send_signal waitid listdir open read close",
+    "io/ours.py": "open stat fstat readlink geteuid",
+    "io/poller.py": "",
+    "io/descriptors.py": "eventfd fcntl close",
 }
 """The calls of the modules that work for one connection or one worker, each of which a test has fail."""
+FOR_ALL = {
+    *("io/journal.py", "io/log.py", "io/log_writer.py", "io/system_journal.py", "io/notify.py", "io/loop.py"),
+    *("io/effects.py", "io/timers.py", "io/troubles.py", "io/__init__.py"),
+}
+"""The modules of `io` that make no call for one of many."""
 _MODULES = {"os", "fcntl", "termios", "kernel", "signal"}
 _PURE = {
     *("path", "strerror", "fspath", "fsencode", "inotify_events", "valid_signals", "Inotify", "error"),
@@ -174,6 +184,8 @@ def calls_of(path: Path) -> set[str]:
             of = node.func.value
             if isinstance(of, ast.Name) and of.id in _MODULES:
                 found.add(node.func.attr)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
+            found.add("open")
     return found - _PURE
 
 
@@ -185,3 +197,61 @@ def test_every_call_for_one_connection_or_worker_is_made_to_fail(name: str) -> N
 def test_every_file_of_the_channels_is_in_the_list() -> None:
     files = {f"channels/{path.name}" for path in (SUPERVISOR / "channels").glob("*.py") if calls_of(path)}
     assert files <= set(WALKED)
+
+
+def test_every_file_of_io_is_in_the_list_or_works_for_all() -> None:
+    files = {f"io/{path.name}" for path in (SUPERVISOR / "io").glob("*.py")}
+    assert files == {name for name in {*WALKED, *FOR_ALL} if name.startswith("io/")}
+    assert not set(WALKED) & FOR_ALL
+
+
+# -- the state of a worker, and whether a process is one of ours
+
+PROC = [errno.EACCES, errno.EPERM, errno.EIO, *NO_ROOM, errno.EINTR, errno.EINVAL]
+GONE = [errno.ENOENT, errno.ESRCH]
+READING: list[tuple[Any, str, list[int]]] = [(os, "listdir", PROC), (os, "open", PROC), (os, "read", PROC)]
+
+
+@pytest.mark.parametrize(("module", "name", "number"), cases(READING))
+def test_a_worker_whose_state_cannot_be_read_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, number: int
+) -> None:
+    """As one in the kernel: it is not killed for that (ADR 0015)."""
+    monkeypatch.setattr(process, "os", Through(os, name, Once(module, name, number)))
+    assert process.System().state(os.getpid()) == "unknown"
+    assert process.System().state(os.getpid()) in ("running", "sleeping")
+    if name != "listdir":
+        monkeypatch.setattr(process, "os", Through(os, name, Once(module, name, number)))
+        assert not process.System().dying(os.getpid())
+
+
+@pytest.mark.parametrize("number", GONE)
+@pytest.mark.parametrize("name", ["listdir", "open", "read"])
+def test_a_worker_that_ends_while_its_state_is_read_is_gone(
+    monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    monkeypatch.setattr(process, "os", Through(os, name, Once(os, name, number)))
+    monkeypatch.setattr(process.os, "listdir" if name != "listdir" else "none", lambda _: ["1"], raising=False)
+    assert process.System().state(os.getpid()) == "gone"
+
+
+@pytest.mark.parametrize("call", ["open", "stat"])
+@pytest.mark.parametrize("number", [*PROC, *GONE])
+def test_a_process_is_not_taken_for_a_stranger_because_nothing_can_be_read_of_it(
+    monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    """Only if it does not exist; else it may be a worker that still freezes (`Children.adopt` looks again)."""
+    started = ours.start_time(os.getpid())
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    if call == "open":
+        monkeypatch.setattr(ours, "open", refused, raising=False)
+    else:
+        monkeypatch.setattr(ours, "os", Through(os, "stat", refused))
+    if number in GONE:
+        assert not ours.is_our_worker(os.getpid(), started)
+    else:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            ours.is_our_worker(os.getpid(), started)

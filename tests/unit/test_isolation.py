@@ -661,6 +661,31 @@ def test_an_orphan_that_cannot_be_watched_is_not_taken_for_dead(
     assert nursery.fed == [events.Exited(5, signal.SIGKILL, 0)]
 
 
+@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EIO])
+def test_an_orphan_of_which_nothing_can_be_read_is_not_taken_for_dead(
+    nursery: Nursery, orphan: set[int], monkeypatch: pytest.MonkeyPatch, number: int, watched: bool
+) -> None:
+    """H15: with no descriptor left neither its pidfd nor /proc can be opened. The start goes on, and looks again."""
+
+    def refused(*_: Any) -> bool:
+        raise failing(number)
+
+    if not watched:
+        nursery.processes.error["open_pidfd"] = failing(number)
+    with monkeypatch.context() as patched:
+        patched.setattr(children, "is_our_worker", refused)
+        nursery.children.adopt(5, 4711, 99)
+        again(nursery)
+    assert (nursery.fed, nursery.troubles.count) == ([], 1)
+    nursery.processes.error.clear()
+    again(nursery)
+    assert nursery.timers.nearest() is None
+    nursery.processes.end()
+    nursery.turn()
+    assert nursery.fed == [events.Exited(5, signal.SIGKILL, 0)]
+
+
 def test_an_orphan_that_ends_unwatched_is_found_gone(nursery: Nursery, orphan: set[int]) -> None:
     nursery.processes.error["open_pidfd"] = failing(errno.EMFILE)
     nursery.children.adopt(5, 4711, 99)

@@ -181,6 +181,22 @@ def test_the_worker_that_was_left_is_taken_only_if_it_is_ours(
     assert found.plan == plan_of(2)
 
 
+def test_the_worker_that_was_left_is_not_taken_for_dead_because_nothing_can_be_read_of_it(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H15: at the limit of open files it may still freeze."""
+
+    def refused(*_: Any) -> bool:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(module, "is_our_worker", refused)
+    journal = Journal(str(state_dir))
+    planted(state_dir, changed(worker=[4711, 99]))
+    found = journal.read()
+    assert found is not None
+    assert found.orphan == (4711, 99)
+
+
 def planted(state_dir: Path, text: str, name: str = "journal") -> Path:
     path = state_dir / name
     path.write_text(text, encoding="utf-8")
