@@ -252,6 +252,8 @@ class Writers:
         return f"{type(message).__name__} from {worker.row.name}"
 
     def _acted(self, turn: Turn, writer: Writer, acted: messages.Acted) -> str:
+        if writer.let_go:
+            return f"{acted.step[:20]} {acted.outcome[:20]} from a writer that has let go"
         took = turn.now - writer.since
         if acted.step == "held" and acted.outcome == "lost":
             self._fails(turn, writer, _E.LOST, acted.text)

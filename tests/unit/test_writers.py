@@ -709,3 +709,18 @@ def test_a_shutdown_cuts_the_sync_short() -> None:
     let_go(played, "a")
     call.refused(Code.FAILED, "the sync was cancelled: va.shutdown was called; nothing was synced")
     assert drive.workers("va.shutdown")
+
+
+@pytest.mark.parametrize(
+    ("step", "outcome"), [("release", "ok"), ("held", "lost"), ("prepare", "ok"), ("quiesce", "refused")]
+)
+@pytest.mark.parametrize("after", ["ok", "refused"])
+def test_one_that_has_let_go_and_says_more_is_killed(step: str, outcome: str, after: str) -> None:
+    """Found by fuzzing: it ended the supervisor."""
+    played = Played(config("a", required=False))
+    played.begin("a")
+    played.acted("a", "prepare", after)
+    played.acted("a", "release", "ok", "it let go by itself")
+    worker = played.worker("a")
+    played.acted("a", step, outcome)
+    assert worker in played.drive.killed
