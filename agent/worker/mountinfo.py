@@ -56,21 +56,34 @@ def parse_mountinfo(text: str) -> list[MountInfo]:
     Raises ValueError that names the line if one is malformed.
     """
     mounts = []
+    # Thousands of binds have the same device, and the same after the dash.
+    devices: dict[str, str] = {}
+    abouts: dict[str, tuple[str, str, str]] = {}
     # No splitlines: of what Python takes for the end of a line, the kernel escapes only the newline.
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
         try:
             mount, _, file_system = line.partition(" - ")
             mount_id, parent_id, device, root, mountpoint, _ = mount.split(" ", 5)
-            fstype, source, options = file_system.split(" ", 2)
-            major, minor = device.split(":")
-            if not all(map(str.isdecimal, (mount_id, parent_id, major, minor))) or not mountpoint.startswith("/"):
+            if (about := abouts.get(file_system)) is None:
+                fstype, source, options = file_system.split(" ", 2)
+                about = abouts[file_system] = (unescape(fstype), unescape(source), options)
+            if device not in devices:
+                devices[device] = _number(device)
+            if not (mount_id.isdecimal() and parent_id.isdecimal() and mountpoint.startswith("/")):
                 raise ValueError
-            if "\\" in line:
-                root, mountpoint, fstype, source = map(unescape, (root, mountpoint, fstype, source))
-            mounts.append(MountInfo(int(mount_id), int(parent_id), device, root, mountpoint, fstype, source, options))
+            if "\\" in mount:
+                root, mountpoint = unescape(root), unescape(mountpoint)
+            mounts.append(MountInfo(int(mount_id), int(parent_id), devices[device], root, mountpoint, *about))
         except ValueError:
             raise ValueError(f"mountinfo line {number} is malformed: {line[:200]!r}") from None
     return mounts
+
+
+def _number(device: str) -> str:
+    major, minor = device.split(":")
+    if not (major.isdecimal() and minor.isdecimal()):
+        raise ValueError
+    return device
 
 
 def parse_filesystems(text: str) -> frozenset[str]:
@@ -144,10 +157,19 @@ def superblocks(
     found = []
     for same in mounts.values():
         shown = [m for m in same if leads_to[m.mountpoint] == m.mount_id]
-        primary = min(shown or same, key=lambda m: (m.mount_id in served, is_long(m.mountpoint), m.root != "/"))
+        primary = _best(shown or same, served)
         points = dict.fromkeys((primary.mountpoint, *(m.mountpoint for m in same)))
         found.append(Superblock(primary, tuple(points), frozenset(m.mountpoint for m in shown)))
     return found
+
+
+def _best(mounts: Sequence[MountInfo], served: Set[int]) -> MountInfo:
+    """Return the first of those that are the likeliest to be a folder that can be opened."""
+
+    def flaws(mount: MountInfo) -> tuple[bool, bool, bool]:
+        return mount.mount_id in served, is_long(mount.mountpoint), mount.root != "/"
+
+    return next((mount for mount in mounts if not any(flaws(mount))), None) or min(mounts, key=flaws)
 
 
 def is_long(path: str) -> bool:
@@ -160,16 +182,23 @@ def behind_servers(mountinfo: Sequence[MountInfo]) -> frozenset[int]:
     by_id = {m.mount_id: m for m in mountinfo}
     behind: dict[int, bool] = {}
     for mount in mountinfo:
+        if mount.parent_id in behind:  # as mountinfo mostly has them: none comes before what it is mounted on
+            behind[mount.mount_id] = behind[mount.parent_id] or _is_served(mount)
+            continue
         way = []
         here: MountInfo | None = mount
         while here is not None and here.mount_id not in behind:
-            behind[here.mount_id] = here.fstype == "autofs" or server_of(here.fstype) is not Server.KERNEL
+            behind[here.mount_id] = _is_served(here)
             way.append(here.mount_id)
             here = by_id.get(here.parent_id)
         above = here is not None and behind[here.mount_id]
         for one in reversed(way):
             above = behind[one] = behind[one] or above
     return frozenset(one for one, is_behind in behind.items() if is_behind)
+
+
+def _is_served(mount: MountInfo) -> bool:
+    return mount.fstype == "autofs" or server_of(mount.fstype) is not Server.KERNEL
 
 
 def path_walk(mountinfo: Sequence[MountInfo]) -> dict[str, int]:
@@ -179,19 +208,28 @@ def path_walk(mountinfo: Sequence[MountInfo]) -> dict[str, int]:
     """
     outside = -1
     ids = {m.mount_id for m in mountinfo}
-    on: dict[str, dict[int, int]] = {}
+    single: dict[str, MountInfo] = {}
+    several: dict[str, dict[int, int]] = {}
+
+    def parent(m: MountInfo) -> int:
+        return m.parent_id if m.parent_id in ids and m.parent_id != m.mount_id else outside  # the first is its own
+
     for m in mountinfo:
-        inside = m.parent_id in ids and m.parent_id != m.mount_id  # the very first root is its own parent
-        on.setdefault(m.mountpoint, {})[m.parent_id if inside else outside] = m.mount_id
+        if (first := single.setdefault(m.mountpoint, m)) is not m:
+            several.setdefault(m.mountpoint, {parent(first): first.mount_id})[parent(m)] = m.mount_id
     leads_to: dict[str, int] = {}
     # Each behind those on its way, not folder by folder: by FUSE any user may mount a thousand at paths of 4 KiB.
     way: list[str] = []
-    for path in sorted(on, key=lambda path: path.rstrip("/").replace("/", "\0")):
+    for path in sorted(single, key=lambda path: path.rstrip("/").replace("/", "\0")):
         while way and not path.startswith(way[-1].rstrip("/") + "/"):
             way.pop()
-        leads_to[path] = leads_to[way[-1]] if way else outside
-        while (top := on[path].pop(leads_to[path], None)) is not None:
-            leads_to[path] = top
+        top = leads_to[way[-1]] if way else outside
+        if on := several.get(path):
+            while (above := on.pop(top, None)) is not None:
+                top = above
+        elif parent(single[path]) == top:
+            top = single[path].mount_id
+        leads_to[path] = top
         way.append(path)
     return leads_to
 

@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 
 from ..api import records
 from . import held, namespaces, private_mounts
-from .mountinfo import MountInfo, parse_filesystems, parse_mountinfo
+from .mountinfo import MountInfo, parse_filesystems
 from .namespaces import Namespace
 from .probe import ask
 from .proof import is_folder_or_file, mount_id, open_path, read_text
@@ -63,7 +63,7 @@ class FileSystemOpener:
         """
         devices = list(devices)
         view = self._view or self._view_since(time.monotonic())  # whatever is opened by it is proved by a later one
-        first = {device: ways[0].mountpoint for device in devices if (ways := view.ways(device, safe=True))}
+        first = {device: way.mountpoint for device in devices if (way := view.way(device))}
         handles = ask(
             {d: functools.partial(_or_error, functools.partial(open_path, p)) for d, p in first.items()}, _drop
         )
@@ -180,7 +180,7 @@ class FileSystemOpener:
 
 
 def _read_view(process: str | int) -> View:
-    return View(parse_mountinfo(read_text(f"/proc/{process}/mountinfo")))
+    return View(text=read_text(f"/proc/{process}/mountinfo"))
 
 
 def _if_proved(handle: int, device: str, view: Callable[[], View]) -> int:

@@ -40,7 +40,7 @@ class Probe:
     def __init__(self, view: View, elsewhere: Iterable[str] = ()) -> None:
         """`elsewhere` are the superblocks that are mounted only in other mount namespaces."""
         self._view = view
-        self._numbers = {*elsewhere, *(m.device for m in view.mounts)}
+        self._numbers = {*elsewhere, *view.devices}
 
     def loops(self, devices: Iterable[tuple[str, str, str]]) -> Mapping[str, Backing]:
         """Return what loop devices (name, number, path of the file) lie on, by name; those not understood are absent.

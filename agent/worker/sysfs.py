@@ -91,7 +91,7 @@ def _read(rules: Rules, *, ask: bool = False) -> Reading:
         block_types = parse_filesystems(read_text("/proc/filesystems"))
         view = View(mountinfo)
         # One that no safe path shows is also looked for in other namespaces.
-        shown = [device for device in view.devices if view.ways(device, safe=True)]
+        shown = [device for device in view.devices if view.way(device)]
         elsewhere, notes = namespaces.others(shown, block_types)
         only_there = list(namespaces.only_there(elsewhere, view.devices, block_types))
         probe = Probe(view, (one.info.device for one in only_there))
@@ -158,7 +158,8 @@ def _links(rules: Rules, mountinfo: Iterable[MountInfo]) -> dict[str, str]:
     selectors = (*rules.include, *rules.exclude, *rules.request_include, *rules.request_exclude)
     paths = (one.removeprefix("dev:") for one in selectors if one.startswith("dev:/dev/"))
     links = {path: os.path.realpath(path) for path in paths if os.path.islink(path)}
-    return {path: _block_device(path) for path in {*map(served_device, mountinfo)} - {""}} | links
+    served = {served_device(mount) for mount in mountinfo if mount.fstype.startswith("fuse")} - {""}
+    return {path: _block_device(path) for path in served} | links
 
 
 def _block_device(path: str) -> str:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Collection, Mapping, Sequence
 
-from .mountinfo import MountInfo, behind_servers, is_long, path_walk
+from .mountinfo import MountInfo, behind_servers, is_long, parse_mountinfo, path_walk
 
 
 class View:
     """One mount namespace, as a process in it sees it."""
 
-    def __init__(self, mounts: Sequence[MountInfo]) -> None:
-        self.mounts = mounts
+    def __init__(self, mounts: Sequence[MountInfo] = (), text: str = "") -> None:
+        """Take the mounts, or the text of mountinfo, which is parsed only as far as it is asked about."""
+        self._text = text
+        if not text:
+            self.mounts = mounts
+
+    @functools.cached_property
+    def mounts(self) -> Sequence[MountInfo]:
+        """The mounts in the order of mountinfo."""
+        return parse_mountinfo(self._text)
 
     @property
     def devices(self) -> Collection[str]:
@@ -25,6 +34,9 @@ class View:
 
     def device(self, mount_id: int) -> str:
         """Return the superblock that is mounted by that mount, "" if there is no such mount."""
+        if self._text and "mounts" not in self.__dict__:  # six thousand lines, of which one is asked for
+            found = re.search(rf"^{mount_id} [0-9]+ ([0-9]+:[0-9]+) ", self._text, re.MULTILINE)
+            return found[1] if found else ""
         mount = self.by_id.get(mount_id)
         return mount.device if mount else ""
 
@@ -43,6 +55,16 @@ class View:
             folder = folder.rpartition("/")[0] or "/"
         mount = self.by_id.get(self.leads_to.get(folder, -1))
         return mount is not None and self.is_safe(mount)
+
+    def way(self, device: str) -> MountInfo | None:
+        """Return the first of the safe `ways`, None if there is none. Of thousands, few are looked at."""
+        ways = (m for m in self.of(device) if self.is_shown(m) and self.is_safe(m))
+        second = None
+        for mount in ways:
+            if mount.root == "/" and not is_long(mount.mountpoint):
+                return mount
+            second = second or mount
+        return self.ways(device, safe=True)[0] if second else None
 
     def ways(self, device: str, *, safe: bool) -> list[MountInfo]:
         """Return the mounts that show a superblock, those first that are the likeliest to be a folder.

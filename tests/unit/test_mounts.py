@@ -1152,3 +1152,39 @@ def test_what_is_not_understood_is_itself_at_the_bottom() -> None:
     served = MountInfo(30, 1, "43:0", "/", "/srv/nbd", "ext4", "/dev/nbd0", "rw")
     found = plan([served], [BlockDevice("nbd0", "43:0", understood=False)])
     assert bottom(found, "/srv/nbd") == {"nbd0"}
+
+
+# Thousands of lines: what is read of them
+
+
+def text_of(mounts: list[MountInfo]) -> str:
+    lines = (
+        f"{m.mount_id} {m.parent_id} {m.device} {m.root} {m.mountpoint} rw - {m.fstype} {m.source} rw" for m in mounts
+    )
+    return "\n".join(lines) + "\n"
+
+
+def test_of_a_text_only_the_line_of_a_mount_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = [MountInfo(i, 1, f"8:{i}", "/", f"/srv/{i}", "ext4", "/dev/x", "rw") for i in (7, 17, 177)]
+    view = View(text=text_of(mounts) + "177 rubbish")
+    assert [view.device(i) for i in (7, 17, 177, 1, 77)] == ["8:7", "8:17", "8:177", "", ""]
+    with pytest.raises(ValueError, match="line 4 is malformed"):
+        view.of("8:7")
+    whole = View(text=text_of(mounts))
+    assert whole.mounts == mounts
+    assert [whole.device(i) for i in (7, 17, 177, 1, 77)] == ["8:7", "8:17", "8:177", "", ""]
+    assert list(View().mounts) == list(View(()).mounts) == []
+
+
+@given(st.lists(st.tuples(st.sampled_from(["/", "/a"]), st.integers(0, 3), st.booleans()), max_size=6))
+def test_the_first_way_is_the_first_of_the_ways(binds: list[tuple[str, int, bool]]) -> None:
+    """Some show a folder of it, some are at a long path, some are covered."""
+    mounts = [MountInfo(1, 0, "8:1", "/", "/", "ext4", "/dev/a", "rw")]
+    for number, (root, at, covered) in enumerate(binds):
+        point = f"/m{at}" + ("/" + "x" * 254) * (20 if at == 3 else 0)
+        mounts.append(MountInfo(2 + 2 * number, 1, "8:2", root, point, "ext4", "/dev/b", "rw"))
+        if covered:
+            mounts.append(MountInfo(3 + 2 * number, 2 + 2 * number, "0:9", "/", point, "tmpfs", "t", "rw"))
+    view = View(mounts)
+    ways = view.ways("8:2", safe=True)
+    assert view.way("8:2") == (ways[0] if ways else None)
