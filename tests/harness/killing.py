@@ -50,6 +50,8 @@ def name_of(message: messages.Report) -> str:
             return f"Step {mount} {state}"
         case messages.Progress(phase):
             return f"Progress {phase}"
+        case messages.Acted(step):
+            return f"Acted {step}"
     return type(message).__name__
 
 

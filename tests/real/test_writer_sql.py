@@ -224,7 +224,8 @@ for line in sys.stdin:
 """
 ANSWERS = {
     "select version": ["8.4.6"],
-    "select connection_id.*@@datadir": ["17\t2\t/srv/my/\t./\t./\t\t/var/log/my/binlog"],
+    "select connection_id.*@@global": ["17\t2"],
+    "select @@datadir": ["/srv/my/\t./\t./\t\t/var/log/my/binlog"],
     "select connection_id": ["17"],
     "general_log": ["1\t1\tFILE"],
     "plugin_type = 'AUDIT'": [],

@@ -7,7 +7,6 @@ systems are frozen: so the session is kept out of the server's logs.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from ...api.writers import WriterConfig
@@ -38,12 +37,7 @@ class MariaDb:
     def prepare(self, until: float) -> Info:
         """Connect and check, and begin the backup stages. Raises Refused, Interrupted."""
         client = self._client = connect(self._config, self._waits)
-        version, flush, directory, logs, undo, home, binlog = client.row(
-            f"select version(), @@global.{FLUSH}, @@datadir, @@innodb_log_group_home_dir, @@innodb_undo_directory,"
-            " ifnull(@@innodb_data_home_dir, ''), ifnull(@@log_bin_basename, '')",
-            until,
-            7,
-        )
+        version, flush = client.row(f"select version(), @@global.{FLUSH}", until, 2)
         if "mariadb" not in version.lower():
             raise Refused(f"it is MySQL {version}: its type is mysql")
         if numbers(version) < (10, 4):
@@ -53,7 +47,7 @@ class MariaDb:
         client.ask(f"set session lock_wait_timeout = {left(until)}", until)
         set_flush(client, self._latch, self._config, flush, until)
         client.ask("backup stage start", until)
-        return {"paths": places(directory, logs, undo, home, os.path.dirname(binlog)), "version": version}
+        return {"paths": places(client, until), "version": version}
 
     def quiesce(self, until: float) -> Info:
         """Block commits, and note the position in the binary log. Raises Refused, Interrupted."""

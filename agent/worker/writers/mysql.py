@@ -7,7 +7,6 @@ freeze before it is asked for. innodb_flush_log_at_trx_commit is set and put bac
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -58,18 +57,13 @@ class MySql:
             raise Refused(f"it is {version}: its type is mariadb")
         if numbers(version) < (8, 0):
             raise Refused(f"it is MySQL {version}, and LOCK INSTANCE FOR BACKUP needs 8.0")
-        self._session, flush, directory, logs, undo, home, binlog = client.row(
-            f"select connection_id(), @@global.{FLUSH}, @@datadir, @@innodb_log_group_home_dir,"
-            " @@innodb_undo_directory, ifnull(@@innodb_data_home_dir, ''), ifnull(@@log_bin_basename, '')",
-            until,
-            7,
-        )
+        self._session, flush = client.row(f"select connection_id(), @@global.{FLUSH}", until, 2)
         keep_silent(client, until)
         (unlogged,) = client.row(_UNLOGGED, until, 1)
         self._stops_all = unlogged != "0"
         set_flush(client, self._latch, self._config, flush, until)
         return {
-            "paths": places(directory, logs, undo, home, os.path.dirname(binlog)),
+            "paths": places(client, until),
             "version": version,
             "unlogged_tables": unlogged,
         }

@@ -14,6 +14,10 @@ FLUSH = "innodb_flush_log_at_trx_commit"
 MARGIN = 60  # seconds that the server keeps a silent session longer than it may be needed
 _LONGEST = 31536000  # seconds: the largest wait_timeout
 _LOGS = "select @@global.general_log, @@global.slow_query_log, @@global.log_output"
+_PLACES = (
+    "select @@datadir, @@innodb_log_group_home_dir, @@innodb_undo_directory, ifnull(@@innodb_data_home_dir, ''),"
+    " ifnull(@@log_bin_basename, '')"
+)
 _AUDIT = (
     "select plugin_name from information_schema.plugins"
     " where plugin_type = 'AUDIT' and plugin_status = 'ACTIVE' and plugin_name like '%audit%'"
@@ -37,9 +41,20 @@ def numbers(version: str) -> tuple[int, int]:
     return whole(first[0], "its version"), whole(first[1], "its version")
 
 
-def places(directory: str, *others: str) -> list[str]:
-    """Return the folders of a server, each once: those that are not absolute lie in the first."""
-    return list(dict.fromkeys(os.path.normpath(os.path.join(directory, other)) for other in ("", *others)))
+def look(config: WriterConfig, until: float) -> list[str]:
+    """Return where a server has its data; raise Refused."""
+    client = connect(config, wait)
+    try:
+        return places(client, until)
+    finally:
+        client.close()
+
+
+def places(client: Client, until: float) -> list[str]:
+    """Return the folders of a server, each once: those that are not absolute lie in the first. Raises Refused."""
+    directory, *others, binlog = client.row(_PLACES, until, 5)
+    others.append(os.path.dirname(binlog))
+    return list(dict.fromkeys([directory, *(os.path.join(directory, other) for other in others if other)]))
 
 
 def keep_silent(client: Client, until: float) -> None:

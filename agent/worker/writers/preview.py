@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ...api.records import PlannedWriter
 from ...api.writers import TYPES, WriterConfig
-from . import calls, postgresql, redis
+from . import calls, mysql_family, postgresql, redis
 from .life import devices_of
 from .step import Refused
 
@@ -27,6 +27,8 @@ def _programs(config: WriterConfig, _until: float) -> Sequence[str]:
 LOOKS: Mapping[str, Look] = {
     "hook": _programs,
     "hook-dir": _programs,
+    "mariadb": mysql_family.look,
+    "mysql": mysql_family.look,
     "pair": _programs,
     "postgresql": postgresql.look,
     "redis": redis.look,
