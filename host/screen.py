@@ -17,7 +17,7 @@ from rich.tree import Tree
 from ..agent.api.bounds import not_shown
 from ..agent.api.records import Capabilities, MountStatus, Plan, Status
 from ..agent.api.text import printable
-from . import text
+from . import answers, text
 
 _STYLES = {
     "ERROR": "bold red",
@@ -51,7 +51,8 @@ def console(stream: Any = None) -> Console:
 
 def status(record: Status) -> RenderableType:
     """Draw all of a status record, the state first."""
-    parts = [*_state(record), *_mounts(record, left_out=True), *_workers(record)]
+    said = [] if record.stock else [_cell(line) for line in answers.lines(record)]
+    parts = [*_state(record), *said, *_mounts(record, left_out=True), *_workers(record)]
     last = text.last_freeze(record.last) if record.last else "none since the agent started"
     bad = record.last is not None and record.last.freeze_id > 0 and not record.last.held_continuously
     facts = Table.grid(padding=(0, 2))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ..agent.api import summary
 from ..agent.api.bounds import also_at, not_shown
 from ..agent.api.records import (
     Audit,
@@ -25,6 +26,7 @@ from ..agent.api.records import (
     WriterStatus,
 )
 from ..agent.api.text import printable, size
+from . import answers as answering
 
 _KERNEL = {"disk-sleep": "waits in the kernel (D)", "zombie": "dead, not reaped (Z)", "stopped": "stopped (T)"}
 LEFT_OUT = "left-out"
@@ -59,6 +61,8 @@ def duration(seconds: float) -> str:
 def status_lines(status: Status) -> Iterator[str]:
     """Say all of a status record, the state first."""
     yield headline(status)
+    if not status.stock:
+        yield from answering.lines(status)
     if going := moved(status.progress):
         yield f"  {going}"
     if status.mounts:
@@ -264,21 +268,8 @@ def also(record: Mount | LeftOut | MountStatus) -> str:
 
 
 def last_freeze(last: Last) -> str:
-    facts = [f"{last.freeze_id} {last.outcome}"]
-    if last.held_seconds >= 0:
-        how = "without a break" if last.held_continuously else "with a break: a snapshot taken meanwhile is worthless"
-        facts.append(f"held {duration(last.held_seconds)} {how}")
-    if last.stall_seconds >= 0:
-        facts.append(f"writers stood still {duration(last.stall_seconds)}")
-    if last.app_stall_seconds >= 0:
-        facts.append(f"applications {duration(last.app_stall_seconds)}")
-    if last.consistency == "application":
-        facts.append("consistent for applications")
-    if last.error:
-        facts.append(last.error)
-    if last.at >= 0:
-        facts.append(f"ended {_clock(last.at)}")
-    return ", ".join(facts)
+    ended = f"; ended {_clock(last.at)}" if last.at >= 0 else ""
+    return f"{last.freeze_id} {summary.sentence(last)}{ended}"
 
 
 def history_lines(past: Sequence[PastFreeze]) -> Iterator[str]:

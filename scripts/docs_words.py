@@ -136,6 +136,7 @@ RECORD = {
     "mounts[].bytes_per_second": "while it is synced: bytes that its disks wrote a second, over the last 3 s; -1 in "
     "the first second",
     "mounts[].eta": "while it is synced: seconds that these bytes take at that rate",
+    "mounts[].may_be_frozen": "whether it is frozen, or about to be, or nothing proves that it is not",
     "progress": "figures of the disks while syncing and freezing, otherwise -1",
     "progress.dirty_bytes": "bytes dirty or under write-back: of the file systems that are being synced, if that is "
     "known of all of them, else of the whole guest",

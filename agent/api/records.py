@@ -119,6 +119,7 @@ class MountStatus:
     and `freeze_seconds` are all its syncs and FIFREEZEs, `still_seconds` the longest time for which it stood still,
     until now if it does. `source` is as in `Mount`. What it has written since its sync began, has left, writes a
     second, and how long that takes (`eta`), is known at the most while it is synced, but for `written_bytes`.
+    `may_be_frozen`: it is, or nothing proves that it is not.
     """
 
     mountpoint: str
@@ -140,6 +141,7 @@ class MountStatus:
     dirty_bytes: int = -1
     bytes_per_second: float = -1
     eta: float = -1
+    may_be_frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ _FIGURES = (
     "file_systems",
     "held_seconds",
     "stall_seconds",
+    "app_stall_seconds",
     "synced_bytes",
     "sync_seconds",
     "slowest",
@@ -63,6 +64,10 @@ def sentence(last: Last | PastFreeze) -> str:
         elif last.outcome in _WORDS:
             parts.append("for how long it was held is not known")
     parts.extend(filter(None, (_synced(last), _stood_still(last))))
+    if last.app_stall_seconds >= 0:
+        parts.append(f"applications {took(last.app_stall_seconds)}")
+    if isinstance(last, Last) and last.consistency == "application":
+        parts.append("consistent for applications")
     return "; ".join(filter(None, (parts[0], ", ".join(parts[1:]))))
 
 

@@ -225,6 +225,7 @@ MOUNT = {
     "dirty_bytes": -1,
     "bytes_per_second": -1.0,
     "eta": -1.0,
+    "may_be_frozen": True,
 }
 WORKER = {"id": 17, "pid": 4711, "rpc": "va.fsfreeze", "phase": "hold", "seconds": 19.0, "process_state": "sleeping"}
 LAST = {

@@ -255,6 +255,7 @@ def test_a_thaw_that_tells_a_broken_freeze_is_no_thaw_of_nothing(run: Run) -> No
 
 def test_status(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text.time, "localtime", text.time.gmtime)
+    monkeypatch.setattr(text.time, "time", lambda: 86400.0)
     mounts = [MOUNT, MOUNT | {"mountpoint": "/srv/x", "aliases": [], "state": "failed", "errno": 5, "error": "EIO"}]
     progress = {
         "dirty_bytes": 3.0 * (1 << 30),
@@ -267,6 +268,10 @@ def test_status(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("status", answer=returning(record)) == (
         0,
         "FROZEN: hold for 19 s, freeze 17, thaws in 41 s\n"
+        "  now      2 file systems frozen; who writes to them waits, for 19 s\n"
+        "  process  worker 18 thaw (pid 4711) waits in the kernel for its disk\n"
+        "  ends     it thaws by itself at 00:00:41 (in 41 s)\n"
+        "  to do    nothing, if a backup runs; else `virtagentctl thaw`, and what was copied meanwhile is worthless\n"
         "  120 MiB written, 3 GiB dirty, 80.5 MiB/s, 2 min 10 s left\n"
         "file systems\n"
         "  frozen  /srv/db  ext4  0.031 s  also /mnt/db\n"
@@ -274,8 +279,8 @@ def test_status(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         "workers\n"
         "  17 va.fsfreeze  pid 4711  hold  19 s  sleeping\n"
         "  18 thaw         pid 4711  run   19 s  waits in the kernel (D)\n"
-        "last freeze: 16 expired, held 1 min with a break: a snapshot taken meanwhile is worthless, "
-        "writers stood still 0.04 s, the hold limit passed, ended 1970-01-02 00:00:00\n"
+        "last freeze: 16 BROKEN: the hold limit passed; 4 file systems held 1 min, synced 48 MiB in 10.6 s "
+        "(slowest /srv/db), stood still 40 ms (freezing 11 ms, thawing 5 ms); ended 1970-01-02 00:00:00\n"
         "audit: 3 records wait for the thaw\n"
         "agent: version 0.1.0, up 2 h 5 min\n",
         "",
@@ -287,7 +292,7 @@ def test_status_at_rest_and_in_error(run: Run) -> None:
     rest = {"state": "THAWED", "code": 0, "phase": "", "hold_left": -1, "freeze_id": 0, "mounts": [], "workers": []}
     quiet = {"audit": {"waiting": 0, "dropped": 2}, "version": "", "uptime": -1}
     assert run("status", answer=returning(status_record(**rest, **quiet)))[1] == (
-        "THAWED\nlast freeze: none since the agent started\n"
+        "THAWED\n  now      nothing is frozen, applications run\nlast freeze: none since the agent started\n"
         "audit: no record waits, 2 records lost\nagent: version unknown, up an unknown time\n"
     )
     error = {"state": "ERROR", "code": -1, "error": "/srv/db is not thawed (EIO)", "phase": "thaw", "hold_left": -1}

@@ -42,9 +42,13 @@ def test_status() -> None:
     ]
     progress = {"dirty_bytes": 3 << 20, "flushed_bytes": 1 << 20, "bytes_per_second": 1 << 20, "eta": 3.0}
     shown = drawn(screen.status(load(mounts=mounts, progress=progress, last=LAST)))
-    assert shown.startswith(
-        "FROZEN: hold for 19 s, freeze 17, thaws in 41 s\n"
-        "  [######..................] 1 MiB written, 3 MiB dirty, 1 MiB/s, 3 s left\n"
+    head, bar, now, ends, to_do, *_ = shown.split("\n")
+    assert head == "FROZEN: hold for 19 s, freeze 17, thaws in 41 s"
+    assert bar == "  [######..................] 1 MiB written, 3 MiB dirty, 1 MiB/s, 3 s left"
+    assert now == "  now      2 file systems frozen; who writes to them waits, for 19 s"
+    assert ends.split()[:5] == ["ends", "it", "thaws", "by", "itself"]
+    assert to_do.split()[:2] == ["to", "do"]
+    assert shown[shown.index("file system  state") :].startswith(
         "file system  state     type  took\n"
         "/srv/db      frozen    ext4  0.031 s  also /mnt/db\n"
         "/srv/x       failed    ext4  0.031 s  EIO\n"
@@ -52,7 +56,7 @@ def test_status() -> None:
         "  1 file system on no disk (pseudo)\n"
         "worker          process   phase  for   kernel\n"
         "17 va.fsfreeze  pid 4711  hold   19 s  sleeping\n"
-        "last freeze  16 expired, held 1 min with a break"
+        "last freeze  16 BROKEN: the hold limit passed; 4 file systems held 1 min"
     )
 
 
