@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..agent.api import records
+from ..agent.api import records, summary
 from ..agent.api.errors import Fault
 from . import calls, guest_checks, text
 from . import doctor as examination
@@ -104,9 +104,17 @@ def thaw(args: argparse.Namespace, url: str) -> Script[Said]:
     if was == "INPROGRESS":
         done = f"thawed {text.count(thawed)}" if thawed else "nothing was frozen"
         return Said([f"cancelled the freeze under way; {done}"], {"thawed": thawed, "cancelled": True})
-    data = {"thawed": thawed, "cancelled": False}
+    data: dict[str, Any] = {"thawed": thawed, "cancelled": False}
     if thawed or was in ("FROZEN", "THAWINPROGRESS", "ERROR"):
-        return Said([f"thawed {text.count(thawed)}" if thawed else "all is thawed"], data)
+        lines = [f"thawed {text.count(thawed)}" if thawed else "all is thawed"]
+        try:
+            last = (yield calls.status()).last
+        except (Fault, HostError):
+            last = None  # it is thawed, which is what was asked for
+        if last is not None and before is not None and last.freeze_id == before.freeze_id:
+            lines.append(summary.sentence(last))
+            data |= {"last": records.dump(last), "summary": lines[-1]}
+        return Said(lines, data)
     wrong = "nothing was frozen, and no freeze was under way; what was copied in between is not consistent"
     return Said((), data, wrong=wrong, code=NOTHING_TO_THAW)
 

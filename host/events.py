@@ -6,7 +6,7 @@ Each line is an object with `t` (time of day, UTC), `event`, and, but for `resul
     mount     something was done to a file system: mountpoint, device, fstype, level, state, errno, error, seconds, ...
     progress  at most once a second: dirty_bytes, flushed_bytes, bytes_per_second, eta
     held      all is frozen: freeze_id, frozen (how many), hold_left
-    end       a freeze has ended: the members of `last` (records.Last); a sync: outcome `synced`, and what is known
+    end       a freeze has ended: the members of `last` (records.Last), and `summary`, the same in one sentence
     result    the last line: what --json prints, and `exit`, the exit code
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any, TextIO
 
-from ..agent.api import records
+from ..agent.api import records, summary
 from ..agent.api.records import Status
 from ..agent.api.states import FreezeState, MountState
 from . import text
@@ -45,7 +45,7 @@ def changes(before: Status | None, after: Status) -> Iterator[dict[str, Any]]:
         frozen = sum(mount.state == MountState.FROZEN.value for mount in after.mounts)
         yield {"event": "held", **freeze, "frozen": frozen, "hold_left": after.hold_left}
     if before is not None and after.last is not None and after.last != before.last:
-        yield {"event": "end", **records.dump(after.last)}
+        yield {"event": "end", **records.dump(after.last), "summary": summary.sentence(after.last)}
 
 
 def _where(status: Status) -> tuple[object, ...]:

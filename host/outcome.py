@@ -11,11 +11,13 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..agent.api import records
+from ..agent.api import records, summary
 from ..agent.api.errors import Code, Fault
-from ..agent.api.text import printable
+from ..agent.api.states import Outcome
+from ..agent.api.text import printable, took
 from . import exits, text
 from .errors import Unsendable, Unsupported
+from .holding import Freeze
 from .snapshot import Report, Snapshot
 
 RETRY_FIRST, RETRY_MAX = 1.0, 60.0  # seconds
@@ -124,40 +126,55 @@ def verdict(report: Report) -> tuple[str, int]:
             return f"the command cannot be started ({error.strerror or error}); all is thawed", exits.FAILED
         case error if report.status:
             words, code = exits.sentence(error)
-            return f"{words}; besides, the command {_ended(report.status)}", code
+            return f"{words}{_longer(report)}; besides, the command {_ended(report.status)}", code
         case error:
-            return exits.sentence(error)
+            words, code = exits.sentence(error)
+            return f"{words}{_longer(report)}", code
     if report.status:
         return f"the command {_ended(report.status)}; {_ALL_THAWED}", exits.FAILED
     return "", exits.DONE
 
 
+def _longer(report: Report) -> str:
+    """Return what to do if the hold limit ended a freeze."""
+    freezes = report.freeze.guests.values() if report.freeze else ()
+    passed = any(one.last and one.last.outcome == Outcome.EXPIRED.value for one in freezes)
+    return "; use a longer --hold, or --extend" if passed else ""
+
+
 def lines(report: Report) -> Iterator[str]:
-    """Say how long all were frozen, and the number of each guest's freeze."""
+    """Say what became of the freeze, and of the command: one line for one guest, of several one more for each."""
     freeze = report.freeze
     if freeze is None:
         return
     guests = freeze.guests
-    mounts = text.count(sum(one.count for one in guests.values()))
-    of = "" if len(guests) == 1 else f" of {len(guests)} guests at one point"
-    how = "without a break" if freeze.broken is None and report.broken is None else "with a break"
-    yield f"held {mounts}{of} for {text.duration(freeze.window)} {how}"
-    if len(guests) > 1:
-        skew = f"frozen within {text.duration(freeze.skew)}"
-        by_agents = f", within {text.duration(freeze.skew_by_agents)} by their own figures"
-        yield skew + (by_agents if freeze.skew_by_agents >= 0 else "")
-    rows = [
-        (url, f"freeze {one.freeze_id}", text.count(one.count), f"held {text.known(one.held_seconds)}")
-        for url, one in guests.items()
-    ]
-    yield from text.table(rows)
+    ended = (
+        f"; the command {_ended(report.status)} after {text.duration(report.seconds)}" if report.seconds >= 0 else ""
+    )
+    if len(guests) == 1:
+        yield from (f"{_of_guest(one, freeze.window)}{ended}" for one in guests.values())
+    else:
+        how = "good" if freeze.broken is None and report.broken is None else "BROKEN"
+        mounts = text.count(sum(one.count for one in guests.values()))
+        skew = f"frozen within {took(freeze.skew)}"
+        by_agents = f" ({took(freeze.skew_by_agents)} by their own figures)" if freeze.skew_by_agents >= 0 else ""
+        held = f"{mounts} of {len(guests)} guests held {took(freeze.window)} at one point, {skew}{by_agents}"
+        yield f"{how}: {held}{ended}"
+        yield from text.table([(url, f"freeze {one.freeze_id}", _of_guest(one, -1)) for url, one in guests.items()])
     for url, one in guests.items():
         for writer in (one.last or one.status).writers:
             yield "writer " + "  ".join(cell for cell in text.writer_row(writer) if cell)
         if one.not_extended:
             yield f"the hold of {url} could not be extended ({one.not_extended})"
-    if report.seconds >= 0:
-        yield f"the command {_ended(report.status)} after {text.duration(report.seconds)}"
+
+
+def _of_guest(one: Freeze, window: float) -> str:
+    last = one.last
+    if last is not None and last.freeze_id == one.freeze_id and last.held_continuously == (one.broken is None):
+        return summary.sentence(last)
+    # The agent is a stock qemu-ga, cannot be reached any more, or is not believed.
+    how = "good" if one.broken is None else "BROKEN"
+    return f"{how}: {text.count(one.count)} held" + (f" {took(window)}" if window >= 0 else "")
 
 
 def document(report: Report, wrong: str, code: int) -> dict[str, Any]:
@@ -167,6 +184,7 @@ def document(report: Report, wrong: str, code: int) -> dict[str, Any]:
         "good": report.good,
         "exit": code,
         "error": wrong,
+        "summary": next(lines(report), ""),
         "skew": freeze.skew if freeze else -1,
         "skew_by_agents": freeze.skew_by_agents if freeze else -1,
         "window": freeze.window if freeze else -1,
@@ -185,6 +203,7 @@ def document(report: Report, wrong: str, code: int) -> dict[str, Any]:
                 "not_extended": one.not_extended,
                 "last": records.dump(one.last) if one.last else {},
                 "writers": [records.dump(writer) for writer in (one.last or one.status).writers],
+                "summary": _of_guest(one, freeze.window if freeze else -1),
             }
             for url, one in (freeze.guests.items() if freeze else ())
         },

@@ -69,10 +69,10 @@ def test_the_command_is_run_while_frozen_and_told_what(guest: Guest) -> None:
     ran = snapshot(*argv, urls=[guest.agent.url], input="from stdin")
     assert (ran.returncode, ran.stdout) == (0, f"17\n/srv/db\n{guest.agent.url}\nfrom stdin")
     lines = ran.stderr.splitlines()
-    assert lines[0].startswith("held 1 file system for ")
-    assert lines[0].endswith(" without a break")
-    assert lines[1] == f"  {guest.agent.url}  freeze 17  1 file system  held 2.5 s"
-    assert lines[2].startswith("the command ended with 0 after ")
+    assert lines[0].startswith("good: ")
+    assert " held 2.5 s without a break; " in lines[0]
+    assert "; the command ended with 0 after " in lines[0]
+    assert len(lines) == 1
     assert guest.options["include"] == ["/srv/*"]
     assert (guest.options["hold_limit"], guest.options["strict"], guest.options["sync_limit"]) == (9, True, 7)
     assert guest.asked == ["va.fsfreeze", "va.fsstatus", "va.fsthaw", "va.fsstatus"]
@@ -83,6 +83,8 @@ def test_the_report_for_programs(guest: Guest) -> None:
     assert (ran.returncode, ran.stderr) == (0, "of the command\n")
     report = json.loads(ran.stdout)
     assert 0 < report.pop("window") < 30
+    assert report.pop("summary").startswith("good: ")
+    assert report["guests"][guest.agent.url].pop("summary").startswith("good: ")
     assert 0 < report["command"].pop("seconds") < 30
     last = report["guests"][guest.agent.url].pop("last")
     assert (last["freeze_id"], last["outcome"], last["held_continuously"]) == (17, "thawed", True)
@@ -101,6 +103,7 @@ def test_the_report_for_programs(guest: Guest) -> None:
                 "held_seconds": 2.5,
                 "broken": "",
                 "not_extended": "",
+                "writers": [],
             }
         },
     }
@@ -171,7 +174,8 @@ def test_a_broken_freeze(tmp_path: Path) -> None:
         for words, code in ((["true"], 5), (["sh", "-c", "exit 3"], 5)):
             ran = snapshot("snapshot", "--", *words, urls=[guest.agent.url])
             assert ran.returncode == code
-            assert " with a break\n" in ran.stderr
+            assert ran.stderr.startswith("BROKEN: the hold limit passed; 4 file systems held 1 min, ")
+            assert "; use a longer --hold, or --extend" in ran.stderr
             assert f"{guest.agent.url}: freeze 17 was not held without a break" in ran.stderr.splitlines()[-1]
             assert "throw the snapshot away" in ran.stderr
         late = snapshot("snapshot", "--timeout", "0.1", "--", "sleep", "60", urls=[guest.agent.url])
@@ -277,8 +281,9 @@ def test_a_group(tmp_path: Path) -> None:
         assert ids == ["17"] * 3
         assert rest == [f"{url}\t/srv/db" for url in agents.urls] + agents.urls
         lines = ran.stderr.splitlines()
-        assert lines[0].startswith("held 3 file systems of 3 guests at one point for ")
-        assert lines[1].startswith("frozen within ")
+        assert lines[0].startswith("good: 3 file systems of 3 guests held ")
+        assert " at one point, frozen within " in lines[0]
+        assert lines[1].startswith(f"  {agents.urls[0]}  freeze 17  good: ")
         report = json.loads(snapshot("--json", "snapshot", "--", "true", urls=agents.urls).stdout)
         assert set(report["guests"]) == set(agents.urls)
         assert report["window"] > 0

@@ -82,7 +82,8 @@ def test_the_file_systems_are_frozen_while_the_command_runs(rig: Rig) -> None:
             one.assert_frozen()
         _, err = process.communicate("\n", timeout=20)
     assert process.returncode == 0, err
-    assert "held 3 file systems of 3 guests at one point for " in err
+    assert "good: 3 file systems of 3 guests held " in err
+    assert " at one point, frozen within " in err
     assert_at_rest(daemons, fs)
 
 
@@ -165,7 +166,7 @@ def test_a_signal_while_thawing(rig: Rig, number: signal.Signals) -> None:
         _, err = process.communicate(timeout=IN_TIME)
     assert process.returncode == 130
     assert f"interrupted by {number.name}; the command had ended with 0, and all is thawed" in err
-    assert "held 2 file systems of 2 guests at one point" in err
+    assert "2 file systems of 2 guests held " in err
     assert_at_rest(daemons, fs)
 
 
@@ -273,7 +274,7 @@ def test_the_screen_of_watch(rig: Rig) -> None:
         assert "  2 frozen" in shown
         terminal.read_until("thaws by itself in 28 s")  # it counts on without a word from the agent
         agent.thaw()
-        terminal.read_until("- THAWED  applications run", "last freeze: 1 thawed, held ")
+        terminal.read_until("- THAWED  applications run", "last freeze: 1 good: 2 file systems held ")
         terminal.type(b"\x03")
         assert terminal.wait() == 0
         assert "Traceback" not in terminal.text
@@ -304,7 +305,7 @@ def test_the_screen_of_snapshot(rig: Rig) -> None:
         assert "FREEZING" not in shown, "the picture is left on the screen"
         terminal.type(b"\n")
         assert terminal.wait() == 0
-        shown = terminal.read_until("held 1 file system for ", "without a break", "the command ended with 0 after ")
+        terminal.read_until("good: 1 file system held ", "without a break; synced ", "the command ended with 0 after ")
     assert_at_rest([daemon], [fs])
 
 

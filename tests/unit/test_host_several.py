@@ -49,6 +49,9 @@ def test_every_command_asks_all_agents_or_refuses(
     err = capsys.readouterr().err
     if name == "completion":
         assert (code, asked) == (0, set())
+    elif name == "relay":
+        assert (code, asked) == (2, set())
+        assert "`relay` takes no --agent" in err
     elif name == "watch":
         assert (code, asked) == (2, set())
         assert "`watch` of several --agent needs a terminal, or --events" in err
@@ -82,8 +85,11 @@ def test_several_freeze_together_and_stay_frozen(tmp_path: Path, capsys: pytest.
         assert all(f"{url}: 1 file system, held for 41 s (freeze 17)\n" in out for url in guests.urls)
         assert cli.main([*agents(guests.urls), "--json", "thaw"]) == 0
         assert not guests.frozen
-        thawed = {"thawed": 1, "cancelled": False}
-        assert json.loads(capsys.readouterr().out) == dict.fromkeys(guests.urls, thawed)
+        found = json.loads(capsys.readouterr().out)
+        assert {url: (one["thawed"], one["cancelled"]) for url, one in found.items()} == dict.fromkeys(
+            guests.urls, (1, False)
+        )
+        assert all(one["last"]["held_continuously"] and one["summary"].startswith("good: ") for one in found.values())
         assert cli.main([*agents(guests.urls), "--json", "freeze"]) == 0
         frozen = json.loads(capsys.readouterr().out)["guests"][guests.urls[1]]
         assert 0 < frozen.pop("hold_left") <= 41
@@ -133,5 +139,5 @@ def test_the_worst_that_any_told_is_the_exit_code(tmp_path: Path, capsys: pytest
     out, err = capsys.readouterr()
     assert f"{guests.urls[1]}: the keeper died [FREEZE_BROKEN 8]" in err
     found = json.loads(out)
-    assert found[guests.urls[0]] == {"thawed": 1, "cancelled": False}
+    assert (found[guests.urls[0]]["thawed"], found[guests.urls[0]]["cancelled"]) == (1, False)
     assert (found[guests.urls[1]]["error"]["name"], found[guests.urls[2]]["error"]["exit"]) == ("FREEZE_BROKEN", 6)
