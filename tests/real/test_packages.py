@@ -21,6 +21,7 @@ GUEST = ("virtagent", "virtagent-qemu-ga")
 PACKAGES = (*GUEST, "virtagent-host")
 PYTHON = "/usr/bin/python3"
 DEB_TOOLS = ("dpkg-buildpackage", "dh", "dh_python3")
+pytestmark = pytest.mark.timeout(180)  # whichever is first builds them
 
 
 def needs(*programs: str) -> None:
@@ -58,7 +59,6 @@ def unpacked(debs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return found
 
 
-@pytest.mark.timeout(180)
 def test_lintian_has_nothing_to_say(debs: dict[str, Path]) -> None:
     needs("lintian")
     said = run("lintian", "--fail-on", "error,warning,info", "--suppress-tags",
@@ -133,6 +133,41 @@ def test_a_unit_that_udev_starts_is_not_enabled(unpacked: dict[str, Path]) -> No
         'ENV{SYSTEMD_WANTS}+="virtagent-qemu-ga.service"'
         in next((unpacked["virtagent-qemu-ga"] / "lib/udev/rules.d").iterdir()).read_text()
     )
+
+
+def test_it_is_started_where_the_port_is_there_already(unpacked: dict[str, Path], tmp_path: Path) -> None:
+    """debhelper's part starts no unit that is not enabled, and udev says nothing of a port that was there before."""
+    script = (unpacked["virtagent-qemu-ga"] / "DEBIAN/postinst").read_text()
+    own = script[script.index("unit=") :]
+    for there in ("/run/systemd/system", "/dev/virtio-ports/org.qemu.guest_agent.0", "/usr/sbin/policy-rc.d"):
+        assert there in own
+        own = own.replace(there, f"{tmp_path}{there}")
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text('#!/bin/sh\n[ "$1" = start ] && echo "$@"\n')
+    systemctl.chmod(0o755)
+    policy = tmp_path / "usr/sbin/policy-rc.d"
+    policy.parent.mkdir(parents=True)
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+
+    def said() -> str:
+        path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        return run("sh", "-ec", own, "postinst", "configure", "", env=path)
+
+    assert said() == "", "no port"
+    (tmp_path / "dev/virtio-ports").mkdir(parents=True)
+    (tmp_path / "dev/virtio-ports/org.qemu.guest_agent.0").touch()
+    assert said() == "start virtagent-qemu-ga.service\n"
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    assert said() == "", "in an image that is being built nothing is started"
+
+
+def test_rpmlint_has_nothing_to_say(rpms: dict[str, Path]) -> None:
+    if shutil.which("rpmlint") is None:
+        pytest.skip("needs rpmlint")
+    packaging = TREE / "packaging/rpm"
+    said = run("rpmlint", "-c", packaging / "rpmlint.toml", packaging / "virtagent.spec", *rpms.values())
+    assert " 0 errors, 0 warnings" in said, said
 
 
 # -- what the scripts of the packages ask before anything is changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 from pathlib import Path
@@ -129,3 +130,54 @@ def test_the_sample_configuration_says_nothing_but_the_defaults() -> None:
     for name in found.keys() - {"channel", "include", "exclude", "allow-rpcs", "block-rpcs"}:
         field = name.replace("-", "_")
         assert getattr(taken, field) == getattr(config.Config(), field), f"{name} is shown, but not as its default"
+
+
+# Read off the indexes of the releases (main, and universe of Ubuntu) in November 2026.
+RELEASES = {
+    "Debian 12": "3.11.2 psutil 5.9.4 msgpack 1.0.3 setproctitle 1.3.1 h11 0.14.0 rich 13.3.1 libvirt 9.0.0",
+    "Debian 13": "3.13.5 psutil 7.0.0 msgpack 1.0.3 setproctitle 1.3.6 h11 0.14.0 rich 13.9.4 libvirt 11.3.0",
+    "Ubuntu 24.04": "3.12.3 psutil 5.9.8 msgpack 1.0.3 setproctitle 1.3.3 h11 0.14.0 rich 13.7.1 libvirt 10.0.0",
+}
+
+
+def number(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def of_debian(field: str, package: str) -> dict[str, str]:
+    """Return the packages that a field of that package names, and the versions that it wants at the least."""
+    text = (PACKAGING / "debian/control").read_text().partition(f"Package: {package}\n")[2].partition("\n\n")[0]
+    found = re.search(rf"^{field}: ((?:.*\n )*.*)", text, re.MULTILINE)
+    assert found, f"{package} has no {field}"
+    words = [word.strip() for word in found[1].replace("\n", "").split(",")]
+    named = [re.fullmatch(r"([\w-]+)(?: \(>= ([\d.]+)\))?", word) for word in words if not word.startswith("$")]
+    return {match[1]: match[2] or "0" for match in named if match}
+
+
+def wanted(section: str, option: str) -> dict[str, str]:
+    """Return what setup.cfg wants, with the least versions, by the names that Debian gives to its packages."""
+    config = configparser.ConfigParser()
+    config.read(PACKAGING.parent / "setup.cfg")
+    pairs = (line.split(">=") for line in config[section][option].split())
+    return {f"python3-{name.removesuffix('-python')}": least for name, least in pairs}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_each_release_has_what_the_packages_depend_on(release: str) -> None:
+    words = ["python3", *RELEASES[release].split()]
+    has = {
+        name if name == "python3" else f"python3-{name}": version
+        for name, version in zip(*[iter(words)] * 2, strict=True)
+    }
+    code = wanted("options", "install_requires")
+    more = wanted("options.extras_require", "host") | wanted("options.extras_require", "libvirt")
+    for package in ("virtagent", "virtagent-qemu-ga"):
+        depends = of_debian("Depends", package)
+        assert depends.keys() == {"python3", *code}
+        for name, least in {**depends, **code}.items():
+            assert number(has[name]) >= number(least), name
+    assert of_debian("Depends", "virtagent-host").keys() == {"python3", "python3-h11"}
+    assert of_debian("Recommends", "virtagent-host").keys() == more.keys()
+    for name, least in more.items():
+        assert number(has[name]) >= number(least), name
+    assert (3, 10) <= number(has["python3"])[:2] <= (3, 14)
