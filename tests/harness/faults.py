@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import setproctitle
 from virtagent.agent.worker.mount_threads import MountThread
+from virtagent.agent.worker.writers import latch
 from virtagent.supervisor.io import journal, process
 
 from .orders import Orders
@@ -28,6 +30,16 @@ CALLS = {
     "worker_thread": ("EAGAIN",),
 }
 """What can be made to fail, and the errnos that it then may fail with."""
+WRITER_CALLS = {
+    "writer_fork": ("EAGAIN", "ENOMEM"),
+    "writer_pipe": ("EMFILE", "ENFILE"),
+    "writer_pidfd_open": ("EMFILE", "ENOMEM"),
+    "writer_record": ("ENOSPC", "ENOMEM"),
+}
+"""The same in the workers of writers: the record of a latch is written, a program forked and watched."""
+
+PASS = "PASS"
+"""Instead of an errno: this call does not fail, but perhaps the next."""
 
 
 class Faults:
@@ -42,7 +54,9 @@ class Faults:
         if order is None:
             return
         order.done()
-        number = getattr(errno, order.text.split()[1])
+        if (name := order.text.split()[1]) == PASS:
+            return
+        number = getattr(errno, name)
         raise OSError(number, os.strerror(number))
 
 
@@ -53,7 +67,10 @@ def install(folder: Path) -> None:
 
     def failing(real: Any, call: str, *, of: str) -> Any:
         def wrapped(*args: Any, **names: Any) -> Any:
-            if (os.getpid() == supervisor) == (of == "supervisor"):
+            if of == "writer":
+                if os.getpid() != supervisor and ": writer " in setproctitle.getproctitle():
+                    faults.check(call)
+            elif (os.getpid() == supervisor) == (of == "supervisor"):
                 faults.check(call)
             return real(*args, **names)
 
@@ -82,8 +99,12 @@ def install(folder: Path) -> None:
     names = journal.Journal
     names.write = failing(journal.Journal.write, "journal", of="supervisor")
     names = os
-    names.pipe2 = failing(os.pipe2, "pipe", of="supervisor")
+    names.pipe2 = failing(failing(os.pipe2, "pipe", of="supervisor"), "writer_pipe", of="writer")
     names.pidfd_open = failing(os.pidfd_open, "worker_pidfd_open", of="worker")
+    names.pidfd_open = failing(names.pidfd_open, "writer_pidfd_open", of="writer")
+    names.fork = failing(os.fork, "writer_fork", of="writer")
+    names = latch.Latch
+    names.write = failing(latch.Latch.write, "writer_record", of="writer")
     names.open = open_hooked
     names = _thread
     names.start_new_thread = start_hooked

@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from ...api.errors import no_more
 from .accounts import account
 from .step import Refused, TooSlow, Waits, wait
 
@@ -62,7 +63,7 @@ class Client:
             )
         except OSError as error:
             os.close(complaints)
-            raise Refused(f"{command[0]}: {error.strerror}") from None
+            raise Refused(f"{command[0]}: {(no_more(error) or error).strerror}") from None
         finally:
             os.close(self._complains)
         self._sentinel = sentinel

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from ...api.errors import no_more
 from .. import kernel
 from .accounts import Account, account
 from .latch import Latch
@@ -109,7 +110,10 @@ def _fork(command: Command, whom: Account | None, counts: int) -> tuple[int, int
     """Fork; return the pid, the gate that lets the child begin, and where it says that it could not."""
     gate_r, gate_w = os.pipe2(os.O_CLOEXEC)
     failed_r, failed_w = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except BlockingIOError as error:
+        raise no_more(error) or error from None
     if pid == 0:
         try:
             os.close(gate_w)

@@ -14,6 +14,7 @@ import shlex
 import subprocess
 from typing import Any
 
+from ...api.errors import no_more
 from ...api.writers import WriterConfig
 from . import hook_program
 from .accounts import account
@@ -103,7 +104,7 @@ class Live:
             )
         except OSError as error:
             os.close(self._complaints)
-            raise Refused(f"{self._config.command[0]}: {error.strerror}") from None
+            raise Refused(f"{self._config.command[0]}: {(no_more(error) or error).strerror}") from None
         finally:
             os.close(complains)
         self._latch.write({"type": "live", "program": list(hook_program.program(self._process.pid))})
