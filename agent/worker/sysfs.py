@@ -188,6 +188,7 @@ def read_devices(
     pools = _read_pools(sysfs) if any(m.fstype == "btrfs" for m in mounts) else {}
     known = frozenset(_list(f"{sysfs}/class/block"))
     journals = frozenset(_list(f"{procfs}/fs/jbd2"))
+    inside = {one.rpartition("-")[0] for one in journals if one.rpartition("-")[2].isdecimal()}
 
     @functools.cache
     def mapped() -> dict[str, str]:
@@ -199,7 +200,7 @@ def read_devices(
         return path.removeprefix("/dev/").replace("/", "!")
 
     def with_journal(device: BlockDevice) -> BlockDevice:
-        journal = _journal_of(device.name, journals, sysfs, procfs)
+        journal = "" if device.name in inside else _journal_of(device.name, journals, sysfs, procfs)
         return device if journal == "" else replace(device, journal=journal or "", understood=journal is not None)
 
     folders = [f"{sysfs}/dev/block/{m.device}" for m in mounts if not is_anonymous(m)]
@@ -261,16 +262,14 @@ def _is_understood(folder: str, disk: str) -> bool:
 
 
 def _journal_of(name: str, journals: frozenset[str], sysfs: str, procfs: str) -> str | None:
-    """Return the device with the journal of the ext4 on a device, "" if it has it inside or none, None if unknown.
+    """Return the device with the journal of the ext4 on a device, "" if it has none, None if unknown.
 
-    The kernel names a journal after its device, one inside a file system with the number of its inode, too; and its
-    thread after the journal.
+    The kernel names a journal after its device, one inside a file system with the number of its inode, too (it is not
+    asked about here); and its thread after the journal.
     """
     task = _read_if_any(f"{sysfs}/fs/ext4/{name}/journal_task")
     if not task or task.strip("0123456789"):
         return ""  # no ext4, or one without a journal
-    if any(one.startswith(f"{name}-") and one.removeprefix(f"{name}-").isdecimal() for one in journals):
-        return ""
     called = _read_if_any(f"{procfs}/{task}/comm")
     journal = called.removeprefix("jbd2/")
     if journal.startswith(f"{name}-"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 from .mountinfo import MountInfo, behind_servers, is_long, parse_mountinfo, path_walk
+
+_NUMBERS = 80  # bytes that hold the three numbers with which a line begins
 
 
 class View:
@@ -35,8 +36,10 @@ class View:
     def device(self, mount_id: int) -> str:
         """Return the superblock that is mounted by that mount, "" if there is no such mount."""
         if self._text and "mounts" not in self.__dict__:  # six thousand lines, of which one is asked for
-            found = re.search(rf"^{mount_id} [0-9]+ ([0-9]+:[0-9]+) ", self._text, re.MULTILINE)
-            return found[1] if found else ""
+            start = f"\n{mount_id} "
+            at = 0 if self._text.startswith(start[1:]) else self._text.find(start) + 1
+            found = self._text[at : at + _NUMBERS].split(" ", 3)
+            return found[2] if len(found) > 2 and found[0] == str(mount_id) else ""
         mount = self.by_id.get(mount_id)
         return mount.device if mount else ""
 
