@@ -31,6 +31,17 @@ _ADVICE = {
     Code.AUDIT_FULL: f"`{PROG} thaw` first",
     Code.INTERNAL: "report it with the agent's log",
 }
+_LEAVE_OUT = "or leave it out with --exclude"
+_BY_PHASE = (
+    (Code.OVERRUN, "sync limit", f"no application stood still: raise --sync-limit, mend the disk, {_LEAVE_OUT}"),
+    (Code.OVERRUN, "freeze limit", f"see `{PROG} status` for the disk: mend it, {_LEAVE_OUT}"),
+    (Code.OVERRUN, "hold limit", "the writers took too long to confirm: raise --hold"),
+    (Code.FREEZE_FAILED, "frozen by someone else", "`fsfreeze -u` that mount point if nobody needs it, then try again"),
+    (Code.FREEZE_BROKEN, "nothing was thawed", f"see `{PROG} history`, and throw away the snapshot of that freeze"),
+    (Code.FREEZE_BROKEN, "hold limit", "throw the snapshot away, and hold longer with --hold"),
+    (Code.FAILED, "not yet thawed", f"`{PROG} status` says what is frozen, and what to do"),
+)
+"""What to do where the code alone does not say it: words of the fault's text, the first that is there."""
 _NEEDS = re.compile(r"va\.(\w+) needs state (\w+), the state is (\w+)")
 _WORDS = {
     ("fshold", "FROZEN"): "nothing is frozen, so nothing can be held longer",
@@ -63,7 +74,7 @@ def document(wrong: str, code: int, error: VirtagentError | None = None) -> dict
 def _explained(error: VirtagentError, may_be_frozen: bool) -> tuple[str, str, int]:
     match error:
         case Fault(code=code):
-            return _plain(str(error)), _ADVICE.get(code, ""), _EXIT.get(code, FAILED)
+            return _plain(str(error)), advice(error), _EXIT.get(code, FAILED)
         case GroupFailed(causes=causes):
             first = next(iter(causes.values()), TimedOut())
             return str(error), "", _explained(first, False)[2]
@@ -72,6 +83,15 @@ def _explained(error: VirtagentError, may_be_frozen: bool) -> tuple[str, str, in
     ending = next((code for kind, code in _ENDING.items() if isinstance(error, kind)), FAILED)
     unsure = may_be_frozen and type(error) not in (Unreachable, NothingFrozen)
     return str(error), MAY_BE_FROZEN if unsure else "", ending
+
+
+def advice(fault: Fault) -> str:
+    """Return what to do about a fault, by its code and by what its text says of the phase; "" if nothing."""
+    words = _ADVICE.get(fault.code, "")
+    for code, said, advised in _BY_PHASE:
+        if code is fault.code and said in fault.text:
+            return advised
+    return words
 
 
 def _plain(words: str) -> str:

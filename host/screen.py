@@ -83,7 +83,7 @@ def plan(found: Plan) -> RenderableType:
                     branch.add(_cell(f"and {more[reason]} more"))
     for note in found.notes:
         tree.add(_cell(note, "bold"))
-    return tree
+    return Group(tree, *map(_cell, text.estimate_lines(found)))
 
 
 def capabilities(able: Capabilities) -> RenderableType:

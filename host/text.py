@@ -13,6 +13,7 @@ from ..agent.api import summary
 from ..agent.api.bounds import also_at, not_shown
 from ..agent.api.records import (
     Audit,
+    Estimate,
     Last,
     LeftOut,
     Mount,
@@ -25,7 +26,7 @@ from ..agent.api.records import (
     WorkerStatus,
     WriterStatus,
 )
-from ..agent.api.text import printable, size
+from ..agent.api.text import printable, size, took
 from . import answers as answering
 
 _KERNEL = {"disk-sleep": "waits in the kernel (D)", "zombie": "dead, not reaped (Z)", "stopped": "stopped (T)"}
@@ -94,9 +95,40 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield from table([left_out_row(left) for left in sorted(named, key=lambda x: (x.reason, x.mountpoint))])
         yield from more_left_out(plan.left_out, plan.left_out_counts)
     yield from (f"note: {note}" for note in plan.notes)
+    yield from estimate_lines(plan)
     if plan.writers:
         yield "writers"
         yield from table([planned_writer_row(writer) for writer in plan.writers])
+
+
+def estimate_lines(plan: Plan) -> Iterator[str]:
+    """Say what a freeze would take now, and which options count for it; of those by default only that they do."""
+    if said := estimated(plan.estimate):
+        yield f"if run now: {said}"
+    if plan.options:
+        given = [one for one in plan.options if one.whence != "default"]
+        yield "options in force" + ("" if given else ": all by default")
+        yield from table([(one.name, one.value, one.file or one.whence) for one in given])
+        rest = [f"{one.name} {one.value}" for one in plan.options if one.whence == "default" and one.value]
+        if given and rest:
+            yield f"  by default: {', '.join(rest)}"
+
+
+def estimated(estimate: Estimate) -> str:
+    """Return in words what a freeze would take, "" if nothing of it is known."""
+    facts = []
+    if estimate.dirty_bytes >= 0:
+        whose = " (of the whole guest)" if estimate.whole_guest else ""
+        facts.append(f"{size(estimate.dirty_bytes)} to write{whose}")
+    if estimate.sync_seconds >= 0:
+        facts.append(f"sync about {took(estimate.sync_seconds)} at {size(estimate.bytes_per_second)}/s")
+    if estimate.still_seconds >= 0:
+        facts.append(f"standstill about {took(estimate.still_seconds)} and the hold")
+    elif estimate.dirty_bytes >= 0:
+        facts.append("for how long applications would stand still no freeze has shown yet")
+    if estimate.hold_limit > 0:
+        facts.append(f"thaws by itself after {took(estimate.hold_limit)}")
+    return ", ".join(facts)
 
 
 def changes(before: Status | None, after: Status) -> Iterator[str]:

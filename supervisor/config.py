@@ -82,6 +82,8 @@ class Config:
     every_writer: tuple[WriterConfig, ...] = ()
     notes: tuple[str, ...] = ()
     given: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    in_file: frozenset[str] = frozenset()
+    """The names of the options that the file has, and the command line has not."""
 
     @property
     def latches(self) -> str:
@@ -355,6 +357,7 @@ def build(
     reads them.
     """
     values: dict[str, Any] = {"file": file[0], "file_needed": file[1]}
+    values["in_file"] = frozenset(from_file.keys() - given.keys())
     values["given"] = tuple((name, tuple(texts)) for name, texts in given.items())
     for name, option in OPTIONS.items():
         texts = given.get(name) or from_file.get(name)
@@ -425,6 +428,6 @@ def load(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     return build(given, from_file, (os.path.abspath(path), there)), namespace
 
 
-assert {f.name for f in fields(Config)} - {"file", "file_needed", "given", "notes", "every_writer"} == {
+assert {f.name for f in fields(Config)} - {"file", "file_needed", "given", "in_file", "notes", "every_writer"} == {
     name.replace("-", "_") for name in (*OPTIONS, *_FLAGS)
 }

@@ -199,10 +199,11 @@ _ROWS = (
         Disk.READ,
         "Tell what va.fsfreeze would do, freezing nothing.",
         "struct {mounts: array, left_out: array with reasons, at most 50, left_out_counts: struct by reason, writers: "
-        "array with paths, not_frozen and error}",
+        "array with paths, not_frozen and error, estimate: struct of bytes and seconds, options: array with name, "
+        "value, whence (default, file, command line, request) and file}",
         params=_struct(*_FREEZE),
         limit=5,
-        adds=("writers",),
+        adds=("writers", "estimate", "in_force"),
     ),
     Rpc(
         "va.fssync",

@@ -15,6 +15,8 @@ from .shapes import dump as dump
 from .shapes import load as load
 from .states import Reason
 
+WHENCE = ("default", "file", "command line", "request")
+"""Where the value of an option may come from, the weakest first."""
 STOCK = "stock qemu-ga"
 """How the version of a stock qemu-ga begins. Its status says only whether anything is frozen."""
 
@@ -79,12 +81,39 @@ class PlannedWriter:
 
 
 @dataclass(frozen=True, slots=True)
+class InForce:
+    """An option that counts for the freeze, as it would be given, and whence it is (`WHENCE`); `file` has its path."""
+
+    name: str
+    value: str = ""
+    whence: str = ""
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a freeze would take now, as far as that can be known from the last ones.
+
+    `dirty_bytes` are to be written, those of the `whole_guest` if what is planned is not known apart, at the rate of
+    the last sync that took long enough to have one: that takes `sync_seconds`, and applications run. They stand still
+    for `still_seconds` and the hold, of which `hold_limit` is the limit, 0 if it has none.
+    """
+
+    dirty_bytes: int = -1
+    whole_guest: bool = True
+    bytes_per_second: float = -1
+    sync_seconds: float = -1
+    still_seconds: float = -1
+    hold_limit: float = -1
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The file systems to freeze, in that order: by level, and within a level in reverse mount order.
 
     `notes` are sentences about what in that order is not as it was assumed to be. `left_out_counts` says how many file
-    systems are left out for each reason, where `left_out` has only some of them (`bounds.bounded`). `writers` are only
-    in an answer to va.fsplan.
+    systems are left out for each reason, where `left_out` has only some of them (`bounds.bounded`). `writers`,
+    `estimate` and `options` (those in force) are only in an answer to va.fsplan.
     """
 
     mounts: tuple[Mount, ...]
@@ -92,11 +121,13 @@ class Plan:
     notes: tuple[str, ...] = ()
     left_out_counts: Mapping[str, int] = field(default_factory=dict)
     writers: tuple[PlannedWriter, ...] = ()
+    estimate: Estimate = Estimate()
+    options: tuple[InForce, ...] = ()
 
     def dump(self) -> dict[str, Any]:
         """Return the plan as dicts and lists, for the report pipe, the journal and va.fsplan."""
         found = dump(self)
-        for record in (found, *found["mounts"], *found["left_out"], *found["writers"]):
+        for record in (found, *found["mounts"], *found["left_out"], *found["writers"], *found["options"]):
             record |= {name: list(value) for name, value in record.items() if type(value) is tuple}
         return found
 

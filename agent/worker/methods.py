@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 import subprocess
@@ -13,7 +14,7 @@ from ..api.bounds import bounded
 from ..api.errors import Code, Fault, failed
 from ..api.records import Plan
 from ..api.writers import BadWriter, WriterConfig
-from . import freeze, sysfs
+from . import freeze, progress, sysfs
 from .links import open_asked
 from .mount_threads import perform
 from .writers import config, preview
@@ -152,9 +153,14 @@ def fssync(worker: Worker, args: Args) -> int:
 
 
 def fsplan(_worker: Worker, args: Args) -> dict[str, Any]:
-    """Return the plan that va.fsfreeze would carry out; `args["writers"]` are the daemon's (writers.WriterConfig)."""
+    """Return the plan that va.fsfreeze would carry out, what it would take, and the options that count.
+
+    `args["writers"]` are the daemon's (writers.WriterConfig), `args["estimate"]` is what the last freezes foretell.
+    """
     options = args["options"]
     plan = bounded(sysfs.read_plan(options.rules))
+    estimate = progress.estimated(args["estimate"], plan.mounts, options.hold_limit)
+    plan = dataclasses.replace(plan, estimate=estimate, options=args["in_force"])
     if not options.waits:
         return plan.dump()
     return with_writers(plan, args["writers"], required=options.writers == "all").dump()

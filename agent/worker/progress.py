@@ -6,7 +6,8 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import psutil
 
@@ -117,6 +118,19 @@ class WritebackMeter:
         if index not in self._stats:
             self._stats[index] = _stats_of(self._mounts[index].device)
         return dirty_of(self._stats[index])
+
+
+def estimated(past: records.Estimate, mounts: Sequence[records.Mount], hold_limit: float) -> records.Estimate:
+    """Return what a freeze of these would take now, by the rate of the last ones."""
+    files = {_stats_of(mount.device) for mount in mounts[:ROWS_MAX]}
+    known = [dirty_of(file) for file in files]
+    apart = bool(known) and len(mounts) <= ROWS_MAX and min(known) >= 0
+    try:
+        dirty = sum(known) if apart else dirty_bytes()
+    except OSError:
+        dirty = UNKNOWN
+    seconds = _eta(dirty, past.bytes_per_second)
+    return replace(past, dirty_bytes=dirty, whole_guest=not apart, sync_seconds=seconds, hold_limit=hold_limit)
 
 
 def _stats_of(device: str) -> str:

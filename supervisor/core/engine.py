@@ -180,7 +180,7 @@ class Engine:
 
     def _spawn(self, turn: Turn, call: Call, row: Rpc, args: dict[str, Any]) -> None:
         if row.adds:
-            added = additions(self._config, self._handle)
+            added = additions(self._config, self._handle, self._freeze.history.past(), args.get("options"))
             args = args | {name: added[name] for name in row.adds}
         if "handle" in row.adds:
             self._handle += 1

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ...agent.api import qemu
 from ...agent.api.errors import Code, Fault
 from ...agent.api.methods import Rpc
 from ...agent.api.options import Edge, Options, Rules
+from ...agent.api.records import PastFreeze
 from ...agent.worker.freeze import OWN_LIMIT_LATER
 from ..config import Config
+from . import estimates
 
 HELD_LATER = 60.0  # seconds after all limits of a freeze until a writer lets go by itself
 INSTANT_MAX = 300.0  # seconds of which the instant of a freeze may be ahead
 EXEC_GRACE = 10.0  # seconds that a program over its limit has between SIGTERM and SIGKILL
 
 
-def additions(config: Config, handle: int) -> dict[str, Any]:
+def additions(config: Config, handle: int, past: Sequence[PastFreeze], options: Options | None) -> dict[str, Any]:
     """Return everything that a row may get in addition to its arguments (`Rpc.adds`)."""
     return {
         "command": config.shutdown_command,
@@ -25,6 +28,8 @@ def additions(config: Config, handle: int) -> dict[str, Any]:
         "handle": handle,
         "qga": qemu.version(config.qga_version),
         "writers": config.every_writer,
+        "estimate": estimates.expected(past),
+        "in_force": estimates.in_force(config, options) if options is not None else (),
     }
 
 

@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 from fakes.agent_socket import FakeAgent
 from virtagent import host
-from virtagent.host import Agent, Fault, FreezeBroken, HostError, Lost, NotThawed, Unreachable, VirtagentError, errors
+from virtagent.agent.api.errors import Code
+from virtagent.host import (
+    Agent,
+    Fault,
+    FreezeBroken,
+    HostError,
+    Lost,
+    NotThawed,
+    Unreachable,
+    VirtagentError,
+    errors,
+    exits,
+)
 
 
 def kinds() -> set[str]:
@@ -59,3 +71,23 @@ def test_the_causes_of_a_group_have_the_base() -> None:
     hints = typing.get_type_hints(errors.GroupFailed.__init__)
     assert "VirtagentError" in str(hints["causes"])
     assert issubclass(Fault, VirtagentError)
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "words"),
+    [
+        (Code.OVERRUN, "the sync limit of 6 s passed while syncing /srv/db; nothing was frozen", "--sync-limit"),
+        (Code.OVERRUN, "the freeze limit of 30 s passed while freezing /srv/db; thawed 2 of 3", "--exclude"),
+        (Code.FREEZE_FAILED, "/srv/a: frozen by someone else: FIFREEZE: busy (EBUSY)", "fsfreeze -u"),
+        (Code.FREEZE_FAILED, "the freeze was cancelled: va.fsthaw; nothing was frozen", ""),
+        (Code.FREEZE_BROKEN, "freeze 3 is over, the last one is freeze 4; nothing was thawed", "history"),
+        (Code.FREEZE_BROKEN, "freeze 3 was broken: the hold limit of 60 s passed", "--hold"),
+        (Code.FREEZE_BROKEN, "freeze 3 was broken: the agent died", "throw the snapshot away"),
+        (Code.FAILED, "worker 8 is stuck; not yet thawed: /srv/a; trying again", "status"),
+    ],
+)
+def test_what_to_do_is_chosen_by_code_and_phase(code: Code, text: str, words: str) -> None:
+    said = exits.advice(Fault(code, text))
+    assert words in said
+    assert bool(said) == bool(words)
+    assert "throw the snapshot" not in said or code is Code.FREEZE_BROKEN, "there is none"
