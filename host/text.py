@@ -26,6 +26,7 @@ from ..agent.api.records import (
     WorkerStatus,
     WriterStatus,
 )
+from ..agent.api.states import Phase
 from ..agent.api.text import printable, size, took
 from . import answers as answering
 
@@ -151,7 +152,8 @@ def changes(before: Status | None, after: Status) -> Iterator[str]:
     for worker in after.workers:
         if waits(worker, after) and worker.id not in shown:
             yield "worker " + ", ".join(cell for cell in worker_row(worker) if cell)
-    if after.last and (before is None or before.last != after.last):
+    # While its writers are let go it is not known how a freeze ended.
+    if after.last and (before is None or before.last != after.last) and after.phase != Phase.RELEASE.value:
         yield f"last freeze: {last_freeze(after.last)}"
 
 

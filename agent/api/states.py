@@ -147,6 +147,7 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
         _F.THAWED, "answer_thaw", doc="answer 0, or what broke the last freeze if nobody was told"
     ),
     (_F.THAWED, _E.STOPPING): _noted(_F.THAWED),
+    (_F.THAWED, _E.WRITER_LOST): _breaks(_F.THAWED, "found when it was let go"),
     (_F.INPROGRESS, _E.SYNCED): FreezeRow(_F.INPROGRESS, "journal", doc="journal the plan"),
     (_F.INPROGRESS, _E.JOURNALED): FreezeRow(
         _F.INPROGRESS, "await_instant", doc="let the worker go on to freeze; with `at`, at that instant"

@@ -85,7 +85,7 @@ class WriterType:
     """One type: the kind of its hold, the options that it has besides those of all types, and those that it needs.
 
     `latches`: its worker may also leave something behind that another one must end. A latch always does. `defaults` are
-    the values of options that are not given.
+    the values of options that are not given. `silent`: the end of its session is not seen, but when it is asked.
     """
 
     hold: Hold
@@ -93,6 +93,7 @@ class WriterType:
     needs: tuple[str, ...] = ()
     latches: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    silent: bool = False
 
 
 _STATEMENTS = ("prepare", "quiesce", "confirm", "release", "undo")
@@ -102,17 +103,18 @@ TYPES: Mapping[str, WriterType] = {
     "hook": WriterType(Hold.LATCH, ("path", "when"), ("path",)),
     "hook-dir": WriterType(Hold.LATCH, ("path", "when"), ("path",)),
     "live": WriterType(Hold.SESSION, ("command", "user", "verdict"), ("command",), latches=True),
-    "mariadb": WriterType(Hold.SESSION, _CLIENT, latches=True),
+    "mariadb": WriterType(Hold.SESSION, _CLIENT, latches=True, silent=True),
     "mongodb": WriterType(Hold.LATCH, (*_CLIENT, "login")),
-    "mysql": WriterType(Hold.SESSION, _CLIENT, latches=True),
+    "mysql": WriterType(Hold.SESSION, _CLIENT, latches=True, silent=True),
     "pair": WriterType(Hold.LATCH, ("freeze", "thaw", "user", "when"), ("freeze", "thaw")),
-    "postgresql": WriterType(Hold.SESSION, _CLIENT),
+    "postgresql": WriterType(Hold.SESSION, _CLIENT, silent=True),
     "redis": WriterType(Hold.LEASE, ("socket",)),
     "sql": WriterType(
         Hold.SESSION,
         ("user", "client", "client-options", "sentinel", *_STATEMENTS),
         ("client", "quiesce"),
         latches=True,
+        silent=True,
     ),
     "vmware": WriterType(Hold.LATCH, ("path", "when"), defaults={"path": "/etc/vmware-tools/backupScripts.d"}),
 }

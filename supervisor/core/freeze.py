@@ -356,7 +356,9 @@ class Freeze(Machine):
         self.changes += 1
         if self._ends:
             self._ends = False
-            self.history.amend(turn, self._writers)
+            if self._writers.broken and self.current.outcome is Outcome.THAWED:
+                self.take(turn, FreezeEvent.WRITER_LOST, self._writers.broken)
+            self.history.amend(turn, self.current, self._writers)
             self.news.settle(turn, self.current)
         else:
             self._do_answer_thaw(turn, Cause("", Fault(Code.INTERNAL, ""), None))

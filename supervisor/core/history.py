@@ -60,12 +60,17 @@ class History:
         by, self._began_wall, self._by = self._by, -1.0, ""
         return by
 
-    def amend(self, turn: Turn, writers: Writers) -> None:
+    def amend(self, turn: Turn, transaction: Transaction, writers: Writers) -> None:
         """Take note of how the writers of the last freeze were let go, which is after its end."""
         assert self.last is not None
-        stall = writers.stall(turn.now)
-        self.last = replace(self.last, writers=writers.status(turn.now), app_stall_seconds=stall)
-        self._past[-1] = replace(self._past[-1], app_stall_seconds=stall)
+        last = self.last = replace(transaction.summary(turn, writers), at=self.last.at)
+        self._past[-1] = replace(
+            self._past[-1],
+            outcome=last.outcome,
+            held_continuously=last.held_continuously,
+            error=last.error,
+            app_stall_seconds=last.app_stall_seconds,
+        )
 
     def past(self) -> tuple[PastFreeze, ...]:
         """Return them."""

@@ -59,7 +59,7 @@ class Participation:
                 freeze.released(turn)
         elif freeze.expects(FreezeEvent.VETOED) and freeze.current.ledger.planned:
             self._go_on(turn)
-        elif freeze.expects(FreezeEvent.WRITER_LOST) and writers.broken:
+        elif freeze.expects(FreezeEvent.HOLD_ASKED) and writers.broken:
             freeze.take(turn, FreezeEvent.WRITER_LOST, writers.broken)
 
     def _go_on(self, turn: Turn) -> None:

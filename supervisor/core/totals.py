@@ -31,8 +31,8 @@ class Counting:
         if self._phase in self._seconds:
             self._seconds[self._phase] += now - self._since
         self._phase, self._since = phase, now
-        if last is None or last is self._last:
-            return
+        if last is None or last is self._last or phase == Phase.RELEASE.value:
+            return  # until its writers are let go it is not known how it ended
         self._last = last
         self._freezes[last.outcome] += 1
         self._held += max(0.0, last.held_seconds)

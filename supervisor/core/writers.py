@@ -16,7 +16,7 @@ from ...agent.api.methods import RPCS
 from ...agent.api.records import WriterStatus
 from ...agent.api.states import Phase, WorkerEvent, following
 from ...agent.api.text import listed
-from ...agent.api.writers import WRITER_TABLE, Step, WriterConfig, WriterEvent, WriterState
+from ...agent.api.writers import WRITER_TABLE, Hold, Step, WriterConfig, WriterEvent, WriterState, hold
 from ...agent.worker import messages
 from .events import Entry, Lifeline
 from .timing import OWNER
@@ -259,6 +259,8 @@ class Writers:
             self._fails(turn, writer, _E.LOST, acted.text)
             return ""
         if acted.step == Step.RELEASE.value and acted.outcome == "ok":
+            if acted.text and writer.state is _S.RELEASING and hold(writer.config) is not Hold.LATCH:
+                self._breaks(writer, acted.text)  # since when, nobody knows
             self._let_go(turn, writer, acted.text)
             return ""
         if writer.asked is Step.RELEASE and acted.step in _STEPS:
@@ -292,11 +294,16 @@ class Writers:
             how = {_E.REFUSED: "refused the freeze", _E.OVERRAN: "refused the freeze"}.get(event, "was lost")
             if not self.refusal:
                 self.refusal, self.refused_by = f"{writer.name} {how}: {why}", writer.name
-        elif writer.config.required and writer.not_frozen:
-            where = ", ".join(writer.not_frozen)
-            self.broken = self.broken or f"{writer.name} was lost, and {where} is not frozen: {why}"
+        elif before is _S.CONFIRMED:
+            self._breaks(writer, why)
         elif before not in _HELD:
             self._begin_release(turn, writer)  # the freeze goes on without it
+
+    def _breaks(self, writer: Writer, why: str) -> None:
+        """Take note that its hold may have ended while the freeze was held: what is not frozen may be written to."""
+        if writer.config.required and writer.not_frozen and "confirm" in writer.seconds:
+            where = ", ".join(writer.not_frozen)
+            self.broken = self.broken or f"{writer.name} was lost, and {where} is not frozen: {why}"
 
     def exited(self, turn: Turn, worker: Worker, death: str) -> None:
         """Take note that a writer's worker, or one that undid, was reaped; `death` is the sentence for that."""
@@ -319,6 +326,8 @@ class Writers:
         if not writer.latches:
             writer.set = False  # the server has ended the session
         if writer.state is _S.RELEASING:
+            if hold(writer.config) is not Hold.LATCH:
+                self._breaks(writer, death)  # whether it held until the thaw died with it
             writer.error = death
             if writer.set:
                 self._undo(turn, writer)

@@ -6,52 +6,19 @@ import shutil
 import subprocess
 import threading
 import xmlrpc.client
-from collections.abc import Iterator
 
 import pytest
-from harness import Unmet, databases
+from harness import databases
 from harness.daemon import Daemon
 from harness.databases import Server
 from harness.filesystems import LoopFs
-from harness.fixtures import unmet
 from harness.processes import kill, until
 from harness.rig import Rig
+from harness.serving import INNODB, daemon_for, serve
 from virtagent.agent.api.errors import Code
 
 pytestmark = pytest.mark.timeout(240)
-Made = tuple[Server, LoopFs]
 MYISAM = "create table t.n (n int primary key) engine=MyISAM;"
-INNODB = "create table t.n (n int primary key) engine=InnoDB;"
-
-
-@pytest.fixture
-def servers() -> Iterator[list[Server]]:
-    made: list[Server] = []
-    yield made
-    for server in made:
-        server.stop()
-
-
-def serve(rig: Rig, servers: list[Server], kind: type[Server], options: list[str], setup: str) -> Made:
-    fs = rig.fs("ext4", size=400 << 20)
-    server = kind(fs.path, rig.area.fresh("run"), options)
-    servers.append(server)
-    try:
-        server.make()
-        server.start()
-    except Unmet as reason:
-        unmet(reason)
-    for line in filter(None, setup.split("\n")):
-        server.ask(line)
-    return server, fs
-
-
-def daemon_for(rig: Rig, server: Server, fs: LoopFs, kind: str) -> Daemon:
-    folder = rig.area.fresh("writers.d")
-    folder.mkdir(mode=0o700)
-    where = f"{server.run}/s" if kind != "postgresql" else str(server.run)
-    (folder / "db.conf").write_text(f"type {kind}\nsocket {where}\n")
-    return rig.daemon([fs], ["--writers-dir", str(folder)])
 
 
 FLUSH = "--innodb-flush-log-at-trx-commit="

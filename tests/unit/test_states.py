@@ -57,7 +57,7 @@ THAWED          JOURNAL      THAWINPROGRESS
 # What the table needs beyond the design's rows: the journal, a worker that found nothing to freeze or ends otherwise, a
 # keeper that gives up, a longer hold, and what leaves the state as it is.
 FREEZE_MORE = """
-THAWED          THAW_ASKED STOPPING                               THAWED
+THAWED          THAW_ASKED STOPPING WRITER_LOST                   THAWED
 INPROGRESS      SYNCED JOURNALED FOUND_THAWED                     INPROGRESS
 INPROGRESS      JOURNAL_FAILED ENDED DONE THAWS GAVE_UP TOO_SLOW  THAWINPROGRESS
 FROZEN          HOLD_ASKED HELD FOUND_THAWED                      FROZEN
@@ -84,6 +84,7 @@ INPROGRESS      TOO_SLOW              OVERRAN    OVERRUN        nothing
 INPROGRESS      THAW_ASKED STOPPING   CANCELLED  FREEZE_FAILED  kill_freezer
 FROZEN          STOPPING              BROKEN     FREEZE_BROKEN  tell_keeper_to_thaw
 FROZEN          WRITER_LOST           BROKEN     FREEZE_BROKEN  tell_keeper_to_thaw
+THAWED          WRITER_LOST           BROKEN     FREEZE_BROKEN  nothing
 FROZEN          HOLD_PASSED           EXPIRED    FREEZE_BROKEN  tell_keeper_to_thaw
 FROZEN          EXPIRED               EXPIRED    FREEZE_BROKEN  nothing
 FROZEN          FAILED THAWS GAVE_UP  BROKEN     FREEZE_BROKEN  nothing

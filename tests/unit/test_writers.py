@@ -724,3 +724,46 @@ def test_one_that_has_let_go_and_says_more_is_killed(step: str, outcome: str, af
     worker = played.worker("a")
     played.acted("a", step, outcome)
     assert worker in played.drive.killed
+
+
+# -- what is found out when it is let go
+
+
+def thawed_with(wrong: str, kind: str = "mariadb", **more: Any) -> tuple[Any, Any]:
+    """Return the answer to the thaw, and the record, of a freeze whose writer says that when it is let go."""
+    played, _, freezer = confirmed(config("a", kind, **more), devices={"/srv/0": "7:0", "/else": "8:1"})
+    drive = played.drive
+    thaw = drive.ask("va.fsthaw")
+    thawed(played, freezer)
+    drive.report(played.worker("a"), messages.Acted("release", "ok", wrong, {}))
+    drive.exit(played.worker("a"))
+    return thaw, drive.ask("va.fsstatus", {"history": True}).value
+
+
+def test_a_hold_that_is_found_lost_when_it_is_let_go_breaks_the_freeze() -> None:
+    thaw, record = thawed_with("the session has ended")
+    thaw.refused(Code.FREEZE_BROKEN, "a was lost, and /else is not frozen: the session has ended")
+    assert (record.last.outcome, record.last.consistency, record.last.held_continuously) == ("broken", "none", False)
+    assert (record.history[-1].outcome, record.totals.freezes["broken"]) == ("broken", 1)
+    assert record.totals.freezes["thawed"] == 0
+
+
+@pytest.mark.parametrize(("wrong", "kind", "more"), [("", "mariadb", {}), ("it failed", "hook", {})])
+def test_a_hold_that_held_does_not(wrong: str, kind: str, more: dict[str, Any]) -> None:
+    thaw, record = thawed_with(wrong, kind, **more)
+    assert thaw.value == 1
+    assert record.last.outcome == "thawed"
+    assert sum(record.totals.freezes.values()) == 1
+
+
+def test_one_that_is_not_required_breaks_nothing() -> None:
+    thaw, _ = thawed_with("the session has ended", required=False)
+    assert thaw.value == 1
+
+
+def test_a_death_before_it_has_said_how_it_ended_breaks_the_freeze() -> None:
+    played, _, freezer = confirmed(config("a", "postgresql"), devices={"/else": "8:1"})
+    thaw = played.drive.ask("va.fsthaw")
+    thawed(played, freezer)
+    played.drive.die(played.worker("a"))
+    thaw.refused(Code.FREEZE_BROKEN, "a was lost, and /else is not frozen", "killed by SIGKILL")

@@ -18,7 +18,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...api.errors import Code, Fault
-from ...api.writers import Step, WriterConfig
+from ...api.writers import TYPES, Step, WriterConfig
 from .. import kernel, messages, sysfs
 from .drivers import DRIVERS, Driver, undo
 from .latch import Latch
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..context import Args, Worker
 
 BAD = "bad"
+CHECK_SECONDS = 5.0  # in which a server that is held must answer that the session is there
 
 
 def serve(worker: Worker, args: Args) -> str:
@@ -97,11 +98,12 @@ class _Life:
         self._orders = orders
         self._latch = latch
         self._at_most = at_most
-        self._driver: Driver = DRIVERS[config.type](config, latch, orders.wait, at_most)
+        self._checking = False
+        self._driver: Driver = DRIVERS[config.type](config, latch, self._wait, at_most)
         self._state = "starting"
         self._since = time.monotonic()
         self._held_since = 0.0
-        self._lost = False
+        self._lost = self._confirmed = False
 
     def run(self) -> str:
         """Obey until the application is let go; return what went wrong with that."""
@@ -154,8 +156,26 @@ class _Life:
                 return found
             if any(wait(fd, 0) for fd in watched):
                 return Lost(self._driver.lost())
+            if time.monotonic() >= tick and self._confirmed and not self._lost and (wrong := self._check()):
+                return Lost(wrong)
             if time.monotonic() >= ends:
                 return None
+
+    def _wait(self, fd: int, until: float) -> bool:
+        return wait(fd, until) if self._checking else self._orders.wait(fd, until)
+
+    def _check(self) -> str:
+        """Return why the hold is lost. A client of a database does not see that its server has ended the session."""
+        if not TYPES[self._config.type].silent:
+            return ""
+        self._checking = True  # orders wait: a statement that is cut off would say nothing, now and afterwards
+        try:
+            self._driver.confirm(time.monotonic() + CHECK_SECONDS)
+        except Refused as error:
+            return str(error)
+        finally:
+            self._checking = False
+        return ""
 
     def _do(self, step: Step, limit: float) -> None:
         until = time.monotonic() + limit if limit else math.inf
@@ -184,6 +204,7 @@ class _Life:
             self._enter("has refused")
         if step is Step.QUIESCE and outcome == "ok":
             self._held_since = time.monotonic()
+        self._confirmed = step is Step.CONFIRM and outcome == "ok"
         self._worker.reporter.send(messages.Acted(step.value, outcome, text, info))
 
     def _release(self, limit: float, verdict: str) -> str:
