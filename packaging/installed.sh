@@ -29,6 +29,10 @@ under() {
         [$share/zsh/site-functions/_virtagentctl]=share/virtagentctl.zsh
         [$share/fish/vendor_completions.d/virtagentctl.fish]=share/virtagentctl.fish
     )
+    local name
+    for name in live mariadb mongodb mysql pair postgresql redis sql vmware; do
+        links[$root/etc/virtagent/writers.d/$name.conf.sample]=share/writers.d/$name.conf.sample
+    done
 }
 
 # be_qemu_ga: the service is the one in the place of qemu-ga.

@@ -32,6 +32,7 @@ PLACES = {
     "usr/local/share/bash-completion/completions/virtagentctl",
     "usr/local/share/zsh/site-functions/_virtagentctl",
     "usr/local/share/fish/vendor_completions.d/virtagentctl.fish",
+    *(f"etc/virtagent/writers.d/{sample.name}" for sample in (TREE / "packaging/writers.d").iterdir()),
 }
 BASE = Path(os.path.realpath("/usr/bin/python3"))  # a service runs with the system's Python
 UNIT = "etc/systemd/system/virtagentd.service"

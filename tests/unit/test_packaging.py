@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from fakes.packaged import GA_UNIT, PACKAGING, UNIT, recovery, settings
+from virtagent.agent.api.writer_options import parse
+from virtagent.agent.api.writers import TYPES
 from virtagent.supervisor import config, ga_options, qemu_ga
 from virtagent.supervisor.io import journal
 
@@ -181,3 +183,13 @@ def test_each_release_has_what_the_packages_depend_on(release: str) -> None:
     for name, least in more.items():
         assert number(has[name]) >= number(least), name
     assert (3, 10) <= number(has["python3"])[:2] <= (3, 14)
+
+
+def test_there_is_a_sample_of_each_writer_and_all_are_installed() -> None:
+    names = {path.name.removesuffix(".conf.sample") for path in (PACKAGING / "writers.d").iterdir()}
+    assert names == TYPES.keys() - {"hook", "hook-dir"}
+    (listed,) = re.findall(r"for name in ([a-z ]+); do", (PACKAGING / "installed.sh").read_text())
+    assert set(listed.split()) == names
+    for name in names:
+        text = (PACKAGING / "writers.d" / f"{name}.conf.sample").read_text()
+        assert parse(name, text, name).type == name
