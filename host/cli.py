@@ -53,7 +53,7 @@ class Run:
             self.screen.console().print(draw(self.screen))
         else:
             for line in lines:
-                print(printable(line))
+                exits.say(line, sys.stdout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import sys
-from typing import Any
+import textwrap
+from typing import Any, TextIO
 
 from ..agent.api.errors import Code, Fault, VirtagentError
 from ..agent.api.text import printable
@@ -20,6 +22,7 @@ DONE, FAILED, USAGE, UNREACHABLE, TIMED_OUT, BROKEN, NOTHING_TO_THAW = range(7)
 INTERRUPTED = 128 + signal.SIGINT
 
 _SENTENCE_MAX = 1000
+_NARROW = 20  # columns; no sentence can be broken well for less
 MAY_BE_FROZEN = f"a freeze may go on in the guest: `{PROG} thaw` ends it"
 _ADVICE = {
     Code.IN_PROGRESS: f"`{PROG} watch` follows it, `{PROG} thaw` cancels it",
@@ -128,5 +131,19 @@ def tell_wrong(
 def complain(words: str, code: int) -> int:
     """Print the sentence; return the exit code."""
     with contextlib.suppress(OSError):  # if the terminal is gone, the exit code has to do
-        print(f"{PROG}: {printable(words)[:_SENTENCE_MAX]}", file=sys.stderr, flush=True)
+        say(f"{PROG}: {printable(words)[:_SENTENCE_MAX]}", sys.stderr)
     return code
+
+
+def say(line: str, stream: TextIO) -> None:
+    """Print a line; a sentence that is too long for a terminal is broken between words. Raises OSError."""
+    line = printable(line)
+    if not line.startswith("  ") and stream.isatty():
+        with contextlib.suppress(OSError, ValueError):
+            columns = os.get_terminal_size(stream.fileno()).columns
+            if len(line) > columns > _NARROW:
+                parts = textwrap.wrap(
+                    line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+                )
+                line = "\n".join(parts)
+    print(line, file=stream, flush=True)

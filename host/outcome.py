@@ -78,7 +78,7 @@ def tell(
         # The standard output belongs to the command.
         with contextlib.suppress(OSError):
             for line in lines(report):
-                print(printable(line), file=sys.stderr, flush=True)
+                exits.say(line, sys.stderr)
     if wrong:
         exits.complain(wrong, code)
     if wrong and notify is not None:
