@@ -115,7 +115,8 @@ class Engine:
 
     def _requested(self, turn: Turn, request: Requested) -> None:
         call = self._pending.open(turn, request)
-        turn.wall, self._wall_offset = request.wall, request.wall - turn.now
+        turn.told(request.wall)
+        self._wall_offset = request.wall - turn.now
         if request.unheard:
             self._pending.abandon(turn, request.connection, request.token)
         try:

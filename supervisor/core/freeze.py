@@ -87,9 +87,10 @@ class Freeze(Machine):
         args: dict[str, object] = {"options": options}
         lifeline = Lifeline.HOLD if options.waits else None
         worker = self._workers.spawn(turn, RPCS["va.fsfreeze"], args, call.id, plan_limit, lifeline)
-        channel = call.request.peer.channel
-        self.transaction = Transaction(self._last_id, options, Ledger(worker.id), call.id, channel=channel)
-        self.transaction.starts_at = turn.at_time(options.at)
+        channel, starts_at = call.request.peer.channel, turn.at_time(options.at)
+        self.transaction = Transaction(
+            self._last_id, options, Ledger(worker.id), call.id, channel=channel, starts_at=starts_at
+        )
         self._workers.enter_phase(turn, worker, Phase.PLAN, plan_limit)
         self.history.begin(turn, call.request.peer)
         self.take(turn, FreezeEvent.ADMITTED, f"freeze {self._last_id} by {worker.name}")
@@ -128,7 +129,8 @@ class Freeze(Machine):
         if freezer is None or freezer.phase is not Phase.READY:
             where = f"it is in phase {freezer.phase.value}" if freezer else f"the state is {self.state.name}"
             raise Fault(Code.WRONG_STATE, f"va.fsgo needs a freeze that waits in phase ready; {where}")
-        self.current.starts_at = turn.at_time(at)
+        transaction = self.current
+        transaction.starts_at = turn.at_time(at)
         self._await_instant(turn, freezer)
         return 1
 
@@ -220,7 +222,8 @@ class Freeze(Machine):
         turn.journal(transaction.id, freezer.pid, transaction.ledger.journal(transaction.id, unreported, turn.now))
 
     def _do_await_instant(self, turn: Turn, _cause: Cause) -> None:
-        self.current.journaled = True
+        transaction = self.current
+        transaction.journaled = True
         self._await_instant(turn, self._freezer())
 
     def _await_instant(self, turn: Turn, freezer: Worker | None) -> None:
@@ -231,7 +234,8 @@ class Freeze(Machine):
             self.take(turn, FreezeEvent.INSTANT)
 
     def _do_proceed(self, turn: Turn, _cause: Cause) -> None:
-        self.current.goes = True
+        transaction = self.current
+        transaction.goes = True
         self._writers.quiesce(turn)
 
     def proceed_if_ready(self, turn: Turn) -> None:

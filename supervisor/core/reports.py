@@ -100,7 +100,7 @@ class FreezeReports:
             return wrong
         if progress.phase == Phase.SYNC.value:
             transaction.note_syncs(turn.now)
-        late = transaction.asks and progress.phase == Phase.SYNC.value
+        late = worker.phase is Phase.READY and progress.phase == Phase.SYNC.value
         if progress.phase != worker.phase.value and worker.state is WorkerState.RUNNING and not late:
             self._workers.enter_phase(turn, worker, Phase(progress.phase), limits[progress.phase])
         return ""

@@ -25,6 +25,10 @@ class Turn:
         self.effects: list[events.Effect] = []
         self._deadlines = deadlines
 
+    def told(self, wall: float) -> None:
+        """Take note of the time of day, as a request has just brought it."""
+        self.wall = wall
+
     def at_time(self, wall: float) -> float:
         """Return which second of the loop's clock that time of day is; now for 0."""
         return self.now + wall - self.wall if wall else self.now

@@ -31,7 +31,6 @@ class ManyAgents:
         self._answer = answer
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
-        self._tasks: set[asyncio.Task[Any]] = set()
 
     def __enter__(self) -> ManyAgents:
         self._thread.start()
@@ -49,7 +48,6 @@ class ManyAgents:
         for n, url in enumerate(self.urls):
 
             async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, n: int = n) -> None:
-                self._tasks.add(asyncio.current_task())  # type: ignore[arg-type]
                 self.connections += 1
                 while line := await reader.readline():
                     if reply := self._reply(n, json.loads(line.lstrip(b"\xff"))):
@@ -63,8 +61,10 @@ class ManyAgents:
     async def _close(self) -> None:
         for server in self._servers:
             server.close()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=10)
+        for _ in range(3):  # one that was accepted just now gets its task
+            await asyncio.sleep(0)
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others, timeout=10)
 
     def _reply(self, n: int, request: dict[str, Any]) -> bytes:
         method = request["execute"]

@@ -58,7 +58,7 @@ THAWED          JOURNAL      THAWINPROGRESS
 # keeper that gives up, a longer hold, and what leaves the state as it is.
 FREEZE_MORE = """
 THAWED          THAW_ASKED STOPPING WRITER_LOST                   THAWED
-INPROGRESS      SYNCED JOURNALED FOUND_THAWED                     INPROGRESS
+INPROGRESS      SYNCED JOURNALED INSTANT FOUND_THAWED             INPROGRESS
 INPROGRESS      JOURNAL_FAILED ENDED DONE THAWS GAVE_UP TOO_SLOW  THAWINPROGRESS
 FROZEN          HOLD_ASKED HELD FOUND_THAWED                      FROZEN
 FROZEN          FAILED THAWS GAVE_UP EXPIRED DONE                 THAWINPROGRESS
@@ -265,8 +265,8 @@ def assignments(attribute: str) -> set[tuple[str, str, str]]:
 def test_only_the_setters_assign_the_states() -> None:
     # A mount's state (Mark) is a note, not a state machine.
     assert {where for where in assignments("state") if where[0] != "ledger.py"} == {
-        ("freeze.py", "Freeze", "__init__"),
-        ("freeze.py", "Freeze", "_enter"),
+        ("machine.py", "Machine", "__init__"),
+        ("machine.py", "Machine", "_enter"),
         ("workers.py", "Workers", "change"),
         ("writers.py", "Writers", "_take"),
     }
@@ -277,6 +277,7 @@ RECORDS = {
     "workers.py": {"worker", "self._live[number]"},
     "ledger.py": {"mark"},
     "freeze.py": {"transaction"},
+    "machine.py": {"transaction"},
     "pending.py": {"call"},
     "news.py": {"item"},
 }
