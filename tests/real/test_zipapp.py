@@ -38,10 +38,10 @@ def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def bare(pyz: Path, folder: Path, *before: str) -> str:
+def bare(pyz: Path, folder: Path, *before: str, python: str = BARE) -> str:
     """Return a program that runs the file with a Python that sees no installed package."""
     program = folder / "virtagentd"
-    words = " ".join([*before, BARE, "-I", "-S", "-B", str(pyz)])
+    words = " ".join([*before, python, "-I", "-S", "-B", str(pyz)])
     program.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
     program.chmod(0o755)
     return str(program)
@@ -66,6 +66,23 @@ def test_it_runs_with_every_python(pyz: Path, python: str) -> None:
     if "command not found" in done.stderr or "not installed" in done.stderr:
         pytest.skip(done.stderr)  # a shim of pyenv
     assert (done.returncode, done.stdout) == (0, f"virtagentd {__version__}\n"), done.stderr
+
+
+@pytest.mark.parametrize("python", interpreters())
+def test_it_freezes_with_every_python(rig: Rig, pyz: Path, tmp_path: Path, python: str) -> None:
+    if subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode:
+        pytest.skip(f"{python} does not work")  # a shim of pyenv
+    fs = rig.fs("ext4")
+    daemon = rig.daemon([fs], program=bare(pyz, tmp_path, python=python))
+    host = daemon.proxy()
+    assert host.va.fsfreeze({}) == 1
+    fs.assert_frozen()
+    assert host.va.fsthaw() == 1
+    fs.assert_thawed()
+    talk = Talk(rig.area, str(daemon.socket))
+    assert talk.ask("guest-exec", {"path": "/bin/true"})["return"]["pid"]
+    assert talk.ask("guest-get-fsinfo")["return"]
+    talk.close()
 
 
 def test_by_the_other_name_it_is_the_other_program(pyz: Path, tmp_path: Path) -> None:

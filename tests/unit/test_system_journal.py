@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from fakes.drive import Drive
 from fakes.scenarios import brought_to, played
+from virtagent.agent.api.writers import WriterConfig
 from virtagent.agent.worker import messages
 from virtagent.agent.worker.messages import Step
 from virtagent.supervisor.core import entries, events
@@ -284,6 +285,18 @@ def test_a_worker_that_was_called_off_and_is_stuck_names_its_disk(drive: Drive) 
     drive.wait(60)
     level, entry = only(drive, "stuck")
     assert (level, entry["VIRTAGENT_PHASE"], entry["VIRTAGENT_MOUNT"]) == ("err", ["sync"], ["/srv/1"])
+
+
+def test_vetoed_names_the_writer() -> None:
+    drive = Drive(every_writer=(WriterConfig("pg", "hook", path="/h"),))
+    drive.begin(1)
+    (writer,) = drive.workers("writer")
+    drive.report(writer, messages.Started(1), messages.Acted("prepare", "refused", "it has no time", {}))
+    level, entry = only(drive, "vetoed")
+    assert (level, entry["VIRTAGENT_WRITER"], entry["VIRTAGENT_PHASE"]) == ("warning", ["pg"], ["prepare"])
+    about = [line.entry for line in drive.of(events.Log) if line.text.startswith("writer pg:")]
+    assert about
+    assert all(entry and ("writer", "pg") in entry.fields for entry in about)
 
 
 def test_a_thaw_that_fails_is_stuck() -> None:
