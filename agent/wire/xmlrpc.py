@@ -36,11 +36,20 @@ def dump_call(method: str, params: Sequence[Any]) -> bytes:
     return b"".join(out)
 
 
+class Shared(dict[str, Any]):
+    """A value that is told to many and does not change: it keeps the pieces of its reply, once these are made."""
+
+    pieces: tuple[bytes, ...] = ()
+
+
 def dump_reply(value: Any) -> list[bytes]:
     """Return the pieces of the methodResponse with `value`.
 
     Raises TypeError, ValueError, OverflowError or RecursionError if XML-RPC has no form for it.
     """
+    if isinstance(value, Shared):
+        value.pieces = value.pieces or tuple(dump_reply(dict(value)))
+        return [*value.pieces]
     out = [b"<?xml version='1.0' encoding='UTF-8'?>\n<methodResponse><params><param>"]
     _dump(value, out.append)
     out.append(b"</param></params></methodResponse>\n")

@@ -5,7 +5,7 @@ A host that has gone away waits for nothing and is answered nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -167,12 +167,11 @@ class Pending:
 
     def poll_due(self, turn: Turn, number: int) -> None:
         """Answer a call whose `wait` has passed with the present record."""
-        self._tell(turn, number)
+        self._tell(turn, [number])
 
     def cut(self, turn: Turn, connection: int) -> None:
         """Answer now the calls of this connection that wait for news."""
-        for number in sorted(self._by_connection.get(connection, set()) & self._since.keys()):
-            self._tell(turn, number)
+        self._tell(turn, sorted(self._by_connection.get(connection, set()) & self._since.keys()))
 
     def settled(self, call: Call, state: FreezeState) -> str | Deferred:
         """Return "thawed" or "frozen"; if neither is true, answer the call when one is."""
@@ -185,8 +184,7 @@ class Pending:
     def tell_news(self, turn: Turn, seq: int, state: FreezeState) -> None:
         """Answer those for whom there is news."""
         if self._since:  # ADR 0012: `!=`, not `<`, since a restart begins seq anew
-            for number in [number for number, since in self._since.items() if since != seq]:
-                self._tell(turn, number)
+            self._tell(turn, [number for number, since in self._since.items() if since != seq])
         if self._unsettled and (answer := SETTLED[state]) is not None:
             waiting, self._unsettled = self._unsettled, []
             for number in waiting:
@@ -194,8 +192,12 @@ class Pending:
 
     def tell_all(self, turn: Turn) -> None:
         """Answer all who wait for a newer record with the present one."""
-        for number in list(self._since):
-            self._tell(turn, number)
+        self._tell(turn, list(self._since))
 
-    def _tell(self, turn: Turn, number: int) -> None:
-        self.answer(turn, number, self.record(turn, brief=number in self._brief))
+    def _tell(self, turn: Turn, numbers: Sequence[int]) -> None:
+        """Answer these with the present record, which is made once."""
+        made: dict[bool, Status] = {}
+        for number in numbers:
+            if (brief := number in self._brief) not in made:
+                made[brief] = self.record(turn, brief=brief)
+            self.answer(turn, number, made[brief])

@@ -13,6 +13,7 @@ import setproctitle
 from ...agent.api.methods import RPCS, Disk
 from ...agent.api.records import Status
 from ...agent.api.text import printable
+from ...agent.wire.xmlrpc import Shared
 from ...agent.worker import context
 from ..channels.connections import Connections
 from ..core import events, status
@@ -41,6 +42,7 @@ class Effects:
         self._log = log
         self._processes = processes
         self._clock = clock
+        self._told: tuple[tuple[Status, Shared], ...] = ()
         self.table: dict[type, Callable[[Any], events.Event | None]] = {
             events.Spawn: self._spawn,
             events.Adopt: lambda effect: children.adopt(effect.worker, effect.pid, effect.started),
@@ -85,8 +87,17 @@ class Effects:
     def _answer(self, answer: events.Answer) -> None:
         value = answer.value
         if isinstance(value, Status):
-            value = status.dump(value, self._processes.state, self._connections.troubles.count)
+            value = self._shared(value)
         self._connections.answer(answer.connection, answer.token, value, receipt=answer.receipt)
+
+    def _shared(self, record: Status) -> Shared:
+        """Return the record as it is sent, made once for all who are told it now."""
+        for known, shared in self._told:
+            if known is record:
+                return shared
+        made = Shared(status.dump(record, self._processes.state, self._connections.troubles.count))
+        self._told = (*self._told[-1:], (record, made))  # the last two: a brief one and a whole one
+        return made
 
     def _set_title(self, title: events.SetTitle) -> None:
         text = printable(title.text)
