@@ -1,0 +1,279 @@
+"""What writers add: acknowledged commits lost, sessions that stand still, cost. Run by scripts/writer-figures."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TREE = Path(__file__).parent.parent
+sys.path.insert(0, str(TREE / "tests"))
+
+from harness import databases, namespace  # noqa: E402
+from harness.daemon import Daemon  # noqa: E402
+from harness.databases import Server  # noqa: E402
+from harness.peer import QemuGa  # noqa: E402
+from harness.processes import until  # noqa: E402
+from harness.rig import Rig  # noqa: E402
+from harness.serving import INNODB, daemon_for, serve  # noqa: E402
+
+MYISAM = "create table t.n (n int primary key) engine=MyISAM;"
+FLUSH = "--innodb-flush-log-at-trx-commit="
+CASES: dict[str, tuple[type[Server], str, list[str], str]] = {
+    "PostgreSQL": (databases.PostgreSql, "postgresql", [], "create table n (n int primary key);"),
+    "MariaDB, flush_log 1": (databases.MariaDb, "mariadb", [f"{FLUSH}1"], f"create database t;\n{INNODB}"),
+    "MariaDB, flush_log 2": (databases.MariaDb, "mariadb", [f"{FLUSH}2"], f"create database t;\n{INNODB}"),
+    "MariaDB, flush_log 0": (databases.MariaDb, "mariadb", [f"{FLUSH}0"], f"create database t;\n{INNODB}"),
+    "MariaDB, MyISAM": (databases.MariaDb, "mariadb", [], f"create database t;\n{MYISAM}"),
+    "Redis, append-only file": (databases.Redis, "redis", [], ""),
+}
+LONG = 4  # seconds that the UPDATE takes
+HOOK = """#!/bin/sh
+# FLUSH TABLES WITH READ LOCK in a session that is kept by a background process, as QEMU's mysql-flush.sh does.
+case $1 in
+freeze)
+    rm -f {run}/fifo; mkfifo {run}/fifo
+    {client} <{run}/fifo >{run}/said 2>&1 &
+    exec 3>{run}/fifo
+    echo "flush tables with read lock; select 'locked';" >&3
+    (sleep 1000 >&3) & echo $! >{run}/holder
+    until grep -q locked {run}/said; do sleep 0.005; done ;;
+thaw) kill $(cat {run}/holder) ;;
+esac
+"""
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+@contextmanager
+def inserting(server: Server) -> Iterator[list[int]]:
+    """Insert at full speed; yield what is acknowledged."""
+    acknowledged: list[int] = []
+    stop = threading.Event()
+    thread = threading.Thread(target=server.insert, args=(stop, acknowledged))
+    thread.start()
+    try:
+        yield acknowledged
+    finally:
+        stop.set()
+        thread.join(60)
+
+
+def lost_in(rig: Rig, kind: type[Server], options: list[str], image: Path, sure: list[int]) -> int:
+    """Start a server from a copy of its disk, and return how many of these numbers are not there."""
+    place, run = rig.area.fresh("copy-at"), rig.area.fresh("run")
+    place.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    (place / "data" / "postmaster.pid").unlink(missing_ok=True)  # of a server that runs here still
+    server = kind(place, run, options)
+    try:
+        server.start()
+        return len(set(sure) - server.found())
+    finally:
+        server.stop()
+        subprocess.run(["umount", str(place)], check=True)
+        image.unlink()
+
+
+def lost(rig: Rig, rounds: int) -> None:
+    """Print how many acknowledged commits the image of a freeze lacks, without and with the writer."""
+    say("| | commits acknowledged | lost without the writer | with it |\n|---|---|---|---|")
+    for name, (kind, typed, options, setup) in CASES.items():
+        servers: list[Server] = []
+        server, fs = serve(rig, servers, kind, options, setup)
+        daemon = daemon_for(rig, server, fs, typed)
+        host = daemon.proxy()
+        found: dict[str, list[int]] = {"none": [], "all": []}
+        total = 0
+        with inserting(server) as acknowledged:
+            for round_ in range(2 * rounds):
+                choice = ("none", "all")[round_ % 2]
+                before = len(acknowledged)
+                until(lambda before=before: len(acknowledged) > before + 300, 60, "it inserts")  # type: ignore[misc]
+                assert host.va.fsfreeze({"writers": choice}) == 1
+                sure = list(acknowledged)
+                total += len(sure) - before
+                copy = rig.area.fresh("image")
+                subprocess.run(["cp", "--sparse=always", str(fs.image), str(copy)], check=True)
+                assert host.va.fsthaw() == 1
+                found[choice].append(lost_in(rig, kind, options, copy, sure))
+        server.stop()
+        daemon.stop()
+        with_none, with_all = found["none"], found["all"]
+        say(f"| {name} | {total} | {spread(with_none)} | {spread(with_all)} |")
+
+
+def spread(numbers: list[int]) -> str:
+    """Return the numbers of all rounds in short."""
+    hit = sum(number > 0 for number in numbers)
+    return (
+        f"0 in {len(numbers)} of {len(numbers)}"
+        if not hit
+        else f"{min(numbers)} to {max(numbers)} (in {hit} of {len(numbers)})"
+    )
+
+
+class Pace:
+    """A session that inserts all the time, and the longest time for which it stood still."""
+
+    def __init__(self, server: databases.MariaDb) -> None:
+        self.longest = self._last = 0.0
+        self._stop = threading.Event()
+        self._client = databases.Client([*server.client, "t"])
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        number = 1 << 20
+        self._last = time.monotonic()
+        while not self._stop.is_set():
+            number += 1
+            self._client.ask(f"replace into other values ({number % 1000}); select {number};")
+            now = time.monotonic()
+            self.longest = max(self.longest, now - self._last)
+            self._last = now
+
+    def begin(self) -> None:
+        self.longest = 0.0
+
+    def close(self) -> float:
+        self._stop.set()
+        self._thread.join(60)
+        self._client.close()
+        return self.longest
+
+
+def still(rig: Rig, rounds: int) -> None:
+    """Print how long another session stands still when a freeze comes, with and without a long statement."""
+    servers: list[Server] = []
+    setup = f"create database t;\n{INNODB}\ncreate table t.other (n int primary key);\ninsert into t.n values (1);"
+    server, fs = serve(rig, servers, databases.MariaDb, [f"{FLUSH}1"], setup)
+    assert isinstance(server, databases.MariaDb)
+    daemon = daemon_for(rig, server, fs, "mariadb", "--quiesce-limit", "30")
+    host = daemon.proxy()
+    hook = server.run / "hook"
+    hook.write_text(HOOK.format(run=server.run, client=" ".join(server.client)))
+    hook.chmod(0o755)
+    peer = QemuGa(rig.area, f"-F{hook}")
+    talk = peer.talk()
+
+    def theirs() -> None:
+        assert talk.ask("guest-fsfreeze-freeze-list", {"mountpoints": [str(fs)]}) == {"return": 1}
+        assert talk.ask("guest-fsfreeze-thaw") == {"return": 1}
+
+    def ours(choice: str) -> Callable[[], None]:
+        def freeze() -> None:
+            assert host.va.fsfreeze({"writers": choice}) == 1
+            assert host.va.fsthaw() == 1
+
+        return freeze
+
+    ways = {"no writer": ours("none"), "ours": ours("all"), "qemu-ga, hook with FTWRL": theirs}
+    say(f"| longest standstill of another session, ms | idle | under an UPDATE of {LONG} s |\n|---|---|---|")
+    for name, way in ways.items():
+        cells = [
+            medians([one_freeze(server, way, long) for _ in range(rounds if not long else max(3, rounds // 3))])
+            for long in (False, True)
+        ]
+        say(f"| {name} | {' | '.join(cells)} |")
+    talk.close()
+    peer.close()
+    server.stop()
+    daemon.stop()
+
+
+def one_freeze(server: databases.MariaDb, way: Callable[[], None], long: bool) -> float:
+    pace = Pace(server)
+    updating = databases.Client([*server.client, "t"]) if long else None
+    busy = None
+    if updating is not None:
+        busy = threading.Thread(target=updating.ask, args=(f"update n set n = n where sleep({LONG}) = 0; select 1;",))
+        busy.start()
+        until(
+            lambda: (
+                "sleep(" in server.ask("select info from information_schema.processlist where info like 'update%';")
+            ),
+            10,
+            "the UPDATE runs",
+        )
+    pace.begin()
+    way()
+    if busy is not None and updating is not None:
+        busy.join(60)
+        updating.close()
+    return pace.close()
+
+
+def medians(seconds: list[float]) -> str:
+    times = sorted(1000 * one for one in seconds)
+    return f"{statistics.median(times):.0f} ({times[0]:.0f} to {times[-1]:.0f}, {len(times)} runs)"
+
+
+def cost(rig: Rig, rounds: int) -> None:
+    """Print the memory of a writer while frozen, and what writers add to request to reply."""
+    say("| type | private memory: its process, its client | request to reply, ms, without | with |\n|---|---|---|---|")
+    for name in ("PostgreSQL", "MariaDB, flush_log 1", "Redis, append-only file"):
+        kind, typed, options, setup = CASES[name]
+        servers: list[Server] = []
+        server, fs = serve(rig, servers, kind, options, setup)
+        daemon = daemon_for(rig, server, fs, typed)
+        host = daemon.proxy()
+        took: dict[str, list[float]] = {"none": [], "all": []}
+        for _ in range(rounds):
+            for choice, times in took.items():
+                began = time.monotonic()
+                assert host.va.fsfreeze({"writers": choice}) == 1
+                times.append(1000 * (time.monotonic() - began))
+                if choice == "all":
+                    memory = of_writer(daemon)
+                assert host.va.fsthaw() == 1
+        say(f"| {typed} | {memory} | {statistics.median(took['none']):.0f} | {statistics.median(took['all']):.0f} |")
+        server.stop()
+        daemon.stop()
+
+
+def of_writer(daemon: Daemon) -> str:
+    (pid,) = [pid for pid, title in daemon.titles().items() if ": writer " in title]
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return ", ".join(f"{private(one) / 1024:.1f} MiB" for one in (pid, *map(int, children)))
+
+
+def private(pid: int) -> int:
+    """Return the kilobytes that are this process's alone."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return int(lines["Private_Dirty"].split()[0])
+
+
+PARTS = {"lost": lost, "still": still, "cost": cost}
+
+
+def main() -> int:
+    asked = argparse.ArgumentParser(prog="scripts/writer-figures", description=__doc__)
+    asked.add_argument("--rounds", type=int, default=10, help="how often each is measured (default 10)")
+    asked.add_argument("--only", metavar="PART,...", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    args = asked.parse_args()
+    area = namespace.enter()
+    try:
+        for part in args.only.split(","):
+            rig = Rig(area)
+            try:
+                PARTS[part](rig, args.rounds)
+                say("")
+            finally:
+                for line in rig.close():
+                    print(line, file=sys.stderr)
+    finally:
+        area.leave()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
