@@ -95,7 +95,7 @@ class Mongod:
             "getCmdLineOpts": {"parsed": {"storage": {"dbPath": "/srv/mongo"}}},
             "currentOp": {"inprog": [], "fsyncLock": state["locks"] > 0},
         }
-        return known.get(name, {}) | {"ok": 1}
+        return known.get("hello" if name.lower() == "ismaster" else name, {}) | {"ok": 1}
 
 
 def shell(mongod: Mongod) -> None:

@@ -125,6 +125,8 @@ def _connect(config: WriterConfig, waits: Waits, until: float) -> Client:
     if config.login:
         _must_be_secret(config.login)
     where = config.socket or DEFAULT
+    if where.startswith("/") and not where.endswith(".sock"):
+        raise Refused(f"{where}: its client takes only what ends in .sock for a socket")
     host = "".join(c if c in _PLAIN else "".join(f"%{octet:02X}" for octet in c.encode()) for c in where)
     uri = f"mongodb://{host if where.startswith('/') else where}/admin?directConnection=true"
     # Its log and its history would be written to HOME, which may be frozen.
