@@ -105,7 +105,9 @@ _OPTIONS: Mapping[str, Callable[[str], Any]] = {
     "user": _text,
     "client": _absolute,
     "client-options": _words,
-    "login": _absolute,
+    "login": _text,
+    "login-script": _absolute,
+    "password-file": _absolute,
     "socket": _text,
     "command": _command,
     "freeze": _command,
@@ -154,6 +156,8 @@ def parse(name: str, text: str, where: str) -> WriterConfig:
     for option in kind.needs:
         if option not in values:
             raise BadWriter(f"{where}: a writer of type {values['type']} needs the option {option}")
+    if "login" in lines and "password-file" not in lines:
+        raise BadWriter(f"{where} line {lines['login']}: login needs the option password-file, too")
     return WriterConfig(name, **(dict(kind.defaults) | values))
 
 

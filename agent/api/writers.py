@@ -49,7 +49,8 @@ class WriterConfig:
     `client_options` what it is called with besides; `socket` is where the application listens. `command` is a program
     that is told the steps, `freeze` and `thaw` are two that are called; `verdict`: tell whether the freeze was good.
     `prepare` to `release` are statements for the steps, `undo` those that undo what they set beyond the session;
-    `sentinel` is one that answers what stands for {}. `login` is a script with which the client makes itself known.
+    `sentinel` is one that answers what stands for {}. `login_script` has the client make itself
+    known; `login` is a name for that, whose password `password_file` has.
     """
 
     name: str
@@ -73,7 +74,9 @@ class WriterConfig:
     release: tuple[str, ...] = ()
     undo: tuple[str, ...] = ()
     sentinel: str = "select '{}'"
+    login_script: str = ""
     login: str = ""
+    password_file: str = ""
     prepare_limit: float = -1
     quiesce_limit: float = -1
     confirm_limit: float = -1
@@ -104,11 +107,11 @@ TYPES: Mapping[str, WriterType] = {
     "hook-dir": WriterType(Hold.LATCH, ("path", "when"), ("path",)),
     "live": WriterType(Hold.SESSION, ("command", "user", "verdict"), ("command",), latches=True),
     "mariadb": WriterType(Hold.SESSION, _CLIENT, latches=True, silent=True),
-    "mongodb": WriterType(Hold.LATCH, (*_CLIENT, "login")),
+    "mongodb": WriterType(Hold.LATCH, (*_CLIENT, "login-script")),
     "mysql": WriterType(Hold.SESSION, _CLIENT, latches=True, silent=True),
     "pair": WriterType(Hold.LATCH, ("freeze", "thaw", "user", "when"), ("freeze", "thaw")),
     "postgresql": WriterType(Hold.SESSION, _CLIENT, silent=True),
-    "redis": WriterType(Hold.LEASE, ("socket",)),
+    "redis": WriterType(Hold.LEASE, ("socket", "login", "password-file")),
     "sql": WriterType(
         Hold.SESSION,
         ("user", "client", "client-options", "sentinel", *_STATEMENTS),

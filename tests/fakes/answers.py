@@ -12,7 +12,7 @@ from typing import Any
 
 from virtagent.agent.api.writers import WriterConfig
 from virtagent.agent.worker import messages
-from virtagent.agent.worker.writers import client, live, mysql_family, postgresql, redis, sql
+from virtagent.agent.worker.writers import client, live, mongodb, mysql_family, postgresql, redis, sql
 from virtagent.agent.worker.writers.drivers import DRIVERS
 from virtagent.agent.worker.writers.step import Waits
 
@@ -77,7 +77,7 @@ class Listening(client.Client):
 
     heard = b""
 
-    def __init__(self, command: Any, user: str, sentinel: str, waits: Waits, end: str = ";") -> None:
+    def __init__(self, command: Any, user: str, sentinel: str, waits: Waits, end: str = ";", env: Any = None) -> None:
         prints, _, complains = self.heard.partition(b"\0")
         self._process: Any = Program(said(prints))
         self._complaints = said(complains)
@@ -109,7 +109,7 @@ class Socket:
 class _Redis(redis.Redis):
     heard = b""
 
-    def _connect(self, where: str) -> None:
+    def _connect(self, where: str, until: float) -> None:
         connection: Any = Socket(self.heard)
         self._socket = connection
 
@@ -135,7 +135,7 @@ def hear(kind: str, data: bytes) -> None:
     config = WriterConfig("x", kind, client="c", socket="", **(statements if kind == "sql" else {}))
     record: Any = Record()
     real, undoes = client.Client, live.undo
-    users = (mysql_family, postgresql, sql)
+    users = (mongodb, mysql_family, postgresql, sql)
     Listening.heard = _Redis.heard = _Live.heard = data
     try:
         for user in users:

@@ -20,7 +20,7 @@ from .drive import Drive
 from .mutations import corpus, mutated
 
 BOOT = "1b9d0000-0000-4000-8000-000000000000"
-WRITERS = ("postgresql", "mariadb", "mysql", "redis", "sql", "live")
+WRITERS = ("postgresql", "mariadb", "mongodb", "mysql", "redis", "sql", "live")
 LIMITS = Limits(header=4096, body=1 << 16, nesting=64)
 
 

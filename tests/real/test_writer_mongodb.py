@@ -153,7 +153,7 @@ def test_what_the_server_refuses_refuses_the_freeze(
 def test_a_login_is_a_secret_file(rig: Rig, site: Site) -> None:
     fs = rig.fs("ext4")
     login = site.folder / "my login.js"
-    site.write(f"login {login}\nsocket /run/mongo db/s.sock\n")
+    site.write(f"login-script {login}\nsocket /run/mongo db/s.sock\n")
     daemon = site.start(fs)
     assert f"{login}: No such file" in refused(daemon)
     login.write_text("db.auth('backup', 'a \"word\"')\n")
@@ -165,7 +165,7 @@ def test_a_login_is_a_secret_file(rig: Rig, site: Site) -> None:
     words = (site.folder / "words").read_text()
     assert words.split()[-1] == "mongodb://%2Frun%2Fmongo%20db%2Fs.sock/admin?directConnection=true"
     assert "word" not in words
-    site.write("socket /run/mongo\n")
+    site.write(f"login-script {login}\nsocket /run/mongo\n")
     daemon_2 = site.start(fs)
     assert "its client takes only what ends in .sock for a socket" in refused(daemon_2)
     login.write_text("x.y()\n")

@@ -1,9 +1,10 @@
-"""Whom a program of a writer runs as: the groups, and the home in which it looks for its own settings."""
+"""Whom a program of a writer runs as, with the home in which it looks for its settings; and files that are secret."""
 
 from __future__ import annotations
 
 import os
 import pwd
+import stat
 from dataclasses import dataclass
 
 from .step import Refused
@@ -36,3 +37,13 @@ def account(user: str) -> Account:
     # A service of the system has no HOME, and without it a client does not find ~/.my.cnf or ~/.pgpass.
     env = {"HOME": found.pw_dir, "USER": found.pw_name, "LOGNAME": found.pw_name}
     return Account(found.pw_uid, found.pw_gid, groups, env)
+
+
+def check_secret(path: str) -> None:
+    """Raise Refused unless the file is root's and only root may read it: it may hold a password."""
+    try:
+        about = os.stat(path)
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(about.st_mode) or about.st_uid not in (0, os.geteuid()) or about.st_mode & 0o077:
+        raise Refused(f"{path} must be a file that is owned by root and that nobody else may read")

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 import time
 from typing import Any
 
 from ...api.writers import WriterConfig
-from .client import Client
+from .accounts import check_secret
+from .client import WORDS_MAX, Client
 from .latch import Latch
 from .step import Refused, TooSlow, Waits, wait
 
@@ -45,21 +45,22 @@ class MongoDb:
             raise Refused("it is mongos: each mongod has a writer of its own")
         if _is_locked(client, until):
             raise Refused("somebody has locked it already (fsyncLock)")
-        version = str(_command(client, {"buildInfo": 1}, until).get("version", ""))
-        options = _command(client, {"getCmdLineOpts": 1}, until).get("parsed", {})
-        storage = options.get("storage", {}) if isinstance(options, dict) else {}
-        return {"paths": [str(storage.get("dbPath", "/data/db"))], "version": version}
+        version = str(_command(client, {"buildInfo": 1}, until).get("version", ""))[:WORDS_MAX]
+        options = _command(client, {"getCmdLineOpts": 1}, until)
+        return {"paths": [str(_at(options, "parsed", "storage", "dbPath") or "/data/db")], "version": version}
 
     def quiesce(self, until: float) -> Info:
         """Lock; that is on record before. Raises Refused, Interrupted."""
         assert self._client is not None
-        about = {name: getattr(self._config, name) for name in ("client", "user", "socket", "login")}
+        about = {name: getattr(self._config, name) for name in ("client", "user", "socket", "login_script")}
         self._latch.write({"type": "mongodb", **about, "client_options": list(self._config.client_options)})
         locked = _command(self._client, {"fsync": 1, "lock": True}, until)
-        at = _command(self._client, {"hello": 1}, until).get("lastWrite", {}).get("opTime", {}).get("ts", {})
-        stamp = at.get("$timestamp", {}) if isinstance(at, dict) else {}
-        info = {"lock_count": _number(locked.get("lockCount", ""))}
-        return info | ({"optime": f"{stamp['t']}:{stamp['i']}"} if {"t", "i"} <= stamp.keys() else {})
+        hello = _command(self._client, {"hello": 1}, until)
+        stamp = ("lastWrite", "opTime", "ts", "$timestamp")
+        seconds, number = _at(hello, *stamp, "t"), _at(hello, *stamp, "i")
+        count = locked.get("lockCount", "")
+        info = {"lock_count": str(_at(count, "$numberLong") or count)}
+        return info | ({"optime": f"{seconds}:{number}"} if seconds is not None else {})
 
     def confirm(self, until: float) -> Info:
         """Show that it is still locked. Raises Refused, Interrupted."""
@@ -94,7 +95,7 @@ def undo(latch: Latch, until: float, _verdict: str) -> str:
     record = latch.record
     if record is None:
         return ""
-    about = {name: record[name] for name in ("client", "user", "socket", "login")}
+    about = {name: record[name] for name in ("client", "user", "socket", "login_script")}
     config = WriterConfig(latch.name, "mongodb", client_options=tuple(record["client_options"]), **about)
     client = _connect(config, wait, until)
     try:
@@ -122,8 +123,8 @@ def _is_locked(client: Client, until: float) -> bool:
 
 
 def _connect(config: WriterConfig, waits: Waits, until: float) -> Client:
-    if config.login:
-        _must_be_secret(config.login)
+    if config.login_script:
+        check_secret(config.login_script)
     where = config.socket or DEFAULT
     if where.startswith("/") and not where.endswith(".sock"):
         raise Refused(f"{where}: its client takes only what ends in .sock for a socket")
@@ -132,23 +133,13 @@ def _connect(config: WriterConfig, waits: Waits, until: float) -> Client:
     # Its log and its history would be written to HOME, which may be frozen.
     command = [config.client or "mongosh", "--quiet", "--norc", *config.client_options, uri]
     client = Client(command, config.user, 'print("{}")', waits, end="", env={"HOME": os.devnull})
-    if config.login:
+    if config.login_script:
         try:
-            _evaluate(client, f"load({json.dumps(config.login)})", until)
+            _evaluate(client, f"load({json.dumps(config.login_script)})", until)
         except Refused as error:
             client.close()
-            raise Refused(f"{config.login}: {error}") from None
+            raise Refused(f"{config.login_script}: {error}") from None
     return client
-
-
-def _must_be_secret(path: str) -> None:
-    """Raise Refused unless the file is root's and only root may read it: it may hold a password."""
-    try:
-        about = os.stat(path)
-    except OSError as error:
-        raise Refused(f"{path}: {error.strerror}") from None
-    if not stat.S_ISREG(about.st_mode) or about.st_uid not in (0, os.geteuid()) or about.st_mode & 0o077:
-        raise Refused(f"{path} must be a file that is owned by root and that nobody else may read")
 
 
 def _command(client: Client, command: dict[str, Any], until: float) -> dict[str, Any]:
@@ -179,6 +170,8 @@ def _evaluate(client: Client, expression: str, until: float) -> str:
     raise Refused(f"its client says {' '.join(lines)!r:.200}")
 
 
-def _number(value: object) -> str:
-    """Return a number of extended JSON, which may be a plain one or {"$numberLong": ...}."""
-    return str(next(iter(value.values()), "") if isinstance(value, dict) else value)
+def _at(value: object, *keys: str) -> object:
+    """Return what stands below these keys, None if there is no such thing."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

@@ -11,8 +11,9 @@ import time
 from typing import Any
 
 from ...api.writers import WriterConfig
+from .accounts import check_secret
 from .latch import Latch
-from .step import Refused, TooSlow, Waits, wait, whole
+from .step import Refused, TooSlow, Waits, left, wait, whole
 
 Info = dict[str, Any]
 DEFAULT = "127.0.0.1:6379"
@@ -52,7 +53,7 @@ class Redis:
 
     def prepare(self, until: float) -> Info:
         """Connect and check. Raises Refused, Interrupted."""
-        self._connect(self._config.socket or DEFAULT, until)
+        self._log_in(until)
         server = self._section("server", until)
         version = server.get("redis_version", "")[:WORDS_MAX]
         if [whole(number, "its version") for number in version.split(".")[:2]] < [6, 2]:
@@ -77,6 +78,9 @@ class Redis:
             raise Refused("its pause has run out")
         return {}
 
+    def beat(self, _until: float) -> None:
+        """Do nothing: what can be seen to be lost is seen by `fds`."""
+
     def lost(self) -> str:
         """Return that the connection has ended: nothing is said unasked."""
         return "the connection has ended"
@@ -98,8 +102,14 @@ class Redis:
 
     def look(self, until: float) -> list[str]:
         """Connect, and return where the server has its data; raise Refused."""
-        self._connect(self._config.socket or DEFAULT, until)
+        self._log_in(until)
         return self._paths(until)
+
+    def _log_in(self, until: float) -> None:
+        config = self._config
+        self._connect(config.socket or DEFAULT, until)
+        if config.password_file:
+            self._ask(until, "AUTH", *([config.login] if config.login else []), _password(config.password_file))
 
     def _paths(self, until: float) -> list[str]:
         return self._ask(until, "CONFIG", "GET", "dir")[1:2]
@@ -113,7 +123,7 @@ class Redis:
                 self._socket.connect(where)
             else:
                 host, _, port = where.rpartition(":")
-                self._socket = socket.create_connection((host, whole(port, "its port")), seconds)
+                self._socket = socket.create_connection((host.strip("[]"), whole(port, "its port")), seconds)
         except (OSError, OverflowError) as error:
             raise Refused(f"{where}: {getattr(error, 'strerror', None) or error}") from None
         self._socket.setblocking(False)
@@ -126,7 +136,7 @@ class Redis:
     def _ask(self, until: float, *words: str) -> list[str]:
         """Return the texts of an answer; raise Refused, TooSlow."""
         assert self._socket is not None
-        octets = [word.encode() for word in words]
+        octets = [word.encode(errors="surrogateescape") for word in words]
         command = b"*%d\r\n" % len(octets) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in octets)
         try:
             self._socket.sendall(command)
@@ -177,3 +187,10 @@ class Redis:
             raise Refused(f"its answer has {at} bytes instead of {length}")
         taken, self._said = self._said[:at], self._said[at + 2 :]
         return taken.decode(errors="replace")
+
+
+def _password(path: str) -> str:
+    """Return the first line of a file that only root may read. Raises Refused."""
+    check_secret(path)
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.readline().rstrip("\r\n")
