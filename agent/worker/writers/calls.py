@@ -44,7 +44,7 @@ def ignored(name: str) -> bool:
 
 
 def _hook(config: WriterConfig) -> Iterator[Call]:
-    _check(config.path)
+    check_program(config.path)
     yield _of_qemu(config.path)
 
 
@@ -61,7 +61,7 @@ def _of_qemu(path: str) -> Call:
 
 def _pair(config: WriterConfig) -> Iterator[Call]:
     for words in (config.freeze, config.thaw):
-        _check(words[0])
+        check_program(words[0])
     yield Call(config.freeze, config.thaw, config.thaw, config.user)
 
 
@@ -69,7 +69,7 @@ def _vmware(config: WriterConfig) -> Iterator[Call]:
     old = [os.path.join(OLD_SCRIPTS, name) for name in (PRE_FREEZE, POST_THAW)]
     if any(map(_is_file, old)):
         for path in filter(_is_file, old):
-            _check(path)
+            check_program(path)
         freeze, thaw = (path if _is_file(path) else "" for path in old)
         yield Call(_words(freeze, "freeze"), _words(thaw, "thaw"), _words(thaw, "freezeFail"), shell=True)
     elif not os.path.isdir(config.path):
@@ -77,7 +77,7 @@ def _vmware(config: WriterConfig) -> Iterator[Call]:
     for name in sorted(os.listdir(config.path), key=os.fsencode) if os.path.isdir(config.path) else []:
         path = os.path.join(config.path, name)
         if _is_file(path):
-            _check(path)
+            check_program(path)
             yield Call((path, "freeze"), (path, "thaw"), (path, "freezeFail"), shell=True)
 
 
@@ -92,7 +92,7 @@ def _is_file(path: str) -> bool:
         return False  # a link to nothing
 
 
-def _check(path: str) -> None:
+def check_program(path: str) -> None:
     """Raise OSError unless it is a program."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "it is no program", path)

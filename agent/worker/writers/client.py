@@ -72,12 +72,21 @@ class Client:
         self._said = b""
         self._words = ""
         self._busy = False
+        self.refused = False
+        """Whether it has been told already that this session is of no more use."""
         self.waits = waits
         assert self._process.stdout is not None
         self.fd = self._process.stdout.fileno()
 
     def ask(self, statement: str, until: float) -> list[str]:
         """Return the lines of an answer. Raises Refused with what the client says, TooSlow, or what `waits` raises."""
+        try:
+            return self._ask(statement, until)
+        except Refused:
+            self.refused = True
+            raise
+
+    def _ask(self, statement: str, until: float) -> list[str]:
         if self._busy:
             raise Refused("an earlier statement is still under way")
         self._busy = True

@@ -111,11 +111,13 @@ class _Life:
             return self._obey()
         except Fault:
             raise
-        except Exception:
+        except Exception as error:
             if self._orders.alone:
                 traceback.print_exc(file=sys.stderr)  # nobody else hears of it
             # A defect, or a refused system call. Whatever it is, the application must not stay held because of it.
             self._driver.release(time.monotonic() + self._config.release_limit, BAD)
+            if isinstance(error, Refused):
+                raise Fault(Code.FAILED, str(error)) from None
             raise
 
     def _obey(self) -> str:

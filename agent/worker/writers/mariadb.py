@@ -78,7 +78,8 @@ class MariaDb:
         if self._client is not None:
             self._client.waits = wait
             try:
-                self._client.ask("backup stage end", until)
+                if not self._client.refused:
+                    self._client.ask("backup stage end", until)
             except Refused as error:
                 wrong = str(error)  # closed all the same: the server lets go
             self._client.close()

@@ -103,8 +103,9 @@ class MySql:
         if self._client is not None:
             self._client.waits = wait
             try:
-                self._client.ask("unlock tables", until)
-                self._client.ask("unlock instance", until)
+                if not self._client.refused:
+                    self._client.ask("unlock tables", until)
+                    self._client.ask("unlock instance", until)
             except Refused as error:
                 wrong = str(error)  # closed all the same: the server lets go
             self._client.close()

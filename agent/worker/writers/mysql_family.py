@@ -54,7 +54,7 @@ def places(client: Client, until: float) -> list[str]:
     """Return the folders of a server, each once: those that are not absolute lie in the first. Raises Refused."""
     directory, *others, binlog = client.row(_PLACES, until, 5)
     others.append(os.path.dirname(binlog))
-    return list(dict.fromkeys([directory, *(os.path.join(directory, other) for other in others if other)]))
+    return list(dict.fromkeys(os.path.normpath(os.path.join(directory, other)) for other in ("", *others)))
 
 
 def keep_silent(client: Client, until: float) -> None:

@@ -27,6 +27,7 @@ class PostgreSql:
         self._config = config
         self._waits = waits
         self._client: Client | None = None
+        self._standby = False
         del latch  # a session is let go by the server
 
     @property
@@ -38,8 +39,7 @@ class PostgreSql:
         """Connect and check; have what is dirty written. Raises Refused, Interrupted."""
         self._client = _connect(self._config, self._waits)
         version, superuser = self._client.row("select version(), current_setting('is_superuser')", until, 2)
-        if self._client.rows("select pg_is_in_recovery()", until) == [["t"]]:
-            raise Refused("it is a standby: ask its primary")
+        self._standby = self._client.rows("select pg_is_in_recovery()", until) == [["t"]]
         if superuser == "on":
             self._client.ask(_SILENT, until)
         self._client.ask("checkpoint", until)
@@ -48,9 +48,9 @@ class PostgreSql:
     def quiesce(self, until: float) -> Info:
         """Note the position in the log up to which all is written. Raises Refused, Interrupted."""
         assert self._client is not None
-        asked = "select pg_current_wal_flush_lsn(), timeline_id from pg_control_checkpoint()"
-        lsn, timeline = self._client.row(asked, until, 2)
-        return {"lsn": lsn, "timeline": timeline}
+        position = "pg_last_wal_replay_lsn" if self._standby else "pg_current_wal_flush_lsn"
+        lsn, timeline = self._client.row(f"select {position}(), timeline_id from pg_control_checkpoint()", until, 2)
+        return {"lsn": lsn, "timeline": timeline, **({"standby": "yes"} if self._standby else {})}
 
     def confirm(self, until: float) -> Info:
         """Show that the session is there. Raises Refused, Interrupted."""
@@ -69,7 +69,8 @@ class PostgreSql:
         if self._client is not None:
             self._client.waits = wait
             try:
-                self._client.ask("select 1", until)
+                if not self._client.refused:
+                    self._client.ask("select 1", until)
             except Refused as error:
                 wrong = str(error)
             self._client.close()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ...api.records import PlannedWriter
-from ...api.writers import TYPES, WriterConfig
+from ...api.writers import WriterConfig, hold
 from . import calls, mysql_family, postgresql, redis
 from .life import devices_of
 from .step import Refused
@@ -24,14 +24,24 @@ def _programs(config: WriterConfig, _until: float) -> Sequence[str]:
     return ()
 
 
+def _program(config: WriterConfig, _until: float) -> Sequence[str]:
+    try:
+        calls.check_program((config.command or (config.client,))[0])
+    except OSError as error:
+        raise Refused(f"{error.filename}: {error.strerror}") from None
+    return ()
+
+
 LOOKS: Mapping[str, Look] = {
     "hook": _programs,
     "hook-dir": _programs,
+    "live": _program,
     "mariadb": mysql_family.look,
     "mysql": mysql_family.look,
     "pair": _programs,
     "postgresql": postgresql.look,
     "redis": redis.look,
+    "sql": _program,
     "vmware": _programs,
 }
 """Where an application of this type has its data; of the others only what the configuration says is known."""
@@ -89,7 +99,7 @@ def _planned(
     return PlannedWriter(
         name=writer.name,
         type=writer.type,
-        hold=TYPES[writer.type].hold.value,
+        hold=hold(writer).value,
         required=writer.required and required,
         after=writer.after,
         paths=paths,

@@ -13,7 +13,7 @@ from typing import Any
 from ...api.writers import WriterConfig
 from .accounts import check_secret
 from .latch import Latch
-from .step import Refused, TooSlow, Waits, left, wait, whole
+from .step import Refused, TooSlow, Waits, wait, whole
 
 Info = dict[str, Any]
 DEFAULT = "127.0.0.1:6379"
@@ -77,9 +77,6 @@ class Redis:
         if time.monotonic() >= self._paused_until:
             raise Refused("its pause has run out")
         return {}
-
-    def beat(self, _until: float) -> None:
-        """Do nothing: what can be seen to be lost is seen by `fds`."""
 
     def lost(self) -> str:
         """Return that the connection has ended: nothing is said unasked."""

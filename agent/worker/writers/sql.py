@@ -65,8 +65,9 @@ class Sql:
         if self._client is not None:
             self._client.waits = wait
             try:
-                self._say(self._client, self._config.release, until)
-                self._here(self._client, until)
+                if not self._client.refused:
+                    self._say(self._client, self._config.release, until)
+                    self._here(self._client, until)
             except Refused as error:
                 wrong = str(error)  # closed all the same: the server ends what the session holds
             self._client.close()
