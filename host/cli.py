@@ -68,7 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not words:
             options.parser().print_help(sys.stderr)
             return USAGE
-        code = _run(options.parser().parse(words))
+        try:
+            code = _run(options.parser().parse(words))
+        except SystemExit:  # of --version and --help
+            print(end="", flush=True)
+            raise
         print(end="", flush=True)
     except options.Bad as error:
         return exits.tell_wrong(str(error), USAGE, as_json="--json" in ours, events="--events" in ours)
@@ -248,10 +252,16 @@ def snapshot(run: Run) -> int:
     from . import snapshot as taking
 
     args = run.args
+
+    def refuse(why: str) -> int:
+        return exits.tell_wrong(why, USAGE, as_json=args.json, events=args.events)
+
     if shutil.which(args.words[0]) is None:
-        return complain(f"there is no program {args.words[0]!r}; nothing was frozen", USAGE)
+        return refuse(f"there is no program {args.words[0]!r}; nothing was frozen")
     if args.dry_run:
         return dry_run(run)
+    if args.report is not None and (why := outcome.not_writable(args.report)):
+        return refuse(f"the report cannot be written to {args.report} ({why}); nothing was frozen")
 
     trace: Trace | None = None
     if args.trace is not None:
@@ -287,7 +297,7 @@ def snapshot(run: Run) -> int:
     try:
         report = outcome.tried(wanted, args.retry, trace.end if trace else None)
     except ValueError as error:
-        return complain(str(error), USAGE)
+        return refuse(str(error))
     code = outcome.tell(report, as_json=args.json, events=args.events, file=args.report, notify=args.notify)
     if trace is not None:
         from . import trace_sink

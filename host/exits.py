@@ -135,10 +135,10 @@ def complain(words: str, code: int) -> int:
     return code
 
 
-def say(line: str, stream: TextIO) -> None:
+def say(line: str, stream: TextIO | None) -> None:
     """Print a line; a sentence that is too long for a terminal is broken between words. Raises OSError."""
     line = printable(line)
-    if not line.startswith("  ") and stream.isatty():
+    if not line.startswith("  ") and stream is not None and stream.isatty():
         with contextlib.suppress(OSError, ValueError):
             columns = os.get_terminal_size(stream.fileno()).columns
             if len(line) > columns > _NARROW:

@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that says in one sentence what is wrong with the arguments, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        raise Bad(f"{message}; see `{self.prog} --help`")
+        raise Bad(f"{message}{'' if message.endswith('?') else ';'} see `{self.prog} --help`")
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Return the arguments; raise Bad, which points to the help of the command that was given."""
@@ -132,7 +132,11 @@ def parser() -> Parser:
     watching = command("watch", "show changes as they come, until Ctrl-C")
     _events(watching)
     watching.add_argument(
-        "--until", choices=[state.name for state in FreezeState], metavar="STATE", help="end when in this state"
+        "--until",
+        type=str.upper,
+        choices=[state.name for state in FreezeState],
+        metavar="STATE",
+        help="end when in this state",
     )
     measuring = command("metrics", "print what a monitoring system wants to know, as OpenMetrics text")
     measuring.add_argument(
@@ -234,8 +238,20 @@ def _events(one: argparse.ArgumentParser) -> None:
 
 def _mount_points(one: argparse.ArgumentParser) -> None:
     one.add_argument(
-        "mount_points", nargs="*", default=[], metavar="MOUNTPOINT", help="only these, as with --include; default all"
+        "mount_points",
+        nargs="*",
+        default=[],
+        type=_mount_point,
+        metavar="MOUNTPOINT",
+        help="only these, as with --include; default all",
     )
+
+
+def _mount_point(value: str) -> str:
+    # An agent is somewhere else: it has no present folder.
+    if not value.startswith(("/", "*", "type:", "dev:")):
+        raise argparse.ArgumentTypeError(f"{value!r} is no mount point; did you mean {f'/{value}'!r}?")
+    return value
 
 
 def included(args: argparse.Namespace) -> list[str]:

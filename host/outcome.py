@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -91,6 +92,20 @@ def tell(
             if ended:
                 exits.complain(f"--notify ended with {ended}", code)
     return code
+
+
+def not_writable(file: str) -> str:
+    """Return why `keep` would fail, "" if it would not: better known before a freeze than after it."""
+    try:
+        if os.path.isdir(file):
+            return os.strerror(errno.EISDIR)
+        fresh = f"{file}.new"
+        with open(fresh, "w", encoding="utf-8"):
+            pass
+        os.unlink(fresh)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def keep(file: str, words: str) -> None:

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadConfig as error:
         return _say(str(error), 2)
     if asked.version:
-        return _print(f"virtagentd {__version__}\n")
+        return put(f"virtagentd {__version__}\n")
     if asked.plan:
         return print_plan(config)
     return serve(config, process.System(), recover_only=asked.recover)
@@ -70,7 +70,7 @@ def print_plan(config: Config) -> int:
     except Fault as fault:
         return _say(str(fault), 1)
     writers = config.every_writer if config.writers != "none" else ()
-    return _print(describe(methods.with_writers(bounded(plan), writers, required=config.writers == "all")))
+    return put(describe(methods.with_writers(bounded(plan), writers, required=config.writers == "all")))
 
 
 def describe(plan: Plan) -> str:
@@ -247,7 +247,10 @@ def ensure_fd(fd: int) -> None:
         os.open(os.devnull, os.O_RDWR)
 
 
-def _print(text: str) -> int:
+def put(text: str) -> int:
+    """Print what was asked for; return the exit code. Who has closed the standard output does not want it."""
+    if sys.stdout is None:
+        return 0
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -258,7 +261,8 @@ def _print(text: str) -> int:
 
 
 def _say(text: str, code: int) -> int:
-    sys.stderr.write(f"virtagentd: {text}\n")
+    if sys.stderr is not None:
+        sys.stderr.write(f"virtagentd: {text}\n")
     return code
 
 

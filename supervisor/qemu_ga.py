@@ -21,7 +21,7 @@ from .ga_options import METHODS, STATE, BadUsage, Settings, load, usage
 from .io import journal, process
 from .io.log_writer import have_nothing_at
 from .io.ours import why_not_ours
-from .main import ensure_fd, serve
+from .main import ensure_fd, put, serve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,12 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings, asked = load(sys.argv[1:] if arguments is None else arguments, os.environ)
         if asked:
-            sys.stdout.write(_answer(settings, asked, os.environ))
-            return 0
+            return put(_answer(settings, asked, os.environ))
         config, notes = configure(settings, os.environ)
     except BadUsage as error:
         if error.options:
-            sys.stdout.write("Unknown option, try 'virtagent-qemu-ga --help' for more information.\n")
+            put("Unknown option, try 'virtagent-qemu-ga --help' for more information.\n")
         return _say(str(error), 1)
     except BadConfig as error:
         return _say(str(error), 2)
@@ -181,7 +180,8 @@ def _detach(write: int) -> Callable[[], None]:
 
 
 def _say(text: str, code: int) -> int:
-    sys.stderr.write(f"virtagent-qemu-ga: {text}\n")
+    if sys.stderr is not None:
+        sys.stderr.write(f"virtagent-qemu-ga: {text}\n")
     return code
 
 

@@ -422,7 +422,7 @@ def test_without_arguments_the_commands_are_listed(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["frezze"], "there is no command 'frezze'; did you mean `freeze`?; see `virtagentctl --help`"),
+        (["frezze"], "there is no command 'frezze'; did you mean `freeze`? see `virtagentctl --help`"),
         (["melt"], "there is no command 'melt'; see `virtagentctl --help`"),
         (["hold", "3", "--bogus"], "unrecognized arguments: --bogus; see `virtagentctl hold --help`"),
         (["call"], "the following arguments are required: METHOD; see `virtagentctl call --help`"),
