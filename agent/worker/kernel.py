@@ -33,7 +33,8 @@ _MNT_DETACH = 2
 _INOTIFY_EVENT = struct.Struct("iIII")  # linux/inotify.h: wd, mask, cookie, length of the name that follows
 
 # asm-generic/unistd.h: a call as new as this has one number on all architectures that Debian has
-_SYS_OPENAT2 = 437
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT, _SYS_OPENAT2 = 430, 431, 432, 437
+_CLOEXEC, _FSCONFIG_CMD_CREATE = 1, 6  # linux/mount.h: FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC and the command
 _OPEN_HOW = struct.Struct("=QQQ")  # linux/openat2.h: flags, mode, resolve
 _AT_FDCWD = -100
 _PROC_SUPER_MAGIC = 0x9FA0  # linux/magic.h
@@ -121,6 +122,22 @@ def unshare_mounts() -> None:
 def mount(source: str, target: str, fstype: str) -> None:
     """Mount a device; raise OSError, EBUSY if something else uses it."""
     _check(_libc.mount(os.fsencode(source), os.fsencode(target), fstype.encode(), ctypes.c_ulong(0), None))
+
+
+def instance(fstype: str) -> int:
+    """Return a descriptor of the root of a file system of the kernel's own (debugfs), mounted nowhere.
+
+    Raises OSError: ENODEV if the kernel has no such type, EPERM if that is forbidden.
+    """
+    context: int = _libc.syscall(_SYS_FSOPEN, fstype.encode(), _CLOEXEC)
+    _check(min(context, 0))
+    try:
+        _check(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0))
+        fd: int = _libc.syscall(_SYS_FSMOUNT, context, _CLOEXEC, 0)
+        _check(min(fd, 0))
+    finally:
+        os.close(context)
+    return fd
 
 
 def detach(path: str) -> None:

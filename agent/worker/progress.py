@@ -13,6 +13,7 @@ import psutil
 
 from ..api import records
 from ..api.states import Phase
+from . import kernel
 from .messages import Progress
 
 WINDOW = 3.0  # seconds that a rate is taken over: an older burst says nothing of what is left
@@ -93,6 +94,7 @@ class WritebackMeter:
 
     def __init__(self, mounts: Mapping[int, records.Mount]) -> None:
         self._mounts = mounts
+        self._debugfs: int | None = None
         self._figures = Figures({index: mount.disks for index, mount in mounts.items()})
         self._stats: dict[int, str] = {}
 
@@ -112,18 +114,20 @@ class WritebackMeter:
     def _left(self, index: int) -> int:
         """Return the bytes that this one's device has dirty or under write-back, -1 if the kernel does not tell.
 
-        It tells for a block device, if debugfs is mounted (backing-dev.c, bdi_debug_stats_show). Partitions of one disk
-        have the figure of the disk.
+        It tells for a block device, in debugfs (backing-dev.c, bdi_debug_stats_show). Partitions of one disk have the
+        figure of the disk.
         """
+        if self._debugfs is None:
+            self._debugfs = open_debugfs()
         if index not in self._stats:
-            self._stats[index] = _stats_of(self._mounts[index].device)
-        return dirty_of(self._stats[index])
+            self._stats[index] = stats_of(self._mounts[index].device)
+        return dirty_of(self._debugfs, self._stats[index])
 
 
 def estimated(past: records.Estimate, mounts: Sequence[records.Mount], hold_limit: float) -> records.Estimate:
     """Return what a freeze of these would take now, by the rate of the last ones."""
-    files = {_stats_of(mount.device) for mount in mounts[:ROWS_MAX]}
-    known = [dirty_of(file) for file in files]
+    debugfs = open_debugfs()
+    known = [dirty_of(debugfs, name) for name in {stats_of(mount.device) for mount in mounts[:ROWS_MAX]}]
     apart = bool(known) and len(mounts) <= ROWS_MAX and min(known) >= 0
     try:
         dirty = sum(known) if apart else dirty_bytes()
@@ -133,21 +137,33 @@ def estimated(past: records.Estimate, mounts: Sequence[records.Mount], hold_limi
     return replace(past, dirty_bytes=dirty, whole_guest=not apart, sync_seconds=seconds, hold_limit=hold_limit)
 
 
-def _stats_of(device: str) -> str:
-    """Return the file with the figures of a superblock's device (major:minor), "" if it has none of its own."""
+def open_debugfs() -> int:
+    """Return a descriptor of debugfs, which need not be mounted, or -1 if it cannot be had."""
+    try:
+        folder = os.open(DEBUGFS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if os.access("bdi", os.R_OK, dir_fd=folder):
+            return folder
+        os.close(folder)
+        return kernel.instance("debugfs")
+    except OSError:
+        return UNKNOWN
+
+
+def stats_of(device: str) -> str:
+    """Return the file in debugfs with the figures of a superblock's device (major:minor), "" if it has none."""
     for above in ("", ".."):
         with contextlib.suppress(OSError):
             name = os.path.basename(os.readlink(os.path.join("/sys/dev/block", device, above, "bdi")))
-            return os.path.join(DEBUGFS, "bdi", name, "stats")
+            return os.path.join("bdi", name, "stats")
     return ""
 
 
-def dirty_of(stats: str) -> int:
+def dirty_of(folder: int, stats: str) -> int:
     """Return the bytes dirty or under write-back that this file of debugfs tells of, -1 if it cannot be read."""
-    if not stats:
+    if folder < 0 or not stats:
         return UNKNOWN
     try:
-        with open(stats, encoding="ascii") as file:
+        with open(stats, encoding="ascii", opener=lambda path, flags: os.open(path, flags, dir_fd=folder)) as file:
             found = dict(line.split(":", 1) for line in file if ":" in line)
         return sum(int(found[name].split()[0]) << 10 for name in ("BdiWriteback", "BdiReclaimable"))
     except (OSError, KeyError, ValueError, IndexError):

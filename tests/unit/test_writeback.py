@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtagent.agent.api.states import Phase
 from virtagent.agent.worker.messages import Progress, encode
-from virtagent.agent.worker.progress import LEAST, ROWS_MAX, WINDOW, Figures, dirty_of
+from virtagent.agent.worker.progress import LEAST, ROWS_MAX, WINDOW, Figures, dirty_of, open_debugfs, stats_of
 
 MIB = 1 << 20
 DISKS = {0: ("vda",), 1: ("vdb",), 2: ("vdc", "vdd"), 3: ("vdc",)}
@@ -150,8 +152,9 @@ def test_a_report_of_many_fits_into_one_write() -> None:
 
 def test_what_a_device_has_dirty_is_what_debugfs_says(tmp_path: Path) -> None:
     stats = tmp_path / "stats"
+    folder = os.open(tmp_path, os.O_PATH)
     stats.write_text("BdiWriteback:               48 kB\nBdiReclaimable:          36708 kB\nb_dirty: 2965\n")
-    assert dirty_of(str(stats)) == (48 + 36708) << 10
+    assert dirty_of(folder, "stats") == (48 + 36708) << 10
     for text in (
         "",
         "BdiWriteback: 1 kB\n",
@@ -159,5 +162,17 @@ def test_what_a_device_has_dirty_is_what_debugfs_says(tmp_path: Path) -> None:
         "BdiWriteback:\nBdiReclaimable: 1\n",
     ):
         stats.write_text(text)
-        assert dirty_of(str(stats)) == -1
-    assert dirty_of(str(tmp_path / "none")) == dirty_of("") == -1
+        assert dirty_of(folder, "stats") == -1
+    assert dirty_of(folder, "none") == dirty_of(folder, "") == dirty_of(-1, "stats") == -1
+    os.close(folder)
+
+
+def test_debugfs_need_not_be_mounted() -> None:
+    """Of a superblock's own block device the kernel tells what is dirty, to root."""
+    folder = open_debugfs()
+    if folder < 0:
+        pytest.skip("needs root, and a kernel with debugfs")
+    disks = [Path(path).read_text().strip() for path in glob.glob("/sys/class/block/*/dev")]
+    assert any(dirty_of(folder, stats_of(device)) >= 0 for device in disks)
+    assert dirty_of(folder, stats_of("0:99999")) == -1
+    os.close(folder)
