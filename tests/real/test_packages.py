@@ -248,6 +248,20 @@ def test_nothing_is_removed_or_replaced_while_something_is_frozen(arguments: lis
     assert end(127) == (0, "went on\n"), "a python3 that is broken must not keep a package from being removed"
 
 
+@pytest.mark.parametrize("name", GUEST)
+@pytest.mark.parametrize("why", ["abort-upgrade", "abort-remove", "abort-deconfigure"])
+def test_a_refusal_restarts_no_agent_that_holds_a_freeze(name: str, why: str, tmp_path: Path) -> None:
+    """dpkg calls the old postinst when prerm has refused; seen in a guest: that restarted the agent, which thawed."""
+    script = (TREE / f"packaging/debian/{name}.postinst").read_text().replace("#DEBHELPER#", "echo restarted")
+    systemctl = tmp_path / "systemctl"
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    for active, said in ((0, ""), (3, "restarted\n")):
+        systemctl.write_text(f"#!/bin/sh\nexit {active}\n")
+        systemctl.chmod(0o755)
+        assert run("sh", "-c", script, "postinst", why, "9", env=path) == said
+    assert run("sh", "-c", script, "postinst", "configure", "", env=path).startswith("restarted\n")
+
+
 # -- for Fedora and its family; built on Debian, so that only files and scripts can be looked at
 
 
