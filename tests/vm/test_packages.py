@@ -1,0 +1,121 @@
+"""The packages in real guests of Debian 12 and 13, in place of the qemu-ga that Debian ships there."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Unmet
+from harness.fixtures import unmet
+from harness.vm.image import TREE
+from harness.vm.machine import Transport
+from harness.vm.released import FOLDER, Released, libvirt, newer, proxmox
+from virtagent.agent import __version__
+
+NEWER = f"{__version__}+later1"
+SUITES = ("bookworm", "trixie")
+NUMBERS = itertools.count(1_700_000_000_000)
+BY_LIBVIRT = (
+    "guest-ping",
+    "guest-get-host-name",
+    "guest-get-osinfo",
+    "guest-get-timezone",
+    "guest-get-users",
+    "guest-get-fsinfo",
+    "guest-network-get-interfaces",
+    "guest-get-vcpus",
+    "guest-get-time",
+    "guest-fsfreeze-status",
+)
+BY_PROXMOX = ("guest-ping", "guest-info", "guest-get-fsinfo", "guest-get-osinfo", "guest-fsfreeze-status")
+UNIT = "virtagent-qemu-ga"
+
+
+@pytest.fixture(scope="module")
+def debs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    lacking = [tool for tool in ("dpkg-buildpackage", "dh", "dh_python3") if shutil.which(tool) is None]
+    if lacking:
+        unmet(f"needs {', '.join(lacking)}")
+    folder = tmp_path_factory.mktemp("debs")
+    subprocess.run([TREE / "scripts/package", "--output", folder, "deb"], check=True, stdout=subprocess.DEVNULL)
+    first = folder / f"virtagent-qemu-ga_{__version__}_all.deb"
+    return [first, newer(first, folder, NEWER)]
+
+
+@pytest.fixture(params=SUITES)
+def guest(request: pytest.FixtureRequest, tmp_path: Path, debs: list[Path]) -> Iterator[Released]:
+    try:
+        made = Released(tmp_path, request.param, debs)
+    except Unmet as reason:
+        unmet(reason)
+    yield made
+    made.close()
+
+
+def shape(answer: Any) -> Any:
+    """Return what a host's parser sees of an answer: members and types."""
+    if isinstance(answer, dict):
+        return {name: shape(value) for name, value in answer.items()}
+    return [shape(answer[0])] if isinstance(answer, list) and answer else type(answer).__name__
+
+
+def conversation(port: Transport) -> dict[str, Any]:
+    """Ask what libvirt and Proxmox ask, a snapshot in the middle; return the answers."""
+    said: dict[str, Any] = {f"libvirt {name}": libvirt(port, next(NUMBERS), name) for name in BY_LIBVIRT}
+    said |= {f"proxmox {name}": proxmox(port, next(NUMBERS), name) for name in BY_PROXMOX}
+    for name, ask in (("libvirt", libvirt), ("proxmox", proxmox)):
+        said[f"{name} freeze"] = ask(port, next(NUMBERS), "guest-fsfreeze-freeze")
+        said[f"{name} frozen"] = ask(port, next(NUMBERS), "guest-fsfreeze-status")
+        said[f"{name} thaw"] = ask(port, next(NUMBERS), "guest-fsfreeze-thaw")
+        said[f"{name} thawed"] = ask(port, next(NUMBERS), "guest-fsfreeze-status")
+    return said
+
+
+def commands(said: dict[str, Any]) -> set[str]:
+    return {command["name"] for command in said["proxmox guest-info"]["supported_commands"]}
+
+
+def alike(before: Any, after: Any, where: str = "") -> list[str]:
+    """Return where the answer after has less than the one before, or another type."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        lacking = [f"{where}.{name} is missing" for name in before.keys() - after.keys()]
+        return lacking + [w for name in before.keys() & after.keys() for w in alike(before[name], after[name], name)]
+    if isinstance(before, list) and isinstance(after, list):
+        return alike(before[0], after[0], where) if before and after else []
+    return [] if before == after else [f"{where}: {before} became {after}"]
+
+
+@pytest.mark.timeout(1800)
+def test_apt_puts_ours_in_place_of_qemu_ga_and_upgrades_it_while_it_runs(guest: Released) -> None:
+    began = time.monotonic()
+    port = guest.machine.port()
+    before = conversation(port)
+    assert not any(name.startswith("va.") for name in commands(before))
+    stock = guest.package("qemu-guest-agent")
+    assert stock
+
+    guest.apt(f"install {FOLDER}/virtagent-qemu-ga_{__version__}_all.deb")
+    print(f"installed over qemu-guest-agent {stock} after {time.monotonic() - began:.0f} s")
+    assert (guest.package("qemu-guest-agent"), guest.package(UNIT)) == ("", __version__)
+    assert guest.unit(UNIT) == "active"
+    assert guest.sh("pgrep -x qemu-ga", check=False) == ""
+    assert guest.sh("qemu-ga -V").startswith("QEMU Guest Agent ")
+    after = conversation(port)
+    assert "va.fsstatus" in commands(after)
+    assert commands(before) - {"guest-get-devices"} <= commands(after), "that one is for Windows (docs/qga.md)"
+    changed = {name: wrong for name in before if (wrong := alike(shape(before[name]), shape(after[name])))}
+    assert not changed
+    assert after["libvirt freeze"] == before["libvirt freeze"] == after["proxmox thaw"]
+
+    main = guest.sh(f"systemctl show -p MainPID --value {UNIT}")
+    guest.apt(f"install {FOLDER}/virtagent-qemu-ga_{NEWER}_all.deb")
+    assert guest.package(UNIT) == NEWER
+    assert guest.sh(f"systemctl show -p MainPID --value {UNIT}") != main, "what runs is what is installed"
+    assert libvirt(port, next(NUMBERS), "guest-ping") == {}, "on the connection that the host had before"
+    print(f"all of it {time.monotonic() - began:.0f} s after the boot")
