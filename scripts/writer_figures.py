@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import xmlrpc.client
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from harness.peer import QemuGa  # noqa: E402
 from harness.processes import until  # noqa: E402
 from harness.rig import Rig  # noqa: E402
 from harness.serving import INNODB, daemon_for, serve  # noqa: E402
+from virtagent.agent.api.errors import Code  # noqa: E402
 
 MYISAM = "create table t.n (n int primary key) engine=MyISAM;"
 FLUSH = "--innodb-flush-log-at-trx-commit="
@@ -83,10 +85,23 @@ def lost_in(rig: Rig, kind: type[Server], options: list[str], image: Path, sure:
         image.unlink()
 
 
-def lost(rig: Rig, rounds: int) -> None:
+def frozen(host: xmlrpc.client.ServerProxy, choice: str) -> None:
+    """Freeze; again if a busy machine let the limit of the plan pass."""
+    for last in (False, False, True):
+        try:
+            assert host.va.fsfreeze({"writers": choice}) == 1
+            return
+        except xmlrpc.client.Fault as fault:
+            if last or fault.faultCode != Code.OVERRUN:
+                raise
+
+
+def lost(rig: Rig, rounds: int, only: str = "") -> None:
     """Print how many acknowledged commits the image of a freeze lacks, without and with the writer."""
     say("| | commits acknowledged | lost without the writer | with it |\n|---|---|---|---|")
     for name, (kind, typed, options, setup) in CASES.items():
+        if only not in name:
+            continue
         servers: list[Server] = []
         server, fs = serve(rig, servers, kind, options, setup)
         daemon = daemon_for(rig, server, fs, typed)
@@ -98,7 +113,7 @@ def lost(rig: Rig, rounds: int) -> None:
                 choice = ("none", "all")[round_ % 2]
                 before = len(acknowledged)
                 until(lambda before=before: len(acknowledged) > before + 300, 60, "it inserts")  # type: ignore[misc]
-                assert host.va.fsfreeze({"writers": choice}) == 1
+                frozen(host, choice)
                 sure = list(acknowledged)
                 total += len(sure) - before
                 copy = rig.area.fresh("image")
@@ -151,7 +166,7 @@ class Pace:
         return self.longest
 
 
-def still(rig: Rig, rounds: int) -> None:
+def still(rig: Rig, rounds: int, _only: str = "") -> None:
     """Print how long another session stands still when a freeze comes, with and without a long statement."""
     servers: list[Server] = []
     setup = f"create database t;\n{INNODB}\ncreate table t.other (n int primary key);\ninsert into t.n values (1);"
@@ -217,7 +232,7 @@ def medians(seconds: list[float]) -> str:
     return f"{statistics.median(times):.0f} ({times[0]:.0f} to {times[-1]:.0f}, {len(times)} runs)"
 
 
-def cost(rig: Rig, rounds: int) -> None:
+def cost(rig: Rig, rounds: int, _only: str = "") -> None:
     """Print the memory of a writer while frozen, and what writers add to request to reply."""
     say("| type | private memory: its process, its client | request to reply, ms, without | with |\n|---|---|---|---|")
     for name in ("PostgreSQL", "MariaDB, flush_log 1", "Redis, append-only file"):
@@ -259,13 +274,14 @@ def main() -> int:
     asked = argparse.ArgumentParser(prog="scripts/writer-figures", description=__doc__)
     asked.add_argument("--rounds", type=int, default=10, help="how often each is measured (default 10)")
     asked.add_argument("--only", metavar="PART,...", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    asked.add_argument("--case", default="", help="of `lost`: only those whose name holds this")
     args = asked.parse_args()
     area = namespace.enter()
     try:
         for part in args.only.split(","):
             rig = Rig(area)
             try:
-                PARTS[part](rig, args.rounds)
+                PARTS[part](rig, args.rounds, args.case)
                 say("")
             finally:
                 for line in rig.close():
