@@ -49,22 +49,27 @@ class ManyAgents:
 
             async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, n: int = n) -> None:
                 self.connections += 1
-                while line := await reader.readline():
-                    if reply := self._reply(n, json.loads(line.lstrip(b"\xff"))):
-                        writer.write(reply)
-                writer.close()
+                try:
+                    while (line := await reader.readline()).endswith(b"\n"):
+                        if reply := self._reply(n, json.loads(line.lstrip(b"\xff"))):
+                            writer.write(reply)
+                except ConnectionError:
+                    pass  # the host has hung up
+                finally:
+                    writer.close()
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()  # else the loop may end with the transport open
 
             self._servers.append(await asyncio.start_unix_server(converse, url.removeprefix("unix:")))
 
     async def _close(self) -> None:
+        for _ in range(5):  # what has connected is accepted first: a server that is closed then leaves its socket open
+            await asyncio.sleep(0)
         for server in self._servers:
             server.close()
-        for _ in range(3):  # one that was accepted just now gets its task
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
             await asyncio.sleep(0)
-        if others := asyncio.all_tasks() - {asyncio.current_task()}:
-            await asyncio.wait(others, timeout=10)
 
     def _reply(self, n: int, request: dict[str, Any]) -> bytes:
         method = request["execute"]
