@@ -13,7 +13,6 @@ from .workers import Workers
 
 def end(turn: Turn, pending: Pending, workers: Workers, resources: Resources, why: str) -> None:
     """Answer all who wait, end the workers, and end; nothing is frozen any more, and no writer held."""
-    pending.tell_all(turn)
     for worker in workers:
         if worker.row.thaws_first:
             pending.answer(turn, worker.call, "dummy")  # the shutdown works: it is what sent the signal

@@ -123,9 +123,10 @@ class Pending:
                 self._record(turn, call, "abandoned", None)
 
     def answer_all(self, turn: Turn, fault: Fault) -> None:
-        """Answer all who wait with `fault`."""
-        for number in list(self._open):
+        """Answer all who wait: with `fault`, and then those who wait for a newer record with the present one."""
+        for number in [number for number in self._open if number not in self._since]:
             self.answer(turn, number, fault)
+        self._tell(turn, list(self._since))
 
     def _record(self, turn: Turn, call: Call, outcome: str, fault: Fault | None) -> None:
         line = audit.line(call.request, outcome, fault, turn.now - call.at, call.worker)
@@ -189,10 +190,6 @@ class Pending:
             waiting, self._unsettled = self._unsettled, []
             for number in waiting:
                 self.answer(turn, number, answer)
-
-    def tell_all(self, turn: Turn) -> None:
-        """Answer all who wait for a newer record with the present one."""
-        self._tell(turn, list(self._since))
 
     def _tell(self, turn: Turn, numbers: Sequence[int]) -> None:
         """Answer these with the present record, which is made once."""

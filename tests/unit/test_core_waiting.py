@@ -109,3 +109,15 @@ def test_the_end_of_the_agent_answers_it(drive: Drive) -> None:
     drive.compensates()
     assert waits.code is Code.WRONG_STATE
     assert drive.of(events.Quit)
+
+
+def test_at_the_end_those_who_act_are_answered_before_those_who_watch(drive: Drive) -> None:
+    """Promise 12, found by simulation."""
+    played(drive, "syncing")
+    watcher = drive.ask("va.fsstatus", {"since": drive.status().seq, "wait": 60.0})
+    acts = second(drive)
+    drive.feed(events.Stopped("SIGTERM"))
+    tokens = [answer.token for answer in drive.of(events.Answer)]
+    assert tokens.index(acts.token) < tokens.index(watcher.token)
+    assert acts.code is Code.WRONG_STATE
+    assert watcher.value.state == "THAWED"
