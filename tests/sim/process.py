@@ -318,7 +318,8 @@ class Process:
             case steps.Measure(phase, number):
                 self._answer = messages.Progress(phase.value, number)
             case steps.ReadWritten():
-                self._answer = {f"loop{fs.index}": fs.written for fs in self.world.kernel.every}
+                every = () if self.world.no_counters else self.world.kernel.every
+                self._answer = {f"loop{fs.index}": fs.written for fs in every}
             case steps.Identify(mounts):
                 self._answer = [mount.device for mount in mounts]
             case steps.StopFreezing():

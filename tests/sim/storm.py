@@ -301,6 +301,7 @@ def _choose_stall(rng: random.Random, world: World) -> Iterator[Action]:
 
 def _choose_meddling(rng: random.Random, world: World) -> Iterator[Action]:
     """Let somebody else thaw what is held, and kill or stop whoever thaws then, or the supervisor."""
+    yield ("fault", "no_counters", rng.random() < 0.7)
     yield ("ask", rng.choice(("freeze", "guest-freeze")), None)
     yield ("steps", 120, _is_held)
     keepers = [one for one in world.processes if one.held and not one.thaws]

@@ -65,6 +65,7 @@ class World:
         self.plan: Plan | Exception = _plan(layout)
         self.may_expedite = True
         self.no_threads = self.forks_fail = self.journal_fails = self.pipes_full = self.hosts_slow = False
+        self.no_counters = False
         self.last_freeze = 0
         self.journal: events.WriteJournal | None = None
         self.torn = False
@@ -361,6 +362,7 @@ class World:
         """Turn off all faults but stuck disks: forks and the journal work, who was stopped goes on, others let go."""
         self.note("calm: no more faults")
         self.no_threads = self.forks_fail = self.journal_fails = self.pipes_full = self.hosts_slow = False
+        self.no_counters = False
         self.dies_in = 0
         for fs in self.kernel.every:
             fs.errors.clear()
