@@ -88,9 +88,6 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
             "bool(ledger.to_thaw) and self._workers.last_id < ledger.freezer + 2",
         ),
     ),
-    "what a killed worker was to thaw waits for its death": (
-        Edit(freeze.Freeze.killed, "ledger.free(worker.id)", "pass"),
-    ),
     "THAWED while a thaw worker is left": (
         Edit(compensation.Compensation.nothing_left, "not self.at_work(ledger) and", ""),
     ),

@@ -324,6 +324,30 @@ def _choose_meddling(rng: random.Random, world: World) -> Iterator[Action]:
     yield from _choose_steps(rng, world)
 
 
+def _choose_theft(rng: random.Random, world: World) -> Iterator[Action]:
+    """Let somebody else thaw what is held, with no other evidence, and kill the keeper in or after its FITHAW."""
+    yield ("fault", "no_counters", True)
+    yield ("ask", "freeze", None)
+    yield ("steps", 120, _is_held)
+    yield ("settle",)
+    for fs in world.kernel.every:
+        if rng.random() < 0.7:
+            yield ("another", "thaws", fs.index)
+    yield ("ask", "thaw", None)
+    yield ("steps", 60, rng.choice((_thaw_is_back, MOMENTS[2])))
+    for one in [one for one in world.processes if any(t.operation is Operation.THAW for t in one.threads.values())]:
+        yield ("signal", str(one.name), int(signal.SIGKILL))
+
+
+def _choose_late(_rng: random.Random, _world: World) -> Iterator[Action]:
+    """Let time pass between what a keeper says and what the supervisor reads."""
+    yield ("ask", "freeze", None)
+    yield ("steps", 120, _is_held, "S")
+    yield ("steps", 1, None, "S")  # the keeper begins to wait
+    yield ("time",)
+    yield ("settle",)
+
+
 def _is_held(world: World) -> bool:
     return any(one.held and not one.thaws for one in world.processes)
 
@@ -435,6 +459,8 @@ _CHOICES: Mapping[str, tuple[float, Callable[[random.Random, World], Iterable[Ac
     "stall": (2, _choose_stall),
     "lag": (2, _choose_lag),
     "meddling": (2, _choose_meddling),
+    "theft": (0.5, _choose_theft),
+    "late": (0.5, _choose_late),
     "settle": (4, _choose_settle),
     "time": (4, _choose_time),
     "hang up": (1, _choose_hang_up),
