@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,15 @@ def test_storms_reach_what_they_are_for() -> None:
 def test_each_planted_defect_can_be_planted(name: str) -> None:
     with defects.planted(name):
         pass
+
+
+def test_the_docs_say_after_how_many_storms_each_planted_defect_is_found() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text(encoding="utf-8")
+    rows = [line.strip("| \n").split(" | ") for line in page.partition("## Planted defects")[2].splitlines()]
+    table = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdecimal()}
+    assert set(table) <= set(defects.DEFECTS)
+    assert len(table) >= 25
+    assert all(0 < after <= 20_000 for after in table.values())
 
 
 @pytest.mark.parametrize("name", QUICK)
