@@ -25,7 +25,7 @@ from harness.processes import kill, until
 from harness.rig import Rig
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "conversation.json"
-VOLATILE = frozenset({"pid", "seq", "waiting", "process_state", "version"})
+VOLATILE = frozenset({"pid", "seq", "waiting", "process_state", "version", "slowest"})
 """Members that differ from run to run; what is no whole number is a time, wherever it stands."""
 LONGER = 30.0
 _MASKS = (
@@ -38,6 +38,8 @@ _MASKS = (
     (r"\b\d\d:\d\d:\d\d\b", "~:~:~"),
     (r"Content-Length: \d+", "Content-Length: ~"),
     (r"version \d[\w.]*", "version ~"),
+    (r"(_seconds|_bytes)=[\d.]+", r"\1=~"),
+    (r'slowest="[^"]*"', "slowest=~"),
 )
 
 
@@ -81,8 +83,8 @@ class Conversation:
     def value(self, value: Any, name: str = "") -> Any:
         """Return a parsed answer without what differs from run to run, and without the machine's own file systems."""
         if isinstance(value, dict):
-            if name == "progress" and set(value.values()) != {-1}:
-                return "~"
+            if name in ("estimate", "left_out_counts") or (name == "progress" and set(value.values()) != {-1}):
+                return "~"  # of the whole machine
             return {key: self.value(inner, key) for key, inner in value.items()}
         if isinstance(value, (list, tuple)):
             if name == "left_out":

@@ -9,7 +9,7 @@ from fakes.drive import PEER, Asked, Drive
 from fakes.scenarios import brought_to, ended, played, seconds_to_the_next
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.methods import RPCS, Disk
-from virtagent.agent.api.records import Status
+from virtagent.agent.api.records import Plan, Status
 from virtagent.agent.api.states import FreezeState
 from virtagent.agent.worker import messages
 from virtagent.supervisor.core import events
@@ -424,7 +424,7 @@ def test_broken_survives_the_agents_own_end(drive: Drive) -> None:
     drive.die(keeper)
     drive.compensates()
     assert drive.journal is not None
-    assert drive.journal["plan"] == {"mounts": [], "left_out": [], "notes": [], "left_out_counts": {}, "writers": []}
+    assert Plan.load(drive.journal["plan"]) == Plan((), ())
     assert "broken" in drive.journal["untold"]
 
 
