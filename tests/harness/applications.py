@@ -39,8 +39,11 @@ def refused(daemon: Daemon) -> str:
 
 
 def pid_of(daemon: Daemon, title: str) -> int:
-    (found,) = [pid for pid, shown in daemon.titles().items() if title in shown]
-    return found
+    """Return the process of the daemon with these words in its title, in the fixed part unless they have a bracket."""
+    titles = daemon.titles()
+    found = [pid for pid, shown in titles.items() if title in (shown if "[" in title else shown.partition("[")[0])]
+    assert len(found) == 1, titles
+    return found[0]
 
 
 def let_go(daemon: Daemon) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from harness.applications import pid_of
 from harness.daemon import Daemon
 from harness.filesystems import LoopFs
 from harness.hosts import Asking
@@ -73,12 +74,6 @@ def refused(call: Callable[..., Any], *params: Any) -> tuple[Code, str]:
     with pytest.raises(Fault) as raised:
         call(*params)
     return Code(raised.value.faultCode), raised.value.faultString
-
-
-def pid_of(daemon: Daemon, title: str) -> int:
-    found = [pid for pid, shown in daemon.titles().items() if title in shown]
-    assert len(found) == 1, daemon.titles()
-    return found[0]
 
 
 def nothing_is_left(daemon: Daemon, fs: LoopFs) -> None:

@@ -9,6 +9,7 @@ import xmlrpc.client
 from pathlib import Path
 
 import pytest
+from harness.applications import pid_of
 from harness.daemon import Daemon
 from harness.filesystems import LoopFs
 from harness.hosts import Asking
@@ -55,11 +56,6 @@ def refused(daemon: Daemon) -> str:
         daemon.proxy().va.fsfreeze()
     assert raised.value.faultCode == Code.VETOED, raised.value
     return raised.value.faultString
-
-
-def pid_of(daemon: Daemon, title: str) -> int:
-    (found,) = [pid for pid, shown in daemon.titles().items() if title in shown]
-    return found
 
 
 def settled(daemon: Daemon) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from harness.applications import pid_of
 from harness.daemon import Daemon
 from harness.filesystems import LoopFs
 from harness.hosts import Asking
@@ -114,11 +115,6 @@ def nothing_is_left(daemon: Daemon, fs: LoopFs, operator: Operator) -> None:
     left = [path.name for path in (daemon.state_dir / "writers").iterdir() if not path.name.endswith(".lock")]
     assert not left, left
     assert not [p for p in psutil.process_iter() if str(operator.live) in " ".join(_words(p))]
-
-
-def pid_of(daemon: Daemon, title: str) -> int:
-    (found,) = [pid for pid, shown in daemon.titles().items() if title in shown]
-    return found
 
 
 # -- live

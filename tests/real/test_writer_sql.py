@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness import Unmet, databases
+from harness.applications import pid_of
 from harness.daemon import Daemon
 from harness.databases import Server
 from harness.filesystems import LoopFs
@@ -54,11 +55,6 @@ def refused(daemon: Daemon) -> str:
         daemon.proxy().va.fsfreeze()
     assert raised.value.faultCode == Code.VETOED, raised.value
     return raised.value.faultString
-
-
-def pid_of(daemon: Daemon, title: str) -> int:
-    (found,) = [pid for pid, shown in daemon.titles().items() if title in shown]
-    return found
 
 
 # -- sql
