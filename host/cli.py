@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ..agent.api import records
 from ..agent.api.errors import VirtagentError
 from ..agent.api.text import printable
-from . import exits, named_agents, options, signals, text
+from . import exits, named_agents, options, text
 from .client import Agent
 from .commands import COMMANDS
 from .events import EventLines
-from .exits import DONE, FAILED, INTERRUPTED, MAY_BE_FROZEN, USAGE, complain, document, sentence
+from .exits import DONE, FAILED, INTERRUPTED, LEFT, MAY_BE_FROZEN, USAGE, complain, document, sentence
 from .watch import watch_script
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _run(args: argparse.Namespace) -> int:
             with run.agent:
                 said = run.agent.play(script)
         else:
-            from . import observing  # asyncio takes long
+            from . import observing, signals  # asyncio takes long
 
             said = signals.interruptible(observing.ask(script, args.agent, args.timeout, looks_on))
         data = said.data | document(said.wrong, said.code) if said.wrong else said.data
@@ -216,11 +216,11 @@ def watch(run: Run) -> int:
             with run.agent:
                 run.agent.play(watch_script(_line_by_line(args.json, note), args.until, deadline))
         else:
-            from . import observing  # asyncio takes long
+            from . import observing, signals  # asyncio takes long
 
             signals.interruptible(observing.watch(args.agents, args.timeout, args.until, deadline, looks_on, note))
     except KeyboardInterrupt as interrupt:
-        by_hand = not interrupt.args or interrupt.args[0] in (signals.LEFT, signal.SIGINT)
+        by_hand = not interrupt.args or interrupt.args[0] in (LEFT, signal.SIGINT)
         if not by_hand or args.until is not None:
             raise
     if args.events:

@@ -20,6 +20,7 @@ from .options import PROG
 
 DONE, FAILED, USAGE, UNREACHABLE, TIMED_OUT, BROKEN, NOTHING_TO_THAW = range(7)
 INTERRUPTED = 128 + signal.SIGINT
+LEFT = 0  # instead of a signal's number: somebody has typed q
 
 _SENTENCE_MAX = 1000
 _NARROW = 20  # columns; no sentence can be broken well for less

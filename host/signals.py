@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-LEFT = 0  # instead of a signal's number: somebody has typed q
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
