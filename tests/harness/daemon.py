@@ -166,7 +166,7 @@ class Daemon:
         return f"unix:{self.socket}"
 
     def log(self) -> str:
-        return self._log.read_text(encoding="utf-8", errors="replace")
+        return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
 
     def proxy(self, timeout: float | None = 20, headers: Sequence[tuple[str, str]] = ()) -> xmlrpc.client.ServerProxy:
         """Return a client with a connection of its own."""

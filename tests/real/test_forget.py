@@ -22,10 +22,17 @@ from virtagent.agent.api.errors import Code
 
 
 def forget(daemon: Daemon, name: str) -> tuple[int, str]:
-    """Return how virtagentctl ends, and what it says."""
+    """Return how virtagentctl ends, and what it says when the agent is not just trying to thaw again."""
     command = [*CTL, "--agent", daemon.url, "forget", name]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    return ended.returncode, ended.stdout + ended.stderr
+    said: list[tuple[int, str]] = []
+
+    def ended() -> bool:
+        one = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        said.append((one.returncode, one.stdout + one.stderr))
+        return "the state is THAWINPROGRESS" not in said[-1][1]
+
+    until(ended, 20, "it does not try to thaw just now")
+    return said[-1]
 
 
 def lose_keeper(daemon: Daemon) -> None:
