@@ -84,12 +84,14 @@ def test_the_report_as_a_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("report")] == ["report.json"]
 
 
-def test_a_report_that_cannot_be_kept_is_told(tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_kept_is_told_before_anything_is_frozen(tmp_path: Path) -> None:
     guest = Guest(tmp_path / "a")
     with guest.agent:
         ran = snapshot("snapshot", "--report", str(tmp_path / "no/report"), "--", "true", urls=[guest.agent.url])
-    assert ran.returncode == 1
-    assert f"the report cannot be written to {tmp_path}/no/report (No such file or directory)" in ran.stderr
+    assert ran.returncode == 2
+    said = f"the report cannot be written to {tmp_path}/no/report (No such file or directory); nothing was frozen"
+    assert said in ran.stderr
+    assert "va.fsfreeze" not in guest.asked
 
 
 def test_who_is_told_when_it_is_not_good(tmp_path: Path) -> None:
