@@ -138,7 +138,7 @@ def estimated(past: records.Estimate, mounts: Sequence[records.Mount], hold_limi
 
 
 def open_debugfs() -> int:
-    """Return a descriptor of debugfs, which need not be mounted, or -1 if it cannot be had."""
+    """Return a descriptor of debugfs, which need not be mounted (ADR 0033), or -1 if it cannot be had."""
     try:
         folder = os.open(DEBUGFS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         if os.access("bdi", os.R_OK, dir_fd=folder):

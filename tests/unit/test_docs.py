@@ -360,7 +360,7 @@ def test_the_readme_has_the_figures_that_were_measured() -> None:
         "8 ext4, 150 MB dirty on each: longest of all writers, ms",
     )
     assert f"| {median(clean, 1)} ms | {median(clean, 0)} ms | {median(clean, 3)} ms |" in readme
-    assert f"| {median(dirty, 1)} ms | {median(dirty, 0)} ms | {median(dirty, 3)} ms: " in readme
+    assert f"| {median(dirty, 1)} ms | {median(dirty, 0)} ms | {median(dirty, 3)} ms |" in readme
     resident, own = "idle: resident, MiB", "idle: proportional, MiB"
     assert f"{median(resident, 0)} MiB resident when idle, {median(own, 0)} MiB of it its own" in readme
     assert f"(qemu-ga: {median(resident, 1)} and {median(own, 1)})" in readme
