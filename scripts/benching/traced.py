@@ -17,6 +17,8 @@ from harness.processes import until
 SETTLE = 0.05
 _CALL = re.compile(r"^(\d+) +(\d+\.\d+) (\w+)\((.*)")
 _REQUEST = re.compile(r"\b(FI\w+)\b")
+_BY_PROCESS = re.compile(r'"[^"]*/\d+/ns/mnt"')
+"""What is asked of each process of the machine, however many it has."""
 
 _ALIKE = (
     ("clone", "clone3 fork vfork"),
@@ -88,6 +90,8 @@ def _least(log: str, supervisor: int, spans: list[tuple[float, float]]) -> tuple
         call = _CALL.match(line)
         if call is None:
             continue  # the end of a call that another one interrupted, a signal, an exit
+        if _BY_PROCESS.search(call[4]):
+            continue
         at, name = float(call[2]), call[3]
         if name == "ioctl":
             request = _REQUEST.search(call[4])
