@@ -103,9 +103,9 @@ def install(folder: Path) -> None:
     names.pidfd_open = failing(os.pidfd_open, "worker_pidfd_open", of="worker")
     names.pidfd_open = failing(names.pidfd_open, "writer_pidfd_open", of="writer")
     names.fork = failing(os.fork, "writer_fork", of="writer")
+    names.open = open_hooked
     names = latch.Latch
     names.write = failing(latch.Latch.write, "writer_record", of="writer")
-    names.open = open_hooked
     names = _thread
     names.start_new_thread = start_hooked
     _install_clock(folder / "clock")
