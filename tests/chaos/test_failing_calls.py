@@ -33,7 +33,11 @@ def start(rig: Rig, hooks: Hooks, *options: str) -> Daemon:
 
 
 def lose_keeper(daemon: Daemon, what: str = "keeper") -> None:
-    (keeper,) = [pid for pid, title in daemon.titles().items() if what in title]
+    def found() -> list[int]:
+        return [pid for pid, title in daemon.titles().items() if what in title]
+
+    until(lambda: bool(found()), 10, f"a process shows that it is the {what}")
+    (keeper,) = found()
     kill(keeper)
 
 
