@@ -174,6 +174,7 @@ def test_one_that_breaks_is_told(rig: Rig, relay: Coordinator, guests: list[tupl
     daemon, _ = guests[0]
     (keeper,) = [pid for pid, title in daemon.titles().items() if "keeper" in title]
     kill(keeper)
+    daemon.wait_state("THAWED")
     ended = relay.ask(thaw={})
     assert list(ended["broken"]) == [daemon.url]
     assert sorted(ended["held"]) == sorted(other.url for other, _ in guests[1:])
