@@ -5,6 +5,7 @@ Without KVM each guest takes some eight minutes, so that they are tried only whe
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -101,8 +102,12 @@ def alike(before: Any, after: Any, where: str = "") -> list[str]:
 
 @pytest.mark.timeout(1800)
 def test_apt_puts_ours_in_place_of_qemu_ga_and_upgrades_it_while_it_runs(guest: Released) -> None:
+    with contextlib.closing(guest.machine.port()) as port:
+        replaced_and_upgraded(guest, port)
+
+
+def replaced_and_upgraded(guest: Released, port: Transport) -> None:
     began = time.monotonic()
-    port = guest.machine.port()
     before = conversation(port)
     assert not any(name.startswith("va.") for name in commands(before))
     stock = guest.package("qemu-guest-agent")
