@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import importlib
 import json
+import os
 import re
 import socketserver
 import struct
@@ -49,7 +50,9 @@ class Mongod:
         return found
 
     def write(self, state: dict[str, Any]) -> None:
-        self._file.write_text(json.dumps(state))
+        fresh = self._file.with_suffix(f".{os.getpid()}")
+        fresh.write_text(json.dumps(state))
+        fresh.rename(self._file)  # who reads it meanwhile finds it whole
 
     def change(self, **changed: Any) -> None:
         with open(self.folder / "lock", "a") as lock:
