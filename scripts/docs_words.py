@@ -132,7 +132,7 @@ RECORD = {
     "it did not",
     "mounts[].written_bytes": "bytes that its disks have written since its sync began",
     "mounts[].dirty_bytes": "while it is synced: bytes that its device has dirty or under write-back; known of block "
-    "devices if debugfs can be had",
+    "devices if debugfs can be had and the kernel is 6.10 or newer",
     "mounts[].bytes_per_second": "while it is synced: bytes that its disks wrote a second, over the last 3 s; -1 in "
     "the first second",
     "mounts[].eta": "while it is synced: seconds that these bytes take at that rate",

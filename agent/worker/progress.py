@@ -159,10 +159,15 @@ def stats_of(device: str) -> str:
 
 
 def dirty_of(folder: int, stats: str) -> int:
-    """Return the bytes dirty or under write-back that this file of debugfs tells of, -1 if it cannot be read."""
+    """Return the bytes dirty or under write-back that this file of debugfs tells of, -1 if it cannot be read.
+
+    Before Linux 6.10 it tells only what processes in the root cgroup have dirtied: that figure, often 0, is none.
+    Kernels that count those of all cgroups have wb_stats beside it (backing-dev.c, cgwb_debug_stats_show).
+    """
     if folder < 0 or not stats:
         return UNKNOWN
     try:
+        os.stat(os.path.join(os.path.dirname(stats), "wb_stats"), dir_fd=folder)
         with open(stats, encoding="ascii", opener=lambda path, flags: os.open(path, flags, dir_fd=folder)) as file:
             found = dict(line.split(":", 1) for line in file if ":" in line)
         return sum(int(found[name].split()[0]) << 10 for name in ("BdiWriteback", "BdiReclaimable"))
