@@ -9,34 +9,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...api.writers import WriterConfig
-from .client import Client
-from .latch import Latch
 from .mysql_family import FLUSH, connect, keep_silent, let_go_if_silent, numbers, places, put_back, set_flush
-from .step import Refused, Waits, left, wait
+from .session import ClientSession
+from .step import Refused, left
 
 Info = dict[str, Any]
 
 
-class MariaDb:
+class MariaDb(ClientSession):
     """One session, and the variable that it has set."""
 
-    def __init__(self, config: WriterConfig, latch: Latch, waits: Waits, at_most: float = 0.0) -> None:
-        self._config = config
-        self._latch = latch
-        self._waits = waits
-        self._at_most = at_most
-        self._client: Client | None = None
-        self._session = ""
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        """The descriptor that becomes readable if the session ends."""
-        return (self._client.fd,) if self._client is not None else ()
+    _session = ""
 
     def prepare(self, until: float) -> Info:
         """Connect and check, and begin the backup stages. Raises Refused, Interrupted."""
-        client = self._client = connect(self._config, self._waits)
+        client = self._open(connect(self._config, self._waits))
         version, flush = client.row(f"select version(), @@global.{FLUSH}", until, 2)
         if "mariadb" not in version.lower():
             raise Refused(f"it is MySQL {version}: its type is mysql")
@@ -52,7 +39,6 @@ class MariaDb:
     def quiesce(self, until: float) -> Info:
         """Block commits, and note the position in the binary log. Raises Refused, Interrupted."""
         client = self._client
-        assert client is not None
         client.ask(f"set session lock_wait_timeout = {left(until)}", until)
         let_go_if_silent(client, self._at_most, until)
         client.ask("backup stage block_commit", until)
@@ -62,27 +48,12 @@ class MariaDb:
 
     def confirm(self, until: float) -> Info:
         """Show that it is the session that has blocked commits. Raises Refused, Interrupted."""
-        assert self._client is not None
         if self._client.rows("select connection_id()", until) != [[self._session]]:
             raise Refused("its session was lost, and with it the lock")
         return {}
 
-    def lost(self) -> str:
-        """Return that the session has ended, in the client's words."""
-        assert self._client is not None
-        return self._client.last_words()
-
     def release(self, until: float, verdict: str) -> str:
         """Let commits go on, and put back what was set."""
-        wrong = ""
-        if self._client is not None:
-            self._client.waits = wait
-            try:
-                if not self._client.refused:
-                    self._client.ask("backup stage end", until)
-            except Refused as error:
-                wrong = str(error)  # closed all the same: the server lets go
-            self._client.close()
-            self._client = None
+        wrong = self._end(until, "backup stage end")
         put_back(self._latch, until, verdict)
         return wrong

@@ -10,11 +10,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ...api.writers import WriterConfig
-from .client import Client
-from .latch import Latch
 from .mysql_family import FLUSH, connect, keep_silent, let_go_if_silent, numbers, places, put_back, set_flush
-from .step import Refused, Waits, left, wait, whole
+from .session import ClientSession
+from .step import Refused, left, whole
 
 Info = dict[str, Any]
 _UNLOGGED = (
@@ -32,26 +30,15 @@ _LONGEST = (
 )
 
 
-class MySql:
+class MySql(ClientSession):
     """One session, and the variable that it has set."""
 
-    def __init__(self, config: WriterConfig, latch: Latch, waits: Waits, at_most: float = 0.0) -> None:
-        self._config = config
-        self._latch = latch
-        self._waits = waits
-        self._at_most = at_most
-        self._client: Client | None = None
-        self._session = ""
-        self._stops_all = False
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        """The descriptor that becomes readable if the session ends."""
-        return (self._client.fd,) if self._client is not None else ()
+    _session = ""
+    _stops_all = False
 
     def prepare(self, until: float) -> Info:
         """Connect and check. Raises Refused, Interrupted."""
-        client = self._client = connect(self._config, self._waits)
+        client = self._open(connect(self._config, self._waits))
         (version,) = client.row("select version()", until, 1)
         if "mariadb" in version.lower():
             raise Refused(f"it is {version}: its type is mariadb")
@@ -71,7 +58,6 @@ class MySql:
     def quiesce(self, until: float) -> Info:
         """Hold, write the log, and note the position in it and in the binary log. Raises Refused, Interrupted."""
         client = self._client
-        assert client is not None
         client.ask(f"set session lock_wait_timeout = {left(until)}", until)
         let_go_if_silent(client, self._at_most, until)
         client.ask("lock instance for backup", until)
@@ -87,28 +73,12 @@ class MySql:
 
     def confirm(self, until: float) -> Info:
         """Show that it is the session that has the locks. Raises Refused, Interrupted."""
-        assert self._client is not None
         if self._client.rows("select connection_id()", until) != [[self._session]]:
             raise Refused("its session was lost, and with it the locks")
         return {}
 
-    def lost(self) -> str:
-        """Return that the session has ended, in the client's words."""
-        assert self._client is not None
-        return self._client.last_words()
-
     def release(self, until: float, verdict: str) -> str:
         """Let go, and put back what was set."""
-        wrong = ""
-        if self._client is not None:
-            self._client.waits = wait
-            try:
-                if not self._client.refused:
-                    self._client.ask("unlock tables", until)
-                    self._client.ask("unlock instance", until)
-            except Refused as error:
-                wrong = str(error)  # closed all the same: the server lets go
-            self._client.close()
-            self._client = None
+        wrong = self._end(until, "unlock tables", "unlock instance")
         put_back(self._latch, until, verdict)
         return wrong

@@ -11,8 +11,8 @@ from typing import Any
 
 from ...api.writers import WriterConfig
 from .client import Client
-from .latch import Latch
-from .step import Refused, Waits, wait
+from .session import ClientSession
+from .step import Waits, wait
 
 Info = dict[str, Any]
 # A statement that is logged would wait for the log's file system (a superuser may change these for a session).
@@ -20,61 +20,35 @@ _SILENT = "set log_statement = none; set log_min_duration_statement = -1; set lo
 _SPACES = "select pg_tablespace_location(oid) from pg_tablespace where pg_tablespace_location(oid) <> ''"
 
 
-class PostgreSql:
+class PostgreSql(ClientSession):
     """One session."""
 
-    def __init__(self, config: WriterConfig, latch: Latch, waits: Waits, _at_most: float = 0.0) -> None:
-        self._config = config
-        self._waits = waits
-        self._client: Client | None = None
-        self._standby = False
-        del latch  # a session is let go by the server
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        """The descriptor that becomes readable if the session ends."""
-        return (self._client.fd,) if self._client is not None else ()
+    _standby = False
 
     def prepare(self, until: float) -> Info:
         """Connect and check; have what is dirty written. Raises Refused, Interrupted."""
-        self._client = _connect(self._config, self._waits)
-        version, superuser = self._client.row("select version(), current_setting('is_superuser')", until, 2)
-        self._standby = self._client.rows("select pg_is_in_recovery()", until) == [["t"]]
+        client = self._open(_connect(self._config, self._waits))
+        version, superuser = client.row("select version(), current_setting('is_superuser')", until, 2)
+        self._standby = client.rows("select pg_is_in_recovery()", until) == [["t"]]
         if superuser == "on":
-            self._client.ask(_SILENT, until)
-        self._client.ask("checkpoint", until)
-        return {"paths": _paths(self._client, until), "version": version.split(" on ")[0]}
+            client.ask(_SILENT, until)
+        client.ask("checkpoint", until)
+        return {"paths": _paths(client, until), "version": version.split(" on ")[0]}
 
     def quiesce(self, until: float) -> Info:
         """Note the position in the log up to which all is written. Raises Refused, Interrupted."""
-        assert self._client is not None
         position = "pg_last_wal_replay_lsn" if self._standby else "pg_current_wal_flush_lsn"
         lsn, timeline = self._client.row(f"select {position}(), timeline_id from pg_control_checkpoint()", until, 2)
         return {"lsn": lsn, "timeline": timeline, **({"standby": "yes"} if self._standby else {})}
 
     def confirm(self, until: float) -> Info:
         """Show that the session is there. Raises Refused, Interrupted."""
-        assert self._client is not None
         self._client.ask("select 1", until)
         return {}
 
-    def lost(self) -> str:
-        """Return that the session has ended, in the client's words."""
-        assert self._client is not None
-        return self._client.last_words()
-
     def release(self, until: float, _verdict: str) -> str:
         """End the session, and tell if it has ended before."""
-        wrong = ""
-        if self._client is not None:
-            self._client.waits = wait
-            try:
-                if not self._client.refused:
-                    self._client.ask("select 1", until)
-            except Refused as error:
-                wrong = str(error)
-            self._client.close()
-        return wrong
+        return self._end(until, "select 1")
 
 
 def look(config: WriterConfig, until: float) -> list[str]:

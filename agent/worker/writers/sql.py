@@ -13,65 +13,38 @@ from typing import Any
 from ...api.writers import WriterConfig
 from .client import Client
 from .latch import Latch
-from .step import Refused, Waits, wait
+from .session import ClientSession
+from .step import Waits, wait
 
 Info = dict[str, Any]
 # Between its columns psql prints a bar, MariaDB's client a tab.
 _FACT = re.compile(r"(?P<key>[A-Za-z_][A-Za-z0-9_.-]{0,31})[\t|](?P<value>[^\t|]*)")
 
 
-class Sql:
+class Sql(ClientSession):
     """One session, and what it has set beyond itself."""
-
-    def __init__(self, config: WriterConfig, latch: Latch, waits: Waits, _at_most: float = 0.0) -> None:
-        self._config = config
-        self._latch = latch
-        self._waits = waits
-        self._client: Client | None = None
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        """The descriptor that becomes readable if the session ends."""
-        return (self._client.fd,) if self._client is not None else ()
 
     def prepare(self, until: float) -> Info:
         """Connect, and say the statements for that. Raises Refused, Interrupted."""
-        self._client = _connect(self._config, self._waits)
-        return self._say(self._client, self._config.prepare, until) or self._here(self._client, until)
+        client = self._open(_connect(self._config, self._waits))
+        return self._say(self._config.prepare, until) or self._here(client, until)
 
     def quiesce(self, until: float) -> Info:
         """Say the statements that hold; what undoes them is on record before. Raises Refused, Interrupted."""
         config = self._config
-        assert self._client is not None
         if config.undo:
             about = {name: getattr(config, name) for name in ("client", "user", "sentinel")}
             words = {name: list(getattr(config, name)) for name in ("client_options", "undo")}
             self._latch.write({"type": "sql", **about, **words})
-        return self._say(self._client, config.quiesce, until)
+        return self._say(config.quiesce, until)
 
     def confirm(self, until: float) -> Info:
         """Say the statements that prove the hold; show that the session is there. Raises Refused, Interrupted."""
-        assert self._client is not None
-        return self._say(self._client, self._config.confirm, until) or self._here(self._client, until)
-
-    def lost(self) -> str:
-        """Return that the session has ended, in the client's words."""
-        assert self._client is not None
-        return self._client.last_words()
+        return self._say(self._config.confirm, until) or self._here(self._client, until)
 
     def release(self, until: float, verdict: str) -> str:
         """Say the statements that let go, end the session, and undo what it has set beyond itself."""
-        wrong = ""
-        if self._client is not None:
-            self._client.waits = wait
-            try:
-                if not self._client.refused:
-                    self._say(self._client, self._config.release, until)
-                    self._here(self._client, until)
-            except Refused as error:
-                wrong = str(error)  # closed all the same: the server ends what the session holds
-            self._client.close()
-            self._client = None
+        wrong = self._end(until, *self._config.release, self._config.sentinel.format("here"))
         undo(self._latch, until, verdict)
         return wrong
 
@@ -79,9 +52,8 @@ class Sql:
         client.ask(self._config.sentinel.format("here"), until)
         return {}
 
-    @staticmethod
-    def _say(client: Client, statements: Iterable[str], until: float) -> Info:
-        lines = [line for statement in statements for line in client.ask(statement, until)]
+    def _say(self, statements: Iterable[str], until: float) -> Info:
+        lines = [line for statement in statements for line in self._client.ask(statement, until)]
         return {found["key"]: found["value"] for line in lines if (found := _FACT.fullmatch(line))}
 
 
