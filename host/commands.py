@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..agent.api import records, summary
@@ -136,7 +137,8 @@ def doctor(args: argparse.Namespace, url: str) -> Script[Said]:
     with contextlib.suppress(Fault, Unsupported):  # what is missing is found below
         able = yield calls.capabilities()
     seconds = time.monotonic() - began
-    found = yield from examination.examine(args.rehearse, guest_checks.examine(pid) if pid else ())
+    checks = partial(guest_checks.examine, pid) if pid else lambda _types: ()
+    found = yield from examination.examine(args.rehearse, checks)
     found.insert(0, examination.ok(f"answers after {text.duration(seconds)}" + ("" if pid else "; asked from outside")))
     who = f"{url}  virtagentd {able.version}" if able is not None else url
     lines = [who, *(check.line() for check in found)]

@@ -7,7 +7,7 @@ command runs in the guest.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -135,10 +135,10 @@ def of_writer(writer: PlannedWriter) -> Iterator[Check]:
         yield ok(f"{named}: {listed(map(brief, writer.paths)) or 'its paths are not known'}")
 
 
-def examine(rehearse: bool, guest_checks: Iterable[Check]) -> Examination:
+def examine(rehearse: bool, guest_checks: Callable[[Collection[str]], Iterable[Check]]) -> Examination:
     """Ask the agent, and return all findings; a rehearsal only if nothing fails.
 
-    Raises HostError if there is no answer at all.
+    `guest_checks` is told the types of the writers that there are. Raises HostError if there is no answer at all.
     """
     found: list[Check] = []
     yield calls.ping()
@@ -149,14 +149,16 @@ def examine(rehearse: bool, guest_checks: Iterable[Check]) -> Examination:
                 "a stock qemu-ga answers: no plan, no limits, and a guest stays frozen if it dies", "install virtagent"
             )
         )
-        return [*found, *guest_checks]
+        return [*found, *guest_checks(())]
     found.extend(of_status(status))
+    types: set[str] = set()
     try:
         plan: Plan = yield calls.plan()
         found.extend(of_plan(plan))
+        types.update(writer.type for writer in plan.writers)
     except (Fault, Unsupported) as error:
         found.append(fail(f"there is no plan: {error}"))
-    found.extend(guest_checks)
+    found.extend(guest_checks(types))
     if rehearse and not any(check.level is Level.FAIL for check in found):
         found.extend((yield from _rehearse()))
     return found

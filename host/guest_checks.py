@@ -1,4 +1,6 @@
-"""What the guest's own /proc and /sys say about a freeze. It only reads them, and opens nothing on a disk.
+"""What the guest's own /proc and /sys say about a freeze, and hooks and databases that no writer knows.
+
+It only reads, and opens nothing on a disk but folders of hooks.
 
 It is asked when the agent's socket belongs to an agent on this machine: the kernel says which process listens there
 (SO_PEERCRED, unix(7)). QEMU's own end of a channel is also a unix socket, on the host.
@@ -12,7 +14,7 @@ import re
 import socket
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from ..agent.api.text import brief, listed
@@ -25,6 +27,26 @@ _WAITS_FOR_THAW = ("percpu_rwsem_wait", "sb_start_write", "__sb_start_write", "p
 """Where a writer to a frozen file system sleeps (/proc/PID/wchan, proc(5)); seen on Linux 5.10 to 6.18."""
 _DESCRIPTORS_EACH, _DESCRIPTORS_SPARE = 1, 64
 _CONNECT_SECONDS = 1.0
+_HOOKS: tuple[tuple[set[str], tuple[str, ...], str], ...] = (
+    (
+        {"hook", "hook-dir"},
+        ("etc/qemu/fsfreeze-hook.d", "etc/qemu-ga/fsfreeze-hook.d"),
+        "see --hook, or `type hook` in writers.d",
+    ),
+    ({"vmware"}, ("etc/vmware-tools/backupScripts.d",), "`type vmware` in writers.d"),
+)
+"""By the types of writers that call them: where hooks lie that other agents call, below the root, and what to do."""
+_NO_HOOKS = (".bak", ".orig", ".rpmnew", ".rpmorig", ".rpmsave", ".sample")
+_SERVERS: Mapping[str, set[str]] = {
+    "mariadbd": {"mariadb"},
+    "mongod": {"mongodb"},
+    "mysqld": {"mariadb", "mysql"},
+    "postgres": {"postgresql"},
+    "redis-server": {"redis"},
+    "valkey-server": {"redis"},
+}
+"""The names of the servers' processes (comm), and the types of writers that hold them."""
+_OF_ANY = {"hook", "hook-dir", "live", "pair", "sql", "vmware"}
 
 
 def agent_of(endpoint: Endpoint, proc: Path = Path("/proc")) -> int:
@@ -41,12 +63,16 @@ def agent_of(endpoint: Endpoint, proc: Path = Path("/proc")) -> int:
     return pid if _SUPERVISOR.match(_read(proc / str(pid) / "cmdline")) else 0
 
 
-def examine(agent: int, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> Iterator[Check]:
-    """Check the machine that the agent with this process id runs on."""
+def examine(
+    agent: int, writers: Collection[str], proc: Path = Path("/proc"), sys: Path = Path("/sys"), root: Path = Path("/")
+) -> Iterator[Check]:
+    """Check the machine that the agent with this process id runs on; `writers` are the types of those that it has."""
     yield from _of_the_agent(agent, proc)
     yield from _of_rivals(proc)
     yield from _of_waiting_writers(proc)
     yield from _of_the_kernel(sys)
+    yield from _of_hooks(writers, root)
+    yield from _of_servers(writers, proc)
 
 
 def _of_the_agent(agent: int, proc: Path) -> Iterator[Check]:
@@ -132,6 +158,29 @@ def _of_the_kernel(sys: Path) -> Iterator[Check]:
         yield info("the kernel has no rcu_expedited: each freeze waits for normal grace periods, some 20 ms more")
     if _read(sys / "fs/selinux/enforce").strip() == "1":
         yield info("SELinux is enforcing: look for denials of virtagent in the audit log if a freeze fails")
+
+
+def _of_hooks(writers: Collection[str], root: Path) -> Iterator[Check]:
+    for types, folders, to_do in _HOOKS:
+        paths = [path for folder in folders for path in _entries(root / folder) if _is_hook(path)]
+        if paths and not types & set(writers):
+            found = listed(brief(str(path)) for path in sorted(paths))
+            yield warn(f"hooks that no writer calls: {found}", to_do)
+
+
+def _is_hook(path: Path) -> bool:
+    return (
+        not path.name.startswith(".") and path.suffix not in _NO_HOOKS and path.is_file() and os.access(path, os.X_OK)
+    )
+
+
+def _of_servers(writers: Collection[str], proc: Path) -> Iterator[Check]:
+    running = {_read(proc / pid / "comm").strip() for pid in _processes(proc)}
+    if _OF_ANY & set(writers):
+        return  # nobody knows which application they hold
+    for program, types in sorted(_SERVERS.items()):
+        if program in running and not types & set(writers):
+            yield info(f"{program} runs, and no writer holds it: is a freeze alone enough? (databases.md)")
 
 
 def _processes(proc: Path) -> list[str]:

@@ -66,6 +66,8 @@ def test_it_is_locked_while_frozen(rig: Rig, site: Site) -> None:
     fs = rig.fs("ext4")
     daemon = site.start(fs)
     host = daemon.proxy()
+    (planned,) = host.va.fsplan()["writers"]
+    assert (planned["paths"], planned["not_frozen"], planned["error"]) == (["/srv/mongo"], ["/srv/mongo"], "")
     for _ in range(2):
         assert host.va.fsfreeze() == 1
         assert site.mongod.locks == 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from harness.fixtures import unmet
 from harness.hosts import Asking
 from harness.processes import until
 from harness.rig import Rig
+from harness.terminal import CTL
 
 pytestmark = pytest.mark.timeout(240)
 ODD = "a'b\"c #d\\e %f $g"
@@ -106,6 +109,9 @@ def test_a_hung_mariadb_holds_up_nothing(rig: Rig, serve: Serve, when: str) -> N
     host = daemon.proxy(60)
     if when == "before":
         server.process.send_signal(signal.SIGSTOP)
+        command = [*CTL, "--agent", daemon.url, "doctor"]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        assert re.search(r"FAIL +writer db \(mariadb\) would refuse the freeze: .* had no answer in time", ran.stdout)
         assert "had no answer in time" in refused(daemon)
     else:
         assert host.va.fsfreeze() == 1
@@ -274,6 +280,8 @@ def test_a_server_and_a_client_that_are_not_there(rig: Rig, kind: str) -> None:
     more = "quiesce do 0\n" if kind == "sql" else f"socket {nowhere}\n"
     client = "" if kind == "redis" else "client /no/such client\n"
     daemon = daemon_with(rig, fs, f"type {kind}\n{more}{client}")
+    (planned,) = daemon.proxy().va.fsplan()["writers"]
+    assert ("/no/such client: No such file" if client else f"{nowhere}: No such file") in planned["error"]
     assert ("/no/such client: No such file" if client else f"{nowhere}: No such file") in refused(daemon)
     assert daemon.proxy().va.fsfreeze({"writers": "try"}) == 1
     assert daemon.proxy().va.fsthaw() == 1

@@ -151,7 +151,7 @@ class Machine:
     """A /proc and a /sys of the test's own, of a machine on which all is well."""
 
     def __init__(self, folder: Path) -> None:
-        self.proc, self.sys = folder / "proc", folder / "sys"
+        self.proc, self.sys, self.root = folder / "proc", folder / "sys", folder / "root"
         self.log = folder / "agent.log"
         folder.mkdir(exist_ok=True)
         self.log.touch()
@@ -173,8 +173,14 @@ class Machine:
         (self.proc / name).parent.mkdir(parents=True, exist_ok=True)
         (self.proc / name).write_text(text, encoding="utf-8")
 
-    def found(self) -> list[Check]:
-        return [check for check in guest_checks.examine(700, self.proc, self.sys) if check.level is not Level.OK]
+    def found(self, *writers: str) -> list[Check]:
+        checks = guest_checks.examine(700, writers, self.proc, self.sys, self.root)
+        return [check for check in checks if check.level is not Level.OK]
+
+    def hook(self, path: str, mode: int = 0o755) -> None:
+        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / path).touch()
+        (self.root / path).chmod(mode)
 
 
 def test_a_machine_on_which_all_is_well(tmp_path: Path) -> None:
@@ -203,6 +209,34 @@ def test_what_is_in_the_way_on_a_machine(tmp_path: Path) -> None:
     one(lambda m: m.write("812/comm", "qemu-ga\n"), Level.FAIL, "qemu-ga runs (pid 812)")
     one(lambda m: m.write("1/task/12/wchan", "percpu_rwsem_wait"), Level.FAIL, "frozen already")
     one(lambda m: (m.sys / "kernel/rcu_expedited").unlink(), Level.INFO, "no rcu_expedited")
+
+
+def test_hooks_that_no_writer_calls(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    for name in ("etc/qemu/fsfreeze-hook.d/a.sh.sample", "etc/qemu/fsfreeze-hook.d/.a"):
+        machine.hook(name)
+    machine.hook("etc/qemu/fsfreeze-hook.d/not-executable", 0o644)
+    assert machine.found() == []
+    machine.hook("etc/qemu/fsfreeze-hook.d/orders.sh")
+    machine.hook("etc/vmware-tools/backupScripts.d/db")
+    hook, vmware = machine.found()
+    assert (hook.level, vmware.level) == (Level.WARN, Level.WARN)
+    assert hook.found.startswith("hooks that no writer calls: ")
+    assert hook.found.endswith("/fsfreeze-hook.d/orders.sh")
+    assert machine.found("hook") == [vmware]
+    assert machine.found("hook-dir", "vmware") == []
+
+
+def test_databases_that_no_writer_holds(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.write("812/comm", "mysqld\n")
+    machine.write("813/comm", "valkey-server\n")
+    mysql, valkey = machine.found()
+    assert mysql.level is Level.INFO
+    assert mysql.found.startswith("mysqld runs, and no writer holds it")
+    assert machine.found("mariadb") == [valkey]
+    assert machine.found("mysql", "redis") == []
+    assert machine.found("live") == [], "nobody knows which application it holds"
 
 
 def test_which_socket_belongs_to_an_agent_of_this_machine(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from virtagent.agent.api.records import (
     dump,
     load,
 )
-from virtagent.agent.api.writers import Step, WriterConfig
+from virtagent.agent.api.writers import TYPES, Step, WriterConfig
 from virtagent.agent.worker import messages
 from virtagent.agent.worker.writers import preview
 from virtagent.host import doctor, metrics, outcome, text
@@ -150,6 +150,20 @@ def test_a_preview_asks_nobody_who_need_not_be_asked(tmp_path: Path) -> None:
         (str(tmp_path),),
     )
     assert not preview.preview(writers, (), required=False)[0].required
+
+
+def test_a_preview_names_a_user_that_is_not_there() -> None:
+    words = ("/bin/true",)
+    writers = (
+        WriterConfig("a", "pair", freeze=words, thaw=words, user="nobody-of-that-name"),
+        WriterConfig("b", "live", command=words, user="nobody-of-that-name"),
+    )
+    for planned in preview.preview(writers, (), required=True):
+        assert planned.error == "there is no user nobody-of-that-name"
+
+
+def test_every_type_is_asked() -> None:
+    assert preview.LOOKS.keys() == TYPES.keys()
 
 
 def test_a_plan_gets_the_writers_of_the_configuration() -> None:

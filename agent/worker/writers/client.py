@@ -22,6 +22,8 @@ from .step import Refused, TooSlow, Waits, wait
 SAID_MAX = 64 << 10
 WORDS_MAX = 300
 _END_GRACE = 1.0
+LOOK_GRACE = 0.2
+"""Seconds in which a client ends that has held nothing."""
 _MARK = "va-"
 # "ERROR 1227 (42000): Access denied" of MariaDB, "ERROR:  syntax error" of psql, "Parse error near line 1" of sqlite3.
 _ERROR = re.compile(r"(\S+ )?(error|fatal)\b", re.IGNORECASE)
@@ -158,13 +160,13 @@ class Client:
         errors = [line for line in words if _ERROR.match(line)]
         return "; ".join(errors or words)[:WORDS_MAX] or "the session has ended"
 
-    def close(self) -> None:
-        """End the session: the server lets go of what it held."""
+    def close(self, grace: float = _END_GRACE) -> None:
+        """End the session: the server lets go of what it held. One that does not end within `grace` is killed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
         try:
-            self._process.wait(_END_GRACE)
+            self._process.wait(grace)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):  # it is in the kernel

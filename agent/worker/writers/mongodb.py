@@ -15,7 +15,7 @@ from typing import Any
 
 from ...api.writers import WriterConfig
 from .accounts import check_secret
-from .client import WORDS_MAX, Client
+from .client import LOOK_GRACE, WORDS_MAX, Client
 from .latch import Latch
 from .step import Refused, TooSlow, Waits, wait
 
@@ -46,8 +46,7 @@ class MongoDb:
         if _is_locked(client, until):
             raise Refused("somebody has locked it already (fsyncLock)")
         version = str(_command(client, {"buildInfo": 1}, until).get("version", ""))[:WORDS_MAX]
-        options = _command(client, {"getCmdLineOpts": 1}, until)
-        return {"paths": [str(_at(options, "parsed", "storage", "dbPath") or "/data/db")], "version": version}
+        return {"paths": _paths(client, until), "version": version}
 
     def quiesce(self, until: float) -> Info:
         """Lock; that is on record before. Raises Refused, Interrupted."""
@@ -90,6 +89,15 @@ class MongoDb:
         return wrong
 
 
+def look(config: WriterConfig, until: float) -> list[str]:
+    """Return where a server has its data; raise Refused."""
+    client = _connect(config, wait, until)
+    try:
+        return _paths(client, until)
+    finally:
+        client.close(LOOK_GRACE)
+
+
 def undo(latch: Latch, until: float, _verdict: str) -> str:
     """Unlock what is on record in a session of its own; nothing is on record afterwards. Raises Refused."""
     record = latch.record
@@ -104,6 +112,11 @@ def undo(latch: Latch, until: float, _verdict: str) -> str:
         client.close()
     latch.clear()
     return ""
+
+
+def _paths(client: Client, until: float) -> list[str]:
+    options = _command(client, {"getCmdLineOpts": 1}, until)
+    return [str(_at(options, "parsed", "storage", "dbPath") or "/data/db")]
 
 
 def _unlock(client: Client, until: float) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 
 from ...api.writers import WriterConfig
-from .client import Client
+from .client import LOOK_GRACE, Client
 from .latch import Latch
 from .step import Refused, Waits, wait, whole
 
@@ -47,7 +47,7 @@ def look(config: WriterConfig, until: float) -> list[str]:
     try:
         return places(client, until)
     finally:
-        client.close()
+        client.close(LOOK_GRACE)
 
 
 def places(client: Client, until: float) -> list[str]:

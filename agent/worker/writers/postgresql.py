@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...api.writers import WriterConfig
-from .client import Client
+from .client import LOOK_GRACE, Client
 from .session import ClientSession
 from .step import Waits, wait
 
@@ -57,7 +57,7 @@ def look(config: WriterConfig, until: float) -> list[str]:
     try:
         return _paths(client, until)
     finally:
-        client.close()
+        client.close(LOOK_GRACE)
 
 
 def _connect(config: WriterConfig, waits: Waits) -> Client:

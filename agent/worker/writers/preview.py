@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ...api.records import PlannedWriter
 from ...api.writers import WriterConfig, hold
-from . import calls, mysql_family, postgresql, redis
+from . import calls, mongodb, mysql_family, postgresql, redis, sql
+from .accounts import account
 from .life import devices_of
 from .step import Refused
 
@@ -17,6 +18,7 @@ Look = Callable[[WriterConfig, float], Sequence[str]]
 
 
 def _programs(config: WriterConfig, _until: float) -> Sequence[str]:
+    account(config.user)
     try:
         calls.calls(config)
     except OSError as error:
@@ -25,8 +27,9 @@ def _programs(config: WriterConfig, _until: float) -> Sequence[str]:
 
 
 def _program(config: WriterConfig, _until: float) -> Sequence[str]:
+    account(config.user)
     try:
-        calls.check_program((config.command or (config.client,))[0])
+        calls.check_program(config.command[0])
     except OSError as error:
         raise Refused(f"{error.filename}: {error.strerror}") from None
     return ()
@@ -37,11 +40,12 @@ LOOKS: Mapping[str, Look] = {
     "hook-dir": _programs,
     "live": _program,
     "mariadb": mysql_family.look,
+    "mongodb": mongodb.look,
     "mysql": mysql_family.look,
     "pair": _programs,
     "postgresql": postgresql.look,
     "redis": redis.look,
-    "sql": _program,
+    "sql": sql.look,
     "vmware": _programs,
 }
 """Where an application of this type has its data; of the others only what the configuration says is known."""
@@ -78,9 +82,8 @@ def _look_at_all(
 
 def _look(writer: WriterConfig, until: float) -> tuple[tuple[str, ...], str]:
     """Return its paths, and what is wrong."""
-    look = LOOKS.get(writer.type)
     try:
-        found = tuple(look(writer, until)) if look is not None else ()
+        found = tuple(LOOKS[writer.type](writer, until))
     except Refused as error:
         return writer.paths, str(error)
     except OSError as error:

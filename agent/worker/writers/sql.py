@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...api.writers import WriterConfig
-from .client import Client
+from .client import LOOK_GRACE, Client
 from .latch import Latch
 from .session import ClientSession
 from .step import Waits, wait
@@ -49,12 +49,22 @@ class Sql(ClientSession):
         return wrong
 
     def _here(self, client: Client, until: float) -> Info:
-        client.ask(self._config.sentinel.format("here"), until)
+        _answers(client, self._config, until)
         return {}
 
     def _say(self, statements: Iterable[str], until: float) -> Info:
         lines = [line for statement in statements for line in self._client.ask(statement, until)]
         return {found["key"]: found["value"] for line in lines if (found := _FACT.fullmatch(line))}
+
+
+def look(config: WriterConfig, until: float) -> list[str]:
+    """Ask whether the application answers; where its data are only the configuration says. Raises Refused."""
+    client = _connect(config, wait)
+    try:
+        _answers(client, config, until)
+    finally:
+        client.close(LOOK_GRACE)
+    return []
 
 
 def undo(latch: Latch, until: float, _verdict: str) -> str:
@@ -78,3 +88,7 @@ def undo(latch: Latch, until: float, _verdict: str) -> str:
 
 def _connect(config: WriterConfig, waits: Waits) -> Client:
     return Client([config.client, *config.client_options], config.user, config.sentinel, waits)
+
+
+def _answers(client: Client, config: WriterConfig, until: float) -> None:
+    client.ask(config.sentinel.format("here"), until)
