@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -124,9 +123,14 @@ class Libvirtd:
     def kill(self) -> None:
         """SIGKILL the daemon; its QEMUs live on."""
         assert self._daemon is not None
-        (child,) = psutil.Process(self._daemon.pid).children()
-        os.kill(child.pid, signal.SIGKILL)
+        self.process().kill()
         self._daemon.wait(20)
+
+    def process(self) -> psutil.Process:
+        """Return the daemon's process."""
+        assert self._daemon is not None
+        (child,) = psutil.Process(self._daemon.pid).children()
+        return child
 
     def close(self) -> None:
         """End it and all QEMUs of its own."""
