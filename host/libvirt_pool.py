@@ -23,7 +23,7 @@ from .errors import Unreachable
 
 REQUESTS = 5  # max_client_requests of libvirtd.conf: of a connection with as many under way no further one is read
 CONNECTIONS = 4  # with REQUESTS each that is max_workers of libvirtd.conf
-PATIENCE = 2.0
+PATIENCE = 2.0  # ADR 0034
 _POOLS: dict[str | None, Pool] = {}
 _POOLS_LOCK = threading.Lock()
 
