@@ -111,7 +111,7 @@ TYPES: Mapping[str, WriterType] = {
     "mysql": WriterType(Hold.SESSION, _CLIENT, latches=True, silent=True),
     "pair": WriterType(Hold.LATCH, ("freeze", "thaw", "user", "when"), ("freeze", "thaw")),
     "postgresql": WriterType(Hold.SESSION, _CLIENT, silent=True),
-    "redis": WriterType(Hold.LEASE, ("socket", "login", "password-file")),
+    "redis": WriterType(Hold.LEASE, ("socket", "login", "password-file"), latches=True),
     "sql": WriterType(
         Hold.SESSION,
         ("user", "client", "client-options", "sentinel", *_STATEMENTS),

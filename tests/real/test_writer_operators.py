@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from harness.databases import Server
 from harness.filesystems import LoopFs
 from harness.fixtures import unmet
 from harness.hosts import Asking
-from harness.processes import until
+from harness.processes import kill, until
 from harness.rig import Rig
 from harness.terminal import CTL
 
@@ -263,11 +264,57 @@ def test_a_hung_redis_holds_up_nothing(rig: Rig, serve: Serve, when: str) -> Non
         assert host.va.fsfreeze() == 1
         server.process.send_signal(signal.SIGSTOP)
         assert host.va.fsthaw() == 1
-        assert "ends by the clock" in daemon.status()["writers"][0]["error"]
+        (writer,) = daemon.status()["writers"]
+        assert writer["state"] == "stuck"
+        assert "no answer in time" in writer["error"]
     fs.assert_thawed()
     server.process.send_signal(signal.SIGCONT)
+    daemon.wait_status(lambda record: record["writers"][0]["state"] != "stuck", 60)
+    assert server.ask("SET a 1") == "+OK", "it is not paused any more"
     assert host.va.fsfreeze() == 1
     assert host.va.fsthaw() == 1
+
+
+@pytest.mark.parametrize("who", ["writer", "supervisor", "all"])
+def test_redis_goes_on_whoever_dies(rig: Rig, serve: Serve, who: str) -> None:
+    server, fs = serve(databases.Redis)
+    word = secret(server.run / "password", "word\n")
+    text = f"type redis\nsocket {server.run}/s\npassword-file {word}\n"
+    server.ask("CONFIG SET requirepass word")
+    daemon = daemon_with(rig, fs, text)
+    host = daemon.proxy()
+    assert host.va.fsfreeze() == 1
+    assert said_to(server, 1, "AUTH word", "SET a 1") == ["+OK"], "it is paused"
+    keeper = pid_of(daemon, "keeper")
+    if who != "supervisor":
+        kill(pid_of(daemon, "writer"))
+    if who == "all":
+        kill(keeper)
+    if who == "writer":
+        assert host.va.fsthaw() == 1
+        let_go(daemon)
+    else:
+        daemon.kill()
+        daemon.wait_orphans(20)
+        let_go(daemon_with(rig, fs, text, state_dir=daemon.state_dir))
+    assert said_to(server, 20, "AUTH word", "SET a 1") == ["+OK", "+OK"], "it is not paused any more"
+
+
+def said_to(server: Server, seconds: float, *lines: str) -> list[str]:
+    """Return the first lines of the answers of one connection, of which each comes within so many seconds."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(seconds)
+        sock.connect(f"{server.run}/s")
+        found = []
+        with sock.makefile("rwb") as file:
+            for line in lines:
+                file.write(line.encode() + b"\r\n")
+                file.flush()
+                try:
+                    found.append(file.readline().decode().strip())
+                except TimeoutError:
+                    break
+        return found
 
 
 # -- all types

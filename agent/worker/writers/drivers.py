@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ...api.writers import WriterConfig
-from . import hook, live, mariadb, mongodb, mysql, mysql_family, postgresql, sql
+from . import hook, live, mariadb, mongodb, mysql, mysql_family, postgresql, redis, sql
 from .latch import Latch
-from .redis import Redis
 from .step import Waits
 
 Info = dict[str, Any]
@@ -46,7 +45,7 @@ DRIVERS: Mapping[str, Callable[[WriterConfig, Latch, Waits, float], Driver]] = {
     "mysql": mysql.MySql,
     "pair": hook.Hooks,
     "postgresql": postgresql.PostgreSql,
-    "redis": Redis,
+    "redis": redis.Redis,
     "sql": sql.Sql,
     "vmware": hook.Hooks,
 }
@@ -58,6 +57,7 @@ _UNDO: Mapping[str, Callable[[Latch, float, str], str]] = {
     "mongodb": mongodb.undo,
     "mysql": mysql_family.put_back,
     "pair": hook.undo,
+    "redis": redis.undo,
     "sql": sql.undo,
     "vmware": hook.undo,
 }

@@ -1,7 +1,9 @@
 """Redis and Valkey, from 6.2 on: CLIENT PAUSE holds writes, and ends by the clock if nobody ends it.
 
-Without it one SET while the disk is frozen stops the whole server, with all that only read. The protocol (RESP) is
-spoken here: what is asked is an array of strings, and of the answers the first line and one text are enough.
+Without it one SET while the disk is frozen stops the whole server, with all that only read. The pause outlasts its
+connection, and is as long as all limits of a freeze together: so it is on record, too, and whoever is left ends it. The
+protocol (RESP) is spoken here: what is asked is an array of strings, and of the answers the first line and one text are
+enough.
 """
 
 from __future__ import annotations
@@ -31,7 +33,23 @@ def look(config: WriterConfig, until: float) -> list[str]:
     try:
         return redis.look(until)
     finally:
-        redis.release(until, "")
+        redis.close()
+
+
+def undo(latch: Latch, until: float, _verdict: str) -> str:
+    """End the pause that is on record, unless the clock has; nothing is on record afterwards. Raises Refused."""
+    record = latch.record
+    if record is None:
+        return ""
+    if time.monotonic() < record["ends"]:
+        about = {name: record[name] for name in ("socket", "login", "password_file")}
+        redis = Redis(WriterConfig(latch.name, "redis", **about), None, wait)
+        try:
+            redis.unpause(until)
+        finally:
+            redis.close()
+    latch.clear()
+    return ""
 
 
 class Redis:
@@ -39,12 +57,13 @@ class Redis:
 
     def __init__(self, config: WriterConfig, latch: Latch | None, waits: Waits, at_most: float = 0.0) -> None:
         self._config = config
+        self._latch = latch
         self._waits = waits
         self._at_most = at_most or _FOR_EVER
         self._socket: socket.socket | None = None
         self._said = b""
+        self._owed = 0  # answers that are still to come
         self._paused_until = 0.0
-        del latch  # a lease ends by the clock
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -67,6 +86,9 @@ class Redis:
         """Hold writes. Raises Refused, Interrupted."""
         length = self._at_most + _MARGIN
         self._paused_until = time.monotonic() + length
+        if self._latch is not None:
+            about = {name: getattr(self._config, name) for name in ("socket", "login", "password_file")}
+            self._latch.write({"type": "redis", **about, "ends": self._paused_until})
         self._ask(until, "CLIENT", "PAUSE", str(int(length * 1000)), "WRITE")
         position = self._section("replication", until)
         return {"replid": position.get("master_replid", ""), "offset": position.get("master_repl_offset", "")}
@@ -82,20 +104,37 @@ class Redis:
         """Return that the connection has ended: nothing is said unasked."""
         return "the connection has ended"
 
-    def release(self, until: float, _verdict: str) -> str:
-        """Let writes go on."""
-        if self._socket is None:
-            return ""
+    def release(self, until: float, verdict: str) -> str:
+        """Let writes go on: over this connection if that goes, else over another.
+
+        Raises Refused if the pause stays on record.
+        """
         wrong = ""
-        try:
-            if self._paused_until:
-                self._waits = wait
-                self._ask(until, "CLIENT", "UNPAUSE")
-        except Refused as error:
-            wrong = f"{error}; its pause ends by the clock"
-        self._socket.close()
-        self._socket = None
+        if self._socket is not None:
+            self._waits = wait
+            try:
+                if self._paused_until:
+                    self._ask(until, "CLIENT", "UNPAUSE")
+                    self._paused_until = 0.0
+            except Refused as error:
+                wrong = str(error)
+            self._socket.close()
+            self._socket = None
+        if self._latch is not None:
+            if not self._paused_until:
+                self._latch.clear()
+            undo(self._latch, until, verdict)
         return wrong
+
+    def unpause(self, until: float) -> None:
+        """Connect, and end a pause, whoever began it; raise Refused."""
+        self._log_in(until)
+        self._ask(until, "CLIENT", "UNPAUSE")
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._socket is not None:
+            self._socket.close()
 
     def look(self, until: float) -> list[str]:
         """Connect, and return where the server has its data; raise Refused."""
@@ -135,8 +174,11 @@ class Redis:
         assert self._socket is not None
         octets = [word.encode(errors="surrogateescape") for word in words]
         command = b"*%d\r\n" % len(octets) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in octets)
+        self._owed += 1
         try:
             self._socket.sendall(command)
+            while self._owed > 1:  # the answer to a pause that was given up must not pass for that to its end
+                self._answer(until)
             return self._answer(until)
         except OSError as error:
             raise Refused(f"the connection has ended: {error.strerror}") from None
@@ -144,6 +186,7 @@ class Redis:
     def _answer(self, until: float) -> list[str]:
         """Return the texts of one answer: a line, a text, or an array of these. Raises Refused, TooSlow."""
         line = self._take(until)
+        self._owed -= 1
         if line[:1] != "*":
             return [self._text(until, line)]
         count = whole(line[1:], "the length of its answer")
