@@ -70,7 +70,7 @@ def _mounts(transaction: Transaction, kind: str) -> Iterator[tuple[str, str]]:
     chosen = {
         FROZEN: ledger.held,
         THAWED: ledger.thawed_by.keys(),
-        BROKEN: ledger.stolen or failed or transaction.unproved,
+        BROKEN: ledger.stolen or failed or transaction.unproved or transaction.held,
         OVERRAN: ledger.moving.keys(),
         STUCK: ledger.suspects,
         FAILED: failed,

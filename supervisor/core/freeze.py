@@ -181,7 +181,8 @@ class Freeze(Machine):
         if worker.state is WorkerState.KILLED and (worker.id == ledger.freezer or worker.rubbish):
             ledger.free(worker.id)  # ADR 0030: it may be in the kernel, and no thread of it begins another call
         if worker.id == ledger.freezer:
-            transaction.may_have_frozen |= worker.rubbish  # ADR 0004: nothing that it had said counts
+            if worker.rubbish:
+                transaction.disbelieve()
             self.take(turn, FreezeEvent.DIED, f"{worker.name} was killed{while_clause(worker)}{worker.why_killed}")
             if not self.owns(worker):
                 return  # it was called off
@@ -300,9 +301,8 @@ class Freeze(Machine):
         transaction = self.current
         ledger = transaction.ledger
         if self._undo.nothing_left(self.current.ledger):
-            if transaction.outcome is Outcome.THAWED and transaction.unproved:
-                where = ledger.named(transaction.unproved)
-                self.take(turn, FreezeEvent.UNPROVED, f"nobody saw that {where} was frozen until it was thawed")
+            if transaction.outcome is Outcome.THAWED and (doubt := transaction.doubt):
+                self.take(turn, FreezeEvent.UNPROVED, doubt)
             how = f"{transaction.outcome.value}, thawed: {transaction.thawed_count}"
             self.take(turn, FreezeEvent.SETTLED, f"freeze {transaction.id} {how}")
             return

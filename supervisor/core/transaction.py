@@ -35,8 +35,8 @@ class Transaction:
     come. `slowed`: it has thawed again what it froze, for one that is slow to freeze. `holds` is the worker's report
     that all is frozen, which the writers then confirm. `channel` is that of the host that asked for it, `ended_by` the
     host that first asked for its thaw, `ended_wall` the time of day of that, and `verdict` what hosts said of the
-    snapshot. `written` and `wrote` are as in `messages.Thawing`, of what was held. `recovered`: an earlier agent began
-    it, and died.
+    snapshot. `written` and `wrote` are as in `messages.Thawing`, of what was held; `counted`: the keeper has said so.
+    `recovered`: an earlier agent began it, and died.
     """
 
     id: int
@@ -71,6 +71,7 @@ class Transaction:
     learnt: list[Learnt] = field(default_factory=list)
     written: int = -1
     wrote: str = ""
+    counted: bool = False
     recovered: bool = False
 
     def note_prepared(self) -> None:
@@ -99,7 +100,12 @@ class Transaction:
 
     def note_written(self, thawing: messages.Thawing) -> None:
         """Take note of what was written while it was held, as the keeper says."""
-        self.written, self.wrote = thawing.written, thawing.wrote
+        self.written, self.wrote, self.counted = thawing.written, thawing.wrote, True
+
+    def disbelieve(self) -> None:
+        """Take note that the freeze worker spoke rubbish: nothing good that it had said counts (ADR 0004)."""
+        self.may_have_frozen, self.counted = True, False
+        self.written = self.written or -1
 
     def ask_hold(self, call: int, now: float, seconds: float, most: float) -> float:
         """Note that a call asks to hold `seconds` from now, at most `most` (0: no limit); return until when.
@@ -149,11 +155,20 @@ class Transaction:
 
     @property
     def unproved(self) -> set[int]:
-        """Those that were held, and that no FITHAW of ours has undone: nobody knows when they were thawed.
-
-        What died with a worker counts against the freeze, never for it.
-        """
+        """Those that were held, and that no FITHAW of ours has undone: nobody knows when they were thawed."""
         return set(self.held - self.ledger.thawed_by.keys())
+
+    @property
+    def doubt(self) -> str:
+        """Why nobody knows that all was held until the thaw was asked, "" if it was.
+
+        What died with a worker counts against the freeze, never for it (promise 9).
+        """
+        if self.unproved:
+            return f"nobody saw that {self.ledger.named(self.unproved)} was frozen until it was thawed"
+        if self.held and not self.counted:
+            return "nobody knows what was written while it was held: that died with the keeper"
+        return ""
 
     @property
     def verdict_good(self) -> bool:

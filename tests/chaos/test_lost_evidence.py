@@ -11,12 +11,14 @@ import pytest
 from harness.filesystems import KINDS, LoopFs
 from harness.hooks import Hooks
 from harness.hosts import Asking, call, code_of
+from harness.peer import Talk
 from harness.processes import kill, process_state, until
 from harness.rig import Rig
 from virtagent.agent.api.errors import Code
 
 pytestmark = pytest.mark.timeout(120)
 NOBODY_SAW = "nobody saw that {} was frozen until it was thawed"
+UNCOUNTED = "nobody knows what was written while it was held"
 
 
 @pytest.fixture
@@ -62,6 +64,32 @@ def test_keeper_killed_inside_its_fithaw_after_somebody_else_had_thawed(rig: Rig
     assert NOBODY_SAW.format(fs) in told.faultString
     assert sync.answer(10) == "ok"
     last = daemon.wait_state("THAWED")["last"]
+    assert (last["outcome"], last["held_continuously"], last["written_while_frozen"]) == ("broken", False, -1)
+    fs.assert_thawed()
+    assert call(daemon, "va.fsfreeze") == 1
+    assert call(daemon, "va.fsthaw") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("protocol", ["va", "guest"])
+def test_keeper_killed_before_it_could_say_what_its_counters_show(
+    rig: Rig, hooks: Hooks, kind: str, protocol: str
+) -> None:
+    """The file system is found frozen; that nobody had thawed it, written to it and frozen it again is not known."""
+    fs = rig.fs(kind)
+    daemon = rig.daemon([fs], module="harness.hooked", env=hooks.env)
+    talk = Talk(rig.area, str(daemon.socket))
+    assert call(daemon, "va.fsfreeze") == 1
+    hooks.at("before va.fsfreeze Thawing", "kill:va.fsfreeze")
+    if protocol == "va":
+        told = call(daemon, "va.fsthaw")
+        assert code_of(told) == Code.FREEZE_BROKEN
+        assert UNCOUNTED in told.faultString
+    else:
+        assert UNCOUNTED in talk.ask("guest-fsfreeze-thaw")["error"]["desc"]
+    assert hooks.spent
+    talk.close()
+    last = daemon.status()["last"]
     assert (last["outcome"], last["held_continuously"], last["written_while_frozen"]) == ("broken", False, -1)
     fs.assert_thawed()
     assert call(daemon, "va.fsfreeze") == 1

@@ -198,11 +198,13 @@ def test_keeper_killed(rig: Rig, three: list[LoopFs]) -> None:
     assert host.va.fsthaw() == 3
 
 
-def test_keeper_stopped_is_killed_and_the_thaw_is_true(rig: Rig, three: list[LoopFs]) -> None:
+def test_keeper_stopped_is_killed_and_the_thaw_says_what_nobody_knows_then(rig: Rig, three: list[LoopFs]) -> None:
     daemon = rig.daemon([rig.everywhere])
     host = frozen(daemon)
     keeper(daemon).suspend()
-    assert host.va.fsthaw() == 3
+    fault = fault_of(host.va.fsthaw)
+    assert fault.faultCode == Code.FREEZE_BROKEN
+    assert "nobody knows what was written while it was held" in fault.faultString
     for fs in three:
         fs.assert_thawed()
 

@@ -100,7 +100,10 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
     ),
     # truth
     "evidence that died with the keeper counts for the freeze (H8)": (
-        Edit(freeze.Freeze._do_advance, "and transaction.unproved", "and False"),
+        Edit(transaction.Transaction.doubt.fget, "if self.unproved:", "if False:"),
+    ),
+    "what a keeper did not live to count counts for the freeze": (
+        Edit(transaction.Transaction.doubt.fget, "if self.held and not self.counted:", "if False:"),
     ),
     "a tie between the keeper's end and the thaw is good (H8)": (
         Edit(reports.FreezeReports._receive_thawing, "thawing.at > ", "thawing.at >= "),
@@ -124,7 +127,10 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
     "the keeper's own end of the hold is in time if the thaw was asked later": (
         Edit(reports.FreezeReports._receive_thawing, "thawing.at > transaction.thaw_asked_at", "True"),
     ),
-    "a keeper that died in the hold is no break": (Row(_F.FROZEN, _E.DIED, {"outcome": None}),),
+    "a keeper that died in the hold is no break": (
+        Row(_F.FROZEN, _E.DIED, {"outcome": None}),
+        Row(_F.THAWINPROGRESS, _E.UNPROVED, {"outcome": None}),
+    ),
     "a hold that passed is no break": (
         Row(_F.FROZEN, _E.EXPIRED, {"outcome": None}),
         Row(_F.FROZEN, _E.HOLD_PASSED, {"outcome": None}),

@@ -42,10 +42,10 @@ class Frozen:
 
     `promised` is the second until which a host was told that it is held. `told` is the second at which a host first
     took the news that it is broken, if not all that did have left it unread. `told_by` are the connections of those
-    hosts, `surely`: one of them has ended well.
+    hosts, `surely`: one of them has ended well. `over`: another has begun, and a thaw may be that one's.
     """
 
-    __slots__ = ("asked", "broken", "id", "process", "promised", "surely", "told", "told_by", "what")
+    __slots__ = ("asked", "broken", "id", "over", "process", "promised", "surely", "told", "told_by", "what")
 
     def __init__(self, number: int, process: Process) -> None:
         self.id = number
@@ -56,7 +56,7 @@ class Frozen:
         self.what = ""
         self.told: float | None = None
         self.told_by: set[int] = set()
-        self.surely = False
+        self.surely = self.over = False
 
     @property
     def is_broken(self) -> bool:
@@ -94,9 +94,11 @@ class Oracle:
         return self._freeze is not None and self._freeze.is_broken
 
     def counts_on(self, index: int) -> bool:
-        """Return whether it would hide a break if somebody else froze this file system now."""
-        held = self._freeze is not None and self._state != FreezeState.THAWED and index in self._freeze.process.held
-        return held or any(index in process.held for process in self._world.processes)
+        """Return whether it would hide a break, from whoever can know of it, if somebody else froze this one now."""
+        those = [p for p in self._world.processes if index in p.held]
+        if self._freeze is not None and self._state != FreezeState.THAWED and index in self._freeze.process.held:
+            those.append(self._freeze.process)
+        return not all(process.counters for process in those)
 
     def enters(self, process: Process, index: int, operation: Operation) -> None:
         """Take note that a call enters the kernel: of FITHAW it must be the only one, before FIFREEZE all is noted."""
@@ -176,6 +178,8 @@ class Oracle:
             self._state = state
             if state == FreezeState.FROZEN:
                 self._begin(event)
+            elif state == FreezeState.INPROGRESS and self._freeze is not None:
+                self._freeze.over = True
 
     def _ends_early(self, event: events.Event) -> None:
         """Require that a hold which was promised to a host is not ended by a deadline before its end."""
@@ -257,7 +261,11 @@ class Oracle:
             return
         if freeze.is_broken and not self._over(freeze):
             raise Violation(f"promises 5 and 9: thaw was answered {value}, but freeze {freeze.id}: {freeze.what}")
-        if value and not freeze.is_broken:
+        if not value or freeze.over:
+            return
+        if freeze.process.distrusted or not freeze.process.told_counts:
+            raise Violation(f"promise 9: thaw was answered {value}, but what was written meanwhile nobody knows")
+        if not freeze.is_broken:
             self._told_good.add(freeze.id)
 
     def _over(self, freeze: Frozen) -> bool:

@@ -61,7 +61,11 @@ class Thread:
 
 
 class Process:
-    """One worker. `name` is its number in the storm, the same in each run of that storm."""
+    """One worker. `name` is its number in the storm, the same in each run of that storm.
+
+    `counters`: it could read what is written to the disks, None if it has not looked; `told_counts`: what it read then
+    and when it began to thaw is in its pipe.
+    """
 
     def __init__(self, world: World, name: int, pid: int, number: int, rpc: str, args: Mapping[str, Any]) -> None:
         self.world = world
@@ -83,6 +87,8 @@ class Process:
         self.hold_until = 0.0
         self.granted: set[float] = set()
         self.thaws = self.distrusted = False
+        self.counters: bool | None = None
+        self.told_counts = False
         self.stopped = False
         self.ended = 0
         self.signal = 0
@@ -318,7 +324,9 @@ class Process:
             case steps.Measure(phase, number):
                 self._answer = messages.Progress(phase.value, number)
             case steps.ReadWritten():
-                every = () if self.world.no_counters else self.world.kernel.every
+                if self.counters is None:
+                    self.counters = not self.world.no_counters
+                every = self.world.kernel.every if self.counters else ()
                 self._answer = {f"loop{fs.index}": fs.written for fs in every}
             case steps.Identify(mounts):
                 self._answer = [mount.device for mount in mounts]
@@ -375,6 +383,7 @@ class Process:
             for report in self._backlog:
                 if isinstance(report, messages.Step) and report.state == FREEZING:
                     self.announced.add(report.mount)
+                self.told_counts |= isinstance(report, messages.Thawing)
             self._backlog.clear()
         return not self._backlog
 

@@ -14,7 +14,7 @@ PARTS = 20
 QUICK = (
     "EINVAL is proof before the freeze worker is reaped",
     "compensation is forgotten after the reaping",
-    "a keeper that died in the hold is no break",
+    "the thaw is answered before all is thawed",
 )
 """Planted defects that few storms find; `scripts/sim --defects` plants them all."""
 

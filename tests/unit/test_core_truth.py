@@ -13,6 +13,7 @@ from virtagent.agent.worker import messages
 from virtagent.supervisor.core import events
 
 NOBODY = "nobody saw that /srv/0 was frozen until it was thawed"
+UNCOUNTED = "nobody knows what was written while it was held"
 
 
 def told_to_thaw(drive: Drive, count: int = 1) -> tuple[Asked, int]:
@@ -65,13 +66,54 @@ def test_what_a_keeper_said_before_it_spoke_rubbish_proves_nothing(drive: Drive)
     ended(drive, "broken")
 
 
-def test_what_a_thaw_worker_undid_is_proved_whatever_the_keeper_said(drive: Drive) -> None:
+def test_what_a_thaw_worker_undid_was_frozen_till_then_but_what_was_written_meanwhile_died_with_the_keeper(
+    drive: Drive,
+) -> None:
     thaw, keeper = told_to_thaw(drive)
     drive.feed(events.RubbishReported(keeper, "not msgpack"))
     drive.compensates()
     drive.feed(events.RubbishReported(keeper, "not msgpack"))
     finds_nothing_frozen(drive, keeper)
-    assert thaw.value == 1
+    thaw.refused(Code.FREEZE_BROKEN, UNCOUNTED, "thawed 1 of 1")
+    ended(drive, "broken")
+
+
+@pytest.mark.parametrize("death", ["killed", "stopped", "rubbish", "exits"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_keeper_that_dies_before_it_says_that_it_thaws_takes_its_counters_with_it(
+    drive: Drive, count: int, death: str
+) -> None:
+    """Each FITHAW finds its file system frozen: that it was so all the time, only the counters could say."""
+    _, keeper = drive.hold(count)
+    thaw = drive.ask("va.fsthaw")
+    if death == "stopped":
+        drive.wait(2)
+        assert drive.killed == {keeper}
+    if death == "rubbish":
+        drive.feed(events.RubbishReported(keeper, "not msgpack"))
+    if death == "exits":
+        drive.exit(keeper)
+    if death == "killed":
+        drive.die(keeper)
+    drive.compensates()
+    finds_nothing_frozen(drive, keeper)
+    thaw.refused(Code.FREEZE_BROKEN, UNCOUNTED, f"thawed {count} of {count}")
+    last = drive.status().last
+    assert last is not None
+    assert (last.held_continuously, last.written_while_frozen, last.verdict) == (False, -1, "bad")
+    ended(drive, "broken")
+
+
+@pytest.mark.parametrize("written", [-1, 0])
+def test_a_keeper_that_dies_once_it_has_said_what_its_counters_show_has_left_the_proof(
+    drive: Drive, written: int
+) -> None:
+    _, keeper = drive.hold(2)
+    thaw = drive.ask("va.fsthaw")
+    drive.report(keeper, messages.Thawing("", drive.now, written=written))
+    drive.die(keeper)
+    drive.compensates()
+    assert thaw.value == 2
     ended(drive, "thawed")
 
 

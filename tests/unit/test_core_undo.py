@@ -236,7 +236,10 @@ def test_what_a_worker_was_to_thaw_when_somebody_killed_it_does_not_wait_for_wha
     drive.compensates()
     drive.die(victim)
     settled(drive, victim)
-    ended(drive, "thawed")
+    if who == "keeper":
+        ended(drive, "thawed")
+    else:  # what the keeper would have counted died with it
+        ended(drive, "broken", tells=["that died with the keeper"])
 
 
 @pytest.mark.parametrize("said", ["before", "after"])
