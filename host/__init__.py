@@ -27,11 +27,13 @@ if TYPE_CHECKING:
         NothingFrozen,
         NotThawed,
         TimedOut,
+        TooSkewed,
         Unreachable,
         Unsendable,
         Unsupported,
     )
-    from .group import AgentGroup, AsyncAgentGroup, GroupFreeze
+    from .group import AsyncAgentGroup, GroupFreeze
+    from .group_thread import AgentGroup
     from .guest_status import GuestStatus
     from .holding import Freeze
 
@@ -59,6 +61,7 @@ __all__ = [
     "Plan",
     "Status",
     "TimedOut",
+    "TooSkewed",
     "Unreachable",
     "Unsendable",
     "Unsupported",
@@ -67,7 +70,7 @@ __all__ = [
 
 _WHERE = {
     "Agent": ".client",
-    "AgentGroup": ".group",
+    "AgentGroup": ".group_thread",
     "AsyncAgent": ".aio",
     "AsyncAgentGroup": ".group",
     **dict.fromkeys(("Capabilities", "Last", "MountStatus", "PastFreeze", "Plan", "Status"), "..agent.api.records"),

@@ -2,6 +2,7 @@
 
 The agent plans and syncs at once and waits in phase ready (va.fsfreeze with `at`) until va.fsgo sets the instant. What
 no coordinator lets go in time freezes by itself at the end of READY_SECONDS, and is thawed at the end of its hold.
+An agent that cannot wait is synced, and frozen when the others are let go; a stock qemu-ga is not even synced.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..agent.api.errors import Code, Fault
-from ..agent.api.records import Status
+from ..agent.api.records import Capabilities, Status
+from ..agent.api.states import Outcome
 from . import calls
-from .errors import FreezeBroken
+from .errors import FreezeBroken, Unsupported
 from .holding import Freeze, Holding, Script, Wanted
 
 READY_SECONDS = 240.0  # how far ahead the instant is at first; the agent allows 300, and its clock may be another
+PREPARE_SECONDS = READY_SECONDS - 10  # until all are ready: then none freezes by itself while it waits for the others
+FREEZE_SECONDS = 60.0  # until all are frozen after the instant
 _AT_ONCE = 0.001  # seconds that the call waits, which is for a job that takes long
+_ENDED = {Outcome.VETOED.value: Code.VETOED, Outcome.OVERRAN.value: Code.OVERRUN}
 
 
 class Barrier(Holding):
@@ -27,6 +32,9 @@ class Barrier(Holding):
         super().__init__(url, wanted, clock=clock)
         self.prepared = False
         """Whether the freeze waits, so that `go` or `call_off` must be run."""
+        self.cannot_wait = ""
+        """Why the guest freezes when it is let go and not before, and is not ready for it; "" if it waits."""
+        self._seq = -1
 
     @property
     def extends(self) -> bool:
@@ -39,7 +47,7 @@ class Barrier(Holding):
         assert self._freeze is not None, "nothing is frozen"
         return self._freeze
 
-    def prepare(self, within: float) -> Script[None]:
+    def prepare(self, within: float = PREPARE_SECONDS) -> Script[None]:
         """Have all planned and synced within so many seconds; raise what prevents it, and then nothing is frozen."""
         until = self._clock() + within
         wanted = self._wanted.freeze()
@@ -48,14 +56,21 @@ class Barrier(Holding):
         try:
             try:
                 yield call
+            except Unsupported as error:
+                self.cannot_wait = f"a stock qemu-ga neither syncs first nor waits ({error})"
+                return
             except Fault as fault:
+                # Through libvirt a refusal has no code of the agent's.
+                if fault.code in (Code.PARAMS, Code.FAILED) and (yield from self._knows_no_instant()):
+                    yield self._wanted.sync()
+                    return
                 if fault.code is not Code.IN_PROGRESS:
                     raise
             else:
                 raise FreezeBroken(f"{self.url} froze at once, though it was to wait; it was told to thaw")
             self.prepared = True
             status = yield from self._until("ready", until)
-            self._freeze_id = status.freeze_id
+            self._freeze_id, self._seq = status.freeze_id, status.seq
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -64,15 +79,24 @@ class Barrier(Holding):
             self.prepared = False
             raise
 
-    def go(self, at: float | None, within: float) -> Script[Freeze]:
-        """Freeze at that time of day (None: now); return when all is frozen, at the latest `within` seconds later.
+    def _knows_no_instant(self) -> Script[bool]:
+        able: Capabilities = yield calls.capabilities()
+        if "va.fsgo" not in able.methods:
+            self.cannot_wait = f"virtagentd {able.version} knows no va.fsgo; it was synced first"
+        return bool(self.cannot_wait)
 
-        If the agent or the caller raises an exception, what can be reached is thawed.
+    def go(self, at: float | None = None, within: float = FREEZE_SECONDS) -> Script[Freeze]:
+        """Freeze at that time of day by the guest's clock (None: now); return when all is frozen.
+
+        That is at the latest `within` seconds later. If the agent or the caller raises an exception, what can be
+        reached is thawed.
         """
+        if self.cannot_wait:
+            return (yield from self.begin())
         until = self._clock() + within + (max(0.0, at - time.time()) if at is not None else 0.0)
         try:
             yield calls.go(at)
-            status = yield from self._until("hold", until)
+            status = yield from self._until("hold", until, since=self._seq)
             self.begun, now = self._clock(), time.time()
             count = sum(mount.state == "frozen" for mount in status.mounts)
             self.prepared = False
@@ -89,13 +113,18 @@ class Barrier(Holding):
         self.prepared = False
         yield from self._thaw()
 
-    def _until(self, phase: str, until: float) -> Script[Status]:
+    def _until(self, phase: str, until: float, since: int | None = None) -> Script[Status]:
         """Return the status in which the freeze is in that phase; raise how it ended if it has ended before."""
-        status: Status = yield calls.status()
+        status: Status = yield calls.status(since, max(0.0, min(until - self._clock(), calls.STATUS_WAIT)))
         while status.phase != phase:
+            if status.state == "FROZEN" and phase == "ready":
+                raise FreezeBroken(
+                    f"{self.url} froze before it was let go; see that its clock does not differ from the host's"
+                )
             if status.state not in ("INPROGRESS", "FROZEN"):
-                why = status.last.error if status.last is not None and status.last.error else f"it is {status.state}"
-                raise Fault(Code.FREEZE_FAILED, f"{self.url} did not get to phase {phase}: {why}")
+                last = status.last
+                why = last.error if last is not None and last.error else f"the state is {status.state}"
+                raise Fault(_ENDED.get(last.outcome if last else "", Code.FREEZE_FAILED), why)
             left = until - self._clock()
             if left <= 0:
                 raise Fault(Code.OVERRUN, f"{self.url} did not get to phase {phase} in time; it is in {status.phase}")

@@ -288,6 +288,7 @@ def snapshot(run: Run) -> int:
                 "freeze_limit": args.freeze_limit,
                 **({"progress": trace.tell} if trace else {}),
             },
+            max_skew=args.max_skew,
             more={"TRACEPARENT": trace.traceparent} if trace else {},
             # The standard output belongs to the command, or with --json to the report, with --events to these.
             stdout=sys.stderr if args.json or args.events else None,

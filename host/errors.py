@@ -39,9 +39,15 @@ class Unsupported(HostError):
 class GroupFailed(HostError):
     """Not all guests of a group could be frozen; those that were are thawed. `causes` has the errors by URL."""
 
-    def __init__(self, text: str, causes: Mapping[str, VirtagentError]) -> None:
+    def __init__(self, text: str, causes: Mapping[str, VirtagentError], *, froze: bool = True) -> None:
         super().__init__(text)
         self.causes = causes
+        self.froze = froze
+        """Whether any guest may have been frozen."""
+
+
+class TooSkewed(HostError):
+    """Too much time lay between the first and the last freeze of a group; all are thawed."""
 
 
 class NothingFrozen(HostError):

@@ -13,7 +13,17 @@ from typing import Any, TextIO
 from ..agent.api.errors import Code, Fault, VirtagentError
 from ..agent.api.text import printable
 from . import text
-from .errors import FreezeBroken, GroupFailed, HostError, Lost, NothingFrozen, TimedOut, Unreachable, Unsendable
+from .errors import (
+    FreezeBroken,
+    GroupFailed,
+    HostError,
+    Lost,
+    NothingFrozen,
+    TimedOut,
+    TooSkewed,
+    Unreachable,
+    Unsendable,
+)
 from .events import result
 from .holding import notes
 from .options import PROG
@@ -54,7 +64,13 @@ _WORDS = {
     ("fssync", "THAWED"): "the guest cannot be synced now",
 }
 _NAMES = {USAGE: "USAGE", NOTHING_TO_THAW: "NOTHING_TO_THAW", INTERRUPTED: "INTERRUPTED"}
-_ENDING = {Unreachable: UNREACHABLE, Lost: UNREACHABLE, TimedOut: TIMED_OUT, FreezeBroken: BROKEN}
+_ENDING = {
+    Unreachable: UNREACHABLE,
+    Lost: UNREACHABLE,
+    TimedOut: TIMED_OUT,
+    FreezeBroken: BROKEN,
+    TooSkewed: BROKEN,
+}
 _EXIT = {Code.IN_PROGRESS: TIMED_OUT, Code.FREEZE_BROKEN: BROKEN}
 
 

@@ -83,7 +83,16 @@ class Following:
             await asyncio.wait(tasks)
 
     def add(self, url: str, record: Status | None) -> None:
-        """Tell a record that was learned in another way, if it says something new."""
+        """Tell a record that was learned in another way, if it says something new.
+
+        While the guest is followed, one with no higher `seq` is no newer, and not that of an agent started again.
+        """
+        last = self._last.get(url)
+        if record is not None and last is not None and record.seq <= last.seq and url not in self.failed:
+            return
+        self._add(url, record)
+
+    def _add(self, url: str, record: Status | None) -> None:
         if record is None or self._tell is None:
             return
         guest = GuestStatus.of(url, record)
@@ -97,7 +106,7 @@ class Following:
 
     async def _follow(self, agent: Watches) -> None:
         def put(record: Status) -> None:
-            self.add(agent.url, record)
+            self._add(agent.url, record)
             self._note_begun()
 
         try:

@@ -1,35 +1,31 @@
-"""One consistent point over many guests: all sync, and when every guest is flushed, all freeze together.
+"""One consistent point over many guests: all are made ready, and when the last one is, all are let go together.
 
-`AsyncAgentGroup` runs one task for each guest on the caller's event loop; `AgentGroup` blocks, and has an event loop in
-a thread of its own. Any refusal, overrun or lost connection thaws all.
+`AsyncAgentGroup` runs one task for each guest on the caller's event loop; `AgentGroup` (group_thread.py) blocks. Any
+refusal, overrun or lost connection thaws all, and so does a skew that is too large.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
-import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from ..agent.api.errors import Fault, VirtagentError
+from ..agent.api.errors import VirtagentError
 from .aio import AsyncAgent
+from .barrier import FREEZE_SECONDS, PREPARE_SECONDS
 from .calls import Texts, texts
-from .errors import FreezeBroken, GroupFailed, NotThawed
+from .errors import FreezeBroken, GroupFailed, TooSkewed
 from .following import Following
-from .holding import INTERRUPTS, Freeze, Holding, Options, Wanted, note, notes
+from .holding import Freeze, Options, Wanted, note
+from .member import Guest, Member, Span, not_thawed
 from .methods import AgentOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-T = TypeVar("T")
-
-FREEZE_SECONDS = 60.0
 CONNECTS = 32  # simultaneously
 _NAMED = 3
 
@@ -49,12 +45,35 @@ class GroupFreeze:
     window: float = -1
     broken: FreezeBroken | None = None
 
+    @property
+    def true_skew(self) -> float:
+        """The skew by the agents' figures, or if they are not known that of the answers, which is no smaller."""
+        return self.skew_by_agents if self.skew_by_agents >= 0 else self.skew
+
 
 def refuse_twice(urls: Sequence[str]) -> None:
     """Raise ValueError if a URL stands twice."""
     for url, count in Counter(urls).items():
         if count > 1:
             raise ValueError(f"{url!r} stands twice in the group")
+
+
+def report(members: Sequence[Member]) -> GroupFreeze:
+    """Return the freeze of all guests, each of which is frozen."""
+    begun = [member.begun for member in members]
+    return GroupFreeze(
+        {url: freeze for member in members for url, freeze in member.guests.items()},
+        skew=max(begun) - min(begun),
+        skew_by_agents=spread([member.by_agents for member in members]),
+    )
+
+
+def spread(spans: Sequence[Span | None]) -> float:
+    """Return the time from the first to the last, -1 if one is not known."""
+    known = [span for span in spans if span is not None]
+    if len(known) < len(spans):
+        return -1
+    return max(last for _, last in known) - min(first for first, _ in known)
 
 
 class AsyncAgentGroup:
@@ -78,39 +97,37 @@ class AsyncAgentGroup:
         exclude: Texts = (),
         *,
         freeze_wait: float = FREEZE_SECONDS,
+        max_skew: float | None = None,
         **options: Unpack[Options],
     ) -> AsyncIterator[GroupFreeze]:
         """Hold all guests frozen while the block runs, and thaw them whatever happens.
 
-        Raises GroupFailed if a guest cannot be synced, or not all can be frozen within `freeze_wait` seconds; then all
-        are thawed, and it names those of which that is not known. Raises FreezeBroken after the block if a guest was
-        not held frozen all the time. The rest is as in `Agent.frozen`; each record that `progress` gets has the `url`
-        of its guest.
+        Raises GroupFailed if a guest cannot be made ready, or not all can be frozen within `freeze_wait` seconds, and
+        TooSkewed if more than `max_skew` seconds lie between the first and the last; then all are thawed, and it names
+        those of which that is not known. Raises FreezeBroken after the block if a guest was not held frozen all the
+        time. The rest is as in `Agent.frozen`; each record that `progress` gets has the `url` of its guest.
         """
         wanted = Wanted(include, exclude, **options)
-        holdings = [Holding(url, wanted) for url in self.urls]
+        members = self._members(wanted)
         extenders: list[asyncio.Future[None]] = []
         following = self._following(wanted)
         await following.begin()
         try:
-            group = await self._begin(wanted, holdings, freeze_wait)
+            group = await self._begin(members, freeze_wait, max_skew)
             for url, one in group.guests.items():
                 following.add(url, one.status)
             if wanted.extend:
-                extenders = [
-                    asyncio.ensure_future(agent.extend(holding, apart=False))
-                    for agent, holding in zip(self._agents, holdings, strict=True)
-                ]
+                extenders = [asyncio.ensure_future(member.extend()) for member in members]
             try:
                 yield group
             except BaseException as error:
                 try:
-                    await self._end(group, holdings, extenders)
+                    await self._end(group, members, extenders)
                 except FreezeBroken as broken:
                     note(error, broken)
                 raise
             else:
-                await self._end(group, holdings, extenders)
+                await self._end(group, members, extenders)
             finally:
                 for url, one in group.guests.items():
                     following.add(url, one.ended)
@@ -118,8 +135,8 @@ class AsyncAgentGroup:
         finally:
             await _cancelled(extenders)
             await following.end()
-            for agent in self._agents:
-                agent.close()
+            for member in members:
+                member.close()
 
     async def freeze(
         self,
@@ -127,96 +144,111 @@ class AsyncAgentGroup:
         exclude: Texts = (),
         *,
         freeze_wait: float = FREEZE_SECONDS,
+        max_skew: float | None = None,
         **options: Unpack[Options],
     ) -> GroupFreeze:
         """Freeze all guests, and leave them frozen until each is thawed or its hold ends; nothing extends the hold.
 
-        Raises GroupFailed as `frozen` does, and then all are thawed.
+        Raises GroupFailed and TooSkewed as `frozen` does, and then all are thawed.
         """
         wanted = Wanted(include, exclude, **options)
+        members = self._members(wanted)
         following = self._following(wanted)
         await following.begin()
         try:
-            group = await self._begin(wanted, [Holding(url, wanted) for url in self.urls], freeze_wait)
+            group = await self._begin(members, freeze_wait, max_skew)
             for url, one in group.guests.items():
                 following.add(url, one.status)
             return group
         finally:
             await following.end()
-            for agent in self._agents:
-                agent.close()
+            for member in members:
+                member.close()
+
+    def _members(self, wanted: Wanted) -> list[Member]:
+        return [Guest(agent, wanted) for agent in self._agents]
 
     def _following(self, wanted: Wanted) -> Following:
         watching = [AsyncAgent(url, **self._options) for url in self.urls] if wanted.progress else []
         return Following(watching, wanted.progress)
 
-    async def _begin(self, wanted: Wanted, holdings: list[Holding], within: float) -> GroupFreeze:
-        """Connect to all, sync all, and when all are flushed freeze all."""
+    async def _begin(self, members: list[Member], within: float, max_skew: float | None) -> GroupFreeze:
+        """Connect to all, make all ready, and when the last one is, freeze all."""
         gate = asyncio.Semaphore(self._connects)
 
-        async def connect(n: int) -> None:
+        async def connect(member: Member) -> None:
             async with gate:
-                with contextlib.suppress(Fault):  # to refuse it is an answer, too
-                    await self._agents[n].ping()
+                await member.connect()
 
-        await self._together("connect", connect)
-        await self._together("sync", lambda n: self._agents[n].carry_out(wanted.sync()))
-        return report(await self._freeze(holdings, within), holdings)
-
-    async def _freeze(self, holdings: list[Holding], within: float) -> list[Freeze]:
         try:
-            return await self._together("freeze", lambda n: self._agents[n].play(holdings[n].begin()), within)
+            await self._together(members, "connect", connect)
+            await self._together(members, "get ready", lambda one: one.prepare(PREPARE_SECONDS), PREPARE_SECONDS + 1)
+            await self._together(members, "freeze", lambda one: one.go(None, within), within)
+            group = report(members)
+            if max_skew is not None and group.true_skew > max_skew:
+                raise TooSkewed(
+                    f"{group.true_skew * 1000:.1f} ms lay between the first and the last freeze of the group, which is "
+                    f"more than the {max_skew * 1000:g} ms that are allowed"
+                )
         except BaseException as error:
-            # Guests that were not frozen yet have undone their freeze themselves.
-            broken = await self._thaw([n for n, holding in enumerate(holdings) if holding.frozen], holdings)
-            broken += [holding.undo_failed for holding in holdings if holding.undo_failed is not None]
+            broken = await self._thaw(members)
             for one in broken:
                 note(error, one)
-            if isinstance(error, GroupFailed) and not any(isinstance(one, NotThawed) for one in broken):
-                raise GroupFailed(f"{error}; all were thawed", error.causes) from error.__cause__
+            frozen = isinstance(error, TooSkewed) or (isinstance(error, GroupFailed) and error.froze)
+            if isinstance(error, GroupFailed | TooSkewed) and frozen and not not_thawed(broken):
+                error.args = (f"{error}; all were thawed",)
             raise
+        return group
 
-    async def _end(self, group: GroupFreeze, holdings: list[Holding], extenders: list[asyncio.Future[None]]) -> None:
+    async def _end(self, group: GroupFreeze, members: list[Member], extenders: list[asyncio.Future[None]]) -> None:
         for extender in extenders:
             extender.cancel()
-        broken = await self._thaw(range(len(holdings)), holdings)
-        group.window = min(h.ended for h in holdings) - max(h.begun for h in holdings)
+        broken = await self._thaw(members)
+        group.window = min(member.ended for member in members) - max(member.begun for member in members)
         if broken:
             more = f" (and {len(broken) - _NAMED} more)" if len(broken) > _NAMED else ""
             group.broken = FreezeBroken("; ".join(str(one) for one in broken[:_NAMED]) + more)
             raise group.broken from broken[0]
 
-    async def _thaw(self, which: Iterable[int], holdings: list[Holding]) -> list[FreezeBroken]:
-        """Thaw these guests; return the freezes that were broken."""
-        ends = [self._agents[n].play(holdings[n].end()) for n in which]
-        found = await asyncio.gather(*ends, return_exceptions=True)
+    async def _thaw(self, members: Sequence[Member]) -> list[FreezeBroken]:
+        """Thaw all that is frozen, and call off what waits; return the freezes that were broken."""
+        found = await asyncio.gather(*(member.thaw() for member in members), return_exceptions=True)
+        broken: list[FreezeBroken] = []
         for one in found:
-            if one is not None and not isinstance(one, FreezeBroken):
+            if isinstance(one, BaseException):
                 raise one
-        return [one for one in found if isinstance(one, FreezeBroken)]
+            broken += one
+        return broken
 
     async def _together(
-        self, what: str, doing: Callable[[int], Coroutine[Any, Any, T]], within: float | None = None
-    ) -> list[T]:
-        """Return the result of `doing` for each guest; if one fails or is late, cancel all and raise GroupFailed."""
-        tasks = [asyncio.ensure_future(doing(n)) for n in range(len(self.urls))]
+        self,
+        members: Sequence[Member],
+        what: str,
+        doing: Callable[[Member], Coroutine[Any, Any, None]],
+        within: float | None = None,
+    ) -> None:
+        """Do it for all; if one fails or is late, cancel all and raise GroupFailed."""
+        tasks = [asyncio.ensure_future(doing(member)) for member in members]
         try:
             _, late = await asyncio.wait(tasks, timeout=within, return_when=asyncio.FIRST_EXCEPTION)
         finally:
-            failed = {url: error for url, task in zip(self.urls, tasks, strict=True) if (error := _error(task))}
+            failed = {member.url: error for member, task in zip(members, tasks, strict=True) if (error := _error(task))}
             await _cancelled(tasks)
         if not failed and not late:
-            return [task.result() for task in tasks]
-        causes = {url: error for url, error in failed.items() if isinstance(error, VirtagentError)}
-        if len(causes) < len(failed):
-            raise next(error for error in failed.values() if error not in causes.values())
-        done = "" if what == "freeze" else "; nothing was frozen"
+            return
+        causes: dict[str, VirtagentError] = {}
+        for url, error in failed.items():
+            if not isinstance(error, VirtagentError):
+                raise error
+            causes[url] = error
+        froze = what == "freeze"
+        done = "" if froze else "; nothing was frozen"
         if not failed:
-            slow = [url for url, task in zip(self.urls, tasks, strict=True) if task in late]
-            raise GroupFailed(f"{slow[0]} did not {what} within {within:g} s{done}", {})
+            slow = [member.url for member, task in zip(members, tasks, strict=True) if task in late]
+            raise GroupFailed(f"{slow[0]} did not {what} within {within:g} s{done}", {}, froze=froze)
         url, error = next(iter(causes.items()))
         more = f", and {len(causes) - 1} more" if len(causes) > 1 else ""
-        raise GroupFailed(f"{url}{more} did not {what} ({error}){done}", causes) from error
+        raise GroupFailed(f"{url}{more} did not {what} ({error}){done}", causes, froze=froze) from error
 
 
 def _error(task: asyncio.Future[Any]) -> BaseException | None:
@@ -235,122 +267,3 @@ async def _cancelled(tasks: Sequence[asyncio.Future[Any]]) -> None:
             interrupted = error
     if interrupted is not None:
         raise interrupted
-
-
-def report(freezes: Sequence[Freeze], holdings: Sequence[Holding]) -> GroupFreeze:
-    """Return the freeze of all guests, each of which is frozen."""
-    begun = [holding.begun for holding in holdings]
-    by_agents = [holding.begun_by_agent for holding in holdings]
-    return GroupFreeze(
-        {holding.url: freeze for holding, freeze in zip(holdings, freezes, strict=True)},
-        skew=max(begun) - min(begun),
-        skew_by_agents=max(by_agents) - min(by_agents) if min(by_agents) >= 0 else -1,
-    )
-
-
-class AgentGroup:
-    """Many agents, for a caller that blocks: see `AsyncAgentGroup`. It uses one thread for all."""
-
-    def __init__(self, urls: Texts, *, connects: int = CONNECTS, **options: Unpack[AgentOptions]) -> None:
-        self._connects, self._options = connects, options
-        self.urls = AsyncAgentGroup(urls, connects=connects, **options).urls
-
-    @contextlib.contextmanager
-    def frozen(
-        self,
-        include: Texts = (),
-        exclude: Texts = (),
-        *,
-        freeze_wait: float = FREEZE_SECONDS,
-        **options: Unpack[Options],
-    ) -> Iterator[GroupFreeze]:
-        """Hold all guests frozen while the block runs: see `AsyncAgentGroup.frozen`, whose options it takes."""
-        group = AsyncAgentGroup(self.urls, connects=self._connects, **self._options)
-        with _Task(group.frozen(include, exclude, freeze_wait=freeze_wait, **options)) as task:
-            try:
-                yield task.begun()
-            except BaseException as error:
-                worse = task.end()
-                if isinstance(worse, asyncio.CancelledError):
-                    for one in notes(worse):
-                        note(error, one)
-                elif worse is not None and worse is not error:
-                    note(error, worse)
-                raise
-            else:
-                if (broken := task.end()) is not None:
-                    raise broken
-
-
-class _Task:
-    """A task that holds a group frozen from `begun` until `end`, on an event loop in a thread of its own.
-
-    The task is inside `frozen` from the first frozen guest on, so it thaws whenever the caller's thread is interrupted.
-    """
-
-    def __init__(self, frozen: contextlib.AbstractAsyncContextManager[GroupFreeze]) -> None:
-        self._frozen = frozen
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="virtagent group")
-        self._begun: concurrent.futures.Future[GroupFreeze] = concurrent.futures.Future()
-        self._ended = asyncio.Event()
-        self._task: asyncio.Task[Any] | None = None
-
-    def __enter__(self) -> _Task:
-        self._thread.start()
-        self._done = asyncio.run_coroutine_threadsafe(self._hold(), self._loop)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _hold(self) -> BaseException | None:
-        self._task = asyncio.current_task()
-        try:
-            async with self._frozen as group:
-                self._begun.set_result(group)
-                await self._ended.wait()
-        except BaseException as error:  # noqa: BLE001 - a cancellation, too: `end` returns it with its notes
-            return error
-        return None
-
-    def begun(self) -> GroupFreeze:
-        """Wait until all are frozen; raise what prevents it."""
-        either: list[concurrent.futures.Future[Any]] = [self._begun, self._done]
-        concurrent.futures.wait(either, return_when=concurrent.futures.FIRST_COMPLETED)
-        if not self._begun.done() and (error := self._done.result()) is not None:
-            raise error
-        return self._begun.result(0)
-
-    def end(self) -> BaseException | None:
-        """Thaw all, wait until they are thawed, and return what was raised.
-
-        An exception of a signal handler cancels what is in progress, and is raised afterwards.
-        """
-        self._loop.call_soon_threadsafe(self._leave)
-        interrupted: BaseException | None = None
-        interrupts = 0
-        while not self._done.done():
-            try:
-                concurrent.futures.wait([self._done])
-            except BaseException as error:
-                interrupts += 1
-                if interrupts > INTERRUPTS:
-                    raise
-                interrupted = error
-                self._loop.call_soon_threadsafe(self._cancel)
-        if interrupted is not None:
-            raise interrupted
-        return self._done.result()
-
-    def _leave(self) -> None:
-        if self._begun.done():
-            self._ended.set()
-        else:
-            self._cancel()
-
-    def _cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()

@@ -23,7 +23,9 @@ class GuestStatus(Status):
 
     def newer_than(self, before: Status | None) -> bool:
         """Return whether it says something that `before` does not: `seq` is higher, or the agent was started again."""
-        return before is None or self.seq > before.seq or self.uptime < before.uptime
+        if before is None or self.seq > before.seq:
+            return True
+        return self.seq != before.seq and self.uptime < before.uptime
 
 
 Tell = Callable[[GuestStatus], object]

@@ -113,7 +113,8 @@ class Freeze:
 
     `frozen_at` is when the host learned of it (seconds since the epoch), `hold_seconds` how long it was to be held
     then, or when the hold was extended last.
-    `not_extended` is why the last try to extend the hold failed, `not_followed` why `progress` was not told (any more).
+    `not_extended` is why the last try to extend the hold failed, `not_followed` why `progress` was not told (any more),
+    `cannot_wait` why it could not be made ready beforehand with the others of its group.
     After the block, `ended` is the record after the thaw, None if it is not known, and `broken` says why a snapshot
     that was taken in it is worthless; None if it is good.
     """
@@ -128,6 +129,7 @@ class Freeze:
     broken: FreezeBroken | None = None
     not_extended: str = ""
     not_followed: str = ""
+    cannot_wait: str = ""
     ended: Status | None = None
     _since: float = field(default_factory=time.monotonic, repr=False)
 

@@ -17,8 +17,9 @@ from .errors import Lost, Unreachable
 from .libvirt_pool import Order, Pool, pool
 
 _AGENT_SAYS = "unable to execute QEMU agent command"
-# libvirt drops the agent's code. This code means that a snapshot is worthless, so it is recognized by the sentence.
+# libvirt drops the agent's code. That a snapshot is worthless, and that a job goes on, is recognized by the sentence.
 _BROKEN = re.compile(r"\bfreeze \d+ was broken: ")
+_GOES_ON = re.compile(r"\bis still in progress after [\d.]+ s; the job goes on\b")
 
 
 class Domain:
@@ -64,7 +65,8 @@ class Domain:
 
         if _AGENT_SAYS in text:
             said = text.partition(_AGENT_SAYS)[2].partition(": ")[2] or text
-            return Fault(Code.FREEZE_BROKEN if _BROKEN.search(said) else Code.FAILED, said)
+            goes_on = Code.IN_PROGRESS if _GOES_ON.search(said) else Code.FAILED
+            return Fault(Code.FREEZE_BROKEN if _BROKEN.search(said) else goes_on, said)
         if is_("AGENT_UNRESPONSIVE", "AGENT_UNSYNCED", "AGENT_COMMAND_TIMEOUT", "OPERATION_TIMEOUT"):
             return TimeoutError(text)
         if is_("NO_DOMAIN", "OPERATION_INVALID", "ARGUMENT_UNSUPPORTED", "CONFIG_UNSUPPORTED"):

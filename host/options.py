@@ -120,6 +120,7 @@ def parser() -> Parser:
     _events(freezing)
     freezing.add_argument("--wait", type=_seconds, metavar="S", help="wait at most so long; the freeze goes on")
     _limits(freezing)
+    _skew(freezing)
     thawing = command("thaw", "thaw, or cancel a freeze; fails if the freeze was broken")
     _events(thawing)
     thawing.add_argument("--wait", type=_seconds, default=calls.THAW_WAIT, metavar="S", help="wait at most so long")
@@ -191,6 +192,7 @@ def _snapshot(command: Callable[..., argparse.ArgumentParser], common: Parser) -
     )
     _selection(taking)
     _limits(taking)
+    _skew(taking)
     _events(taking)
     taking.add_argument("--extend", action="store_true", help="extend the hold as long as COMMAND runs")
     taking.add_argument("--dry-run", action="store_true", help="only show what would be frozen and run; freeze nothing")
@@ -284,6 +286,15 @@ def _limits(one: argparse.ArgumentParser) -> None:
         type=_seconds,
         metavar="S",
         help="the guest thaws by itself after so long",
+    )
+
+
+def _skew(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--max-skew",
+        type=_seconds,
+        metavar="S",
+        help="of several guests: thaw all, and fail, if more than this lies between the first and the last freeze",
     )
 
 

@@ -179,6 +179,8 @@ def lines(report: Report) -> Iterator[str]:
     for url, one in guests.items():
         for writer in (one.last or one.status).writers:
             yield "writer " + "  ".join(cell for cell in text.writer_row(writer) if cell)
+        if one.cannot_wait:
+            yield f"{url} was not made ready before the others were let go: {one.cannot_wait}"
         if one.not_extended:
             yield f"the hold of {url} could not be extended ({one.not_extended})"
 
@@ -216,6 +218,7 @@ def document(report: Report, wrong: str, code: int) -> dict[str, Any]:
                 "held_seconds": one.held_seconds,
                 "broken": str(one.broken or ""),
                 "not_extended": one.not_extended,
+                "cannot_wait": one.cannot_wait,
                 "last": records.dump(one.last) if one.last else {},
                 "writers": [records.dump(writer) for writer in (one.last or one.status).writers],
                 "summary": _of_guest(one, freeze.window if freeze else -1),

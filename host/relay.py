@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from ..agent.api.errors import VirtagentError
 from . import exits, signals
 from .aio import AsyncAgent
-from .barrier import Barrier
+from .barrier import FREEZE_SECONDS, PREPARE_SECONDS, Barrier
 from .errors import FreezeBroken
 from .group import CONNECTS, GroupFreeze
 from .holding import Freeze, notes
@@ -34,7 +34,6 @@ T = TypeVar("T")
 
 RECORD_MAX = 1 << 20  # bytes of one line
 LINES_MAX = 16  # that were read and are not taken yet
-PREPARE_SECONDS, FREEZE_SECONDS = 720.0, 60.0  # until all are ready, and until all are frozen after the instant
 
 
 class Relay:
@@ -97,8 +96,10 @@ class Relay:
         freezes: dict[str, Freeze] = {}
 
         async def freeze(url: str) -> None:
-            freezes[url] = await self._agents[url].play(self._barriers[url].go(at, within))
+            freezes[url] = await self._agents[url].play(self._barriers[url].go(None, within))
 
+        if at is not None:
+            await asyncio.sleep(at - time.time())  # by the clock here: no guest's can make the others stand still
         if failed := await self._all(freeze):
             return {"failed": failed}
         self._began = time.monotonic()

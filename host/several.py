@@ -120,6 +120,7 @@ def freeze(args: argparse.Namespace, urls: Sequence[str], observer: Observer | N
                 sync_limit=args.sync_limit,
                 freeze_limit=args.freeze_limit,
                 hold=args.hold,
+                max_skew=args.max_skew,
                 progress=observer.put if observer else None,
             )
 
@@ -138,7 +139,9 @@ def freeze(args: argparse.Namespace, urls: Sequence[str], observer: Observer | N
 
 def _frozen_lines(frozen: GroupFreeze) -> Iterator[str]:
     count = text.count(sum(one.count for one in frozen.guests.values()))
-    yield f"frozen {count} of {len(frozen.guests)} guests within {text.duration(frozen.skew)}"
+    yield f"frozen {count} of {len(frozen.guests)} guests within {text.duration(frozen.true_skew)}"
     for url, one in frozen.guests.items():
         yield f"{url}: {text.count(one.count)}{text.held(one.status)}"
         yield from text.not_frozen(one.status.mounts)
+        if one.cannot_wait:
+            yield f"{url} was not made ready before the others were let go: {one.cannot_wait}"

@@ -74,7 +74,8 @@ class Report:
 
 
 class Snapshot:
-    """One run. `timeout` is for the command, `options` are those of `frozen`; `observer` sees how the guests freeze.
+    """One run. `timeout` is for the command, `options` are those of `frozen`; `observer` sees how the guests freeze,
+    `max_skew` is how far apart several may freeze.
 
     `more` is what the command finds in its environment besides.
 
@@ -90,6 +91,7 @@ class Snapshot:
         options: Mapping[str, Any],
         stdout: Any = None,
         observer: Observer | None = None,
+        max_skew: float | None = None,
         more: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._urls = urls
@@ -99,6 +101,7 @@ class Snapshot:
         self._options = options
         self._stdout = stdout
         self._observer = observer
+        self._max_skew = max_skew
         self._more = more
         self._phase = "freezing"
         self.report = Report()
@@ -153,7 +156,7 @@ class Snapshot:
     @contextlib.asynccontextmanager
     async def _frozen(self) -> AsyncIterator[GroupFreeze]:
         if self._group is not None:
-            async with self._group.frozen(**self._options) as group:
+            async with self._group.frozen(max_skew=self._max_skew, **self._options) as group:
                 yield group
             return
         (url,) = self._urls
@@ -230,7 +233,7 @@ def _begun(freeze: GroupFreeze) -> Iterator[str]:
     """Say what is frozen, before the command runs."""
     if len(freeze.guests) > 1:
         count = sum(one.count for one in freeze.guests.values())
-        yield f"frozen {text.count(count)} of {len(freeze.guests)} guests within {text.duration(freeze.skew)}"
+        yield f"frozen {text.count(count)} of {len(freeze.guests)} guests within {text.duration(freeze.true_skew)}"
         return
     for one in freeze.guests.values():
         yield f"frozen {text.count(one.count)}{text.held(one.status)}"

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .agent_socket import GUEST_INFO, LAST, json_line, status_record
+from virtagent.agent.api.errors import Code, Fault
+
+from .agent_socket import GUEST_INFO, LAST, MOUNT, json_line, status_record
 
 Answer = Callable[[int, str], Any]
 
@@ -19,14 +21,16 @@ Answer = Callable[[int, str], Any]
 class ManyAgents:
     """`count` agents that listen in `folder` until the context ends. All answer what an agent that freezes would.
 
-    `answer(n, method)` may return something else for agent n, an exception to refuse with its text, or Ellipsis to
-    stay silent; None is the usual. `asked` has each (n, method) in the order in which they came.
+    `answer(n, method)` may return something else for agent n, an exception to refuse with its text (a Fault with its
+    code, too), or Ellipsis to stay silent; None is the usual. `asked` has each (n, method) in the order in which they
+    came. `waiting` are those whose freeze waits in phase ready.
     """
 
     def __init__(self, folder: Path, count: int, answer: Answer = lambda n, method: None) -> None:
         self.urls = [f"unix:{folder}/{n}" for n in range(count)]
         self.asked: list[tuple[int, str]] = []
         self.frozen: set[int] = set()
+        self.waiting: set[int] = set()
         self.connections = 0
         self._answer = answer
         self._loop = asyncio.new_event_loop()
@@ -80,21 +84,38 @@ class ManyAgents:
         found = self._answer(n, method)
         if found is ...:
             return b""
+        if found is None:
+            found = self._usual(n, method, request.get("arguments"))
         if isinstance(found, Exception):
-            return json_line({"error": {"class": "GenericError", "desc": str(found), "code": 7}, "id": request["id"]})
-        return json_line({"return": self._usual(n, method) if found is None else found, "id": request["id"]})
+            code = found.code if isinstance(found, Fault) else Code.FREEZE_FAILED
+            error = {"class": "GenericError", "desc": str(found), "code": int(code)}
+            return json_line({"error": error, "id": request["id"]})
+        return json_line({"return": found, "id": request["id"]})
 
-    def _usual(self, n: int, method: str) -> Any:
+    def _usual(self, n: int, method: str, arguments: Any) -> Any:
         match method:
             case "guest-info":
                 return GUEST_INFO
+            case "va.fsfreeze" if arguments and "at" in arguments[0]:
+                self.waiting.add(n)
+                return Fault(Code.IN_PROGRESS, "va.fsfreeze is still in progress after 0.0 s; the job goes on")
             case "va.fsfreeze":
+                self.frozen.add(n)
+                return 1
+            case "va.fsgo" if n not in self.waiting:
+                return Fault(Code.WRONG_STATE, "va.fsgo needs a freeze that waits in phase ready")
+            case "va.fsgo":
+                self.waiting.discard(n)
                 self.frozen.add(n)
                 return 1
             case "va.fsthaw":
                 was = n in self.frozen
                 self.frozen.discard(n)
+                self.waiting.discard(n)
                 return int(was)
+            case "va.fsstatus" if n in self.waiting:
+                mounts = [MOUNT | {"state": "synced"}]
+                return status_record(state="INPROGRESS", code=1, seq=39, phase="ready", since=0.1, mounts=mounts)
             case "va.fsstatus" if n in self.frozen:
                 return status_record()
             case "va.fsstatus":

@@ -103,6 +103,7 @@ def test_the_report_for_programs(guest: Guest) -> None:
                 "held_seconds": 2.5,
                 "broken": "",
                 "not_extended": "",
+                "cannot_wait": "",
                 "writers": [],
             }
         },
@@ -291,7 +292,7 @@ def test_a_group(tmp_path: Path) -> None:
         assert not agents.frozen
 
 
-@pytest.mark.parametrize(("method", "said"), [("va.fssync", "nothing was frozen"), ("va.fsfreeze", "all were thawed")])
+@pytest.mark.parametrize(("method", "said"), [("va.fsfreeze", "nothing was frozen"), ("va.fsgo", "all were thawed")])
 def test_a_group_of_which_one_refuses(tmp_path: Path, method: str, said: str) -> None:
     def answer(n: int, asked: str) -> Any:
         return RuntimeError("EIO") if (n, asked) == (1, method) else None

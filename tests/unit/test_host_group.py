@@ -5,26 +5,31 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
+import re
 import signal
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.agent_socket import status_record
 from fakes.many_agents import ManyAgents
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.records import Status
 from virtagent.host import (
     AgentGroup,
+    AsyncAgent,
     AsyncAgentGroup,
     FreezeBroken,
     GroupFailed,
     TimedOut,
+    TooSkewed,
     Unreachable,
     cli,
     group,
 )
-from virtagent.host.holding import Freeze, Holding, Wanted, notes
+from virtagent.host.holding import Freeze, Wanted, notes
+from virtagent.host.member import Guest
 
 
 def test_two_hundred_guests_and_no_thread_a_guest(tmp_path: Path) -> None:
@@ -36,13 +41,14 @@ def test_two_hundred_guests_and_no_thread_a_guest(tmp_path: Path) -> None:
         assert not guests.frozen
         assert guests.connections == 200
         phases = [method for _, method in guests.asked]
-        assert phases.index("va.fsfreeze") > len(phases) - phases[::-1].index("va.fssync") - 1
-        assert phases.index("va.fsthaw") > len(phases) - phases[::-1].index("va.fsfreeze") - 1
+        last_ready = len(phases) - phases[::-1].index("va.fsfreeze") - 1
+        assert phases.index("va.fsgo") > last_ready, "none is let go before the last has been made ready"
+        assert phases.index("va.fsthaw") > len(phases) - phases[::-1].index("va.fsgo") - 1
     assert list(freeze.guests) == guests.urls
     assert (freeze.broken, freeze.skew_by_agents >= 0, freeze.window > 0) == (None, True, True)
 
 
-@pytest.mark.parametrize("phase", ["va.ping", "va.fssync", "va.fsfreeze", "va.fsstatus"])
+@pytest.mark.parametrize("phase", ["va.ping", "va.fsfreeze", "va.fsgo", "va.fsstatus"])
 @pytest.mark.parametrize("answer", [OSError("no"), "rubbish"])
 def test_one_that_refuses_ends_it_for_all(tmp_path: Path, phase: str, answer: Any) -> None:
     if phase == "va.ping":
@@ -50,11 +56,14 @@ def test_one_that_refuses_ends_it_for_all(tmp_path: Path, phase: str, answer: An
     with ManyAgents(tmp_path, 5, lambda n, method: answer if (n, method) == (3, phase) else None) as guests:
         with pytest.raises(GroupFailed) as raised, AgentGroup(guests.urls).frozen():
             pytest.fail("the block runs")
-        assert guests.frozen <= ({3} if phase == "va.fsfreeze" else set()), "3 lies about what it froze"
-        frozen = {n for n, method in guests.asked if method == "va.fsfreeze"}
-        assert bool(frozen) == (phase in ("va.fsfreeze", "va.fsstatus"))
+        assert not guests.frozen
+        assert not guests.waiting
+        gone = {n for n, method in guests.asked if method == "va.fsgo"}
+        assert bool(gone) == (phase == "va.fsgo")
+        begun = {n for n, method in guests.asked if method == "va.fsfreeze"}
+        assert bool(begun) == (phase != "va.ping")
         thawed = {n for n, method in guests.asked if method == "va.fsthaw"}
-        assert frozen - thawed <= {3}
+        assert begun - thawed <= {3}
     assert guests.urls[3] in str(raised.value)
     assert list(raised.value.causes) == [guests.urls[3]]
     if isinstance(answer, OSError):
@@ -65,7 +74,7 @@ def test_one_that_refuses_ends_it_for_all(tmp_path: Path, phase: str, answer: An
 
 def test_one_that_is_late_ends_it_for_all(tmp_path: Path) -> None:
     def silent(n: int, method: str) -> Any:
-        return ... if (n, method) == (3, "va.fsfreeze") else None
+        return ... if (n, method) == (3, "va.fsgo") else None
 
     with ManyAgents(tmp_path, 5, silent) as guests:
         late = pytest.raises(GroupFailed, match=r"/3 did not freeze within 0\.2 s; all were thawed")
@@ -77,9 +86,9 @@ def test_one_that_is_late_ends_it_for_all(tmp_path: Path) -> None:
 
 def thaws_late(n: int, method: str) -> Any:
     """Guest 3 refuses the freeze; 1 is slow with it, and then refuses to thaw."""
-    if (n, method) == (3, "va.fsfreeze"):
+    if (n, method) == (3, "va.fsgo"):
         return OSError("no")
-    return ... if (n, method) == (1, "va.fsfreeze") else OSError("EIO") if (n, method) == (1, "va.fsthaw") else None
+    return ... if (n, method) == (1, "va.fsgo") else OSError("EIO") if (n, method) == (1, "va.fsthaw") else None
 
 
 def test_a_guest_that_could_not_be_thawed_is_named(tmp_path: Path) -> None:
@@ -102,7 +111,7 @@ def test_what_an_interrupted_group_could_not_undo_is_told(tmp_path: Path) -> Non
     asked = threading.Event()
 
     def silent(n: int, method: str) -> Any:
-        if (n, method) == (1, "va.fsfreeze"):
+        if (n, method) == (1, "va.fsgo"):
             asked.set()
             return ...
         return OSError("EIO") if (n, method) == (1, "va.fsthaw") else None
@@ -158,7 +167,7 @@ def test_one_that_is_not_there(tmp_path: Path) -> None:
         with pytest.raises(GroupFailed) as raised, AgentGroup([*guests.urls, gone]).frozen():
             pytest.fail("the block runs")
         assert isinstance(raised.value.causes[gone], Unreachable)
-        assert not any(method == "va.fssync" for _, method in guests.asked)
+        assert not any(method == "va.fsfreeze" for _, method in guests.asked)
 
 
 def test_one_that_is_silent_ends_in_time(tmp_path: Path) -> None:
@@ -216,13 +225,90 @@ def test_a_group_that_is_none(urls: list[str]) -> None:
         AgentGroup(urls)
 
 
+def members(by_agents: tuple[float, float]) -> list[Guest]:
+    found = [Guest(AsyncAgent(f"unix:/{n}"), Wanted()) for n in range(2)]
+    for member, begun, by_agent in zip(found, (10.0, 10.5), by_agents, strict=True):
+        barrier = member._barrier
+        barrier.begun, barrier.begun_by_agent = begun, by_agent
+        barrier._freeze = Freeze(1, 1, (), 0, 60, Status("FROZEN", 2, 1))
+    return found
+
+
 def test_the_skew_is_the_hosts_and_that_of_the_agents_is_theirs() -> None:
-    holdings = [Holding(f"unix:/{n}", Wanted()) for n in range(2)]
-    freezes = [Freeze(1, n, (), 0, 60, Status("FROZEN", 2, 1)) for n in range(2)]
-    for holding, begun, by_agent in zip(holdings, (10.0, 10.5), (7.0, 7.25), strict=True):
-        holding.begun, holding.begun_by_agent = begun, by_agent
-    found = group.report(freezes, holdings)
-    assert (found.skew, found.skew_by_agents) == (0.5, 0.25)
-    holdings[0].begun_by_agent = -1.0  # as of a stock qemu-ga
-    found = group.report(freezes, holdings)
-    assert (found.skew, found.skew_by_agents) == (0.5, -1)
+    found = group.report(members((7.0, 7.25)))
+    assert (found.skew, found.skew_by_agents, found.true_skew) == (0.5, 0.25, 0.25)
+    found = group.report(members((-1.0, 7.25)))  # the first as of a stock qemu-ga
+    assert (found.skew, found.skew_by_agents, found.true_skew) == (0.5, -1, 0.5)
+
+
+def test_a_skew_that_is_too_large_thaws_all(tmp_path: Path) -> None:
+    """Agent 1 says that it has been frozen for a second longer than the others."""
+
+    def earlier(n: int, method: str) -> Any:
+        return status_record(since=20.0) if (n, method) == (1, "va.fsstatus") and 1 in guests.frozen else None
+
+    with ManyAgents(tmp_path, 3, earlier) as guests:
+        with pytest.raises(TooSkewed) as raised, AgentGroup(guests.urls).frozen(max_skew=0.5):
+            pytest.fail("the block runs")
+        assert not guests.frozen
+        assert [method for _, method in guests.asked].count("va.fsthaw") == 3
+        assert re.match(r"1\d{3}\.\d ms lay between .* more than the 500 ms .*; all were thawed$", str(raised.value))
+        assert cli.sentence(raised.value)[1] == 5
+        with AgentGroup(guests.urls).frozen(max_skew=20) as freeze:
+            assert freeze.true_skew >= 0.9
+
+
+OLD = {"version": "0.1.0", "methods": ["va.fsfreeze", "va.fssync", "va.fsthaw"]}
+
+
+def test_one_that_cannot_wait_is_synced_and_freezes_with_the_others(tmp_path: Path) -> None:
+    """Agent 1 is of version 0.1, and agent 2 of the same behind libvirt, which drops the codes."""
+
+    def old(n: int, method: str) -> Any:
+        if n == 0 or method not in ("va.fsfreeze", "va.capabilities"):
+            return None
+        if method == "va.capabilities":
+            return OLD
+        before = sum(asked == (n, "va.fsfreeze") for asked in guests.asked) == 1
+        return Fault(Code.PARAMS if n == 1 else Code.FAILED, "va.fsfreeze: unknown option 'at'") if before else None
+
+    with ManyAgents(tmp_path, 3, old) as guests:
+        with AgentGroup(guests.urls).frozen() as freeze:
+            assert guests.frozen == {0, 1, 2}
+        asked = list(guests.asked)
+        assert not guests.frozen
+    let_go = asked.index((0, "va.fsgo"))
+    for n in (1, 2):
+        assert asked.index((n, "va.fssync")) < let_go
+        assert asked[asked.index((n, "va.fssync")) :].count((n, "va.fsfreeze")) == 1
+        assert "0.1.0 knows no va.fsgo" in freeze.guests[guests.urls[n]].cannot_wait
+    assert freeze.guests[guests.urls[0]].cannot_wait == ""
+
+
+def test_one_that_froze_before_it_was_let_go_ends_it_for_all(tmp_path: Path) -> None:
+    """Its clock is ahead of the host's."""
+
+    def hasty(n: int, method: str) -> Any:
+        return status_record() if (n, method) == (1, "va.fsstatus") and 1 in guests.waiting else None
+
+    with ManyAgents(tmp_path, 3, hasty) as guests:
+        early = pytest.raises(GroupFailed, match="/1 froze before it was let go; see that its clock")
+        with early, AgentGroup(guests.urls).frozen():
+            pytest.fail("the block runs")
+        assert not guests.frozen | guests.waiting
+
+
+def test_a_refusal_that_is_not_for_the_instant_is_told(tmp_path: Path) -> None:
+    def refuse(n: int, method: str) -> Any:
+        able = {"version": "1", "methods": ["va.fsgo"]}
+        wrong = Fault(Code.PARAMS, "'/nowhere' matches no file system")
+        return {"va.fsfreeze": wrong, "va.capabilities": able}.get(method) if n == 1 else None
+
+    with ManyAgents(tmp_path, 2, refuse) as guests:
+        wrong = pytest.raises(GroupFailed, match="matches no file system")
+        with wrong as raised, AgentGroup(guests.urls).frozen("/nowhere"):
+            pytest.fail("the block runs")
+        assert not guests.waiting
+    cause = raised.value.causes[guests.urls[1]]
+    assert isinstance(cause, Fault)
+    assert cause.code is Code.PARAMS

@@ -115,6 +115,7 @@ def test_the_report_of_a_snapshot_has_what_whoever_restores_needs() -> None:
         held_seconds=3.5,
         broken=None,
         not_extended="",
+        cannot_wait="",
         last=GOOD,
         status=Status("FROZEN", 2, 1),
     )
