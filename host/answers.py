@@ -86,7 +86,9 @@ def _slow(status: Status, planned: Sequence[MountStatus], frozen: Sequence[Mount
 
 
 def _disk(mount: MountStatus) -> str:
-    where = f" on {mount.source}" if mount.source and mount.source != mount.mountpoint else f", device {mount.device}"
+    known = mount.source and mount.source != mount.mountpoint
+    where = f" on {mount.source}" if known else f", device {mount.device}"
+    where += f" ({mount.dm})" if mount.dm else ""
     doing = f"{mount.state} for {took(mount.seconds)}" if mount.state in _GOING and mount.seconds >= 0 else mount.state
     facts = [f"{mount.mountpoint}, {mount.fstype}{where}: {doing}"]
     if mount.error:
@@ -110,7 +112,7 @@ def _ends(status: Status, frozen: Sequence[MountStatus]) -> str:
     left = f" in {took(status.limit_left)}" if status.limit_left >= 0 else ""
     match status.state, status.phase:
         case "FROZEN", _ if status.hold_left >= 0:
-            return f"it thaws by itself{_at(status.hold_left)} (in {took(status.hold_left)})"
+            return f"it thaws by itself{at(status.hold_left)} (in {took(status.hold_left)})"
         case "FROZEN", _:
             return "not by itself: the hold has no limit"
         case "ERROR", _:
@@ -125,7 +127,8 @@ def _ends(status: Status, frozen: Sequence[MountStatus]) -> str:
     return ""
 
 
-def _at(seconds: float) -> str:
+def at(seconds: float) -> str:
+    """Return the time of day in so many seconds as words."""
     try:
         return time.strftime(" at %H:%M:%S", time.localtime(time.time() + seconds))
     except (OverflowError, OSError, ValueError):

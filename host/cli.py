@@ -19,7 +19,7 @@ from ..agent.api.errors import VirtagentError
 from ..agent.api.text import printable
 from . import exits, named_agents, options, text
 from .client import Agent
-from .commands import COMMANDS
+from .commands import COMMANDS, Said
 from .events import EventLines
 from .exits import DONE, FAILED, INTERRUPTED, LEFT, MAY_BE_FROZEN, USAGE, complain, document, sentence
 from .watch import watch_script
@@ -27,6 +27,7 @@ from .watch import watch_script
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from .holding import Script
     from .observing import Observer
     from .trace import Trace
 
@@ -122,9 +123,7 @@ def _run(args: argparse.Namespace) -> int:
             with run.agent:
                 said = run.agent.play(script)
         else:
-            from . import observing, signals  # asyncio takes long
-
-            said = signals.interruptible(observing.ask(script, args.agent, args.timeout, looks_on))
+            said = looked_on(script, args, looks_on)
         data = said.data | document(said.wrong, said.code) if said.wrong else said.data
         run.show(said.lines, data, said.draw, said.code)
         return complain(said.wrong, said.code) if said.wrong else said.code
@@ -135,6 +134,22 @@ def _run(args: argparse.Namespace) -> int:
     except VirtagentError as error:
         words, code = sentence(error, may_be_frozen=run is not None and run.may_be_frozen)
         return exits.tell_wrong(words, code, error, as_json=args.json, events=args.events)
+
+
+def looked_on(script: Script[Said], args: argparse.Namespace, looks_on: Observer) -> Said:
+    """Return what the script comes to, while the observer looks on. Raises VirtagentError."""
+    from . import observing, signals  # asyncio takes long
+
+    to_tell = looks_on if args.command == "sync" and isinstance(looks_on, EventLines) else None
+    try:
+        said = signals.interruptible(observing.ask(script, args.agent, args.timeout, looks_on))
+    except VirtagentError as error:
+        if to_tell is not None:
+            to_tell.sync_ended(args.agent, -1, str(error))
+        raise
+    if to_tell is not None:
+        to_tell.sync_ended(args.agent, said.data["synced"])
+    return said
 
 
 def observer(args: argparse.Namespace, stream: TextIO) -> Observer | None:

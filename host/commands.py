@@ -152,7 +152,7 @@ def doctor(args: argparse.Namespace, url: str) -> Script[Said]:
 
 def hold(args: argparse.Namespace, url: str) -> Script[Said]:
     left = yield calls.hold(args.seconds)
-    return Said([f"held for {text.duration(left)} from now"], {"hold_left": left})
+    return Said([text.thaws(left)], {"hold_left": left})
 
 
 def forget(args: argparse.Namespace, url: str) -> Script[Said]:

@@ -6,15 +6,17 @@ command runs in the guest.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from ..agent.api import summary
 from ..agent.api.errors import Fault
 from ..agent.api.records import LeftOut, Plan, PlannedWriter, Status
-from ..agent.api.text import brief, listed
+from ..agent.api.text import brief, listed, took
 from ..agent.api.writers import WriterState
 from . import calls, text
 from .errors import HostError, Unsupported
@@ -86,9 +88,9 @@ def of_status(status: Status) -> Iterator[Check]:
     if last is None:
         yield info("no freeze yet since the agent started: nothing is known of how long one takes")
     elif last.outcome == "thawed":
-        yield ok(f"the last freeze was good: {text.last_freeze(last)}")
+        yield ok(f"the last freeze was {text.ended(last)}")
     else:
-        yield warn(f"the last freeze was not good: {text.last_freeze(last)}")
+        yield warn(f"the last freeze was not good: {text.ended(last)}")
 
 
 def of_plan(plan: Plan) -> Iterator[Check]:
@@ -159,7 +161,9 @@ def examine(rehearse: bool, guest_checks: Callable[[Collection[str]], Iterable[C
     except (Fault, Unsupported) as error:
         found.append(fail(f"there is no plan: {error}"))
     found.extend(guest_checks(types))
-    if rehearse and not any(check.level is Level.FAIL for check in found):
+    if rehearse and any(check.level is Level.FAIL for check in found):
+        found.append(info("not rehearsed: mend first what fails"))
+    elif rehearse:
         found.extend((yield from _rehearse()))
     return found
 
@@ -167,8 +171,10 @@ def examine(rehearse: bool, guest_checks: Callable[[Collection[str]], Iterable[C
 def _rehearse() -> Examination:
     """Sync, freeze for at most a second, thaw; say what it took."""
     freeze_id: int | None = None
+    began = time.monotonic()
     try:
         synced: int = yield calls.sync()
+        seconds = time.monotonic() - began
         frozen: int = yield calls.freeze(hold_limit=REHEARSED_HOLD)
         held: Status = yield calls.status()
         freeze_id = ours(held)
@@ -181,11 +187,11 @@ def _rehearse() -> Examination:
             return [fail(f"the rehearsal failed: {error}; and the thaw: {worse}")]
         return [fail(f"the rehearsal failed: {error}")]
     last = status.last
-    app_stall = last.app_stall_seconds if last is not None else -1.0
-    stall = last.stall_seconds if last is not None else -1.0
-    words = f"rehearsed: {synced} synced, {frozen} frozen, {thawed} thawed; writers stood still {text.known(stall)}"
-    words += f", applications {text.duration(app_stall)}" if app_stall >= 0 else ""
-    return [ok(words) if last is not None and last.held_continuously else fail(words)]
+    words = f"rehearsed: {synced} synced in {took(seconds)}, {frozen} frozen, {thawed} thawed"
+    if last is None or last.freeze_id != freeze_id:
+        return [fail(f"{words}; what became of the freeze is not known")]
+    words += f"; {summary.sentence(last)}"
+    return [ok(words) if last.held_continuously else fail(words)]
 
 
 def verdict(found: Sequence[Check]) -> str:

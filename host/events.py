@@ -6,7 +6,10 @@ Each line is an object with `t` (time of day, UTC), `event`, and, but for `resul
     mount     something was done to a file system: mountpoint, device, fstype, level, state, errno, error, seconds, ...
     progress  at most once a second: dirty_bytes, flushed_bytes, bytes_per_second, eta
     held      all is frozen: freeze_id, frozen (how many), hold_left
-    end       a freeze has ended: the members of `last` (records.Last), and `summary`, the same in one sentence
+    end       a freeze has ended: the members of `last` (records.Last), and `summary`, the same in one sentence; or a
+              `sync`: outcome (synced, failed), synced (how many), sync_seconds, synced_bytes, error; -1 is unknown
+
+A sync freezes nothing, and its freeze_id is 0.
     result    the last line: what --json prints, and `exit`, the exit code
 """
 
@@ -19,22 +22,25 @@ from typing import Any, TextIO
 
 from ..agent.api import records, summary
 from ..agent.api.records import Status
-from ..agent.api.states import FreezeState, MountState
+from ..agent.api.states import FreezeState, MountState, Phase
 from . import text
 from .guest_status import GuestStatus
 
 APART = 1.0  # seconds between two lines of progress of a guest
-_FROZEN = FreezeState.FROZEN.name
+_FROZEN, _THAWED = FreezeState.FROZEN.name, FreezeState.THAWED.name
+_OF_SYNC = (Phase.PREPARE.value, Phase.SYNC.value)
 _OF_PLAN = ("aliases", "more_aliases", "reason")  # members of a mount that do not change, and may be long
 
 
 def changes(before: Status | None, after: Status) -> Iterator[dict[str, Any]]:
     """Yield the events that lead from one record to the next; `before` is None for the first of all."""
-    freeze = {"freeze_id": after.freeze_id}
+    freeze = {"freeze_id": 0 if _is_sync(after) else after.freeze_id}
     if before is None or _where(before) != _where(after):
         yield {"event": "phase", **freeze, "state": after.state, "phase": after.phase, "limit_left": after.limit_left}
     earlier = {mount.mountpoint: mount for mount in before.mounts} if before else {}
-    for mount in after.mounts:
+    # The record of a guest at rest still has what its last freeze did.
+    old_news = _rests(after) and (before is None or _is_sync(before) or _rests(before))
+    for mount in () if old_news else after.mounts:
         old = earlier.get(mount.mountpoint)
         if mount.state != MountState.LEFT_OUT.value and (old is None or _done(old) != _done(mount)):
             data = records.dump(mount)
@@ -46,6 +52,14 @@ def changes(before: Status | None, after: Status) -> Iterator[dict[str, Any]]:
         yield {"event": "held", **freeze, "frozen": frozen, "hold_left": after.hold_left}
     if before is not None and after.last is not None and after.last != before.last:
         yield {"event": "end", **records.dump(after.last), "summary": summary.sentence(after.last)}
+
+
+def _rests(status: Status) -> bool:
+    return status.state == _THAWED and not status.phase
+
+
+def _is_sync(status: Status) -> bool:
+    return status.state == _THAWED and status.phase in _OF_SYNC
 
 
 def _where(status: Status) -> tuple[object, ...]:
@@ -64,6 +78,7 @@ class EventLines:
         self._stream: TextIO | None = stream
         self._last: dict[str, GuestStatus] = {}
         self._progressed: dict[str, float] = {}
+        self._syncs: dict[str, tuple[float, int]] = {}  # when it began, and what it has written
 
     async def __aenter__(self) -> EventLines:
         return self
@@ -75,6 +90,9 @@ class EventLines:
         """Take a new record."""
         before = self._last.get(record.url)
         self._last[record.url] = record
+        if _is_sync(record) and record.since >= 0:
+            began = time.monotonic() - record.since if record.url not in self._syncs else self._syncs[record.url][0]
+            self._syncs[record.url] = began, record.progress.flushed_bytes
         for event in changes(before, record):
             if event["event"] == "progress":
                 now = time.monotonic()
@@ -82,6 +100,13 @@ class EventLines:
                     continue
                 self._progressed[record.url] = now
             self._print({"event": event.pop("event"), "agent": record.url, **event})
+
+    def sync_ended(self, url: str, synced: int, error: str = "") -> None:
+        """Tell what came of a sync: of so many file systems, or why it failed."""
+        began, flushed = self._syncs.pop(url, (None, -1))
+        seconds = -1.0 if began is None else time.monotonic() - began
+        said = {"outcome": "failed" if error else "synced", "synced": synced, "sync_seconds": seconds}
+        self._print({"event": "end", "agent": url, "freeze_id": 0, **said, "synced_bytes": flushed, "error": error})
 
     async def make_room(self) -> bool:
         """Go on: a command does not write where these lines go."""

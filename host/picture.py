@@ -174,7 +174,7 @@ def _of_many(guests: Sequence[GuestStatus], width: int, clock: Clock) -> tuple[l
                 (0, f"{sign} {word}", style),
                 (2, f"{share:.0%}" if share >= 0 and one.phase == "sync" else "", ""),
                 (0, _until(one, clock) or one.error[: width // 2], "bad" if one.error else ""),
-                (3, f"waits for {slow.mountpoint} {_device(slow)}" if slow else "", ""),
+                (3, f"waits for {slow.mountpoint} {text.device(slow)}" if slow else "", ""),
             ]
         )
     return [*heads, *wrapped(words, width)], aligned(rows, width), []
@@ -250,7 +250,7 @@ def _mount_cells(mount: MountStatus, status: Status) -> list[tuple[int, str, str
     said = f"! {mount.state}: {mount.error}" if bad else "" if _evident(mount, status) else mount.state
     return [
         (0, mount.mountpoint, "bad" if bad else ""),
-        (0, _device(mount), ""),
+        (0, text.device(mount), ""),
         (4, bar(written / (written + left), 10) if left >= 0 and written + left > 0 <= written else "", ""),
         (3, amount if written >= 0 and not bad else "", ""),
         (2, f"{size(mount.bytes_per_second)}/s" if mount.bytes_per_second >= 0 and not bad else "", ""),
@@ -262,10 +262,6 @@ def _mount_cells(mount: MountStatus, status: Status) -> list[tuple[int, str, str
 
 def _evident(mount: MountStatus, status: Status) -> bool:
     return mount.state == {"sync": "syncing", "freeze": "freezing", "thaw": "thawing"}.get(status.phase)
-
-
-def _device(mount: MountStatus) -> str:
-    return mount.source or mount.device
 
 
 def _worker(worker: WorkerStatus) -> str:

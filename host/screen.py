@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from ..agent.api import forecast
 from ..agent.api.bounds import not_shown
 from ..agent.api.records import Capabilities, MountStatus, Plan, Status
 from ..agent.api.text import printable
@@ -83,7 +84,7 @@ def plan(found: Plan) -> RenderableType:
                     branch.add(_cell(f"and {more[reason]} more"))
     for note in found.notes:
         tree.add(_cell(note, "bold"))
-    return Group(tree, *map(_cell, text.estimate_lines(found)))
+    return Group(tree, *map(_cell, forecast.lines(found)))
 
 
 def capabilities(able: Capabilities) -> RenderableType:
@@ -122,10 +123,10 @@ def _mounts(record: Status, left_out: bool = False) -> Iterable[RenderableType]:
 
 def _rows(mounts: Sequence[MountStatus]) -> Iterable[RenderableType]:
     if mounts:
-        grid = _table(("file system", "state", "type", "took", ""))
-        for state, mountpoint, fstype, took, more in map(text.mount_row, mounts):
+        grid = _table(("file system", "state", "type", "device", "took", ""))
+        for state, mountpoint, *rest in map(text.mount_row, mounts):
             style = _STYLES.get(state, "")
-            grid.add_row(_cell(mountpoint), _cell(state, style), _cell(fstype), _cell(took), _cell(more))
+            grid.add_row(_cell(mountpoint), _cell(state, style), *map(_cell, rest))
         yield _Fitting(grid)
 
 

@@ -14,6 +14,7 @@ from ..agent.api.text import printable
 from . import calls, exits, signals, text
 from .aio import AsyncAgent
 from .commands import COMMANDS, Said
+from .events import EventLines
 from .exits import DONE
 from .group import CONNECTS, AsyncAgentGroup, GroupFreeze, refuse_twice
 from .holding import Script
@@ -41,6 +42,12 @@ def ask(args: argparse.Namespace, urls: Sequence[str], observer: Observer | None
             return await _asked(agents, lambda url: reporting(script(url), url, follow))
 
     found = signals.interruptible(looked_on(observer) if observer else _asked(agents, script))
+    if args.command == "sync" and isinstance(observer, EventLines):
+        for url, one in found.items():
+            if isinstance(one, Said):
+                observer.sync_ended(url, one.data["synced"])
+            else:
+                observer.sync_ended(url, -1, str(one))
     endings = [(url, *_ending(one, args)) for url, one in found.items()]
     codes = {code for *_, code in endings}
     worst = next((code for code in _WORST_FIRST if code in codes), DONE)

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ..agent.api import summary
+from ..agent.api import forecast, summary
 from ..agent.api.bounds import also_at, not_shown
 from ..agent.api.records import (
     Audit,
-    Estimate,
     Last,
     LeftOut,
     Mount,
@@ -96,40 +95,10 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield from table([left_out_row(left) for left in sorted(named, key=lambda x: (x.reason, x.mountpoint))])
         yield from more_left_out(plan.left_out, plan.left_out_counts)
     yield from (f"note: {note}" for note in plan.notes)
-    yield from estimate_lines(plan)
+    yield from forecast.lines(plan)
     if plan.writers:
         yield "writers"
         yield from table([planned_writer_row(writer) for writer in plan.writers])
-
-
-def estimate_lines(plan: Plan) -> Iterator[str]:
-    """Say what a freeze would take now, and which options count for it; of those by default only that they do."""
-    if said := estimated(plan.estimate):
-        yield f"if run now: {said}"
-    if plan.options:
-        given = [one for one in plan.options if one.whence != "default"]
-        yield "options in force" + ("" if given else ": all by default")
-        yield from table([(one.name, one.value, one.file or one.whence) for one in given])
-        rest = [f"{one.name} {one.value}" for one in plan.options if one.whence == "default" and one.value]
-        if given and rest:
-            yield f"  by default: {', '.join(rest)}"
-
-
-def estimated(estimate: Estimate) -> str:
-    """Return in words what a freeze would take, "" if nothing of it is known."""
-    facts = []
-    if estimate.dirty_bytes >= 0:
-        whose = " (of the whole guest)" if estimate.whole_guest else ""
-        facts.append(f"{size(estimate.dirty_bytes)} to write{whose}")
-    if estimate.sync_seconds >= 0:
-        facts.append(f"sync about {took(estimate.sync_seconds)} at {size(estimate.bytes_per_second)}/s")
-    if estimate.still_seconds >= 0:
-        facts.append(f"standstill about {took(estimate.still_seconds)} and the hold")
-    elif estimate.dirty_bytes >= 0:
-        facts.append("for how long applications would stand still no freeze has shown yet")
-    if estimate.hold_limit > 0:
-        facts.append(f"thaws by itself after {took(estimate.hold_limit)}")
-    return ", ".join(facts)
 
 
 def changes(before: Status | None, after: Status) -> Iterator[str]:
@@ -158,11 +127,15 @@ def changes(before: Status | None, after: Status) -> Iterator[str]:
 
 
 def held(status: Status) -> str:
-    """Return how long a freeze is held, and its number: ", held for 60 s (freeze 17)"."""
+    """Return the number of a freeze, and when it ends: " (freeze 17); thaws by itself at 08:59:12 (in 1 min)"."""
     if status.state != "FROZEN":
         return f"; the state is now {status.state}"
-    until = f"held for {duration(status.hold_left)}" if status.hold_left >= 0 else "held without a limit"
-    return f", {until} (freeze {status.freeze_id})"
+    return f" (freeze {status.freeze_id}); {thaws(status.hold_left)}"
+
+
+def thaws(left: float) -> str:
+    """Return when a freeze ends if nobody ends it; `left` are the seconds until then, -1 if its hold has no limit."""
+    return f"thaws by itself{answering.at(left)} (in {took(left)})" if left >= 0 else "its hold has no limit"
 
 
 def not_frozen(mounts: Sequence[MountStatus]) -> Iterator[str]:
@@ -251,9 +224,22 @@ def moved(progress: Progress) -> str:
 
 
 def mount_row(mount: MountStatus) -> tuple[str, ...]:
-    took = duration(mount.seconds) if mount.seconds > 0 and mount.state != LEFT_OUT else ""
     facts = [mount.reason, mount.error or (f"errno {mount.errno}" if mount.errno > 0 else ""), also(mount)]
-    return mount.state, mount.mountpoint, mount.fstype, took, ", ".join(fact for fact in facts if fact)
+    done = ("", "") if mount.state == LEFT_OUT else (device(mount), _times(mount))
+    return mount.state, mount.mountpoint, mount.fstype, *done, ", ".join(fact for fact in facts if fact)
+
+
+def _times(mount: MountStatus) -> str:
+    """Return for how long what is being done has gone on, or else how long its sync and its standstill were."""
+    if mount.state in _GOING and mount.seconds >= 0:
+        return took(mount.seconds)
+    spent = {"sync": mount.sync_seconds, "still": mount.still_seconds}
+    return ", ".join(f"{name} {took(seconds)}" for name, seconds in spent.items() if seconds >= 0)
+
+
+def device(mount: Mount | MountStatus) -> str:
+    """Return the device of a file system, with both of its names if it is the device-mapper's."""
+    return (mount.source or mount.device) + (f" ({mount.dm})" if mount.dm else "")
 
 
 def worker_row(worker: WorkerStatus) -> tuple[str, ...]:
@@ -264,7 +250,7 @@ def worker_row(worker: WorkerStatus) -> tuple[str, ...]:
 def planned_row(mount: Mount, plan: Plan) -> tuple[str, ...]:
     below = [plan.mounts[host].mountpoint for host in mount.hosts if 0 <= host < len(plan.mounts)]
     facts = [also(mount), where(mount), f"lies on {', '.join(below)}" if below else ""]
-    return mount.mountpoint, mount.fstype, mount.source or mount.device, ", ".join(fact for fact in facts if fact)
+    return mount.mountpoint, mount.fstype, device(mount), ", ".join(fact for fact in facts if fact)
 
 
 def planned_writer_row(writer: PlannedWriter) -> tuple[str, ...]:
@@ -302,8 +288,12 @@ def also(record: Mount | LeftOut | MountStatus) -> str:
 
 
 def last_freeze(last: Last) -> str:
-    ended = f"; ended {_clock(last.at)}" if last.at >= 0 else ""
-    return f"{last.freeze_id} {summary.sentence(last)}{ended}"
+    return (f"{last.freeze_id}, " if last.freeze_id > 0 else "") + ended(last)
+
+
+def ended(last: Last) -> str:
+    """Say how a freeze ended, and when."""
+    return summary.sentence(last) + (f"; ended {_clock(last.at)}" if last.at >= 0 else "")
 
 
 def history_lines(past: Sequence[PastFreeze]) -> Iterator[str]:
@@ -311,32 +301,48 @@ def history_lines(past: Sequence[PastFreeze]) -> Iterator[str]:
     if not past:
         yield "no freeze since the agent started"
         return
-    rows = [("freeze", "began", "by", "result", "synced", "before", "stood still", "note")]
-    for one in reversed(past):
-        good = one.held_continuously
-        rows.append(
-            (
-                str(one.freeze_id),
-                _clock(one.began) if one.began >= 0 else "-",
-                one.by or "-",
-                "good" if good else one.outcome,
-                size(one.synced_bytes) if one.synced_bytes >= 0 else "-",
-                duration(one.before_seconds) if one.before_seconds >= 0 else "-",
-                duration(one.stall_seconds) if one.stall_seconds >= 0 else "-",
-                one.error,
-            )
-        )
-    yield from table(rows)
+    newest_first = past[::-1]
+    heads = ("freeze", "began", "by", "result", "synced", "sync", "still")
+    head, *rows = table([heads, *map(_past_row, newest_first)])
+    yield head
+    for one, row in zip(newest_first, rows, strict=True):
+        yield row
+        if one.error:
+            yield f"          {one.error}"
+
+
+def _past_row(one: PastFreeze) -> tuple[str, ...]:
+    return (
+        str(one.freeze_id),
+        _clock(one.began, "%d %b %H:%M:%S") if one.began >= 0 else "-",
+        _asked_by(one.by) or "-",
+        summary.result(one),
+        size(one.synced_bytes) if one.synced_bytes >= 0 else "-",
+        took(one.sync_seconds) if one.sync_seconds >= 0 else "-",
+        took(one.stall_seconds) if one.stall_seconds >= 0 else "-",
+    )
+
+
+def _asked_by(by: str) -> str:
+    """Return who asked for a freeze in a word or two: a process, a user who is not root, or the channel of the host."""
+    who, _, channel = by.partition(" at ")
+    fields = dict(field.split(":", 1) for field in who.split(",") if ":" in field)
+    if "pid" in fields:
+        user = fields.get("uid", "0")
+        return f"pid {fields['pid']}" if user == "0" else f"uid {user}"
+    kind = channel.partition(":")[0]
+    return who if not kind or fields.get("cid") not in (None, "2") else kind
 
 
 def audit_line(audit: Audit) -> str:
-    waiting = f"{count(audit.waiting, 'record')} wait for the thaw" if audit.waiting else "no record waits"
+    waits = "waits" if audit.waiting == 1 else "wait"
+    waiting = f"{count(audit.waiting, 'record')} {waits} for the thaw" if audit.waiting else "no record waits"
     return waiting + (f", {count(audit.dropped, 'record')} lost" if audit.dropped else "")
 
 
-def _clock(at: float) -> str:
+def _clock(at: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
     try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+        return time.strftime(form, time.localtime(at))
     except (OverflowError, OSError, ValueError):
         return f"at second {at:g}"
 

@@ -137,6 +137,8 @@ RECORD = {
     "the first second",
     "mounts[].eta": "while it is synced: seconds that these bytes take at that rate",
     "mounts[].may_be_frozen": "whether it is frozen, or about to be, or nothing proves that it is not",
+    "mounts[].dm": "of a device of the device-mapper, the name that is not in `source`: dm-3 beside "
+    "/dev/mapper/vg0-db, vg0-db beside /dev/dm-3",
     "progress": "figures of the disks while syncing and freezing, otherwise -1",
     "progress.dirty_bytes": "bytes dirty or under write-back: of the file systems that are being synced, if that is "
     "known of all of them, else of the whole guest",

@@ -8,25 +8,30 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import msgpack
 import psutil
 import setproctitle
 
 from ..agent import __version__
+from ..agent.api import forecast
 from ..agent.api.bounds import also_at, bounded, not_shown
 from ..agent.api.errors import Fault
 from ..agent.api.options import Rules
-from ..agent.api.records import Plan, PlannedWriter
+from ..agent.api.records import Estimate, Plan, PlannedWriter
+from ..agent.api.states import Reason
 from ..agent.api.text import printable
-from ..agent.worker import handlers, kernel, methods, namespaces, rcu, sysfs
+from ..agent.worker import handlers, kernel, methods, namespaces, progress, rcu, sysfs
 from ..agent.worker.writers import latch
 from .channels.char_device import CharDevice
 from .channels.listener import Listener
 from .config import BadConfig, Config, load
 from .core import inline, ledger
 from .core.engine import Engine
+from .core.estimates import in_force
 from .core.events import JournalFound, LatchesFound, Stopped, Woken
+from .core.options import freeze_options
 from .io import journal, process
 from .io.log import Log, Sink, Stderr, syslog
 from .io.log_writer import LogFile
@@ -70,7 +75,10 @@ def print_plan(config: Config) -> int:
     except Fault as fault:
         return _say(str(fault), 1)
     writers = config.every_writer if config.writers != "none" else ()
-    return put(describe(methods.with_writers(bounded(plan), writers, required=config.writers == "all")))
+    found = methods.with_writers(bounded(plan), writers, required=config.writers == "all")
+    options = freeze_options(config, "va.fsplan", None)
+    estimate = progress.estimated(Estimate(), plan.mounts, options.hold_limit)
+    return put(describe(replace(found, estimate=estimate, options=in_force(config, options))))
 
 
 def describe(plan: Plan) -> str:
@@ -79,14 +87,18 @@ def describe(plan: Plan) -> str:
     for mount in plan.mounts:
         also = f", also at {also_at(mount)}" if mount.aliases else ""
         where = f", only in the mount namespace of {mount.namespace}" if mount.namespace else ""
-        lines.append(f"  level {mount.level}  {mount.mountpoint} ({mount.fstype}, {mount.device}){also}{where}")
+        on = " = ".join(filter(None, (mount.source, mount.dm, mount.device)))
+        lines.append(f"  level {mount.level}  {mount.mountpoint} ({mount.fstype}, {on}){also}{where}")
     lines.append(f"left out: {sum(plan.left_out_counts.values())}")
-    lines += [f"  {left.reason:<12}  {left.mountpoint} ({left.fstype}, {left.device})" for left in plan.left_out]
-    lines += [f"  {reason:<12}  {more} more" for reason, more in not_shown(plan.left_out, plan.left_out_counts).items()]
+    # What an operator may miss is named; for /proc and the like the number is enough.
+    named = [left for left in plan.left_out if left.reason != Reason.PSEUDO.value]
+    lines += [f"  {left.reason:<12}  {left.mountpoint} ({left.fstype}, {left.device})" for left in named]
+    lines += [f"  {reason:<12}  {more} more" for reason, more in not_shown(named, plan.left_out_counts).items()]
     lines += [f"note: {note}" for note in plan.notes]
     if plan.writers:
         lines.append(f"writers: {len(plan.writers)}")
         lines += [f"  {writer.name} ({writer.type}){_about(writer)}" for writer in plan.writers]
+    lines += forecast.lines(plan)
     return "\n".join(map(printable, lines)) + "\n"
 
 

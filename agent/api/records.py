@@ -32,7 +32,8 @@ class Mount:
     /proc/diskstats names them, that its writes go to, and `bottom` those at the bottom of everything: what a loop
     device or LVM lies on in the end, as far as that is known. `namespace` names a process that has it mounted, if it is
     mounted only in other mount namespaces than that of the agent. `devices` are its own block devices by the kernel's
-    names, that of the superblock first, none if it is not known which these all are.
+    names, that of the superblock first, none if it is not known which these all are. `dm` is the name of its device of
+    the device-mapper that is not in `source`: dm-3 beside /dev/mapper/vg0-db, vg0-db beside /dev/dm-3.
     """
 
     mountpoint: str
@@ -47,6 +48,7 @@ class Mount:
     more_aliases: int = 0
     namespace: str = ""
     devices: tuple[str, ...] = ()
+    dm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +150,8 @@ class MountStatus:
 
     `seconds` is for how long what is being done now has gone on, or else how long the last step took. `sync_seconds`
     and `freeze_seconds` are all its syncs and FIFREEZEs, `still_seconds` the longest time for which it stood still,
-    until now if it does. `source` is as in `Mount`. What it has written since its sync began, has left, writes a
-    second, and how long that takes (`eta`), is known at the most while it is synced, but for `written_bytes`.
+    until now if it does. `source` and `dm` are as in `Mount`. What it has written since its sync began, has left,
+    writes a second, and how long that takes (`eta`), is known at the most while it is synced, but for `written_bytes`.
     `may_be_frozen`: it is, or nothing proves that it is not.
     """
 
@@ -173,6 +175,7 @@ class MountStatus:
     bytes_per_second: float = -1
     eta: float = -1
     may_be_frozen: bool = False
+    dm: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,9 +166,9 @@ class Survey:
             disks = tuple(dict.fromkeys((d.disk or d.name).replace("!", "/") for d in self._disks[planned[at]]))
             about = (info.device, info.fstype, info.source)
             bottom, own = _bottom(planned[at], below), self._own[planned[at]]
-            return Mount(
-                mountpoint, tuple(aliases), *about, level[at], under, disks, bottom, namespace=namespace, devices=own
-            )
+            dm = _other_name(info, self._disks[planned[at]])
+            names = (mountpoint, tuple(aliases), *about)
+            return Mount(*names, level[at], under, disks, bottom, namespace=namespace, devices=own, dm=dm)
 
         return tuple(map(mount, order))
 
@@ -331,6 +331,13 @@ def _own(info: MountInfo, members: tuple[list[str], bool], by_name: Mapping[str,
         named = info.source.startswith("/dev/") and any(info.source in _paths_of([d]) for d in devices)
         whole = named and all({*names} <= {*d.pool} for d in devices)
     return tuple(name.replace("!", "/") for name in names) if whole and len(devices) == len(names) else ()
+
+
+def _other_name(info: MountInfo, devices: Sequence[BlockDevice]) -> str:
+    for d in devices:
+        if d.mapper and (d.number == info.device or info.source in _paths_of([d])):
+            return d.mapper if info.source == f"/dev/{d.name}" else d.name
+    return ""
 
 
 def _lies_on(

@@ -64,6 +64,7 @@ def _mount(index: int, mark: Mark, ledger: Ledger, now: float, left: tuple[Mount
         mark.written,
         *going[1:],
         may_be_frozen=index in ledger.suspects,
+        dm=mount.dm,
     )
 
 

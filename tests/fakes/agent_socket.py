@@ -226,6 +226,7 @@ MOUNT = {
     "bytes_per_second": -1.0,
     "eta": -1.0,
     "may_be_frozen": True,
+    "dm": "",
 }
 WORKER = {"id": 17, "pid": 4711, "rpc": "va.fsfreeze", "phase": "hold", "seconds": 19.0, "process_state": "sleeping"}
 LAST = {

@@ -289,7 +289,7 @@ def test_the_screen_of_freeze_on_a_slow_disk(rig: Rig) -> None:
         shown = terminal.read_until("~ SYNCING  applications run", str(stall.fs), "/dev/loop", " of 10 min")
         assert "Ctrl-C leaves" in shown
         stall.release()
-        shown = terminal.read_until("frozen 2 file systems, held for ")
+        shown = terminal.read_until("frozen 2 file systems (freeze ")
         assert terminal.wait() == 0
         assert "SYNCING" not in shown, "the picture is left on the screen"
     with Agent(daemon.url) as agent:
@@ -300,7 +300,7 @@ def test_the_screen_of_snapshot(rig: Rig) -> None:
     fs = rig.fs("ext4")
     daemon = rig.daemon([fs])
     with Terminal(arguments([daemon], "--", "sh", "-c", "echo the command runs; read line")) as terminal:
-        shown = terminal.read_until("frozen 1 file system, held for ", "the command runs")
+        shown = terminal.read_until("frozen 1 file system (freeze ", "the command runs")
         fs.assert_frozen()
         assert "FREEZING" not in shown, "the picture is left on the screen"
         terminal.type(b"\n")

@@ -11,6 +11,7 @@ from fakes.agent_socket import run_virtagentctl, status_record
 from fakes.drive import PEER, Drive
 from virtagent.agent.api.errors import Code
 from virtagent.agent.api.records import PastFreeze, Status, dump
+from virtagent.host import text
 from virtagent.supervisor.core.history import KEPT
 
 
@@ -62,9 +63,34 @@ def test_nobody_gets_it_unasked_and_nobody_waits_with_it(drive: Drive) -> None:
     assert drive.ask("va.fsstatus", {"history": True, "since": 3}).code is Code.PARAMS
 
 
+BY = "pid:4711,uid:0 at unix:/run/virtagent/virtagentd.sock"
+
+
+@pytest.mark.parametrize(
+    ("by", "shown"),
+    [
+        (BY, "pid 4711"),
+        ("pid:4711,uid:1000 at unix:/a", "uid 1000"),
+        ("host at virtio:/dev/virtio-ports/org.qemu.guest_agent.0", "virtio"),
+        ("cid:2 at vsock:9999", "vsock"),
+        ("cid:7 at vsock:9999", "cid:7"),
+        ("somebody", "somebody"),
+    ],
+)
+def test_a_row_fits_into_80_columns(by: str, shown: str) -> None:
+    one = PastFreeze(
+        *(123456, 1769860800.0, by, "cancelled", False, 1023 << 20, 2.5, 60, 3599.1, ""), sync_seconds=123.4
+    )
+    lines = list(text.history_lines([one]))
+    assert f"  {shown}  " in lines[1]
+    assert max(map(len, lines)) <= 80
+
+
 def test_the_command(tmp_path: Path) -> None:
     entries = [
-        PastFreeze(17, 1769860800.0, "uid:0 at unix:/a", "expired", False, 1 << 20, 2.5, 60, 60.1, "the limit passed"),
+        PastFreeze(
+            *(17, 1769860800.0, BY, "expired", False, 1 << 20, 2.5, 60, 60.1, "the limit passed"), sync_seconds=2.5
+        ),
         PastFreeze(18, -1, "", "thawed", True, -1, -1, 2.1, 2.2, "", 1769860900.0),
     ]
     asked: list[Any] = []
@@ -76,11 +102,12 @@ def test_the_command(tmp_path: Path) -> None:
     code, out, err = run_virtagentctl(tmp_path / "a", "history", answer=answer)
     assert (code, err) == (0, "")
     assert asked == [("va.fsstatus", [{"history": True, "brief": True}])]
-    head, good, expired = out.splitlines()
-    assert head.split() == ["freeze", "began", "by", "result", "synced", "before", "stood", "still", "note"]
+    head, good, expired, note = out.splitlines()
+    assert head.split() == ["freeze", "began", "by", "result", "synced", "sync", "still"]
     assert good.split() == ["18", "-", "-", "good", "-", "-", "2.2", "s"]
     assert expired.split()[0] == "17"
-    assert expired.endswith("uid:0 at unix:/a  expired  1 MiB   2.5 s   1 min        the limit passed")
+    assert expired.endswith("pid 4711  BROKEN  1 MiB   2.5 s  1 min")
+    assert note.strip() == "the limit passed"
     assert [
         one["freeze_id"] for one in json.loads(run_virtagentctl(tmp_path / "b", "--json", "history", answer=answer)[1])
     ] == [17, 18]

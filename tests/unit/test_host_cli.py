@@ -162,6 +162,14 @@ def test_what_plan_and_freeze_ask_for(run: Run) -> None:
     ]
 
 
+UNKNOWN = {"seconds": -1, "sync_seconds": -1, "still_seconds": -1}
+
+
+def stop_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text.time, "localtime", text.time.gmtime)
+    monkeypatch.setattr(text.time, "time", lambda: 86400.0)
+
+
 def freezing(number: int, **changed: Any) -> Answer:
     return lambda method, params: number if method == "va.fsfreeze" else status_record(**changed)
 
@@ -169,23 +177,25 @@ def freezing(number: int, **changed: Any) -> Answer:
 @pytest.mark.parametrize(
     ("number", "changed", "said"),
     [
-        (3, {"hold_left": 60.0}, "frozen 3 file systems, held for 1 min (freeze 17)\n"),
-        (1, {"hold_left": 41.2}, "frozen 1 file system, held for 41 s (freeze 17)\n"),
-        (1, {"hold_left": -1}, "frozen 1 file system, held without a limit (freeze 17)\n"),
+        (3, {"hold_left": 60.0}, "frozen 3 file systems (freeze 17); thaws by itself at 00:01:00 (in 1 min)\n"),
+        (1, {"hold_left": 41.2}, "frozen 1 file system (freeze 17); thaws by itself at 00:00:41 (in 41.2 s)\n"),
+        (1, {"hold_left": -1}, "frozen 1 file system (freeze 17); its hold has no limit\n"),
         (1, {"state": "THAWED", "code": 0}, "frozen 1 file system; the state is now THAWED\n"),
         (
             1,
             {
                 "mounts": [
                     MOUNT,
-                    MOUNT | {"mountpoint": "/efi", "fstype": "vfat", "state": "unsupported", "seconds": -1},
+                    MOUNT | {"mountpoint": "/efi", "fstype": "vfat", "state": "unsupported", "dm": "dm-3"} | UNKNOWN,
                 ]
             },
-            "frozen 1 file system, held for 41 s (freeze 17)\nnot frozen:\n  unsupported  /efi  vfat    also /mnt/db\n",
+            "frozen 1 file system (freeze 17); thaws by itself at 00:00:41 (in 41 s)\n"
+            "not frozen:\n  unsupported  /efi  vfat  /dev/vdb (dm-3)    also /mnt/db\n",
         ),
     ],
 )
-def test_freeze(run: Run, number: int, changed: dict[str, Any], said: str) -> None:
+def test_freeze(run: Run, monkeypatch: pytest.MonkeyPatch, number: int, changed: dict[str, Any], said: str) -> None:
+    stop_the_clock(monkeypatch)
     assert run("freeze", answer=freezing(number, **changed)) == (0, said, "")
 
 
@@ -198,10 +208,11 @@ def test_a_freeze_is_done_though_the_status_after_it_fails(run: Run) -> None:
     assert run("freeze", answer=returning(3)) == (0, "frozen 3 file systems\n", "")
 
 
-def test_thaw_and_hold(run: Run) -> None:
+def test_thaw_and_hold(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_the_clock(monkeypatch)
     assert run("thaw", answer=returning(3)) == (0, "thawed 3 file systems\n", "")
     assert json.loads(run("thaw", "--json", answer=returning(3))[1]) == {"thawed": 3, "cancelled": False}
-    assert run("hold", "90", answer=returning(90)) == (0, "held for 1 min 30 s from now\n", "")
+    assert run("hold", "90", answer=returning(90)) == (0, "thaws by itself at 00:01:30 (in 1 min 30 s)\n", "")
     assert json.loads(run("--json", "hold", "90", answer=returning(90))[1]) == {"hold_left": 90.0}
 
 
@@ -254,8 +265,7 @@ def test_a_thaw_that_tells_a_broken_freeze_is_no_thaw_of_nothing(run: Run) -> No
 
 
 def test_status(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text.time, "localtime", text.time.gmtime)
-    monkeypatch.setattr(text.time, "time", lambda: 86400.0)
+    stop_the_clock(monkeypatch)
     mounts = [MOUNT, MOUNT | {"mountpoint": "/srv/x", "aliases": [], "state": "failed", "errno": 5, "error": "EIO"}]
     progress = {
         "dirty_bytes": 3.0 * (1 << 30),
@@ -274,12 +284,12 @@ def test_status(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         "  to do    nothing, if a backup runs; else `virtagentctl thaw`, and what was copied meanwhile is worthless\n"
         "  120 MiB written, 3 GiB dirty, 80.5 MiB/s, 2 min 10 s left\n"
         "file systems\n"
-        "  frozen  /srv/db  ext4  0.031 s  also /mnt/db\n"
-        "  failed  /srv/x   ext4  0.031 s  EIO\n"
+        "  frozen  /srv/db  ext4  /dev/vdb  sync 2.5 s, still 19 s  also /mnt/db\n"
+        "  failed  /srv/x   ext4  /dev/vdb  sync 2.5 s, still 19 s  EIO\n"
         "workers\n"
         "  17 va.fsfreeze  pid 4711  hold  19 s  sleeping\n"
         "  18 thaw         pid 4711  run   19 s  waits in the kernel (D)\n"
-        "last freeze: 16 BROKEN: the hold limit passed; 4 file systems held 1 min, synced 48 MiB in 10.6 s "
+        "last freeze: 16, BROKEN: the hold limit passed; 4 file systems held 1 min, synced 48 MiB in 10.6 s "
         "(slowest /srv/db), stood still 40 ms (freezing 11 ms, thawing 5 ms); ended 1970-01-02 00:00:00\n"
         "audit: 3 records wait for the thaw\n"
         "agent: version 0.1.0, up 2 h 5 min\n",

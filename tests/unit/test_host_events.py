@@ -149,3 +149,43 @@ def test_a_command_without_events_refuses_them(run: Run) -> None:
     code, _, err = run("ping", "--events", answer=lambda method, params: "dummy")
     assert code == 2
     assert "unrecognized arguments: --events" in err
+
+
+def test_a_sync_ends_and_tells_nothing_of_an_old_freeze(run: Run) -> None:
+    rest = REST | {"freeze_id": 16, "mounts": [MOUNT | {"state": "thawed"}]}
+    mounts = [MOUNT | {"state": "syncing"}]
+    progress = {"dirty_bytes": 0, "flushed_bytes": 4096, "bytes_per_second": -1.0, "eta": -1.0}
+    seq = iter(range(1, 100))
+    asked: list[str] = []
+
+    def answer(method: str, params: list[Any]) -> Any:
+        asked.append(method)
+        if method == "va.fssync":
+            return 1
+        going = len(asked) > 1 and "va.fssync" not in asked
+        changed = {"phase": "sync", "since": 2.0, "mounts": mounts, "progress": progress} if going else {}
+        return status_record(**rest | changed, seq=next(seq))
+
+    code, out, _ = run("sync", "--events", answer=answer)
+    *lines, end, result = said(out)
+    assert code == 0
+    assert (end["event"], end["outcome"], end["synced"], end["error"], end["freeze_id"]) == ("end", "synced", 1, "", 0)
+    assert result["event"] == "result"
+    assert not [line for line in lines if line["event"] == "mount" and line["state"] == "thawed"]
+
+
+def test_the_end_of_a_sync_has_its_figures() -> None:
+    rest = record(1, **REST | {"freeze_id": 16})
+    progress = {"dirty_bytes": 0, "flushed_bytes": 4096, "bytes_per_second": -1.0, "eta": -1.0}
+    going = record(2, **REST | {"freeze_id": 16, "phase": "sync", "since": 2.0, "progress": progress})
+    out = io.StringIO()
+    lines = events.EventLines(out)
+    for one in (rest, going, record(3, **REST | {"freeze_id": 16})):
+        lines.put(GuestStatus.of("unix:/a", one))
+    lines.sync_ended("unix:/a", 1)
+    lines.sync_ended("unix:/a", -1, "it hangs")
+    *_, good, bad = said(out.getvalue())
+    assert good["sync_seconds"] >= 2.0
+    assert good["synced_bytes"] == 4096
+    assert (bad["outcome"], bad["error"], bad["sync_seconds"], bad["synced_bytes"]) == ("failed", "it hangs", -1.0, -1)
+    assert {line["freeze_id"] for line in said(out.getvalue()) if line.get("phase") == "sync"} == {0}

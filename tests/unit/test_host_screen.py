@@ -49,14 +49,14 @@ def test_status() -> None:
     assert ends.split()[:5] == ["ends", "it", "thaws", "by", "itself"]
     assert to_do.split()[:2] == ["to", "do"]
     assert shown[shown.index("file system  state") :].startswith(
-        "file system  state     type  took\n"
-        "/srv/db      frozen    ext4  0.031 s  also /mnt/db\n"
-        "/srv/x       failed    ext4  0.031 s  EIO\n"
-        "/net         left-out  ext4           network\n"
+        "file system  state     type  device    took\n"
+        "/srv/db      frozen    ext4  /dev/vdb  sync 2.5 s, still 19 s  also /mnt/db\n"
+        "/srv/x       failed    ext4  /dev/vdb  sync 2.5 s, still 19 s  EIO\n"
+        "/net         left-out  ext4                                    network\n"
         "  1 file system on no disk (pseudo)\n"
         "worker          process   phase  for   kernel\n"
         "17 va.fsfreeze  pid 4711  hold   19 s  sleeping\n"
-        "last freeze  16 BROKEN: the hold limit passed; 4 file systems held 1 min"
+        "last freeze  16, BROKEN: the hold limit passed; 4 file systems held 1 min"
     )
 
 

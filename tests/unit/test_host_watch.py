@@ -21,7 +21,7 @@ DIRTY = {"dirty_bytes": 1 << 20, "flushed_bytes": -1, "bytes_per_second": -1, "e
 
 def at(seq: int, phase: str, mount: str, **changed: Any) -> dict[str, Any]:
     """Return the record of a freeze in progress."""
-    mounts = [MOUNT | {"state": mount, "seconds": -1}]
+    mounts = [MOUNT | {"state": mount, "seconds": -1, "sync_seconds": -1, "still_seconds": -1}]
     going = {"state": "INPROGRESS", "code": 1, "since": 0.0, "hold_left": -1, "workers": [], "mounts": mounts}
     return status_record(seq=seq, phase=phase, **going | changed)
 
@@ -47,16 +47,16 @@ WAIT = 0.25
 LINES = """\
 THAWED
 INPROGRESS: sync for 0 s, freeze 17
-pending  /srv/db  ext4  also /mnt/db
+pending  /srv/db  ext4  /dev/vdb  also /mnt/db
 1 MiB dirty, 3 s left
 INPROGRESS: freeze for 0 s, freeze 17
-freezing  /srv/db  ext4  also /mnt/db
+freezing  /srv/db  ext4  /dev/vdb  also /mnt/db
 worker 17 va.fsfreeze, pid 4711, hold, 20 s, waits in the kernel (D)
 FROZEN: hold for 19 s, freeze 17, thaws in 41 s
-frozen  /srv/db  ext4  0.031 s  also /mnt/db
+frozen  /srv/db  ext4  /dev/vdb  sync 2.5 s, still 19 s  also /mnt/db
 THAWED
-thawed  /srv/db  ext4  0.031 s  also /mnt/db
-last freeze: 16 BROKEN; 4 file systems held 1 min, synced 48 MiB in 10.6 s (slowest /srv/db), \
+thawed  /srv/db  ext4  /dev/vdb  sync 2.5 s, still 19 s  also /mnt/db
+last freeze: 16, BROKEN; 4 file systems held 1 min, synced 48 MiB in 10.6 s (slowest /srv/db), \
 stood still 40 ms (freezing 11 ms, thawing 5 ms)
 """
 
@@ -112,7 +112,7 @@ def test_watch_until(run: Run) -> None:
     records = [WATCHED[0], WATCHED[1], WATCHED[6]]
     code, out, err = run("watch", "--until", "FROZEN", answer=polled(records, refusing(12, "too far"))[0])
     assert (code, err) == (0, "")
-    assert out.splitlines()[-1].endswith("frozen  /srv/db  ext4  0.031 s  also /mnt/db")
+    assert out.splitlines()[-1].endswith("frozen  /srv/db  ext4  /dev/vdb  sync 2.5 s, still 19 s  also /mnt/db")
     assert run("watch", "--until", "THAWED", answer=polled(records, refusing(12, "too far"))[0])[0] == 0
 
 

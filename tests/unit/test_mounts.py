@@ -651,6 +651,17 @@ def test_btrfs_on_a_mapped_device() -> None:
     assert disks(found, "/db") == ("dm-0",)
 
 
+@pytest.mark.parametrize(
+    ("source", "dm"),
+    [("/dev/mapper/vg-db", "dm-7"), ("/dev/dm-7", "vg-db"), ("/dev/vg/db", "dm-7"), ("/dev/root", "dm-7")],
+)
+def test_a_mapped_device_has_both_of_its_names(source: str, dm: str) -> None:
+    found = plan([*HOSTS, mount("253:7", "/db", "ext4", source=source)], [DB])
+    assert {one.mountpoint: one.dm for one in found.mounts if one.dm} == {"/db": dm}
+    of_pool = plan([*HOSTS, mount("0:40", "/db", "btrfs", source="/dev/mapper/vg-db")], [DB])
+    assert [one.dm for one in of_pool.mounts if one.mountpoint == "/db"] == ["dm-7"]
+
+
 def test_a_name_with_a_slash() -> None:
     devices = [BlockDevice("cciss!c0d0", "104:0", slaves=("loop0",)), loop(0, "/srv/0.img")]
     found = plan([*HOSTS, mount("0:40", "/db", "btrfs", source="/dev/cciss/c0d0")], devices)

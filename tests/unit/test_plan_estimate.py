@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from fakes.agent_socket import run_virtagentctl
 from fakes.drive import Drive, plan_of
+from virtagent.agent.api import forecast
 from virtagent.agent.api.options import Options
 from virtagent.agent.api.records import Estimate, InForce, PastFreeze, Plan
 from virtagent.agent.worker.progress import estimated
-from virtagent.host import text
 from virtagent.supervisor.config import Config, build
 from virtagent.supervisor.core.estimates import NAMES, expected, in_force
 from virtagent.supervisor.core.options import freeze_options
@@ -111,6 +111,6 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_what_is_not_known_is_not_said() -> None:
-    assert text.estimated(Estimate()) == ""
-    assert "sync" not in text.estimated(Estimate(dirty_bytes=5))
-    assert list(text.estimate_lines(Plan(()))) == []
+    assert forecast.sentence(Estimate()) == ""
+    assert "sync" not in forecast.sentence(Estimate(dirty_bytes=5))
+    assert list(forecast.lines(Plan(()))) == []

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 from harness import Unmet
 from harness.fixtures import unmet
+from harness.processes import until
 from harness.vm.image import TREE
 from harness.vm.machine import Transport
-from harness.vm.released import FOLDER, Released, libvirt, newer, proxmox
+from harness.vm.released import DATA, FOLDER, PATH, Released, libvirt, newer, proxmox
 from virtagent.agent import __version__
 
 NEWER = f"{__version__}+later1"
@@ -101,20 +102,22 @@ def alike(before: Any, after: Any, where: str = "") -> list[str]:
 
 
 @pytest.mark.timeout(1800)
-def test_apt_puts_ours_in_place_of_qemu_ga_and_upgrades_it_while_it_runs(guest: Released) -> None:
-    with contextlib.closing(guest.machine.port()) as port:
-        replaced_and_upgraded(guest, port)
-
-
-def replaced_and_upgraded(guest: Released, port: Transport) -> None:
+def test_apt_puts_ours_in_place_of_qemu_ga_upgrades_it_and_takes_it_away(guest: Released) -> None:
     began = time.monotonic()
+    with contextlib.closing(guest.machine.port()) as port:
+        for step in (replaced, upgraded, refused_while_frozen, broken_and_explained, removed_and_purged):
+            step(guest, port)
+            print(f"{step.__name__} {time.monotonic() - began:.0f} s after the boot")
+
+
+def replaced(guest: Released, port: Transport) -> None:
     before = conversation(port)
     assert not any(name.startswith("va.") for name in commands(before))
     stock = guest.package("qemu-guest-agent")
     assert stock
 
     guest.apt(f"install {FOLDER}/virtagent-qemu-ga_{__version__}_all.deb")
-    print(f"installed over qemu-guest-agent {stock} after {time.monotonic() - began:.0f} s")
+    print(f"installed over qemu-guest-agent {stock}")
     assert (guest.package("qemu-guest-agent"), guest.package(UNIT)) == ("", __version__)
     assert guest.unit(UNIT) == "active"
     assert guest.sh("pgrep -x qemu-ga", check=False) == ""
@@ -126,9 +129,51 @@ def replaced_and_upgraded(guest: Released, port: Transport) -> None:
     assert not changed
     assert after["libvirt freeze"] == before["libvirt freeze"] == after["proxmox thaw"]
 
+
+def upgraded(guest: Released, port: Transport) -> None:
     main = guest.sh(f"systemctl show -p MainPID --value {UNIT}")
     guest.apt(f"install {FOLDER}/virtagent-qemu-ga_{NEWER}_all.deb")
     assert guest.package(UNIT) == NEWER
     assert guest.sh(f"systemctl show -p MainPID --value {UNIT}") != main, "what runs is what is installed"
     assert libvirt(port, next(NUMBERS), "guest-ping") == {}, "on the connection that the host had before"
-    print(f"all of it {time.monotonic() - began:.0f} s after the boot")
+
+
+def refused_while_frozen(guest: Released, port: Transport) -> None:
+    assert proxmox(port, next(NUMBERS), "guest-fsfreeze-freeze-list", mountpoints=[DATA]) == 1
+    again = f"install --reinstall --allow-downgrades {FOLDER}/virtagent-qemu-ga_{__version__}_all.deb"
+    for change in (again, f"remove {UNIT}", f"purge {UNIT}"):
+        refused = guest.apt(change, check=False)
+        assert refused.code != 0, change
+        assert DATA in refused.err + refused, "it says what is frozen"
+        assert proxmox(port, next(NUMBERS), "guest-fsfreeze-status") == "frozen", change
+        assert guest.package(UNIT) == NEWER
+
+
+def broken_and_explained(guest: Released, port: Transport) -> None:
+    """What refused_while_frozen has frozen is broken by a restart, which is not apt's to refuse: it thaws first."""
+    guest.sh(f"systemctl restart {UNIT}")
+    guest.sh(f"touch {DATA}/written")
+    error = proxmox(port, next(NUMBERS), "guest-fsfreeze-thaw")
+    assert isinstance(error, dict)
+    assert "was broken" in error["desc"]
+    explained = guest.sh(f"{PATH} journalctl -x -o short -u {UNIT} --no-pager")
+    print(explained)
+    for words in (
+        "A freeze was broken: the snapshot is not consistent",
+        "Throw away the snapshot",
+        "The guest's file systems are frozen",
+    ):
+        assert words in explained
+    found = guest.sh(f"journalctl -o cat -u {UNIT} VIRTAGENT_MOUNT={DATA} --no-pager")
+    assert "-> FROZEN" in found
+
+
+def removed_and_purged(guest: Released, _port: Transport) -> None:
+    guest.apt(f"remove {UNIT}")
+    assert guest.package(UNIT) == ""
+    until(lambda: guest.sh("pgrep -f '^virtagentd: supervisor'", check=False) == "", 30, "the agent has ended")
+    left = guest.sh("ls -d /etc/virtagent/virtagentd.conf /usr/lib/virtagent /usr/sbin/qemu-ga", check=False)
+    assert left == "/etc/virtagent/virtagentd.conf\n"
+    guest.apt(f"purge {UNIT}")
+    assert guest.sh("ls -d /etc/virtagent /run/virtagent /usr/lib/virtagent", check=False) == ""
+    assert guest.sh(f"systemctl list-unit-files '{UNIT}*' --no-legend", check=False) == ""
