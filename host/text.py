@@ -288,7 +288,7 @@ def also(record: Mount | LeftOut | MountStatus) -> str:
 
 
 def last_freeze(last: Last) -> str:
-    return (f"{last.freeze_id}, " if last.freeze_id > 0 else "") + ended(last)
+    return (f"{last.freeze_id} " if last.freeze_id > 0 else "") + ended(last)
 
 
 def ended(last: Last) -> str:

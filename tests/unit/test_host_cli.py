@@ -289,7 +289,7 @@ def test_status(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         "workers\n"
         "  17 va.fsfreeze  pid 4711  hold  19 s  sleeping\n"
         "  18 thaw         pid 4711  run   19 s  waits in the kernel (D)\n"
-        "last freeze: 16, BROKEN: the hold limit passed; 4 file systems held 1 min, synced 48 MiB in 10.6 s "
+        "last freeze: 16 BROKEN: the hold limit passed; 4 file systems held 1 min, synced 48 MiB in 10.6 s "
         "(slowest /srv/db), stood still 40 ms (freezing 11 ms, thawing 5 ms); ended 1970-01-02 00:00:00\n"
         "audit: 3 records wait for the thaw\n"
         "agent: version 0.1.0, up 2 h 5 min\n",

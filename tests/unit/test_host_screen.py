@@ -56,7 +56,7 @@ def test_status() -> None:
         "  1 file system on no disk (pseudo)\n"
         "worker          process   phase  for   kernel\n"
         "17 va.fsfreeze  pid 4711  hold   19 s  sleeping\n"
-        "last freeze  16, BROKEN: the hold limit passed; 4 file systems held 1 min"
+        "last freeze  16 BROKEN: the hold limit passed; 4 file systems held 1 min"
     )
 
 

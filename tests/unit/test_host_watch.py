@@ -56,7 +56,7 @@ FROZEN: hold for 19 s, freeze 17, thaws in 41 s
 frozen  /srv/db  ext4  /dev/vdb  sync 2.5 s, still 19 s  also /mnt/db
 THAWED
 thawed  /srv/db  ext4  /dev/vdb  sync 2.5 s, still 19 s  also /mnt/db
-last freeze: 16, BROKEN; 4 file systems held 1 min, synced 48 MiB in 10.6 s (slowest /srv/db), \
+last freeze: 16 BROKEN; 4 file systems held 1 min, synced 48 MiB in 10.6 s (slowest /srv/db), \
 stood still 40 ms (freezing 11 ms, thawing 5 ms)
 """
 
