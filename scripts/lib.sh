@@ -106,7 +106,7 @@ set_up() {
     exec 9<"$tree"
     flock 9 # two scripts at once in one tree
     wants=$({ "$python" -VV && echo "$tree" && cat "$tree/setup.cfg" "$tree/pyproject.toml"; } | checksum)
-    sources=$({ cd "$tree" && find agent supervisor host -type f ! -path '*/__pycache__/*' -print0 |
+    sources=$({ cd "$tree" && find agent supervisor host kube -type f ! -path '*/__pycache__/*' -print0 |
         sort -z | xargs -0 sha256sum; } | checksum)
     if ! stamped wants "$wants" || ! "$venv/bin/python" -c '' 2>/dev/null; then
         # Debian's python3 has venv only with the package python3-venv.
@@ -123,7 +123,7 @@ set_up() {
     # From a copy: setuptools leaves build/ in the tree, and takes from it files that were deleted since.
     copy=$venv/source
     rm -rf "$copy" && mkdir "$copy"
-    (cd "$tree" && cp -r --parents agent supervisor host setup.cfg pyproject.toml "$copy")
+    (cd "$tree" && cp -r --parents agent supervisor host kube setup.cfg pyproject.toml "$copy")
     (cd "$tree" && cp README.md LICENSE "$copy" 2>/dev/null) || true
     if ! has_extras "$extras"; then
         pip_install --no-build-isolation "${copy}[$extras]"

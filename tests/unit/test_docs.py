@@ -25,7 +25,7 @@ WHOLE = ("rpc.md", "states.md", "virtagentctl.1", "virtagentd.8", "virtagentd.co
 MARKED = ("configuration.md", "faults.md", "what-is-frozen.md")
 SOURCES = {
     path.relative_to(TREE).as_posix(): path.read_text(encoding="utf-8")
-    for folder in ("agent", "supervisor", "host", "tests")
+    for folder in ("agent", "supervisor", "host", "kube", "tests")
     for path in (TREE / folder).rglob("*.py")
 }
 TESTS = "\n".join(text for name, text in SOURCES.items() if name.startswith("tests/"))
@@ -296,7 +296,7 @@ def test_the_decisions_that_the_code_names_are_there_and_each_is_named() -> None
         return {number for text in texts for number in re.findall(r"ADR (\d{4})", text)}
 
     assert named("tests/") <= set(pages)
-    assert named("agent/", "supervisor/", "host/") == valid
+    assert named("agent/", "supervisor/", "host/", "kube/") == valid
 
 
 def test_the_drawings_have_every_arrow() -> None:
