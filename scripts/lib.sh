@@ -61,6 +61,22 @@ deb_packages() {
     done
 }
 
+# fetch_promtool: put Debian's promtool into .venv if there is none; prometheus is not installed, since it starts a service.
+fetch_promtool() {
+    local folder get=(apt-get -qq -o APT::Sandbox::User=root)
+    if [ -z "$(packages_for promtool:prometheus)" ] || [ -x "$venv/bin/promtool" ]; then
+        return
+    fi
+    folder=$(mktemp -d)
+    if (cd "$folder" && { "${get[@]}" download prometheus || { "${get[@]}" update && "${get[@]}" download prometheus; }; } &&
+        dpkg-deb --fsys-tarfile prometheus_*.deb | tar x ./usr/bin/promtool) >/dev/null 2>&1; then
+        mv "$folder/usr/bin/promtool" "$venv/bin/promtool"
+    else
+        say "promtool cannot be had from Debian's prometheus: what it says of the alert rules is not tested"
+    fi
+    rm -rf "$folder"
+}
+
 checksum() { sha256sum | cut -d' ' -f1; }
 
 stamped() { [ "$(cat "$venv/stamp.$1" 2>/dev/null)" = "$2" ]; }

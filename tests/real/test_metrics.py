@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,10 +18,10 @@ CTL = str(Path(sys.executable).with_name("virtagentctl"))
 
 
 def promtool(*words: str | Path, given: str | None = None) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("promtool")
-    if program is None:
-        pytest.skip("needs promtool (Debian package prometheus)")
-    return subprocess.run([program, *words], input=given, capture_output=True, text=True, check=False, timeout=60)
+    found = shutil.which("promtool", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if found is None:
+        pytest.skip("needs promtool: of Debian's package prometheus, or as scripts/test fetches it")
+    return subprocess.run([found, *words], input=given, capture_output=True, text=True, check=False, timeout=60)
 
 
 def test_a_freeze_is_counted(rig: Rig) -> None:

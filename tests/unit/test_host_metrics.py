@@ -157,3 +157,38 @@ def test_the_dashboard_is_one_and_asks_for_what_is_told() -> None:
             assert names_in(target["expr"]) <= KNOWN
     variables = {variable["name"] for variable in board["templating"]["list"]}
     assert set(re.findall(r"\$\{?(\w+)", json.dumps(panels))) <= variables
+
+
+SCHEMA = Path(__file__).parents[1] / "data/grafana-dashboard.schema.json"
+
+
+def wrong_in(board: Any) -> list[str]:
+    jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema of the extra `test`")
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.Draft7Validator.check_schema(schema)
+    return [error.json_path for error in jsonschema.Draft7Validator(schema).iter_errors(board)]
+
+
+def test_the_dashboard_is_what_grafana_takes() -> None:
+    assert wrong_in(json.loads((MONITORING / "virtagent-dashboard.json").read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["panels", 0, "type"], "pie"),
+        (["panels", 0, "gridPos", "w"], 25),
+        (["panels", 0, "targets", 0, "expr"], ""),
+        (["panels", 0, "target"], []),
+        (["templating", "list", 1, "query"], {"query": "label_values(virtagent_up, agent)"}),
+        (["time"], {"from": "now-6h"}),
+        (["schemaVersion"], "38"),
+    ],
+)
+def test_what_grafana_would_not_take_is_found(path: list[Any], value: Any) -> None:
+    board = json.loads((MONITORING / "virtagent-dashboard.json").read_text())
+    part = board
+    for name in path[:-1]:
+        part = part[name]
+    part[path[-1]] = value
+    assert len(wrong_in(board)) == 1

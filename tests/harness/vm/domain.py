@@ -98,9 +98,9 @@ class Started(Machine):
 
 
 class Domain(Guest):
-    """The guest, and its libvirtd. One of the two agents serves its port (`serve`)."""
+    """The guest, and its libvirtd. One of the two agents serves its port (`serve`); trees `more` lie over its root."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *more: Path) -> None:
         base = image.base()
         self.folder = folder
         self.agent = VIRTAGENT
@@ -121,7 +121,7 @@ class Domain(Guest):
                 XML.format(
                     name=NAME,
                     kernel=base.kernel,
-                    initrd=image.initramfs(base, folder, over),
+                    initrd=image.initramfs(base, folder, over, *more),
                     line=KERNEL_LINE,
                     disks="\n    ".join(disks),
                     run=folder,
