@@ -16,11 +16,13 @@ from harness.daemon import Daemon
 from harness.databases import Server
 from harness.filesystems import LoopFs
 from harness.fixtures import unmet
+from harness.hosts import Asking
 from harness.processes import kill, until
 from harness.rig import Rig
 from virtagent.agent.api.errors import Code
 
 pytestmark = pytest.mark.timeout(240)
+RUNNING = "select info from information_schema.processlist where info like 'do %';"
 FLUSH_IS = "select @@global.innodb_flush_log_at_trx_commit;"
 
 
@@ -118,6 +120,17 @@ def test_what_is_set_beyond_the_session_is_undone(rig: Rig, servers: list[Server
         again = daemon_with(rig, fs, text, daemon.state_dir)
         again.wait_status(lambda record: record["state"] == "THAWED" and not record["phase"])
     assert server.ask("select @@global.read_only;").strip() == "0"
+
+
+def test_a_statement_that_is_cut_short_is_no_failure_to_let_go(rig: Rig, servers: list[Server]) -> None:
+    fs, server, client = maria(rig, servers)
+    daemon = daemon_with(rig, fs, f"{client}prepare do sleep(60)\nquiesce do 0\n")
+    waiting = Asking(daemon, "va.fsfreeze")
+    until(lambda: "sleep(60)" in server.ask(RUNNING), 20, "the statement runs")
+    assert daemon.proxy().va.fsthaw() == 0
+    assert isinstance(waiting.wait(), xmlrpc.client.Fault)
+    daemon.wait_status(lambda record: record["state"] == "THAWED" and not record["phase"])
+    assert daemon.status()["writers"][0]["error"] == ""
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ class Client:
         self._asked = 0
         self._said = b""
         self._words = ""
-        self._busy = False
+        self.busy = False
+        """Whether a statement was interrupted: there is no answer to any other before its own has come."""
         self.refused = False
         """Whether it has been told already that this session is of no more use."""
         self.waits = waits
@@ -81,7 +82,10 @@ class Client:
         self.fd = self._process.stdout.fileno()
 
     def ask(self, statement: str, until: float) -> list[str]:
-        """Return the lines of an answer. Raises Refused with what the client says, TooSlow, or what `waits` raises."""
+        """Return the lines of an answer. Raises Refused with what the client says, TooSlow, or what `waits` raises.
+
+        Several statements, with `;` and the end of a line between, are said in one go; an error ends them all.
+        """
         try:
             return self._ask(statement, until)
         except Refused:
@@ -89,9 +93,9 @@ class Client:
             raise
 
     def _ask(self, statement: str, until: float) -> list[str]:
-        if self._busy:
+        if self.busy:
             raise Refused("an earlier statement is still under way")
-        self._busy = True
+        self.busy = True
         self._asked += 1
         mark = f"{_MARK}{self._asked}"
         assert self._process.stdin is not None
@@ -106,12 +110,13 @@ class Client:
                 line, _, self._said = self._said.partition(b"\n")
                 row = line.decode(errors="replace").rstrip("\r")
                 if row == mark or row.endswith(f"> {mark}"):  # behind a prompt
-                    self._busy = False
+                    self.busy = False
                     self._must_not_complain()
                     return lines
                 lines.append(row)
             if not self.waits(self.fd, until):
-                raise TooSlow(f"{statement.split(';')[0][:60]!r} had no answer in time")
+                first, _, more = statement.partition(";")
+                raise TooSlow(f"{first[:60]!r}{' and what follows' if more else ''} had no answer in time")
             data = os.read(self.fd, 65536)
             if not data:
                 raise Refused(self.last_words(lines))

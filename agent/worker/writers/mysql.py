@@ -24,6 +24,7 @@ _POSITION = (
     "select local->>'$.gtid_executed', local->>'$.binary_log_file', local->>'$.binary_log_position',"
     " storage_engines->>'$.InnoDB.LSN' from performance_schema.log_status"
 )
+_LOCK = ("flush tables with read lock",)
 _LONGEST = (
     "select id, time from information_schema.processlist where command in ('Query', 'Execute')"
     " and id <> connection_id() order by time desc limit 1"
@@ -58,16 +59,15 @@ class MySql(ClientSession):
     def quiesce(self, until: float) -> Info:
         """Hold, write the log, and note the position in it and in the binary log. Raises Refused, Interrupted."""
         client = self._client
-        client.ask(f"set session lock_wait_timeout = {left(until)}", until)
-        let_go_if_silent(client, self._at_most, until)
-        client.ask("lock instance for backup", until)
+        before = (f"set session lock_wait_timeout = {left(until)}", let_go_if_silent(self._at_most))
+        client.ask(";\n".join((*before, "lock instance for backup")), until)
         if self._stops_all:
             session, seconds = client.row_or_none(_LONGEST, until, 2) or ("", "-1")
             if whole(seconds, "the longest statement") >= until - time.monotonic():
                 raise Refused(f"it would wait for the statement of session {session}, which runs for {seconds} s")
-            client.ask("flush tables with read lock", until)
-        client.ask("flush no_write_to_binlog engine logs", until)
-        gtid, file, position, lsn = client.row(_POSITION, until, 4)
+        # In one go: from the lock on sessions stand still.
+        steps = (*_LOCK * self._stops_all, "flush no_write_to_binlog engine logs", _POSITION)
+        gtid, file, position, lsn = client.row(";\n".join(steps), until, 4)
         info = {"gtid": gtid.replace("\\n", ""), "lsn": lsn}
         return info | ({"binlog": f"{file}:{position}"} if file not in ("", "NULL") else {})
 

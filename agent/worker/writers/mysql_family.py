@@ -71,10 +71,10 @@ def keep_silent(client: Client, until: float) -> None:
             raise Refused(f"its audit plugin {found[0][0]} would write each statement to a file while that is frozen")
 
 
-def let_go_if_silent(client: Client, at_most: float, until: float) -> None:
-    """Have the server end the session by itself, should this process be stopped; 0: it may be held for ever."""
+def let_go_if_silent(at_most: float) -> str:
+    """Return what has the server end the session by itself, should this process be stopped; 0: held for ever."""
     longest = min(math.ceil(at_most) + MARGIN, _LONGEST) if at_most else _LONGEST
-    client.ask(f"set session wait_timeout = {longest}", until)
+    return f"set session wait_timeout = {longest}"
 
 
 def set_flush(client: Client, latch: Latch, config: WriterConfig, flush: str, until: float) -> None:

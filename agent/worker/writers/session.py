@@ -41,13 +41,16 @@ class ClientSession:
         return self._client.last_words()
 
     def _end(self, until: float, *statements: str) -> str:
-        """Say the statements, unless it has refused one already, and end the session; return what went wrong."""
+        """Say the statements, and end the session; return what went wrong.
+
+        It is only ended if it has refused one already, or was interrupted at one that it cannot have answered.
+        """
         if self._opened is None:
             return ""
         client, self._opened, wrong = self._opened, None, ""
         client.waits = wait
         try:
-            if not client.refused:
+            if not client.refused and not client.busy:
                 for statement in statements:
                     client.ask(statement, until)
         except Refused as error:
