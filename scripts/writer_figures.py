@@ -22,7 +22,7 @@ from harness.databases import Server  # noqa: E402
 from harness.peer import QemuGa  # noqa: E402
 from harness.processes import until  # noqa: E402
 from harness.rig import Rig  # noqa: E402
-from harness.serving import INNODB, daemon_for, serve  # noqa: E402
+from harness.serving import INNODB, daemon_for, lost_in, serve  # noqa: E402
 from virtagent.agent.api.errors import Code  # noqa: E402
 
 MYISAM = "create table t.n (n int primary key) engine=MyISAM;"
@@ -67,22 +67,6 @@ def inserting(server: Server) -> Iterator[list[int]]:
     finally:
         stop.set()
         thread.join(60)
-
-
-def lost_in(rig: Rig, kind: type[Server], options: list[str], image: Path, sure: list[int]) -> int:
-    """Start a server from a copy of its disk, and return how many of these numbers are not there."""
-    place, run = rig.area.fresh("copy-at"), rig.area.fresh("run")
-    place.mkdir()
-    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
-    (place / "data" / "postmaster.pid").unlink(missing_ok=True)  # of a server that runs here still
-    server = kind(place, run, options)
-    try:
-        server.start()
-        return len(set(sure) - server.found())
-    finally:
-        server.stop()
-        subprocess.run(["umount", str(place)], check=True)
-        image.unlink()
 
 
 def frozen(host: xmlrpc.client.ServerProxy, choice: str) -> None:

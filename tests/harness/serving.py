@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +52,19 @@ def daemon_for(
     where = f"{server.run}/s" if kind != "postgresql" else str(server.run)
     (folder / "db.conf").write_text(f"type {kind}\nsocket {where}\n{more}")
     return rig.daemon([fs], ["--writers-dir", str(folder), *options], **others)  # type: ignore[arg-type]
+
+
+def lost_in(rig: Rig, kind: type[Server], options: list[str], image: Path, sure: Sequence[int]) -> int:
+    """Start a server from a copy of its disk, and return how many of these numbers are not there; remove the copy."""
+    place, run = rig.area.fresh("copy-at"), rig.area.fresh("run")
+    place.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    (place / "data" / "postmaster.pid").unlink(missing_ok=True)  # of a server that runs here still
+    server = kind(place, run, options)
+    try:
+        server.start()
+        return len(set(sure) - server.found())
+    finally:
+        server.stop()
+        subprocess.run(["umount", str(place)], check=True)
+        image.unlink()
