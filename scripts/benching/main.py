@@ -20,7 +20,7 @@ from harness.filesystems import MIB  # noqa: E402
 from harness.namespace import Area  # noqa: E402
 from harness.rig import Rig, closed  # noqa: E402
 
-from benching import cost, counts, latency, layouts, life, report, scaling, slow, stall, watching  # noqa: E402
+from benching import cost, counts, latency, layouts, life, report, scaling, slow, stall, watched, watching  # noqa: E402
 from benching.figures import Figures, machine, progress, say  # noqa: E402
 from benching.ways import Bench, compile_still  # noqa: E402
 
@@ -30,6 +30,7 @@ PARTS: dict[str, Callable[[Bench, Figures], None]] = {
     "scaling": scaling.measure,
     "latency": latency.measure,
     "watching": watching.measure,
+    "watched": watched.measure,
     "recovery": life.recover,
     "start": life.start,
     "memory": life.memory,

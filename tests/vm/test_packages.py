@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +58,8 @@ def debs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("debs")
     subprocess.run([TREE / "scripts/package", "--output", folder, "deb"], check=True, stdout=subprocess.DEVNULL)
     first = folder / f"virtagent-qemu-ga_{__version__}_all.deb"
-    return [first, newer(first, folder, NEWER)]
+    subprocess.run([sys.executable, "-I", TREE / "packaging/zipapp/build.py", folder / "virtagentd.pyz"], check=True)
+    return [first, newer(first, folder, NEWER), folder / "virtagentd.pyz"]
 
 
 @pytest.fixture(params=SUITES)
@@ -106,7 +109,7 @@ def alike(before: Any, after: Any, where: str = "") -> list[str]:
 def test_apt_puts_ours_in_place_of_qemu_ga_upgrades_it_and_takes_it_away(guest: Released) -> None:
     began = time.monotonic()
     with contextlib.closing(guest.machine.port()) as port:
-        for step in (replaced, upgraded, refused_while_frozen, broken_and_explained, removed_and_purged):
+        for step in STEPS:
             step(guest, port)
             print(f"{step.__name__} {time.monotonic() - began:.0f} s after the boot")
 
@@ -178,3 +181,20 @@ def removed_and_purged(guest: Released, _port: Transport) -> None:
     guest.apt(f"purge {UNIT}")
     assert guest.sh("ls -d /etc/virtagent /run/virtagent /usr/lib/virtagent", check=False) == ""
     assert guest.sh(f"systemctl list-unit-files '{UNIT}*' --no-legend", check=False) == ""
+
+
+def by_cloud_init(guest: Released, port: Transport) -> None:
+    """What docs/install.md has cloud-init do with the one file, where nothing of ours is installed any more."""
+    page = (TREE / "docs/install.md").read_text()
+    [path] = re.findall(r"^      - path: (\S+)$", page, re.MULTILINE)
+    [command] = re.findall(r"^    runcmd:\n      - (.*)$", page, re.MULTILINE)
+    guest.sh(f"install -m 755 {FOLDER}/virtagentd.pyz {path} && {PATH} {command}")
+    assert libvirt(port, next(NUMBERS), "guest-ping") == {}
+    info: Any = proxmox(port, next(NUMBERS), "guest-info")
+    assert "va.fsstatus" in {one["name"] for one in info["supported_commands"]}
+    assert proxmox(port, next(NUMBERS), "guest-fsfreeze-freeze-list", mountpoints=[DATA]) == 1
+    assert proxmox(port, next(NUMBERS), "guest-fsfreeze-thaw") == 1
+    guest.sh("systemctl stop virtagentd")
+
+
+STEPS = (replaced, upgraded, refused_while_frozen, broken_and_explained, removed_and_purged, by_cloud_init)

@@ -18,7 +18,7 @@ from ..processes import until
 from . import image
 from .guest import PLACES, SIZES, Guest
 from .libvirt import Libvirtd, Said
-from .machine import AGENT, KERNEL_LINE, Machine, Result
+from .machine import AGENT, COMMAND, KERNEL_LINE, Machine, Result
 
 NAME = "guest"
 VIRTAGENT, QEMU_GA = AGENTS = "virtagent", "qemu-ga"
@@ -162,14 +162,14 @@ class Domain(Guest):
         self.agent = agent
         self.wait_answer()
 
-    def wait_answer(self, timeout: float = 60) -> None:
+    def wait_answer(self, timeout: float = COMMAND) -> None:
         """Wait until a ping through libvirt is answered."""
         until(lambda: self.ping().code == 0, timeout, f"{self.agent} answers libvirt")
 
     def ping(self) -> Said:
         return self.virsh("qemu-agent-command", "--timeout", "5", command='{"execute": "guest-ping"}', check=False)
 
-    def virsh(self, *words: str, command: str = "", timeout: float = 120, check: bool = True) -> Said:
+    def virsh(self, *words: str, command: str = "", timeout: float = 2 * COMMAND, check: bool = True) -> Said:
         """Run `virsh WORD guest WORD...`; `command` comes last."""
         return self.libvirtd.virsh(*self.words(*words, command=command), timeout=timeout, check=check)
 

@@ -15,7 +15,7 @@ from typing import Any
 from .. import HarnessError
 from ..processes import until
 from . import image
-from .machine import Disk, Machine, Result, Transport
+from .machine import COMMAND, Disk, Machine, Result, Transport
 
 LATE = "org.virtagent.late"
 CONF = f"channel unix:/run/virtagent/virtagentd.sock\nchannel virtio\nchannel virtio:/dev/virtio-ports/{LATE}\n"
@@ -88,7 +88,7 @@ class Guest:
         self.machine.monitor("device_add", driver="virtserialport", chardev="late", name=LATE, id="port-late")
         return f"unix:{path}"
 
-    def sh(self, command: str, timeout: float = 60, *, check: bool = True) -> Result:
+    def sh(self, command: str, timeout: float = COMMAND, *, check: bool = True) -> Result:
         """Run a command line in the guest, by a shell that lies in RAM."""
         return self.machine.shell(command, timeout, check=check)
 
@@ -113,7 +113,7 @@ class Guest:
 
     def wait_agent(self) -> None:
         """Wait until systemd says that the agent is ready."""
-        self.sh("until systemctl -q is-active virtagentd; do usleep 100000; done", 120)
+        self.sh("until systemctl -q is-active virtagentd; do usleep 100000; done", 2 * COMMAND)
 
     def status(self) -> dict[str, Any]:
         """Return the status record; asked at the agent's port, where no other host may be."""

@@ -19,6 +19,7 @@ import psutil
 
 from .. import HarnessError, Unmet
 from ..processes import until, wait_gone
+from .machine import COMMAND
 
 PROGRAMS = {"libvirtd": "libvirt-daemon-system", "virsh": "libvirt-clients", "qemu-img": "qemu-utils"}
 DRIVER = "*/libvirt/connection-driver/libvirt_driver_qemu.so"
@@ -158,7 +159,7 @@ class Libvirtd:
             env={**os.environ, "LC_ALL": "C.UTF-8"},
         )
 
-    def virsh(self, *arguments: str, timeout: float = 120, check: bool = True) -> Said:
+    def virsh(self, *arguments: str, timeout: float = 2 * COMMAND, check: bool = True) -> Said:
         """Run virsh. Raises HarnessError if it fails, TimeoutError (it is killed then)."""
         began = time.monotonic()
         with self.begin(*arguments) as process:

@@ -18,8 +18,9 @@ from typing import Any
 from .. import HarnessError
 from .image import Base
 
-BOOT = 180.0  # seconds until the guest must have said something
-COMMAND = 60.0
+PATIENCE = float(os.environ.get("VIRTAGENT_VM_PATIENCE", "1"))  # on a busy machine: wait so many times as long
+BOOT = 180.0 * PATIENCE  # seconds until the guest must have said something
+COMMAND = 60.0 * PATIENCE
 AGENT = "org.qemu.guest_agent.0"
 KERNEL_LINE = (
     "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on net.ifnames=0 "
