@@ -11,7 +11,7 @@ from pathlib import Path
 from .. import Unmet
 from .image import TREE
 
-PARTS = ("agent", "supervisor", "host", "packaging", "scripts", "docs")
+PARTS = ("agent", "supervisor", "host", "kube", "packaging", "scripts", "docs")
 FILES = ("setup.cfg", "pyproject.toml", "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE")
 
 
