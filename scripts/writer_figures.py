@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,7 @@ CASES: dict[str, tuple[type[Server], str, list[str], str]] = {
     "Redis, append-only file": (databases.Redis, "redis", [], ""),
 }
 LONG = 4  # seconds that the UPDATE takes
+DIRTY = 60  # MiB
 HOOK = """#!/bin/sh
 # FLUSH TABLES WITH READ LOCK in a session that is kept by a background process, as QEMU's mysql-flush.sh does.
 case $1 in
@@ -151,13 +153,14 @@ class Pace:
 
 
 def still(rig: Rig, rounds: int, _only: str = "") -> None:
-    """Print how long another session stands still when a freeze comes, with and without a long statement."""
+    """Print how long another session stands still when a freeze comes: idle, a long statement, dirty data elsewhere."""
     servers: list[Server] = []
     setup = f"create database t;\n{INNODB}\ncreate table t.other (n int primary key);\ninsert into t.n values (1);"
     server, fs = serve(rig, servers, databases.MariaDb, [f"{FLUSH}1"], setup)
     assert isinstance(server, databases.MariaDb)
-    daemon = daemon_for(rig, server, fs, "mariadb", "--quiesce-limit", "30")
-    host = daemon.proxy()
+    beside = rig.fs("ext4", size=300 << 20)
+    daemon = daemon_for(rig, server, fs, "mariadb", "--quiesce-limit", "30", beside=[beside])
+    host = daemon.proxy(60)
     hook = server.run / "hook"
     hook.write_text(HOOK.format(run=server.run, client=" ".join(server.client)))
     hook.chmod(0o755)
@@ -165,49 +168,68 @@ def still(rig: Rig, rounds: int, _only: str = "") -> None:
     talk = peer.talk()
 
     def theirs() -> None:
-        assert talk.ask("guest-fsfreeze-freeze-list", {"mountpoints": [str(fs)]}) == {"return": 1}
-        assert talk.ask("guest-fsfreeze-thaw") == {"return": 1}
+        assert talk.ask("guest-fsfreeze-freeze-list", {"mountpoints": [str(fs), str(beside)]}) == {"return": 2}
+        assert talk.ask("guest-fsfreeze-thaw") == {"return": 2}
 
     def ours(choice: str) -> Callable[[], None]:
         def freeze() -> None:
-            assert host.va.fsfreeze({"writers": choice}) == 1
-            assert host.va.fsthaw() == 1
+            assert host.va.fsfreeze({"writers": choice}) == 2
+            assert host.va.fsthaw() == 2
 
         return freeze
 
+    def nothing() -> None:
+        return
+
+    def dirty() -> Callable[[], None]:
+        with open(beside.path / "dirty", "wb") as file:
+            for _ in range(DIRTY):
+                file.write(os.urandom(1 << 20))
+        return nothing
+
     ways = {"no writer": ours("none"), "ours": ours("all"), "qemu-ga, hook with FTWRL": theirs}
-    say(f"| longest standstill of another session, ms | idle | under an UPDATE of {LONG} s |\n|---|---|---|")
-    for name, way in ways.items():
-        cells = [
-            medians([one_freeze(server, way, long) for _ in range(rounds if not long else max(3, rounds // 3))])
-            for long in (False, True)
-        ]
-        say(f"| {name} | {' | '.join(cells)} |")
+    loads: dict[str, Callable[[], Callable[[], None]]] = {
+        "idle": lambda: nothing,
+        f"under an UPDATE of {LONG} s": lambda: updating(server),
+        f"{DIRTY} MiB dirty on another file system": dirty,
+    }
+    found: dict[tuple[str, str], list[float]] = {}
+    # The ways in turn, so that a machine that is busy for a while is so for all of them.
+    for load, begin in loads.items():
+        for _ in range(max(3, rounds // 3) if "UPDATE" in load else rounds):
+            for name, way in ways.items():
+                found.setdefault((name, load), []).append(one_freeze(server, way, begin))
+    say(f"| longest standstill of another session, ms | {' | '.join(loads)} |\n|---|{'---|' * len(loads)}")
+    for name in ways:
+        say(f"| {name} | {' | '.join(medians(found[name, load]) for load in loads)} |")
     talk.close()
     peer.close()
     server.stop()
     daemon.stop()
 
 
-def one_freeze(server: databases.MariaDb, way: Callable[[], None], long: bool) -> float:
+def updating(server: databases.MariaDb) -> Callable[[], None]:
+    """Begin a long UPDATE; return what waits for its end."""
+    client = databases.Client([*server.client, "t"])
+    busy = threading.Thread(target=client.ask, args=(f"update n set n = n where sleep({LONG}) = 0; select 1;",))
+    busy.start()
+    running = "select info from information_schema.processlist where info like 'update%';"
+    until(lambda: "sleep(" in server.ask(running), 10, "the UPDATE runs")
+
+    def end() -> None:
+        busy.join(60)
+        client.close()
+
+    return end
+
+
+def one_freeze(server: databases.MariaDb, way: Callable[[], None], begin: Callable[[], Callable[[], None]]) -> float:
     pace = Pace(server)
-    updating = databases.Client([*server.client, "t"]) if long else None
-    busy = None
-    if updating is not None:
-        busy = threading.Thread(target=updating.ask, args=(f"update n set n = n where sleep({LONG}) = 0; select 1;",))
-        busy.start()
-        until(
-            lambda: (
-                "sleep(" in server.ask("select info from information_schema.processlist where info like 'update%';")
-            ),
-            10,
-            "the UPDATE runs",
-        )
+    until(lambda: pace.longest > 0, 60, "it inserts")
+    end = begin()
     pace.begin()
     way()
-    if busy is not None and updating is not None:
-        busy.join(60)
-        updating.close()
+    end()
     return pace.close()
 
 

@@ -44,14 +44,24 @@ def serve(rig: Rig, servers: list[Server], kind: type[Server], options: list[str
 
 
 def daemon_for(
-    rig: Rig, server: Server, fs: LoopFs, kind: str, *options: str, more: str = "", **others: object
+    rig: Rig,
+    server: Server,
+    fs: LoopFs,
+    kind: str,
+    *options: str,
+    more: str = "",
+    beside: Sequence[LoopFs] = (),
+    **others: object,
 ) -> Daemon:
-    """Start the daemon, with the server as its writer `db`; `more` are further lines of its file."""
+    """Start the daemon, with the server as its writer `db`; `more` are further lines of its file.
+
+    It freezes `fs`, and those `beside`.
+    """
     folder = rig.area.fresh("writers.d")
     folder.mkdir(mode=0o700)
     where = f"{server.run}/s" if kind != "postgresql" else str(server.run)
     (folder / "db.conf").write_text(f"type {kind}\nsocket {where}\n{more}")
-    return rig.daemon([fs], ["--writers-dir", str(folder), *options], **others)  # type: ignore[arg-type]
+    return rig.daemon([fs, *beside], ["--writers-dir", str(folder), *options], **others)  # type: ignore[arg-type]
 
 
 def lost_in(rig: Rig, kind: type[Server], options: list[str], image: Path, sure: Sequence[int]) -> int:

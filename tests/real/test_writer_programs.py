@@ -60,7 +60,8 @@ class Operator:
         return path
 
     def noting(self, name: str) -> Path:
-        text = '#!/bin/sh\necho "{n} $* $VIRTAGENT_VERDICT" >>{at}/calls\n[ ! -e "{at}/{n}.$1.fail" ] || exit 3\n'
+        text = '#!/bin/sh\necho "{n} $* $VIRTAGENT_VERDICT" >>{at}/calls\n'
+        text += 'id -un >"{at}/{n}.user"\n[ ! -e "{at}/{n}.$1.fail" ] || exit 3\n'
         return self.program(name, text.format(n=os.path.basename(name), at=self.at))
 
     def writer(self, text: str, name: str = "app") -> None:
@@ -317,6 +318,7 @@ def test_a_pair(rig: Rig, operator: Operator) -> None:
     assert operator.calls == ["hold it a b c"]
     assert host.va.fsthaw() == 1
     assert operator.calls == ["hold it a b c", "go x good"]
+    assert {(operator.at / f"{name}.user").read_text() for name in ("hold it", "go")} == {"nobody\n"}
     operator.switch("hold it.a.fail")
     assert f"{holds} a b c ended with exit code 3" in refused(host.va.fsfreeze)
     assert operator.calls[2:] == ["hold it a b c", "go x bad"]
