@@ -16,6 +16,8 @@ from harness.namespace import Area
 from harness.rig import Rig
 from virtagent.supervisor.io.journal import boot_id
 
+pytestmark = pytest.mark.timeout(240)  # an installation asks pip for packages
+
 TREE = Path(__file__).resolve().parents[2]
 PLACES = {
     "etc/systemd/system/virtagentd.service",
