@@ -160,11 +160,17 @@ class Writers:
         self._advance(turn)
 
     def release_due(self, turn: Turn) -> None:
-        """Wait no longer for those that are not let go: they are stuck."""
+        """Wait no longer for those that are not let go: they are stuck, and none waits for another any more."""
         for writer in self._unreleased():
+            if writer.let_go:
+                writer.worker = 0  # it holds nothing: whenever its process ends will do
+                continue
             if writer.state not in (*_FAILED, _S.RELEASING):
                 self._take(turn, writer, _E.RELEASE)
             self._not_undone(turn, writer, writer.error or "it does not end")
+            worker = self._workers.get(writer.worker)
+            if worker is not None and worker.alive and writer.asked is not Step.RELEASE:
+                self._tell(turn, writer, Step.RELEASE, writer.config.release_limit)
         self._advance(turn)
 
     def found(self, turn: Turn, names: Iterable[str]) -> None:
@@ -287,7 +293,7 @@ class Writers:
     def _fails(self, turn: Turn, writer: Writer, event: WriterEvent, why: str) -> None:
         """Take note that it refuses, overran or is lost: that refuses the freeze if it is required and not too late."""
         before = writer.state
-        if before in _FAILED or before is _S.RELEASING:
+        if before in (*_FAILED, _S.RELEASING, _S.STUCK):
             return
         self._take(turn, writer, event, why)
         if writer.config.required and before is not _S.CONFIRMED:
@@ -373,7 +379,8 @@ class Writers:
 
     def _tell(self, turn: Turn, writer: Writer, step: Step, limit: float) -> None:
         writer.asked, writer.since = step, turn.now
-        turn.tell(writer.worker, messages.Act(step.value, limit, self._verdict))
+        early = step is Step.RELEASE and self._step is not Step.RELEASE  # whether the freeze is good is not known yet
+        turn.tell(writer.worker, messages.Act(step.value, limit, BAD if early else self._verdict))
         self._limit(turn, writer, _PHASES.get(step, Phase.RELEASE), limit + LATER)
 
     def _limit(self, turn: Turn, writer: Writer, phase: Phase, limit: float) -> None:

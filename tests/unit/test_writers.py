@@ -314,11 +314,62 @@ def test_one_that_is_not_required_does_not_hinder() -> None:
     call, freezer = played.begin("a", "b")
     played.acted("a", "prepare", "refused", "no")
     played.acted("b", "prepare")
-    assert played.orders("a")[-1].step == "release"
+    release = played.orders("a")[-1]
+    assert (release.step, release.verdict) == ("release", "bad"), "nobody knows yet that the freeze will be good"
     synced(played, freezer)
     played.acted("b", "quiesce")
     assert messages.Proceed in played.told(freezer)
     assert not call.answered
+
+
+@pytest.mark.parametrize("then", ["lets go", "is lost", "hangs"])
+def test_one_that_waits_for_another_to_be_let_go_is_not_held_when_that_does_not_end(then: str) -> None:
+    played = Played(config("a", "postgresql"), config("b", after=("a",)))
+    drive = played.drive
+    _, freezer = played.begin("a", "b")
+    for step in ("prepare", "quiesce"):
+        for name in ("a", "b"):
+            played.acted(name, step)
+        if step == "prepare":
+            synced(played, freezer)
+    thaw = drive.ask("va.fsthaw")
+    drive.die(freezer)
+    assert [played.orders(name)[-1].step for name in ("a", "b")] == ["quiesce", "release"]
+    drive.wait(22)
+    assert played.worker("b") in drive.killed, "and it does not die"
+    assert thaw.answered
+    assert played.orders("a")[-1].step == "release"
+    if then == "is lost":
+        played.acted("a", "held", "lost", "the session has ended")
+    if then == "hangs":
+        drive.wait(16)
+        assert played.worker("a") in drive.killed
+        drive.die(played.worker("a"))
+        drive.wait(2)
+        assert drive.workers("unlatch") or played.writer("a").state == "released"
+    else:
+        played.acted("a", "release")
+        assert played.writer("a").state == "released"
+
+
+def test_one_that_has_let_go_and_does_not_end_is_waited_for_no_longer_than_the_others() -> None:
+    played = Played(config("a"))
+    drive = played.drive
+    _, freezer = played.begin("a")
+    played.acted("a", "prepare")
+    drive.die(freezer)
+    thaw = drive.ask("va.fsthaw")
+    played.acted("a", "release")
+    drive.report(played.worker("a"), messages.Done(""))
+    assert not thaw.answered
+    drive.wait(22)
+    assert played.worker("a") in drive.killed, "and it does not die"
+    assert thaw.answered
+    assert played.writer("a").state == "released"
+    again, _ = played.begin("a")
+    drive.die(max(w for w, spawn in drive.spawned.items() if spawn.rpc == "writer" and w != played.worker("a")))
+    assert [order.step for order in played.orders("a")] == ["prepare"]
+    assert not again.answered
 
 
 def test_after_is_the_order_of_quiesce_and_backwards_of_release() -> None:
