@@ -21,10 +21,12 @@ from virtagent.supervisor.core import (
     freeze,
     ledger,
     news,
+    participation,
     pending,
     recovery,
     reports,
     transaction,
+    writers,
 )
 
 _F, _E = FreezeState, FreezeEvent
@@ -201,6 +203,45 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
     ),
     "outermost is not first": (Edit(script.FileSystems.thaw, "waiting.isdisjoint(fs.hosts)", "True"),),
     "the script ends with what it could not thaw": (Edit(script.FreezeScript._thaw, "(yield steps.Alone())", "False"),),
+    # writers, and the instant
+    "writers are let go before the thaw": (
+        Edit(
+            freeze.Freeze._do_tell_keeper_to_thaw,
+            "self._workers.arm(turn, keeper, REACT_GRACE)",
+            "self._workers.arm(turn, keeper, REACT_GRACE); self._writers.release(turn, GOOD)",
+        ),
+    ),
+    "the freeze goes on before all writers have quiesced": (
+        Edit(freeze.Freeze.proceed_if_ready, "transaction.goes and self._writers.quiesced", "transaction.goes"),
+    ),
+    "frozen is told before all writers have confirmed": (
+        Edit(participation.Participation._go_on, "if writers.confirmed:", "if True:"),
+    ),
+    "a writer that is lost while it holds does not refuse the freeze": (
+        Edit(writers.Writers._fails, "before is not _S.CONFIRMED", "before in (_S.PREPARING, _S.READY)"),
+    ),
+    "what the worker of a writer leaves is not undone": (
+        Edit(writers.Writers._begin_release, "self._undo(turn, writer)", 'self._let_go(turn, writer, "")'),
+    ),
+    "an undo that failed is not tried again": (
+        Edit(writers.Writers._not_undone, "turn.arm(writer.key, writer.backoff)", "pass"),
+    ),
+    "what an earlier agent left set is forgotten": (Edit(writers.Writers.found, "writer.set = True", "pass"),),
+    "writers are told that a broken freeze was good": (
+        Edit(freeze.Freeze._do_settle, "GOOD if transaction.verdict_good else BAD", "GOOD"),
+    ),
+    "a writer that refuses is told that the freeze was good": (
+        Edit(writers.Writers._tell, "BAD if early else self._verdict", "self._verdict"),
+    ),
+    "one that waits for a writer which does not end stays held": (
+        Edit(writers.Writers.release_due, "if worker is not None", "if False and worker is not None"),
+    ),
+    "writers are quiesced in any order": (Edit(writers.Writers._advance, "if not any(", "if True or not any("),),
+    "a writer that is stopped has no limit": (Edit(writers.Writers._tell, "limit + LATER)", "0)"),),
+    "the instant is not waited for": (Edit(freeze.Freeze._await_instant, "if left > 0 and", "if False and"),),
+    "a later va.fsgo leaves the old instant": (
+        Edit(freeze.Freeze.go, "transaction.starts_at = turn.at_time(at)", "pass"),
+    ),
     # answers
     "the thaw is answered before all is thawed": (Row(_F.FROZEN, _E.THAW_ASKED, {"action": "settle"}),),
     "a call that waits is forgotten when its worker dies": (

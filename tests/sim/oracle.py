@@ -20,21 +20,22 @@ from virtagent.supervisor.core.engine import Engine
 from virtagent.supervisor.core.freeze import REACT_GRACE
 
 from .kernel import FLOWS, FileSystem
+from .pairing import Pairing, Violation
 
 if TYPE_CHECKING:
+    from virtagent.agent.api.writers import Step
+
     from .process import Process
     from .world import Asked, World
+    from .writer import App, WriterProcess
 
 THAWS = ("va.fsthaw", "guest-fsfreeze-thaw")
 FREEZES = ("va.fsfreeze", "guest-fsfreeze-freeze")
 ACTS = (*THAWS, *FREEZES, "va.fshold")
 SLACK = 0.1
+WALL = 1.7e9
 _UNDER_WAY = (FreezeState.INPROGRESS, FreezeState.THAWINPROGRESS)
 _BROKEN = re.compile(r"freeze (\d+) was broken")
-
-
-class Violation(AssertionError):
-    """A promise is broken."""
 
 
 class Frozen:
@@ -75,8 +76,25 @@ class Oracle:
         self._told_good: set[int] = set()
         self._alone: set[int] = set()
         self._late_since: tuple[Process, float] | None = None
+        self._pairing = Pairing(world, WALL)
 
     # -- what happens
+
+    def begins(self) -> None:
+        """Take note that a freeze worker was forked."""
+        self._pairing.begins()
+
+    def app_held(self, app: App) -> None:
+        """Take note that an application comes to be held."""
+        self._pairing.held(app)
+
+    def app_let_go(self, app: App, worker: WriterProcess) -> None:
+        """Take note that a worker lets an application go."""
+        self._pairing.let_go(app, worker)
+
+    def writer_acts(self, worker: WriterProcess, step: Step, verdict: str) -> None:
+        """Take note of what a writer's worker is told."""
+        self._pairing.acts(worker, step, verdict, self._freeze)
 
     def changed(self, fs: FileSystem) -> None:
         """Take note that the kernel has frozen or thawed a file system."""
@@ -107,6 +125,7 @@ class Oracle:
         if operation is not Operation.FREEZE:
             return
         world = self._world
+        self._pairing.not_before(f"FIFREEZE of /srv/{index}")
         if index not in process.announced:
             raise Violation(f"write-ahead: FIFREEZE of /srv/{index} before the supervisor could know")
         journal = world.journal
@@ -177,7 +196,7 @@ class Oracle:
             self._ends_early(event)
             self._state = state
             if state == FreezeState.FROZEN:
-                self._begin(event)
+                self._begin()
             elif state == FreezeState.INPROGRESS and self._freeze is not None:
                 self._freeze.over = True
 
@@ -190,12 +209,9 @@ class Oracle:
         if self._world.now < promised - SLACK:
             raise Violation(f"promise 5: the hold was promised until {promised}, and is ended now")
 
-    def _begin(self, event: events.Event) -> None:
-        assert isinstance(event, events.Reported)
-        supervisor = self._world.supervisor
-        assert supervisor is not None
-        process = supervisor.children[event.worker].process
-        assert isinstance(event.message, messages.Frozen)
+    def _begin(self) -> None:
+        process = self._world.freezer
+        assert process is not None
         freeze = self._freeze = Frozen(self._ids.get(process.pid, 0), process)
         self._late_since = None
         self._world.moment += 1
@@ -208,6 +224,7 @@ class Oracle:
         """Judge the state after the effects of an event."""
         if self._state == FreezeState.THAWED:
             self._nothing_frozen("state THAWED")
+            self._pairing.told_last(engine.freeze.history.last, self._freeze)
 
     def _nothing_frozen(self, when: str) -> None:
         for fs in self._world.kernel.every:
@@ -244,6 +261,9 @@ class Oracle:
             freeze = self._freeze
             if freeze is None or value != len(freeze.process.held):
                 raise Violation(f"promise 5: {value} file systems were said to be frozen, in truth {freeze}")
+            self._pairing.told_frozen(freeze.process)
+        elif call.method == "va.fsgo" and value == 1:
+            self._pairing.goes(float(call.params[0]) if call.params else 0.0)
 
     def _thaw_answered(self, value: Any) -> None:
         freeze = self._freeze
@@ -304,6 +324,7 @@ class Oracle:
         if supervisor is None or supervisor.stopped:
             self._late_since = None
             return
+        self._pairing.quiet(supervisor.engine)
         wakes = supervisor.wakes_for_the_freeze()
         if self._state in _UNDER_WAY and not wakes:
             raise Violation(f"promise 2: in state {FreezeState(self._state).name} the supervisor waits without limit")
@@ -353,6 +374,7 @@ class Oracle:
         for fs in self._world.kernel.every:
             if fs.frozen in self._alone:
                 raise Violation(f"promise 3: /srv/{fs.index} stays frozen after the supervisor's death")
+        self._pairing.nobody_holds()
 
     def at_rest(self) -> None:
         """Judge the end: calm has lasted long enough."""
@@ -369,5 +391,6 @@ class Oracle:
         for call in world.asked.values():
             if not call.answers and not call.lost:
                 raise Violation(f"{call.method} was never answered")
+        self._pairing.nobody_is_held("long after the last fault")
         if supervisor.timers.nearest() is not None:
             raise Violation("the supervisor still waits for something")

@@ -64,7 +64,8 @@ class Process:
     """One worker. `name` is its number in the storm, the same in each run of that storm.
 
     `counters`: it could read what is written to the disks, None if it has not looked; `told_counts`: what it read then
-    and when it began to thaw is in its pipe.
+    and when it began to thaw is in its pipe. `first_freeze` and `last_freeze` are the moments of its first FIFREEZE's
+    begin and its last one's success. `tells_thawed`: it has ended, and says so to the writers.
     """
 
     def __init__(self, world: World, name: int, pid: int, number: int, rpc: str, args: Mapping[str, Any]) -> None:
@@ -74,6 +75,7 @@ class Process:
         self.number = number
         self.rpc = rpc
         self.row = RPCS[rpc]
+        self.args = args
         self.script: Script[int] | None = SCRIPTS.get(rpc, _nothing)(args)
         self.outlives = self.row.outlives
         self.parent: object = None
@@ -88,7 +90,8 @@ class Process:
         self.granted: set[float] = set()
         self.thaws = self.distrusted = False
         self.counters: bool | None = None
-        self.told_counts = False
+        self.told_counts = self.tells_thawed = False
+        self.first_freeze = self.last_freeze = 0
         self.stopped = False
         self.ended = 0
         self.signal = 0
@@ -221,6 +224,7 @@ class Process:
             thread.error = error
             if operation is Operation.FREEZE and not error:
                 self.froze.add(thread.index)
+                self.last_freeze = self.world.moment
             if self.killed:
                 del self.threads[thread.index]
                 if not self.threads:
@@ -230,6 +234,8 @@ class Process:
                 thread.error = NOT_BEGUN
             else:
                 self.world.oracle.enters(self, thread.index, operation)
+                if operation is Operation.FREEZE:
+                    self.first_freeze = self.first_freeze or self.world.moment
                 thread.call = Call(self.pid, self.world.kernel.every[thread.index], operation)
         else:
             result = Result(thread.index, operation, thread.error, os.strerror(thread.error) if thread.error else "")
@@ -277,8 +283,10 @@ class Process:
                 if self._do(step):
                     return
         except StopIteration as end:
+            self.tells_thawed = True
             self._finish(messages.Done(end.value))
         except Fault as fault:
+            self.tells_thawed = fault.code is not Code.FAILED
             self._finish(messages.Failed(int(fault.code), fault.text))
         except Exception as error:
             if not isinstance(error, OSError):

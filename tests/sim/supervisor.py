@@ -17,9 +17,11 @@ from virtagent.supervisor.core.compensation import RETRY
 from virtagent.supervisor.core.engine import Engine
 from virtagent.supervisor.core.inline import HANDLERS
 from virtagent.supervisor.core.timing import Key
+from virtagent.supervisor.core.writers import PATIENCE, RELEASE
 from virtagent.supervisor.io.timers import Timers
 
 from . import process
+from .writer import WriterProcess
 
 if TYPE_CHECKING:
     from .process import Process
@@ -30,6 +32,9 @@ _SIGNALS = {
     signal.SIGHUP: events.Reload,
     signal.SIGUSR1: events.ShowStatus,
 }
+
+
+_OURS = ("thaw", "writer", "unlatch")
 
 
 class Died(BaseException):
@@ -75,6 +80,7 @@ class Supervisor:
         self.inbox: deque[events.Event] = deque()
         self.stopped = False
         self.quit = False
+        self._lifeline: Process | None = None
         self._ready: deque[tuple[Any, Any]] = deque()
         self._untaken: list[events.Answer] = []
         self.apply = {
@@ -94,7 +100,9 @@ class Supervisor:
             events.KeepHandle: lambda _: None,
             events.KeepFreeze: self._keep_freeze,
         }
-        self._first: events.Event | None = found or events.Woken()
+        self._first = deque[events.Event]([found or events.Woken()])
+        if left := sorted(app.name for app in world.apps.values() if app.recorded):
+            self._first.append(events.LatchesFound(tuple(left)))
 
     # -- the loop
 
@@ -102,7 +110,7 @@ class Supervisor:
         """Whether there is something for it to do."""
         if self.stopped:
             return False
-        if self._first is not None or self._ready or self.signals or self.inbox:
+        if self._first or self._ready or self.signals or self.inbox:
             return True
         if self._untaken and not self.world.hosts_slow:
             return True
@@ -116,9 +124,8 @@ class Supervisor:
 
     def step(self) -> None:
         """Take one thing of those that were ready at the last look, or look again."""
-        if self._first is not None:
-            event, self._first = self._first, None
-            self.feed(event)
+        if self._first:
+            self.feed(self._first.popleft())
             return
         if not self._ready:
             self._look()
@@ -201,9 +208,11 @@ class Supervisor:
         world.oracle.acted(self.engine)
 
     def wakes_for_the_freeze(self) -> list[float]:
-        """Return the seconds at which it wakes for a worker that freezes or thaws, or to thaw again."""
-        those = [n for n, child in self.children.items() if child.process.row.compensation or child.process.thaws_only]
-        return self.timers.of([RETRY, *(("core", "worker", number) for number in those)])
+        """Return the seconds at which it wakes for a worker of a freeze, to thaw again, or for a writer."""
+        those = [
+            n for n, child in self.children.items() if child.process.row.compensation or child.process.rpc in _OURS
+        ]
+        return self.timers.of([RETRY, RELEASE, PATIENCE, *(("core", "worker", number) for number in those)])
 
     def seq(self) -> int:
         """Return the number of the present status record."""
@@ -233,6 +242,10 @@ class Supervisor:
         child = world.fork(spawn.worker, spawn.rpc, spawn.args)
         child.parent = child.forked_by = self
         self.children[spawn.worker] = Child(spawn.worker, child)
+        if spawn.lifeline is events.Lifeline.HOLD:
+            self._lifeline = child
+        if isinstance(child, WriterProcess):
+            child.lifeline = self._lifeline if spawn.lifeline is events.Lifeline.WATCH else None
         return events.Spawned(spawn.worker, child.pid)
 
     def _adopt(self, adopt: events.Adopt) -> events.Event | None:

@@ -12,18 +12,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from virtagent.agent.api.records import Mount, Plan
+from virtagent.agent.api.writers import WriterConfig
 from virtagent.supervisor.config import Config
 from virtagent.supervisor.core import events
 
 from . import process
 from .kernel import FLOWS, FOREIGNER, FileSystem, Kernel
-from .oracle import Oracle, Violation
+from .oracle import WALL, Oracle
+from .pairing import Violation
 from .process import Process
 from .supervisor import Died, Supervisor
+from .writer import App, process_of
 
 PEER = events.Peer("unix:/run/a", "pid:1,uid:0")
 BEGIN = 1000.0
-WALL = 1.7e9
 
 
 @dataclass(slots=True)
@@ -36,15 +38,20 @@ class Asked:
     sent: int
     answers: list[Any] = field(default_factory=list)
     lost: bool = False
+    params: Any = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What is mounted: for each file system on which others it lies in truth, and whether the plan knows that."""
+    """What is mounted: for each file system on which others it lies in truth, and whether the plan knows that.
+
+    `writers` are the applications that take part.
+    """
 
     below: tuple[tuple[int, ...], ...]
     known: tuple[bool, ...]
     supported: tuple[bool, ...]
+    writers: tuple[WriterConfig, ...] = ()
 
 
 class World:
@@ -54,7 +61,9 @@ class World:
         self.now = BEGIN
         self.moment = 0
         self.trace = trace
-        self.config = Config(**limits)
+        self.config = Config(**limits, every_writer=layout.writers)
+        self.apps = {one.name: App(one) for one in layout.writers}
+        self.freezer: Process | None = None
         self.layout = layout
         below: dict[int, frozenset[int]] = {}
         for i in reversed(range(len(layout.below))):  # each lies on later ones only
@@ -233,8 +242,11 @@ class World:
     def fork(self, number: int, rpc: str, args: Mapping[str, Any]) -> Process:
         """Fork a worker."""
         self.forked += 1
-        child = Process(self, self.forked, 5000 + self.forked, number, rpc, args)
+        child = process_of(rpc)(self, self.forked, 5000 + self.forked, number, rpc, args)
         self.processes.append(child)
+        if rpc == "va.fsfreeze":
+            self.freezer = child
+            self.oracle.begins()
         self.forget()
         self.count(f"fork of {rpc}")
         return child
@@ -276,7 +288,7 @@ class World:
             self.connections.add(connection)
         self._last_token += 1
         self.moment += 1
-        call = Asked(connection, self._last_token, method, self.moment)
+        call = Asked(connection, self._last_token, method, self.moment, params=params)
         self.asked[connection, call.token] = call
         wall = WALL + self.now
         given = dict(params) if isinstance(params, Mapping) else list(params)
@@ -364,6 +376,8 @@ class World:
         self.no_threads = self.forks_fail = self.journal_fails = self.pipes_full = self.hosts_slow = False
         self.no_counters = False
         self.dies_in = 0
+        for app in self.apps.values():
+            app.refuses = app.hangs = app.undo_fails = False
         for fs in self.kernel.every:
             fs.errors.clear()
         for one in self.processes:
