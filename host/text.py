@@ -268,11 +268,17 @@ def writer_row(writer: WriterStatus) -> tuple[str, ...]:
     stood = f"held {duration(writer.seconds.held)}" if writer.seconds.held >= 0 else ""
     facts = [
         "" if writer.required else "not required",
-        *(f"{name} {value}" for name, value in writer.info.items()),
+        *(f"{name} {_fact(value)}" for name, value in writer.info.items()),
         f"NOT FROZEN: {', '.join(writer.not_frozen)}" if writer.not_frozen else "",
         writer.error,
     ]
     return writer.name, writer.type, writer.state, stood, ", ".join(fact for fact in facts if fact)
+
+
+def _fact(value: str) -> str:
+    """Return what a writer tells for one line: a file of many is for the report."""
+    lines = value.count("\n")
+    return f"of {count(lines, 'line')}" if lines else printable(value)
 
 
 def left_out_row(left: LeftOut) -> tuple[str, ...]:

@@ -102,6 +102,7 @@ _OPTIONS: Mapping[str, Callable[[str], Any]] = {
     "after": _names,
     "paths": _paths,
     "path": _absolute,
+    "backup-mode": _truth,
     "user": _text,
     "client": _absolute,
     "client-options": _words,

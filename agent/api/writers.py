@@ -50,7 +50,8 @@ class WriterConfig:
     that is told the steps, `freeze` and `thaw` are two that are called; `verdict`: tell whether the freeze was good.
     `prepare` to `release` are statements for the steps, `undo` those that undo what they set beyond the session;
     `sentinel` is one that answers what stands for {}. `login_script` has the client make itself
-    known; `login` is a name for that, whose password `password_file` has.
+    known; `login` is a name for that, whose password `password_file` has. `backup_mode`: have the server keep what a
+    backup of it needs to be restored.
     """
 
     name: str
@@ -77,6 +78,7 @@ class WriterConfig:
     login_script: str = ""
     login: str = ""
     password_file: str = ""
+    backup_mode: bool = False
     prepare_limit: float = -1
     quiesce_limit: float = -1
     confirm_limit: float = -1
@@ -110,7 +112,7 @@ TYPES: Mapping[str, WriterType] = {
     "mongodb": WriterType(Hold.LATCH, (*_CLIENT, "login-script")),
     "mysql": WriterType(Hold.SESSION, _CLIENT, latches=True, silent=True),
     "pair": WriterType(Hold.LATCH, ("freeze", "thaw", "user", "when"), ("freeze", "thaw")),
-    "postgresql": WriterType(Hold.SESSION, _CLIENT, silent=True),
+    "postgresql": WriterType(Hold.SESSION, (*_CLIENT, "backup-mode"), silent=True),
     "redis": WriterType(Hold.LEASE, ("socket", "login", "password-file"), latches=True),
     "sql": WriterType(
         Hold.SESSION,

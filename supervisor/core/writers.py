@@ -267,6 +267,7 @@ class Writers:
         if acted.step == Step.RELEASE.value and acted.outcome == "ok":
             if acted.text and writer.state is _S.RELEASING and hold(writer.config) is not Hold.LATCH:
                 self._breaks(writer, acted.text)  # since when, nobody knows
+            writer.info |= {name: str(value) for name, value in acted.info.items()}
             self._let_go(turn, writer, acted.text)
             return ""
         if writer.asked is Step.RELEASE and acted.step in _STEPS:

@@ -35,10 +35,10 @@ def restored(rig: Rig, image: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-def backed_up(rig: Rig, made: Made, kind: str) -> tuple[Path, Info, set[int]]:
+def backed_up(rig: Rig, made: Made, kind: str, more: str = "") -> tuple[Path, Info, set[int]]:
     """Insert all the time, take an image in the middle; return it, its position, and all that was acknowledged."""
     server, fs = made
-    daemon = daemon_for(rig, server, fs, kind)
+    daemon = daemon_for(rig, server, fs, kind, more=more)
     host = daemon.proxy()
     acknowledged: list[int] = []
     stop = threading.Event()
@@ -51,6 +51,7 @@ def backed_up(rig: Rig, made: Made, kind: str) -> tuple[Path, Info, set[int]]:
         info = daemon.status()["writers"][0]["info"]
         shutil.copyfile(fs.image, image)
         assert host.va.fsthaw() == 1
+        info = daemon.status()["last"]["writers"][0]["info"] | info
         before = len(acknowledged)
         until(lambda: len(acknowledged) > before + 300, 60, "it goes on")
     finally:
@@ -84,13 +85,15 @@ def test_mariadb_image_and_binary_log(rig: Rig, servers: list[Server]) -> None:
         again.stop()
 
 
-def test_postgresql_image_and_archived_log(rig: Rig, servers: list[Server]) -> None:
+@pytest.mark.parametrize("label", [False, True])
+def test_postgresql_image_and_archived_log(rig: Rig, servers: list[Server], label: bool) -> None:
     archive = rig.area.fresh("archive")
     archive.mkdir()
     archive.chmod(0o777)
     options = ["-c", "archive_mode=on", "-c", f"archive_command=cp %p {archive}/%f"]
     made = serve(rig, servers, databases.PostgreSql, options, "create table n (n int primary key);")
-    image, info, acknowledged = backed_up(rig, made, "postgresql")
+    image, info, acknowledged = backed_up(rig, made, "postgresql", "backup-mode yes\n" if label else "")
+    assert ("backup_label" in info) == label
     server, _ = made
     last = server.ask("select pg_walfile_name(pg_switch_wal());").strip()
     until(lambda: (archive / last).exists(), 30, "the log is archived")
@@ -98,7 +101,10 @@ def test_postgresql_image_and_archived_log(rig: Rig, servers: list[Server]) -> N
         options = ["-c", f"restore_command=cp {archive}/%f %p"]
         (place / "data" / "postmaster.pid").unlink()  # of a server that runs here still, but not where one restores
         (place / "data" / "recovery.signal").touch()
-        shutil.chown(place / "data" / "recovery.signal", "postgres", "postgres")
+        if label:
+            (place / "data" / "backup_label").write_text(info["backup_label"])
+        for name in ("recovery.signal", *["backup_label"] * label):
+            shutil.chown(place / "data" / name, "postgres", "postgres")
         again = databases.PostgreSql(place, rig.area.fresh("run"), options)
         servers.append(again)
         again.start()

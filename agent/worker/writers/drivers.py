@@ -20,6 +20,10 @@ class Driver(Protocol):
     def fds(self) -> tuple[int, ...]:
         """What becomes readable, between two steps, if the hold is lost."""
 
+    @property
+    def told(self) -> Mapping[str, str]:
+        """What whoever restores wants to know, and is known only after `release`."""
+
     def prepare(self, until: float) -> Info:
         """Connect, check, flush."""
 

@@ -7,7 +7,8 @@ it again would do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ...api.writers import Step, WriterConfig
@@ -32,6 +33,7 @@ class Hooks:
         self._calls: list[Call] = []
 
     fds: tuple[int, ...] = ()
+    told: Mapping[str, str] = MappingProxyType({})
 
     def prepare(self, until: float) -> Info:
         """Look for the programs; call them if that is to be done before the sync. Raises Refused, Interrupted."""

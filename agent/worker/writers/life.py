@@ -217,7 +217,7 @@ class _Life:
             wrong = self._driver.release(time.monotonic() + limit, verdict)
         except Refused as error:
             raise Fault(Code.FAILED, str(error)) from None  # what it has set is on record: another worker tries again
-        self._worker.reporter.send(messages.Acted("release", "ok", wrong, {}))
+        self._worker.reporter.send(messages.Acted("release", "ok", wrong, dict(self._driver.told)))
         return wrong
 
     def _enter(self, state: str) -> None:

@@ -12,6 +12,8 @@ import contextlib
 import os
 import shlex
 import subprocess
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ...api.errors import no_more
@@ -29,6 +31,8 @@ Info = dict[str, Any]
 
 class Live:
     """One program."""
+
+    told: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, config: WriterConfig, latch: Latch, waits: Waits, _at_most: float = 0.0) -> None:
         self._config = config

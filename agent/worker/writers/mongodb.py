@@ -11,6 +11,8 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ...api.writers import WriterConfig
@@ -36,6 +38,7 @@ class MongoDb:
         self._client: Client | None = None
 
     fds: tuple[int, ...] = ()  # with its session nothing is lost: the lock stays
+    told: Mapping[str, str] = MappingProxyType({})
 
     def prepare(self, until: float) -> Info:
         """Connect and check. Raises Refused, Interrupted."""

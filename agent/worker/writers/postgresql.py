@@ -12,11 +12,18 @@ from typing import Any
 from ...api.writers import WriterConfig
 from .client import LOOK_GRACE, Client
 from .session import ClientSession
-from .step import Waits, wait
+from .step import Refused, Waits, wait, whole
 
 Info = dict[str, Any]
 # A statement that is logged would wait for the log's file system (a superuser may change these for a session).
 _SILENT = "set log_statement = none; set log_min_duration_statement = -1; set log_duration = off"
+GOOD = "good"
+_START = "select pg_backup_start('virtagent', fast => true)"
+# In hexadecimal digits: both are of many lines.
+_STOP = (
+    "select encode(convert_to(labelfile, 'UTF8'), 'hex'), encode(convert_to(spcmapfile, 'UTF8'), 'hex')"
+    " from pg_backup_stop(wait_for_archive => false)"
+)
 _SPACES = "select pg_tablespace_location(oid) from pg_tablespace where pg_tablespace_location(oid) <> ''"
 
 
@@ -32,7 +39,11 @@ class PostgreSql(ClientSession):
         self._standby = client.rows("select pg_is_in_recovery()", until) == [["t"]]
         if superuser == "on":
             client.ask(_SILENT, until)
-        client.ask("checkpoint", until)
+        if self._config.backup_mode:
+            (number,) = client.row("select current_setting('server_version_num')", until, 1)
+            if whole(number, "its version") < 150000:
+                raise Refused(f"it is {version.split(' on ')[0]}, and backup-mode needs PostgreSQL 15")
+        client.ask(_START if self._config.backup_mode else "checkpoint", until)
         return {"paths": _paths(client, until), "version": version.split(" on ")[0]}
 
     def quiesce(self, until: float) -> Info:
@@ -46,9 +57,21 @@ class PostgreSql(ClientSession):
         self._client.ask("select 1", until)
         return {}
 
-    def release(self, until: float, _verdict: str) -> str:
-        """End the session, and tell if it has ended before."""
-        return self._end(until, "select 1")
+    def release(self, until: float, verdict: str) -> str:
+        """End the session, and tell if it has ended before; a backup that is not stopped is given up with it."""
+        wrong = ""
+        if self._config.backup_mode and verdict == GOOD and self._opened is not None and not self._opened.refused:
+            try:
+                self.told = self._stopped(until)
+            except Refused as error:
+                wrong = f"there is no backup label: {error}"
+        return self._end(until, "select 1") or wrong
+
+    def _stopped(self, until: float) -> Info:
+        """End the backup mode; return the files that a restore of the image may want. Raises Refused."""
+        self._client.waits = wait
+        label, spaces = (bytes.fromhex(digits).decode() for digits in self._client.row(_STOP, until, 2))
+        return {"backup_label": label, **({"tablespace_map": spaces} if spaces else {})}
 
 
 def look(config: WriterConfig, until: float) -> list[str]:

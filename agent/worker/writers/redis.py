@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ...api.writers import WriterConfig
@@ -54,6 +56,8 @@ def undo(latch: Latch, until: float, _verdict: str) -> str:
 
 class Redis:
     """One server: a connection, and a pause of writes."""
+
+    told: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, config: WriterConfig, latch: Latch | None, waits: Waits, at_most: float = 0.0) -> None:
         self._config = config

@@ -6,10 +6,14 @@ for that, and ending the session all the same if they fail.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...api.writers import WriterConfig
 from .client import Client
 from .latch import Latch
 from .step import Refused, Waits, wait
+
+Info = dict[str, Any]
 
 
 class ClientSession:
@@ -21,6 +25,7 @@ class ClientSession:
         self._waits = waits
         self._at_most = at_most
         self._opened: Client | None = None
+        self.told: Info = {}
 
     def _open(self, client: Client) -> Client:
         self._opened = client
