@@ -16,12 +16,13 @@ from .errors import FreezeBroken
 from .following import Following
 from .holding import CallOnOwnConnection, Freeze, Holding, Options, Pause, Script, Wanted, note
 from .methods import Methods
-from .transports import Endpoint, refused
+from .transports import Endpoint, parse, refused
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .libvirt_domain import Domain
+    from .ssh_guest import SshGuest
 
 T = TypeVar("T")
 
@@ -77,6 +78,12 @@ class AsyncAgent(Methods):
     ) -> AsyncIterator[Freeze]:
         """Hold the guest frozen while the block runs: see `Agent.frozen`. Tasks extend the hold and call `progress`."""
         wanted = Wanted(include, exclude, **options)
+        if (far := parse(self.url).far) is not None:
+            from .hypervisor import frozen_alone  # rarely needed
+
+            async with frozen_alone(far, wanted) as freeze:
+                yield freeze
+            return
         holding = Holding(self.url, wanted)
         async with Following([AsyncAgent(self.url, **self._options)], wanted.progress) as following:
             freeze = await self.play(holding.begin())
@@ -147,7 +154,7 @@ class _Awaiting:
     async def receive(self, sock: socket.socket, seconds: float) -> bytes:
         return await _within(seconds, asyncio.get_running_loop().sock_recv(sock, CHUNK))
 
-    async def ask(self, domain: Domain, text: str, seconds: float) -> str:
+    async def ask(self, domain: Domain | SshGuest, text: str, seconds: float) -> str:
         return await _within(seconds, asyncio.wrap_future(domain.ask(text, seconds)))
 
 

@@ -22,6 +22,7 @@ from .client import Agent
 from .commands import COMMANDS, Said
 from .events import EventLines
 from .exits import DONE, FAILED, INTERRUPTED, LEFT, MAY_BE_FROZEN, USAGE, complain, document, sentence
+from .transports import GLOB, parse
 from .watch import watch_script
 
 if TYPE_CHECKING:
@@ -92,13 +93,15 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "relay":
         if args.named or args.json or args.timeout is not None:
             raise options.Bad("`relay` takes no --agent, --json or --timeout; its records say all")
-        from . import relay  # asyncio is slow to import
+        from . import relay_talk  # asyncio is slow to import
 
-        return relay.main()
+        return relay_talk.main()
     run = None
     try:
         try:
-            args.agents = named_agents.expand(args.agents)
+            args.agents = named_agents.expand(_wanted(args))
+            if args.command not in ("snapshot", "freeze"):  # these take a host as a whole
+                args.agents = [one for url in args.agents for one in _one_by_one(url)]
             args.agent = args.agents[-1]
             agent = Agent(args.agent, timeout=args.timeout)
         except ValueError as error:
@@ -150,6 +153,25 @@ def looked_on(script: Script[Said], args: argparse.Namespace, looks_on: Observer
     if to_tell is not None:
         to_tell.sync_ended(args.agent, said.data["synced"])
     return said
+
+
+def _wanted(args: argparse.Namespace) -> list[str]:
+    """Return the agents that were named, and those of the inventory. Raises ValueError."""
+    if getattr(args, "inventory", None) is None:
+        return list(args.agents)
+    from . import inventory  # rarely needed
+
+    return [*(args.agents if args.named else ()), *inventory.read(args.inventory)]
+
+
+def _one_by_one(url: str) -> list[str]:
+    """Return the URLs of the agents that the URL of a relay means, asking there; any other URL is that of one."""
+    far = parse(url).far
+    if far is None or (len(far.agents) == 1 and not GLOB & set(far.agents[0])):
+        return [url]
+    from .ssh_guest import guests_of  # asyncio takes long
+
+    return guests_of(far)
 
 
 def observer(args: argparse.Namespace, stream: TextIO) -> Observer | None:
@@ -271,7 +293,13 @@ def snapshot(run: Run) -> int:
     def refuse(why: str) -> int:
         return exits.tell_wrong(why, USAGE, as_json=args.json, events=args.events)
 
-    if shutil.which(args.words[0]) is None:
+    if not args.words and args.on_each_host is None:
+        raise options.Bad(
+            "the following arguments are required: COMMAND, or --on-each-host; see `virtagentctl snapshot --help`"
+        )
+    if args.on_each_host is not None and not any(url.startswith("ssh:") for url in args.agents):
+        raise options.Bad("--on-each-host needs an agent by ssh:, of --agent or --inventory")
+    if args.words and shutil.which(args.words[0]) is None:
         return refuse(f"there is no program {args.words[0]!r}; nothing was frozen")
     if args.dry_run:
         return dry_run(run)
@@ -304,6 +332,7 @@ def snapshot(run: Run) -> int:
                 **({"progress": trace.tell} if trace else {}),
             },
             max_skew=args.max_skew,
+            on_each_host=args.on_each_host,
             more={"TRACEPARENT": trace.traceparent} if trace else {},
             # The standard output belongs to the command, or with --json to the report, with --events to these.
             stdout=sys.stderr if args.json or args.events else None,

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .calls import Call, Texts
 from .connection import CHUNK, Connection, drive, finish
 from .errors import FreezeBroken
-from .holding import CallOnOwnConnection, Freeze, Holding, Options, Pause, Script, Wanted, note
+from .holding import CallOnOwnConnection, Freeze, Holding, Options, Pause, Script, Wanted, note, only
 from .methods import Methods
-from .transports import Endpoint, connect
+from .transports import Endpoint, connect, parse
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .following import FollowingThread
     from .libvirt_domain import Domain
+    from .ssh_guest import SshGuest
 
 T = TypeVar("T")
 
@@ -73,6 +74,12 @@ class Agent(Methods):
         how many seconds to try the thaw; `progress`: a callable that another such thread calls with each status record
         from before the freeze until after the thaw.
         """
+        if parse(self.url).far is not None:
+            from .group_thread import AgentGroup  # asyncio takes long
+
+            with AgentGroup(self.url).frozen(include, exclude, **options) as group:
+                yield only(group.guests)
+            return
         wanted = Wanted(include, exclude, **options)
         holding = Holding(self.url, wanted)
         freeze: Freeze | None = None
@@ -148,5 +155,5 @@ class _Blocking:
         sock.settimeout(seconds)
         return sock.recv(CHUNK)
 
-    async def ask(self, domain: Domain, text: str, seconds: float) -> str:
+    async def ask(self, domain: Domain | SshGuest, text: str, seconds: float) -> str:
         return domain.wait(text, seconds)

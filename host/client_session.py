@@ -64,7 +64,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Send `text` to the agent through libvirt; return the reply; raise Fault, Unreachable, Lost or TimeoutError."""
+    """Send `text` through libvirt or a relay; return the reply; raise Fault, Unreachable, Lost or TimeoutError."""
 
     text: str
     deadline: float
@@ -107,7 +107,7 @@ class ClientSession:
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._reply_max = reply_max
-        self._known = Speech.JSON if endpoint.domain or endpoint.stock else speech
+        self._known = Speech.JSON if endpoint.passed_on or endpoint.stock else speech
         self._clock = clock
         name = secrets.token_hex(4)
         self._tags = (f"{name}-{n}" for n in itertools.count())
@@ -186,8 +186,8 @@ class ClientSession:
             by_xml = xmlrpc.Exchange(method, params, tag=next(self._tags), reply_max=most)
             return (yield from self._by_http(by_xml, deadline))
         exchange = qga.Exchange(method, params, tag=next(self._tags), reply_max=most)
-        if self._endpoint.domain:
-            return (yield from self._by_libvirt(exchange, deadline))
+        if self._endpoint.passed_on:
+            return (yield from self._passed_on(exchange, deadline))
         self._dirty = True
         try:
             return (yield from self._converse(exchange, deadline)).value
@@ -196,12 +196,12 @@ class ClientSession:
             self._dirty = not exchange.reusable
             self.open = self.open and not exchange.ended
 
-    def _by_libvirt(self, exchange: qga.Exchange, deadline: float) -> Steps[Any]:
+    def _passed_on(self, exchange: qga.Exchange, deadline: float) -> Steps[Any]:
         self.open = False
         text = yield Command(exchange.request.decode(), deadline)
         self.open = True
         if (reply := exchange.receive(text.encode("utf-8", "replace") + b"\n")) is None:
-            raise BadReply("libvirt passed on the answer to another command; call again")
+            raise BadReply("the answer that was passed on is that to another command; call again")
         return reply.value
 
     def _by_http(self, exchange: xmlrpc.Exchange, deadline: float) -> Steps[Any]:
@@ -229,7 +229,7 @@ class ClientSession:
 
     def _ready(self, deadline: float) -> Steps[bool]:
         """Make the connection ready for a call; return whether it is an old one, which may turn out to be dead."""
-        if self.open and not self._endpoint.domain and (yield Look()):
+        if self.open and not self._endpoint.passed_on and (yield Look()):
             # It has ended, or there are bytes on it that nobody asked for.
             self._dirty = True
             self.open = self._speech is Speech.JSON
@@ -256,7 +256,7 @@ class ClientSession:
     def _introduce(self, deadline: float) -> Steps[None]:
         """Connect, and find out what the other end speaks."""
         self._speech = self._known
-        if self._endpoint.domain:
+        if self._endpoint.passed_on:
             self.open = True
         else:
             yield from self._reach(deadline)

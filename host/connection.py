@@ -17,6 +17,7 @@ from .transports import Endpoint
 
 if TYPE_CHECKING:
     from .libvirt_domain import Domain
+    from .ssh_guest import SshGuest
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -72,8 +73,8 @@ class Io(Protocol):
     async def receive(self, sock: socket.socket, seconds: float) -> bytes:
         """Return the next bytes, b"" at the end."""
 
-    async def ask(self, domain: Domain, text: str, seconds: float) -> str:
-        """Return the answer of libvirt."""
+    async def ask(self, domain: Domain | SshGuest, text: str, seconds: float) -> str:
+        """Return the answer that is passed on."""
 
 
 class Connection:
@@ -83,7 +84,11 @@ class Connection:
         self._endpoint = endpoint
         self._io = io
         self._socket: socket.socket | None = None
-        self._domain: Domain | None = None
+        self._domain: Domain | SshGuest | None = None
+        if endpoint.far is not None:
+            from .ssh_guest import SshGuest  # asyncio takes long
+
+            self._domain = SshGuest(endpoint.far)
         if endpoint.domain:
             from .libvirt_domain import Domain  # rarely needed, and slow to import
 

@@ -110,7 +110,10 @@ class Following:
             self._note_begun()
 
         try:
-            if parse(agent.url).domain:
+            endpoint = parse(agent.url)
+            if endpoint.far is not None:
+                self.failed[agent.url] = "a relay passes on no progress"
+            elif endpoint.domain:
                 self.failed[agent.url] = "libvirt passes on one command at a time"  # a long poll would delay the others
             else:
                 await agent.play(watch_script(put, None, math.inf))

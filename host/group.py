@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..agent.api.errors import VirtagentError
@@ -19,9 +20,11 @@ from .barrier import FREEZE_SECONDS, PREPARE_SECONDS
 from .calls import Texts, texts
 from .errors import FreezeBroken, GroupFailed, TooSkewed
 from .following import Following
-from .holding import Freeze, Options, Wanted, note
-from .member import Guest, Member, Span, not_thawed
+from .holding import Freeze, Options, Span, Wanted, note
+from .hypervisor import Hypervisor
+from .member import Guest, Member, not_thawed
 from .methods import AgentOptions
+from .transports import parse
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,8 +38,12 @@ class GroupFreeze:
     """All guests of a group, frozen, by their URLs. Times are in seconds.
 
     `skew` is the time between the first and the last answer that a guest is frozen; `skew_by_agents` is that from the
-    agents' own figures, -1 unless all give them. After the block `window` is how long all were frozen, from the last
-    answer to the first request to thaw, and `broken` says why a snapshot is worthless; None if it is good.
+    agents' own figures, -1 unless all give them. Over hosts, whose clocks may differ, what is known of that is taken
+    off there; `skew_by_clocks` is what the clocks say as they are, `skew_by_round_trip` what round trips alone show,
+    wrong by at most `skew_error`. `hosts` are the other hosts by their URLs.
+
+    After the block `window` is how long all were frozen, from the last answer to the first request to thaw, and
+    `broken` says why a snapshot is worthless; None if it is good.
     """
 
     guests: dict[str, Freeze]
@@ -44,6 +51,10 @@ class GroupFreeze:
     skew_by_agents: float
     window: float = -1
     broken: FreezeBroken | None = None
+    skew_by_clocks: float = -1
+    skew_by_round_trip: float = -1
+    skew_error: float = 0
+    hosts: dict[str, Hypervisor] = field(default_factory=dict)
 
     @property
     def true_skew(self) -> float:
@@ -61,10 +72,15 @@ def refuse_twice(urls: Sequence[str]) -> None:
 def report(members: Sequence[Member]) -> GroupFreeze:
     """Return the freeze of all guests, each of which is frozen."""
     begun = [member.begun for member in members]
+    hosts = {member.url: member for member in members if isinstance(member, Hypervisor)}
     return GroupFreeze(
         {url: freeze for member in members for url, freeze in member.guests.items()},
         skew=max(begun) - min(begun),
         skew_by_agents=spread([member.by_agents for member in members]),
+        skew_by_clocks=spread([member.by_clocks for member in members]),
+        skew_by_round_trip=spread([member.by_round_trip for member in members]),
+        skew_error=max((host.clock.round_trip / 2 for host in hosts.values() if host.clock is not None), default=0.0),
+        hosts=hosts,
     )
 
 
@@ -135,8 +151,7 @@ class AsyncAgentGroup:
         finally:
             await _cancelled(extenders)
             await following.end()
-            for member in members:
-                member.close()
+            await _closed(members)
 
     async def freeze(
         self,
@@ -151,6 +166,8 @@ class AsyncAgentGroup:
 
         Raises GroupFailed and TooSkewed as `frozen` does, and then all are thawed.
         """
+        if far := next((url for url in self.urls if parse(url).far is not None), None):
+            raise ValueError(f"{far} cannot be left frozen: the relay there thaws when its connection ends")
         wanted = Wanted(include, exclude, **options)
         members = self._members(wanted)
         following = self._following(wanted)
@@ -162,11 +179,13 @@ class AsyncAgentGroup:
             return group
         finally:
             await following.end()
-            for member in members:
-                member.close()
+            await _closed(members)
 
     def _members(self, wanted: Wanted) -> list[Member]:
-        return [Guest(agent, wanted) for agent in self._agents]
+        return [
+            Hypervisor(far, wanted) if (far := parse(agent.url).far) is not None else Guest(agent, wanted)
+            for agent in self._agents
+        ]
 
     def _following(self, wanted: Wanted) -> Following:
         watching = [AsyncAgent(url, **self._options) for url in self.urls] if wanted.progress else []
@@ -183,7 +202,9 @@ class AsyncAgentGroup:
         try:
             await self._together(members, "connect", connect)
             await self._together(members, "get ready", lambda one: one.prepare(PREPARE_SECONDS), PREPARE_SECONDS + 1)
-            await self._together(members, "freeze", lambda one: one.go(None, within), within)
+            lead = max(member.lead for member in members)
+            at = time.monotonic() + lead if lead else None
+            await self._together(members, "freeze", lambda one: one.go(at, within), within + lead)
             group = report(members)
             if max_skew is not None and group.true_skew > max_skew:
                 raise TooSkewed(
@@ -240,19 +261,24 @@ class AsyncAgentGroup:
         for url, error in failed.items():
             if not isinstance(error, VirtagentError):
                 raise error
-            causes[url] = error
+            causes |= error.causes if isinstance(error, GroupFailed) else {url: error}
         froze = what == "freeze"
         done = "" if froze else "; nothing was frozen"
         if not failed:
             slow = [member.url for member, task in zip(members, tasks, strict=True) if task in late]
             raise GroupFailed(f"{slow[0]} did not {what} within {within:g} s{done}", {}, froze=froze)
         url, error = next(iter(causes.items()))
+        first = next(iter(failed.values()))
         more = f", and {len(causes) - 1} more" if len(causes) > 1 else ""
-        raise GroupFailed(f"{url}{more} did not {what} ({error}){done}", causes, froze=froze) from error
+        raise GroupFailed(f"{url}{more} did not {what} ({error}){done}", causes, froze=froze) from first
 
 
 def _error(task: asyncio.Future[Any]) -> BaseException | None:
     return task.exception() if task.done() and not task.cancelled() else None
+
+
+async def _closed(members: Sequence[Member]) -> None:
+    await asyncio.gather(*(member.close() for member in members))
 
 
 async def _cancelled(tasks: Sequence[asyncio.Future[Any]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar
 
@@ -47,6 +47,8 @@ class CallOnOwnConnection:
 
 
 Script = Generator["Call[Any] | Pause", Any, T]
+Span = tuple[float, float]
+"""When the first and the last of several guests was frozen, in seconds of the monotonic clock."""
 
 
 class Options(TypedDict, total=False):
@@ -337,6 +339,13 @@ class Holding:
             except HostError as error:
                 self._freeze.not_extended = str(error)
                 left = min(left, 1.0)
+
+
+def only(guests: Mapping[str, Freeze]) -> Freeze:
+    """Return the one freeze that there is; raise ValueError if there are more."""
+    if len(guests) != 1:
+        raise ValueError(f"{', '.join(guests)[:400]} are {len(guests)} guests, expected one; use a group")
+    return next(iter(guests.values()))
 
 
 def note(error: BaseException, more: BaseException | str) -> None:

@@ -12,10 +12,7 @@ from ..agent.api.errors import Fault
 from .aio import AsyncAgent
 from .barrier import Barrier
 from .errors import FreezeBroken, NotThawed
-from .holding import Freeze, Wanted
-
-Span = tuple[float, float]
-"""When the first and the last was frozen, in seconds of the monotonic clock."""
+from .holding import Freeze, Span, Wanted
 
 
 class Member(Protocol):
@@ -43,6 +40,14 @@ class Member(Protocol):
     def by_clocks(self) -> Span | None:
         """The same by the clock of the machine that the agents are on, as it is."""
 
+    @property
+    def by_round_trip(self) -> Span | None:
+        """The same by our clock, as round trips show it."""
+
+    @property
+    def lead(self) -> float:
+        """Seconds that an instant must be ahead so that it is not over when this hears of it."""
+
     async def connect(self) -> None:
         """Reach it; raise Unreachable, or what else prevents that."""
 
@@ -58,7 +63,7 @@ class Member(Protocol):
     async def extend(self) -> None:
         """Extend the hold until this is cancelled."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connection."""
 
 
@@ -91,6 +96,14 @@ class Guest:
     def by_clocks(self) -> Span | None:
         return self.by_agents
 
+    @property
+    def by_round_trip(self) -> Span | None:
+        return self.by_agents
+
+    @property
+    def lead(self) -> float:
+        return 0.0
+
     async def connect(self) -> None:
         with contextlib.suppress(Fault):  # to refuse it is an answer, too
             await self._agent.ping()
@@ -118,7 +131,7 @@ class Guest:
     async def extend(self) -> None:
         await self._agent.extend(self._barrier, apart=False)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._agent.close()
 
 

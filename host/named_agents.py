@@ -17,6 +17,16 @@ def expand(names: Sequence[str], files: Sequence[str] = (SYSTEM, USER)) -> list[
     """
     if all(":" in name or "/" in name for name in names):
         return list(names)
+    known = _known(files)
+    return [url for name in names for url in _meant(name, known, files)]
+
+
+def everything(files: Sequence[str] = (SYSTEM,)) -> list[str]:
+    """Return the URLs of all names in the files, some perhaps twice. Raises ValueError as `expand` does."""
+    return [url for urls in _known(files).values() for url in urls]
+
+
+def _known(files: Sequence[str]) -> dict[str, Sequence[str]]:
     known: dict[str, Sequence[str]] = {}
     for path in map(os.path.expanduser, files):
         try:
@@ -26,7 +36,7 @@ def expand(names: Sequence[str], files: Sequence[str] = (SYSTEM, USER)) -> list[
             continue
         except OSError as error:
             raise ValueError(f"{path}: {error.strerror}") from None
-    return [url for name in names for url in _meant(name, known, files)]
+    return known
 
 
 def read(text: str, path: str, known: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:

@@ -23,6 +23,7 @@ URLS = (
     ("vsock:CID:PORT", "the guest's vsock"),
     ("firecracker:PATH:PORT", "Firecracker's hybrid vsock, by its unix socket"),
     ("libvirt:DOMAIN[?connect=URI]", "a domain whose channel libvirt owns; needs libvirt-python"),
+    ("ssh:HOST[:PORT][?agents=GLOB]", "agents that are reached from another host, by a relay there; see `relay`"),
     ("qemu-ga:unix:PATH", "a stock qemu-ga, which can do less"),
 )
 EXIT_CODES = (
@@ -209,14 +210,29 @@ def _snapshot(command: Callable[..., argparse.ArgumentParser], common: Parser) -
         help="write spans of what happened to FILE, or post them to the collector at an http or https URL (OTLP, as "
         "JSON); COMMAND finds its span in TRACEPARENT",
     )
-    taking.add_argument("--report", metavar="FILE", help="write the report to FILE, too, as JSON")
+    taking.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write the report to FILE, too: as JSON, or if FILE ends with .txt as a page to read",
+    )
     taking.add_argument(
         "--notify",
         metavar="COMMAND",
         help="run this shell command if the snapshot is not good; it finds the sentence in VIRTAGENT_ERROR and the "
         "exit code in VIRTAGENT_EXIT",
     )
-    taking.add_argument("words", nargs="+", metavar="COMMAND", help="a program and its arguments, after --")
+    taking.add_argument(
+        "--inventory",
+        metavar="FILE",
+        help="the guests of many hosts: a line is an agent's URL, or a host and which of its agents are meant, "
+        "HOST [AGENT|GLOB...]; without these all that are named there",
+    )
+    taking.add_argument(
+        "--on-each-host",
+        metavar="COMMAND",
+        help="run this shell command on each of the other hosts while all are frozen; COMMAND after -- may be left out",
+    )
+    taking.add_argument("words", nargs="*", metavar="COMMAND", help="a program and its arguments, after --")
 
 
 def _common(one: argparse.ArgumentParser, urls: list[str], timeout: str) -> None:

@@ -16,7 +16,7 @@ from ..agent.api import records, summary
 from ..agent.api.errors import Code, Fault
 from ..agent.api.states import Outcome
 from ..agent.api.text import printable, took
-from . import exits, text
+from . import exits, hosts_report, text
 from .errors import Unsendable, Unsupported
 from .holding import Freeze
 from .snapshot import Report, Snapshot
@@ -64,7 +64,7 @@ def tell(
     wrong, code = verdict(report)
     if file is not None:
         try:
-            keep(file, text.to_json(document(report, wrong, code), indent=2) + "\n")
+            keep(file, page(report, wrong) if file.endswith(".txt") else _json(report, wrong, code))
         except OSError as error:
             wrong = "; ".join(filter(None, (wrong, f"the report cannot be written to {file} ({error.strerror})")))
             code = code or exits.FAILED
@@ -92,6 +92,18 @@ def tell(
             if ended:
                 exits.complain(f"--notify ended with {ended}", code)
     return code
+
+
+def _json(report: Report, wrong: str, code: int) -> str:
+    return text.to_json(document(report, wrong, code), indent=2) + "\n"
+
+
+def page(report: Report, wrong: str) -> str:
+    """Return the report as a page to read: what is said on the screen, and who asked for it, and when."""
+    who = hosts_report.document(report)
+    head = list(lines(report)) or ["nothing was frozen"]
+    asked = f"asked for by {who['by']}" + (f", frozen at {who['frozen_at_text']}" if who["frozen_at_text"] else "")
+    return "".join(f"{printable(line)}\n" for line in [*head, asked, *([wrong] if wrong else [])])
 
 
 def not_writable(file: str) -> str:
@@ -147,6 +159,8 @@ def verdict(report: Report) -> tuple[str, int]:
             return f"{words}{_longer(report)}", code
     if report.status:
         return f"the command {_ended(report.status)}; {_ALL_THAWED}", exits.FAILED
+    if there := hosts_report.wrong(report):
+        return f"{there}; {_ALL_THAWED}", exits.FAILED
     return "", exits.DONE
 
 
@@ -176,6 +190,7 @@ def lines(report: Report) -> Iterator[str]:
         held = f"{mounts} of {len(guests)} guests held {took(freeze.window)} at one point, {skew}{by_agents}"
         yield f"{how}: {held}{ended}"
         yield from text.table([(url, f"freeze {one.freeze_id}", _of_guest(one, -1)) for url, one in guests.items()])
+    yield from hosts_report.lines(report)
     for url, one in guests.items():
         for writer in (one.last or one.status).writers:
             yield "writer " + "  ".join(cell for cell in text.writer_row(writer) if cell)
@@ -205,6 +220,7 @@ def document(report: Report, wrong: str, code: int) -> dict[str, Any]:
         "skew": freeze.skew if freeze else -1,
         "skew_by_agents": freeze.skew_by_agents if freeze else -1,
         "window": freeze.window if freeze else -1,
+        **hosts_report.document(report),
         "command": {
             "started": report.seconds >= 0,
             "status": -1 if report.status is None else report.status,

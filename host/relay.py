@@ -8,32 +8,28 @@ because a coordinator died. If the relay dies, the guests' own hold limits thaw 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
+from ..agent.api import records
 from ..agent.api.errors import VirtagentError
-from . import exits, signals
 from .aio import AsyncAgent
 from .barrier import FREEZE_SECONDS, PREPARE_SECONDS, Barrier
 from .errors import FreezeBroken
 from .group import CONNECTS, GroupFreeze
 from .holding import Freeze, notes
-from .options import PROG
 from .processes import end, gone, output_of
-from .relay_records import Bad, known, number, urls, wanted
+from .relay_records import Bad, known, named, number, urls, wanted
 from .snapshot import environment
 
 T = TypeVar("T")
 
-RECORD_MAX = 1 << 20  # bytes of one line
-LINES_MAX = 16  # that were read and are not taken yet
+EACH_MAX = 4 << 10  # bytes of JSON that are told of one guest
+SILENCE = 20.0  # seconds after which a coordinator that wants holds extended counts as gone
 
 
 class Relay:
@@ -69,6 +65,8 @@ class Relay:
         if self._barriers:
             raise Bad("prepare: guests are prepared already; thaw first")
         known("prepare", body, {"agents", "options", "within"})
+        if "agents" not in body:
+            body = {**body, "agents": named()}
         chosen = wanted(body.get("options", {}))
         within = number("prepare", body, "within", PREPARE_SECONDS)
         those = urls(body.get("agents"))
@@ -88,7 +86,7 @@ class Relay:
         return {"failed": failed} if failed else {"ready": len(those)}
 
     async def _freeze(self, body: dict[str, Any]) -> dict[str, Any]:
-        known("freeze", body, {"at", "within"})
+        known("freeze", body, {"at", "within", "each"})
         if not self._barriers or self.frozen:
             raise Bad("freeze: " + ("all are frozen already" if self._barriers else "no guest is prepared"))
         at = number("freeze", body, "at", None)
@@ -110,7 +108,16 @@ class Relay:
                 for url, barrier in self._barriers.items()
             ]
         count = sum(freeze.count for freeze in freezes.values())
-        return {"frozen": {"count": count, "guests": len(freezes), "first": min(instants), "last": max(instants)}}
+        frozen: dict[str, Any] = {"count": count, "guests": len(freezes), "first": min(instants), "last": max(instants)}
+        if body.get("each"):
+            ats = dict(zip(self._barriers, instants, strict=True))
+            frozen["each"] = {url: _frozen(self._barriers[url], ats[url]) for url in freezes}
+        return {"frozen": frozen}
+
+    @property
+    def extends(self) -> bool:
+        """Whether holds are being extended, which is for a coordinator that is there."""
+        return bool(self._extenders)
 
     @staticmethod
     def _instant(barrier: Barrier) -> float:
@@ -163,8 +170,12 @@ class Relay:
         return {"ran": ran}
 
     async def _thaw(self, body: dict[str, Any]) -> dict[str, Any]:
-        known("thaw", body, set())
-        return await self.thaw()
+        known("thaw", body, {"each"})
+        barriers = self._barriers
+        undone = await self.thaw()
+        if not body.get("each"):
+            return undone
+        return {**undone, "each": {url: _ended(one) for url, one in barriers.items() if one.frozen}}
 
     _TAKES: Mapping[str, Callable[[Relay, dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]]] = {
         "prepare": _prepare,
@@ -235,141 +246,28 @@ def _error(task: asyncio.Future[None]) -> VirtagentError | None:
     return error
 
 
-# -- the conversation
+def _frozen(barrier: Barrier, at: float) -> dict[str, Any]:
+    """Return what is told of a guest that is frozen."""
+    freeze = barrier.freeze
+    found: dict[str, Any] = {
+        "count": freeze.count,
+        "freeze_id": freeze.freeze_id,
+        "at": at,
+        "hold_left": freeze.hold_seconds,
+    }
+    if barrier.cannot_wait:
+        found["cannot_wait"] = barrier.cannot_wait
+    return _short(found | {"mounts": list(freeze.mounts)}, found)
 
 
-class _Input:
-    """The records on the standard input, read by a thread, since it may be a file, a pipe or a terminal.
-
-    A line that is too long is handed on cut, so that it is no JSON; half a line at the end is nothing: who wrote it is
-    gone. None is the end.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.lines: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._room = threading.Semaphore(LINES_MAX)
-        threading.Thread(target=self._read, daemon=True, name="virtagent relay input").start()
-
-    def _read(self) -> None:
-        line, tail = b"", b""
-        while True:
-            try:
-                data = os.read(0, 1 << 16)
-            except OSError:
-                data = b""
-            if not data:
-                break
-            *whole, tail = (tail + data).split(b"\n")
-            for one in whole:
-                self._room.acquire()
-                self._put((line + one)[: RECORD_MAX + 1])
-                line = b""
-            if len(tail) > RECORD_MAX:
-                line, tail = tail[: RECORD_MAX + 1], b""
-        self._put(None)
-
-    def _put(self, line: bytes | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self.lines.put_nowait, line)
-
-    async def next(self) -> bytes | None:
-        """Return the next line, None at the end."""
-        line = await self.lines.get()
-        self._room.release()
-        return line
+def _ended(barrier: Barrier) -> dict[str, Any]:
+    """Return what is told of a freeze that has ended: its `last`, without what is too much; {} if it is not known."""
+    last = barrier.freeze.last
+    if last is None:
+        return {}
+    whole = records.dump(last)
+    return _short(whole, whole | {"learnt": [], "writers": [], "error": last.error[:400]})
 
 
-async def _converse(relay: Relay, lines: _Input, say: Callable[[dict[str, Any]], None]) -> None:
-    """Answer each record until the input ends. A thaw ends what is going on, and so does the end of the input."""
-    doing: asyncio.Task[None] | None = None
-    what = ""
-
-    async def carry_out(record: Any) -> None:
-        try:
-            say(await relay.take(record))
-        except Bad as error:
-            say({"error": str(error)})
-
-    coming = asyncio.ensure_future(lines.next())
-    try:
-        while True:
-            await asyncio.wait([coming, *([doing] if doing else [])], return_when=asyncio.FIRST_COMPLETED)
-            if doing is not None and doing.done():
-                doing.result()  # a defect is told
-                doing = None
-            if not coming.done():
-                continue
-            line = coming.result()
-            if line is None:
-                return
-            coming = asyncio.ensure_future(lines.next())
-            try:
-                if len(line) > RECORD_MAX:
-                    raise Bad(f"a line is over {RECORD_MAX} bytes")
-                record = json.loads(line)
-            except (Bad, ValueError, RecursionError) as error:
-                say({"error": str(error) if isinstance(error, Bad) else "a line is no JSON"})
-                continue
-            asked = next(iter(record), "") if isinstance(record, dict) else ""
-            if doing is not None:
-                if asked != "thaw" or what == "thaw":
-                    say({"error": f"{what} is not answered yet" + ("" if what == "thaw" else "; only thaw ends that")})
-                    continue
-                await _cancelled(doing)
-                say({"error": f"{what} was ended by thaw"})
-            doing, what = asyncio.ensure_future(carry_out(record)), asked
-    finally:
-        coming.cancel()
-        if doing is not None and what == "thaw":
-            await asyncio.wait([doing])
-        elif doing is not None:
-            await _cancelled(doing)
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
-
-
-def main() -> int:
-    """Serve one coordinator on the standard input and output; return the exit code."""
-    return asyncio.run(_main())
-
-
-async def _main() -> int:
-    relay = Relay()
-    task = asyncio.current_task()
-    assert task is not None
-    interrupted = 0
-    deaf = False
-
-    def note(number: int) -> None:
-        nonlocal interrupted
-        if not interrupted:
-            interrupted = number
-            task.cancel()
-
-    def say(record: dict[str, Any]) -> None:
-        nonlocal deaf
-        try:
-            print(json.dumps(record), flush=True)
-        except OSError:
-            deaf = True
-            task.cancel()  # nobody hears the answers any more
-
-    signals.on_signal(note)
-    try:
-        await _converse(relay, _Input(), say)
-    except asyncio.CancelledError:
-        if not interrupted and not deaf:
-            raise
-    left = await relay.thaw()
-    if left["held"] or left["broken"]:
-        with contextlib.suppress(OSError):
-            print(f"{PROG}: nobody asked for the thaw; it is done: {json.dumps(left)}", file=sys.stderr)
-    if interrupted:
-        return exits.INTERRUPTED
-    if relay.broken:
-        return exits.BROKEN
-    return exits.FAILED if deaf or left["held"] else exits.DONE
+def _short(whole: dict[str, Any], less: dict[str, Any]) -> dict[str, Any]:
+    return whole if len(json.dumps(whole)) <= EACH_MAX else less

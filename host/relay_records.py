@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 from .group import refuse_twice
 from .holding import Options, Wanted
-from .named_agents import expand
+from .named_agents import SYSTEM, everything, expand
+from .transports import GLOB
 
 T = TypeVar("T")
 
 AGENTS_MAX = 1000
 _OPTIONS = {name for name in Options.__annotations__ if name != "progress"}
-_GLOB = frozenset("*?[")
 
 
 class Bad(Exception):
@@ -60,7 +60,7 @@ def urls(agents: Any) -> list[str]:
     try:
         for one in expand(agents):
             path = one.removeprefix("unix:")
-            if path != one and _GLOB & set(path) and not os.path.exists(path):
+            if path != one and GLOB & set(path) and not os.path.exists(path):
                 matches = sorted(glob.glob(path))
                 if not matches:
                     raise Bad(f"prepare: nothing matches {one}")
@@ -72,4 +72,15 @@ def urls(agents: Any) -> list[str]:
         raise Bad(f"prepare: {error}") from None
     if len(found) > AGENTS_MAX:
         raise Bad(f"prepare: {len(found)} agents, at most {AGENTS_MAX}")
+    return found
+
+
+def named() -> list[str]:
+    """Return the URLs that the configuration of this host names; raise Bad if there are none."""
+    try:
+        found = list(dict.fromkeys(everything()))
+    except ValueError as error:
+        raise Bad(f"prepare: {error}") from None
+    if not found:
+        raise Bad(f"prepare: no agents are given, and {SYSTEM} names none")
     return found

@@ -26,8 +26,10 @@ from .errors import FreezeBroken, HostError
 from .following import Following
 from .group import AsyncAgentGroup, GroupFreeze
 from .holding import notes
+from .hypervisor import Hypervisor, Ran
 from .observing import Observer, following
 from .processes import end, gone
+from .transports import parse
 
 COUNTDOWN = (0.25, 0.5, 0.75, 0.9)  # shares of the hold after which a line says how much is left
 COUNTDOWN_LEAST = 8.0  # seconds; a shorter hold is over before the lines are read
@@ -48,8 +50,9 @@ class Report:
     """The result of a snapshot.
 
     `freeze` is None if nothing was frozen. `status` is that of the command: its exit code, the negative number of the
-    signal that killed it, None if it did not start or did not end. `error` is what else ended the snapshot, or broke
-    the freeze. `interrupted` is the signal that ended it, `interrupted_at` when it came, `failed_then` what failed.
+    signal that killed it, None if it did not start or did not end; `ran` are the commands on other hosts, by URL.
+    `error` is what else ended the snapshot, or broke the freeze. `interrupted` is the signal that ended it,
+    `interrupted_at` when it came, `failed_then` what failed.
     """
 
     freeze: GroupFreeze | None = None
@@ -61,6 +64,12 @@ class Report:
     failed_then: str = ""
     error: Fault | HostError | OSError | None = None
     times: Times = field(default_factory=Times)
+    ran: dict[str, Ran] = field(default_factory=dict)
+
+    @property
+    def failed_there(self) -> dict[str, Ran]:
+        """The commands on other hosts that did not end with 0."""
+        return {url: ran for url, ran in self.ran.items() if ran.code != 0 or ran.error}
 
     @property
     def broken(self) -> FreezeBroken | None:
@@ -70,14 +79,15 @@ class Report:
     @property
     def good(self) -> bool:
         """Whether the command did all its work while all guests were frozen."""
-        return self.status == 0 and not (self.late or self.interrupted or self.error)
+        done = self.status == 0 or (self.status is None and self.freeze is not None and bool(self.ran))
+        return done and not (self.late or self.interrupted or self.error or self.failed_there)
 
 
 class Snapshot:
-    """One run. `timeout` is for the command, `options` are those of `frozen`; `observer` sees how the guests freeze,
-    `max_skew` is how far apart several may freeze.
+    """One run. `timeout` is for the commands, `options` are those of `frozen`; `observer` sees how the guests freeze.
 
-    `more` is what the command finds in its environment besides.
+    `max_skew` is how far apart several may freeze, `on_each_host` what is run on the other hosts, `more` what the
+    command finds in its environment besides.
 
     Raises ValueError if a URL is invalid, or is there twice.
     """
@@ -92,16 +102,18 @@ class Snapshot:
         stdout: Any = None,
         observer: Observer | None = None,
         max_skew: float | None = None,
+        on_each_host: str | None = None,
         more: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._urls = urls
-        self._group = AsyncAgentGroup(urls) if len(urls) > 1 else None
+        self._group = AsyncAgentGroup(urls) if len(urls) > 1 or parse(urls[0]).far is not None else None
         self._words = words
         self._timeout = timeout
         self._options = options
         self._stdout = stdout
         self._observer = observer
         self._max_skew = max_skew
+        self._on_each_host = on_each_host
         self._more = more
         self._phase = "freezing"
         self.report = Report()
@@ -138,7 +150,7 @@ class Snapshot:
                                 print(*map(printable, _begun(report.freeze)), sep="\n", file=sys.stderr, flush=True)
                         report.times.frozen = {u: int(one.frozen_at * 1e9) for u, one in report.freeze.guests.items()}
                         try:
-                            await self._command(report.freeze)
+                            await self._commands(report.freeze)
                         finally:
                             self._phase = "thawing"
                             report.times.thaw_began = time.time_ns()
@@ -172,6 +184,25 @@ class Snapshot:
         finally:
             if one is not None:
                 one.broken = one.guests[url].broken
+
+    async def _commands(self, freeze: GroupFreeze) -> None:
+        """Run the command here, and that for the other hosts there, at the same time."""
+        tasks = {url: asyncio.ensure_future(self._run_there(host)) for url, host in freeze.hosts.items()}
+        try:
+            if self._words:
+                await self._command(freeze)
+            if tasks:
+                await asyncio.wait(tasks.values())
+        finally:
+            for task in tasks.values():
+                task.cancel()
+        self.report.ran = {url: ran for url, task in tasks.items() if (ran := task.result()) is not None}
+
+    async def _run_there(self, host: Hypervisor) -> Ran | None:
+        if self._on_each_host is None:
+            return None
+        self._phase = "running"
+        return await host.run(["/bin/sh", "-c", self._on_each_host], self._timeout)
 
     async def _command(self, freeze: GroupFreeze) -> None:
         report = self.report
@@ -241,17 +272,19 @@ def _begun(freeze: GroupFreeze) -> Iterator[str]:
 
 
 def environment(freeze: GroupFreeze) -> dict[str, str]:
-    """Return the environment of the command. Nothing that a guest says can break a line in it."""
+    """Return the environment of the command. Nothing that a guest says can break a line in it.
+
+    Of other hosts there is only their URL: a variable holds 128 KiB, and each has its own guests in a command there.
+    """
     several = len(freeze.guests) > 1
+    here = {url: one for url, one in freeze.guests.items() if parse(url).far is None}
     mounts = [
-        f"{url}\t{_octal(mount)}" if several else _octal(mount)
-        for url, one in freeze.guests.items()
-        for mount in one.mounts
+        f"{url}\t{_octal(mount)}" if several else _octal(mount) for url, one in here.items() for mount in one.mounts
     ]
     return os.environ | {
-        "VIRTAGENT_FREEZE_ID": "\n".join(str(one.freeze_id) for one in freeze.guests.values()),
+        "VIRTAGENT_FREEZE_ID": "\n".join(str(one.freeze_id) for one in here.values()),
         "VIRTAGENT_MOUNTS": "\n".join(mounts),
-        "VIRTAGENT_AGENTS": "\n".join(freeze.guests),
+        "VIRTAGENT_AGENTS": "\n".join([*here, *freeze.hosts]),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 from collections.abc import Callable, Mapping
@@ -13,8 +14,24 @@ from .errors import Unreachable
 from .left_behind import frozen_words
 
 DEFAULT_URL = "unix:/run/virtagent/virtagentd.sock"
+GLOB = frozenset("*?[")
 _PATH_MAX = 107  # sun_path of unix(7) without its closing NUL
 _WORD_MAX = (1 << 32) - 2  # of a CID or port; 2^32 - 1 is "any" (vsock(7))
+
+
+@dataclass(frozen=True, slots=True)
+class Far:
+    """Where a relay is started by ssh, and which agents of that host are meant; none: those that are named there."""
+
+    url: str
+    host: str
+    port: int
+    agents: tuple[str, ...]
+
+    def guest(self, agent: str) -> str:
+        """Return the URL of one agent there."""
+        port = f":{self.port}" if self.port else ""
+        return f"ssh:{self.host}{port}?agents={agent}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +39,8 @@ class Endpoint:
     """Where an agent listens: the URL as it was given, and what is needed to connect.
 
     That is the family and address of a socket and, for Firecracker's hybrid vsock, the line `hello` that names the
-    port. Or it is a libvirt `domain` and its `connect` URI. `stock`: the URL says that a stock qemu-ga is there.
+    port. Or it is a libvirt `domain` and its `connect` URI, or a relay by ssh (`far`). `stock`: the URL says that a
+    stock qemu-ga is there.
     """
 
     url: str
@@ -32,6 +50,12 @@ class Endpoint:
     domain: str = ""
     connect: str | None = None
     stock: bool = False
+    far: Far | None = None
+
+    @property
+    def passed_on(self) -> bool:
+        """Whether somebody passes on whole commands, so that there is no stream to the agent."""
+        return bool(self.domain) or self.far is not None
 
 
 def _unix(url: str, rest: str) -> Endpoint:
@@ -60,9 +84,27 @@ def _libvirt(url: str, rest: str) -> Endpoint:
     return Endpoint(url, domain=domain, connect=connect or None)
 
 
+def _ssh(url: str, rest: str) -> Endpoint:
+    where, mark, query = rest.partition("?")
+    expected = "expected ssh:[USER@]HOST[:PORT][?agents=GLOB[&agents=GLOB...]]"
+    name, colon, port = where.rpartition(":")
+    host = name if colon and port.isdecimal() else where
+    # What begins with a dash would be an option of ssh.
+    if not re.fullmatch(r"[A-Za-z0-9_.@\[\]:%][A-Za-z0-9_.@\[\]:%-]*", host) or "@-" in host:
+        raise ValueError(f"{url!r} names no host; {expected}")
+    number = _number(url, port, "port", expected) if host != where else 0
+    agents = []
+    for part in query.split("&") if mark else ():
+        agent = part.removeprefix("agents=")
+        if agent == part or not agent:
+            raise ValueError(f"{url!r} says {part!r} after the host; {expected}")
+        agents.append(agent)
+    return Endpoint(url, far=Far(url, host, number, tuple(agents)))
+
+
 def _qemu_ga(url: str, rest: str) -> Endpoint:
     scheme = rest.partition(":")[0]
-    if scheme == "qemu-ga" or scheme not in SCHEMES:
+    if scheme in ("qemu-ga", "ssh") or scheme not in SCHEMES:
         raise ValueError(f"{url!r} says not where the qemu-ga listens; expected qemu-ga:unix:PATH")
     return replace(SCHEMES[scheme](url, rest.partition(":")[2]), stock=True)
 
@@ -72,6 +114,7 @@ SCHEMES: Mapping[str, Callable[[str, str], Endpoint]] = {
     "vsock": _vsock,
     "firecracker": _firecracker,
     "libvirt": _libvirt,
+    "ssh": _ssh,
     "qemu-ga": _qemu_ga,
 }
 

@@ -31,6 +31,20 @@ install_packages() {
         refuse "apt-get could not install $*"
 }
 
+# install_unstarted PACKAGE...: install_packages, and no service is started by that (policy-rc.d, invoke-rc.d(8)).
+install_unstarted() {
+    local policy=/usr/sbin/policy-rc.d
+    [ $# -gt 0 ] || return 0
+    if [ "$(id -u)" -ne 0 ] || [ -e "$policy" ]; then
+        install_packages "$@"
+        return
+    fi
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod +x "$policy"
+    (install_packages "$@") || { rm -f "$policy" && exit 2; }
+    rm -f "$policy"
+}
+
 # install_vm_packages: what tests/harness/vm needs to make a guest and run it; without root also what takes the place of root.
 install_vm_packages() {
     local missing pairs=(qemu-system-x86_64:qemu-system-x86 debootstrap:debootstrap busybox:busybox-static

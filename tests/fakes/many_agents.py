@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ class ManyAgents:
         self.asked: list[tuple[int, str]] = []
         self.frozen: set[int] = set()
         self.waiting: set[int] = set()
+        self._since: dict[int, float] = {}
         self.connections = 0
         self._answer = answer
         self._loop = asyncio.new_event_loop()
@@ -107,6 +109,7 @@ class ManyAgents:
             case "va.fsgo":
                 self.waiting.discard(n)
                 self.frozen.add(n)
+                self._since[n] = time.monotonic()
                 return 1
             case "va.fsthaw":
                 was = n in self.frozen
@@ -116,6 +119,8 @@ class ManyAgents:
             case "va.fsstatus" if n in self.waiting:
                 mounts = [MOUNT | {"state": "synced"}]
                 return status_record(state="INPROGRESS", code=1, seq=39, phase="ready", since=0.1, mounts=mounts)
+            case "va.fsstatus" if n in self._since and n in self.frozen:
+                return status_record(since=time.monotonic() - self._since[n])
             case "va.fsstatus" if n in self.frozen:
                 return status_record()
             case "va.fsstatus":

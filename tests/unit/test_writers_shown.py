@@ -116,6 +116,7 @@ def test_the_report_of_a_snapshot_has_what_whoever_restores_needs() -> None:
         broken=None,
         not_extended="",
         cannot_wait="",
+        frozen_at=-1.0,
         last=GOOD,
         status=Status("FROZEN", 2, 1),
     )

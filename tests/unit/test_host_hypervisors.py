@@ -1,0 +1,317 @@
+"""A group over hypervisors: one barrier over all relays, and what one relay's trouble costs at each step."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.many_agents import ManyAgents
+from fakes.relays import DIE, HANG, FakeRelays
+from fakes.schema import faults
+from virtagent.host import (
+    Agent,
+    AgentGroup,
+    FreezeBroken,
+    GroupFailed,
+    NotThawed,
+    TooSkewed,
+    cli,
+    hosts_report,
+    hypervisor,
+    inventory,
+    outcome,
+    ssh_process,
+)
+from virtagent.host.group import GroupFreeze
+from virtagent.host.hypervisor import Ran
+from virtagent.host.snapshot import Report
+
+PLACES = ("hv1", "hv2", "hv3")
+
+
+class Fleet:
+    """Three hypervisors with two guests each, and one guest that is reached from here."""
+
+    def __init__(self, folder: Path, relays: FakeRelays, guests: ManyAgents) -> None:
+        self.relays, self.guests = relays, guests
+        paths = [url.removeprefix("unix:") for url in guests.urls]
+        self.urls = [
+            f"ssh:{host}?agents=unix:{paths[2 * n]}&agents=unix:{paths[2 * n + 1]}" for n, host in enumerate(PLACES)
+        ]
+        self.all = [*self.urls, guests.urls[6]]
+
+    def group(self) -> AgentGroup:
+        return AgentGroup(self.all)
+
+    def nothing_is_frozen(self) -> None:
+        assert not self.guests.frozen | self.guests.waiting
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
+    with ManyAgents(tmp_path, 7) as guests:
+        with FakeRelays(monkeypatch) as relays:
+            yield Fleet(tmp_path, relays, guests)
+        assert not guests.frozen | guests.waiting, "the end of the input has not thawed"
+
+
+def test_all_are_frozen_together(fleet: Fleet) -> None:
+    with fleet.group().frozen(hold=30) as freeze:
+        assert fleet.guests.frozen == set(range(7))
+    fleet.nothing_is_frozen()
+    assert len(freeze.guests) == 7
+    assert list(freeze.hosts) == fleet.urls
+    assert all(one.broken is None and one.ended is not None for one in freeze.guests.values())
+    assert fleet.guests.urls[6] in freeze.guests
+    assert f"ssh:hv1?agents={fleet.guests.urls[0]}" in freeze.guests
+    assert 0 <= freeze.true_skew < 20
+    assert freeze.window >= 0
+    steps = [what for _, what in fleet.relays.asked if what != "clock"]
+    assert steps == ["prepare"] * 3 + ["freeze"] * 3 + ["thaw"] * 3, "no step begins before the last has ended for all"
+    assert sorted(fleet.relays.started) == sorted(PLACES), "one ssh a hypervisor"
+
+
+def meddling(step: str, said: Any) -> Any:
+    def meddle(host: str, what: str, answer: dict[str, Any]) -> Any:
+        if (host, what) != ("hv2", step):
+            return None
+        return said(answer) if callable(said) else said
+
+    return meddle
+
+
+def frozen_with(**changed: Any) -> Any:
+    def said(answer: dict[str, Any]) -> Any:
+        return {"frozen": {**answer["frozen"], **changed}}
+
+    return said
+
+
+LIES = {
+    "nonsense": b"frozen!\n",
+    "an array": b"[1]\n",
+    "another record": {"thawed": 7},
+    "no end": b"x" * 5000,
+    "an error": {"error": "no such thing"},
+    "none frozen": frozen_with(each={}),
+    "one frozen in the future": frozen_with(last=4e9),
+    "one frozen in 1970": frozen_with(first=1.0),
+    "one without figures": frozen_with(each={"unix:/a": {}, "unix:/b": {}}),
+    "texts for numbers": frozen_with(first="soon"),
+    "infinite holds": lambda answer: {
+        "frozen": {
+            **answer["frozen"],
+            "each": {url: {**one, "hold_left": float("inf")} for url, one in answer["frozen"]["each"].items()},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("step", ["prepare", "freeze"])
+@pytest.mark.parametrize(
+    "said",
+    [HANG, DIE, {"failed": {"unix:/run/vm7": "EIO"}}, *LIES.values()],
+    ids=["hangs", "dies", "refuses", *LIES],
+)
+def test_one_relay_in_trouble_thaws_all_and_is_named(
+    fleet: Fleet, step: str, said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_process, "ANSWER_MAX", 4000)
+    if said is HANG:
+        monkeypatch.setattr(hypervisor, "MARGIN", 0.7)
+        monkeypatch.setattr("virtagent.host.group.PREPARE_SECONDS", 0.7)
+    if step == "prepare" and callable(said):
+        said = {"ready": "all"}
+    fleet.relays.meddle = meddling(step, said)
+    failing = pytest.raises(GroupFailed, match="hv2")
+    with failing as raised, fleet.group().frozen(freeze_wait=0.7 if said is HANG else 60, thaw_wait=1):
+        pytest.fail("the block runs")
+    assert "hv1" not in str(raised.value)
+    assert ("nothing was frozen" in str(raised.value)) == (step == "prepare")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        HANG,
+        DIE,
+        b"frozen!\n",
+        {"held": 3, "broken": [], "window": 1},
+        lambda answer: {**answer, "held": answer["held"][:1]},
+        lambda answer: {**answer, "each": {}, "held": []},
+        lambda answer: {**answer, "broken": {answer["held"][0]: "it expired"}},
+        lambda answer: {
+            **answer,
+            "each": {url: {**last, "held_continuously": False} for url, last in answer["each"].items()},
+        },
+    ],
+    ids=["hangs", "dies", "nonsense", "misshapen", "one not held", "none held", "one broken", "not continuously"],
+)
+def test_a_thaw_that_is_not_known_to_be_good_costs_only_that_host(
+    fleet: Fleet, said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if said is HANG:
+        monkeypatch.setattr(hypervisor, "MARGIN", 0.7)
+    fleet.relays.meddle = meddling("thaw", said)
+    with pytest.raises(FreezeBroken, match="hv2") as raised, fleet.group().frozen(thaw_wait=0.5) as freeze:
+        pass
+    assert "hv1" not in str(raised.value)
+    broken = {url for url, one in freeze.guests.items() if one.broken is not None}
+    assert broken
+    assert all("hv2" in url for url in broken), "what the others say stands"
+    if said in (HANG, DIE):
+        assert all(isinstance(freeze.guests[url].broken, NotThawed) for url in broken)
+
+
+def test_a_relay_that_dies_while_all_are_frozen_breaks_the_freeze(fleet: Fleet) -> None:
+    def meddle(host: str, what: str, answer: dict[str, Any]) -> Any:
+        return DIE if (host, what) == ("hv3", "run") else None
+
+    fleet.relays.meddle = meddle
+    with pytest.raises(FreezeBroken, match="hv3"), fleet.group().frozen() as group:
+        pass_on(group, fleet)
+    assert {url.partition("?")[0] for url, one in group.guests.items() if one.broken} == {"ssh:hv3"}
+
+
+def pass_on(group: GroupFreeze, fleet: Fleet) -> None:
+    """Kill the relay of hv3: what is said to it next finds its end."""
+    host = group.hosts[fleet.urls[2]]
+    remote = host._remote
+    assert remote._writer is not None
+    loop = remote._writer._loop  # type: ignore[attr-defined]
+    asyncio.run_coroutine_threadsafe(host.run(["/bin/true"], 1), loop).result(20)
+
+
+@pytest.mark.parametrize("ahead", [1.0, -1.0])
+def test_clocks_that_differ_by_a_second_are_told_and_do_not_count(fleet: Fleet, ahead: float) -> None:
+    fleet.relays.clocks["hv2"] = ahead
+    with fleet.group().frozen(max_skew=0.9) as freeze:
+        pass
+    clocks = {url: host.clock for url, host in freeze.hosts.items()}
+    clock = clocks[fleet.urls[1]]
+    assert clock is not None
+    assert clock.differs
+    assert clock.ahead == pytest.approx(ahead, abs=0.3)
+    assert freeze.skew_by_clocks == pytest.approx(1, abs=0.6)
+    assert freeze.skew_by_round_trip < 0.5
+    assert freeze.true_skew < 0.5
+
+
+def test_a_host_that_is_late_breaks_the_group_by_its_skew(fleet: Fleet) -> None:
+    """Its guests were frozen 0.6 s before those of the others, and its clock is right."""
+
+    def early(answer: dict[str, Any]) -> Any:
+        frozen = answer["frozen"]
+        each = {url: {**one, "at": one["at"] - 0.6} for url, one in frozen["each"].items()}
+        return {"frozen": {**frozen, "first": frozen["first"] - 0.6, "last": frozen["last"] - 0.6, "each": each}}
+
+    fleet.relays.meddle = meddling("freeze", early)
+    with pytest.raises(TooSkewed, match="all were thawed"), fleet.group().frozen(max_skew=0.5):
+        pytest.fail("the block runs")
+    fleet.nothing_is_frozen()
+
+
+def test_the_coordinators_end_thaws_at_each_step(fleet: Fleet) -> None:
+    """As SIGKILL does, which closes what ssh reads: nothing is said any more, and the input ends."""
+    for step in ("prepare", "freeze", "thaw"):
+
+        def leave(host: str, what: str, answer: dict[str, Any], step: str = step) -> Any:
+            return DIE if what == step else None
+
+        fleet.relays.meddle = leave
+        with pytest.raises((GroupFailed, FreezeBroken)), fleet.group().frozen(thaw_wait=0.5):
+            pass
+
+
+def test_several_urls_of_one_kind_are_refused() -> None:
+    for url, words in (
+        ("ssh:", "names no host"),
+        ("ssh:-oProxyCommand=x", "names no host"),
+        ("ssh:a b", "names no host"),
+        ("ssh:h?agent=unix:/x", "says 'agent=unix:/x' after the host"),
+        ("ssh:h?agents=", "after the host"),
+        ("ssh:h:99999999999", "no number"),
+        ("qemu-ga:ssh:h", "says not where"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            AgentGroup([url])
+
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report.schema.json").read_text())
+
+
+def test_the_report_is_as_its_schema_says(fleet: Fleet) -> None:
+    nothing = outcome.document(Report(), "no", 1)
+    assert list(faults(nothing, SCHEMA)) == []
+    fleet.relays.clocks["hv2"] = 2.0
+    fleet.relays.meddle = meddling("thaw", lambda answer: {**answer, "broken": {answer["held"][0]: "it expired"}})
+    with pytest.raises(FreezeBroken) as raised, fleet.group().frozen() as freeze:
+        pass
+    ran = {url: Ran(3, "disk\nfull\n") for url in fleet.urls[:1]}
+    report = Report(freeze, 0, 1.5, error=raised.value, ran=ran)
+    document = json.loads(json.dumps(outcome.document(report, "broken", 5)))
+    assert list(faults(document, SCHEMA)) == []
+    assert list(faults({**document, "good": 1, "more": 2}, SCHEMA)) == [
+        "$.good is 1, expected boolean",
+        "$.more is in no schema",
+    ]
+    hv2 = document["hosts"][fleet.urls[1]]
+    assert (hv2["guests"], len(hv2["broken"]), hv2["clock_differs"]) == (2, 1, True)
+    assert document["hosts"][fleet.urls[0]]["command"]["status"] == 3
+    assert document["summary"].startswith("BROKEN")
+    page = outcome.page(report, "throw it away")
+    assert f"the clock of {fleet.urls[1]} is 2" in page
+    assert re.search(r"skew over 3 hosts: by their clocks [\d.]+ m?s, by round trips [\d.]+ m?s", page)
+    assert "1 BROKEN" in page
+    assert f"asked for by {document['by']}, frozen at 20" in page
+    assert hosts_report.wrong(report) == f"on {fleet.urls[0]} the command ended with 3: full"
+
+
+def test_an_inventory(tmp_path: Path) -> None:
+    path = tmp_path / "fleet"
+    path.write_text("# all\n\nhv1 unix:/run/*.sock libvirt:db1  # two\nadmin@hv2\nssh:hv3:22\nunix:/run/x\n")
+    assert inventory.read(str(path)) == [
+        "ssh:hv1?agents=unix:/run/*.sock&agents=libvirt:db1",
+        "ssh:admin@hv2",
+        "ssh:hv3:22",
+        "unix:/run/x",
+    ]
+    for text, words in (
+        ("unix:/a unix:/b", "line 1: 'unix:/b' follows a URL"),
+        ("hv1\n-oX", "line 2: .* names no host"),
+        ("# none", "names no agents"),
+        ("http:x", "line 1: .* is no agent's URL"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            inventory.read(str(path))
+    with pytest.raises(ValueError, match="cannot be read"):
+        inventory.read(str(tmp_path / "none"))
+
+
+def test_the_command_line_refuses_before_anything_is_frozen(
+    fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, said in (
+        (["snapshot", "--on-each-host", "true"], "needs an agent by ssh:"),
+        (["snapshot", "--inventory", str(tmp_path / "none"), "--", "true"], "cannot be read"),
+        (["snapshot"], "the following arguments are required: COMMAND"),
+        (["--agent", fleet.urls[0], "--agent", fleet.guests.urls[6], "freeze"], "cannot be left frozen"),
+    ):
+        assert cli.main(words) == 2
+        assert said in capsys.readouterr().err
+    assert not fleet.guests.asked
+
+
+def test_calls_share_the_relay_of_their_host(fleet: Fleet) -> None:
+    with Agent(f"ssh:hv1?agents={fleet.guests.urls[0]}") as agent:
+        with agent.frozen(hold=20) as freeze:
+            assert fleet.guests.frozen == {0}
+        assert freeze.broken is None
+        with pytest.raises(ValueError, match="are 2 guests, expected one"), Agent(fleet.urls[0]).frozen():
+            pytest.fail("the block runs")
