@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from harness.rig import Rig
 from harness.vm.domain import DEVICES, HOLD, NAME, QEMU_GA, VIRTAGENT, Domain
 from harness.vm.guest import FILE_SYSTEMS
 from test_libvirt import needs_recovery
-from virtagent.host import Agent, AgentGroup, AsyncAgent, FreezeBroken, Unreachable, libvirt_pool
+from virtagent.host import Agent, AgentGroup, FreezeBroken, Unreachable
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "host.md").read_text(encoding="utf-8")
 RECIPES = [text for text in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if "libvirt:" in text]
@@ -156,37 +154,6 @@ def test_the_library_extends_the_hold_and_connects_again(domain: Domain) -> None
         assert agent.ping() == "dummy"
         with pytest.raises(FreezeBroken), agent.frozen(hold=2):
             domain.wait_writing()
-
-
-def test_50_agents_share_one_connection(domain: Domain) -> None:
-    """Half of them of a domain that is there. What libvirtd sees is what counts."""
-    load(domain, VIRTAGENT)
-    socket = f"{domain.libvirtd.run}/sock/libvirt-sock"
-
-    def served() -> int:
-        """Return how many sockets libvirtd has at its path, the listening one with them."""
-        return sum(one.laddr == socket for one in domain.libvirtd.process().net_connections("unix"))
-
-    def threads() -> int:
-        return sum(thread.name.startswith("libvirt ") for thread in threading.enumerate())
-
-    async def ask() -> tuple[list[object], int, int]:
-        urls = [url(domain)] * 25 + [url(domain).replace(NAME, f"nobody{n}") for n in range(25)]
-        agents = [AsyncAgent(one) for one in urls]
-        try:
-            said = await asyncio.gather(*(agent.ping() for agent in agents), return_exceptions=True)
-            return list(said), served(), threads()
-        finally:
-            for agent in agents:
-                agent.close()
-
-    before = served()
-    said, connections, workers = asyncio.run(ask())
-    assert said[:25] == ["dummy"] * 25
-    assert all(isinstance(one, Unreachable) for one in said[25:]), said
-    assert connections - before == 1
-    assert 1 <= workers <= libvirt_pool.REQUESTS
-    until(lambda: served() == before, 10, "the connection is closed")
 
 
 def test_a_group_with_another_guest(domain: Domain, rig: Rig) -> None:
