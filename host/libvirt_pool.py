@@ -182,6 +182,7 @@ class Pool:
                 self._links.remove(link)
             self._grow()
         if last and link.handle is not None:
+            link.domains.clear()  # each of them keeps the connection open
             with contextlib.suppress(link.libvirt.libvirtError):  # its daemon may be gone
                 link.handle.close()
 
@@ -212,8 +213,11 @@ class Pool:
         elif found is not None:
             order.reply.set_result(found)
 
-    def _asked(self, link: _Link, order: Order) -> str | None:
-        """Return the agent's answer; None if nothing was asked: the connection was dead, or the order is cancelled."""
+    def _asked(self, link: _Link, order: Order) -> str | Exception | None:
+        """Return the agent's answer, or why there is none; None if nothing was asked, of a dead connection or too late.
+
+        What is wrong is returned, not raised: a traceback would keep the domain, and that the connection.
+        """
         libvirt = link.libvirt
         try:
             link.handle.getLibVersion()  # isAlive notices that the daemon is gone only after a failed call
@@ -223,19 +227,19 @@ class Pool:
         try:
             if order.name not in link.domains:
                 link.domains[order.name] = link.handle.lookupByName(order.name)
-            domain = link.domains[order.name]
         except libvirt.libvirtError as error:
-            raise no_domain(order.name, error) from None
+            return no_domain(order.name, error)
         left = order.deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError
+            return TimeoutError()
         if not order.reply.set_running_or_notify_cancel():
             return None
         try:
+            domain = link.domains[order.name]
             return str(link.qemu.qemuAgentCommand(domain, order.text, max(1, math.ceil(left)), 0))
         except libvirt.libvirtError as error:
             link.domains.pop(order.name, None)  # it may be another one of that name by now
-            raise order.meaning(libvirt, error) from None
+            return order.meaning(libvirt, error)
 
 
 def no_domain(name: str, error: Any) -> Unreachable:

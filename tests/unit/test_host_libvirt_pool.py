@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
@@ -19,7 +20,14 @@ from virtagent.host import AsyncAgent, Lost, Unreachable, libvirt_pool
 from virtagent.host.libvirt_domain import Domain
 
 LONG = 30.0
-GONE = LibvirtError(38, "Cannot recv data: Connection reset by peer")
+GONE = 38, "Cannot recv data: Connection reset by peer"
+
+
+class Found:
+    """What `lookupByName` returns. libvirt closes no connection before all of its domains are gone."""
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self.connection, self.name = connection, name
 
 
 class Connection:
@@ -33,13 +41,14 @@ class Connection:
 
     def getLibVersion(self) -> int:
         if not self.alive:
-            raise GONE
+            raise LibvirtError(*GONE)
         return 9000000
 
-    def lookupByName(self, name: str) -> tuple[Connection, str]:
+    def lookupByName(self, name: str) -> Found:
         if name.startswith("no"):
             raise LibvirtError(42, f"Domain not found: no domain with matching name '{name}'")
-        return self, name
+        self.libvirtd.found.add(found := Found(self, name))
+        return found
 
     def close(self) -> None:
         self.closed.set()
@@ -56,6 +65,7 @@ class Libvirtd:
         self.held: dict[str, threading.Event] = {}
         self.no_open: dict[str, threading.Event] = {}
         self.refused: set[str] = set()
+        self.found: weakref.WeakSet[Found] = weakref.WeakSet()
         self.begun = threading.Condition(self.lock)
         self.libvirt: Any = ModuleType("libvirt")
         self.libvirt.libvirtError, self.libvirt.open = LibvirtError, self.open
@@ -77,8 +87,8 @@ class Libvirtd:
             self.begun.notify_all()
         return made
 
-    def command(self, domain: tuple[Connection, str], text: str, seconds: int, flags: int) -> str:
-        connection, name = domain
+    def command(self, domain: Found, text: str, seconds: int, flags: int) -> str:
+        connection, name = domain.connection, domain.name
         with self.lock:
             connection.threads.add(threading.get_ident())
             connection.now += 1
@@ -89,7 +99,7 @@ class Libvirtd:
             if gate := self.held.get(name):
                 gate.wait(LONG)
             if not connection.alive:
-                raise GONE
+                raise LibvirtError(*GONE)
         finally:
             with self.lock:
                 connection.now -= 1
@@ -289,3 +299,18 @@ def test_what_is_past_its_time_when_its_turn_comes_is_not_sent(libvirtd: Libvirt
     with pytest.raises(TimeoutError):
         reply.result(LONG)
     assert libvirtd.sent == []
+
+
+def test_an_error_that_is_kept_keeps_no_connection_open(libvirtd: Libvirtd) -> None:
+    """libvirt closes a connection when the last domain of it is gone; a traceback would keep one."""
+    gate = libvirtd.hold("vm")
+    domain = Domain("vm", "qemu:///a")
+    reply = domain.ask("x", LONG)
+    libvirtd.wait_sent("vm")
+    libvirtd.connections[0].alive = False
+    gate.set()
+    kept = reply.exception(LONG)
+    assert isinstance(kept, Lost)
+    domain.close()
+    assert libvirtd.connections[0].closed.wait(LONG)
+    assert not libvirtd.found
