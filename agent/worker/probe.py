@@ -9,7 +9,6 @@ from __future__ import annotations
 import _thread
 import functools
 import os
-import queue
 import stat
 import threading
 import time
@@ -111,9 +110,10 @@ def ask(
     One thread asks them all; while no answer comes, there are more and more. Absent are those that raised OSError, and
     those that still hang, or for which there are no more threads; `late` gets what they answer in the end.
     """
-    answers: queue.SimpleQueue[tuple[str, T | None]] = queue.SimpleQueue()
+    answers: dict[str, T | None] = {}
     pending = deque(questions.items())
     lock = threading.Lock()
+    complete = threading.Event()
     over = False
 
     def work() -> None:
@@ -130,21 +130,17 @@ def ask(
             finally:
                 with lock:
                     if not over:
-                        answers.put((name, found))
+                        answers[name] = found
+                        if len(answers) == len(questions):
+                            complete.set()
                     elif found is not None:
                         late(found)
 
-    found: dict[str, T] = {}
     until = time.monotonic() + patience
-    threads = 0
-    waiting = len(questions)
-    while waiting:
-        left = until - time.monotonic()
-        try:
-            name, value = answers.get(timeout=max(0.0, min(left, GROWS_AFTER))) if threads else answers.get_nowait()
-        except queue.Empty:
-            if left <= 0:
-                break
+    threads, before = 0, 0
+    while len(answers) < len(questions) and (left := until - time.monotonic()) > 0:
+        count = len(answers)
+        if count == before:
             try:
                 for _ in range(min(len(pending), max(1, threads))):
                     _thread.start_new_thread(work, ())
@@ -152,18 +148,12 @@ def ask(
             except RuntimeError:
                 if not threads:
                     break
-            continue
-        waiting -= 1
-        if value is not None:
-            found[name] = value
+        before = count
+        complete.wait(min(left, GROWS_AFTER))  # for all of them: to wait for each would let two threads take turns
     with lock:
         over = True
         pending.clear()
-        while not answers.empty():
-            name, value = answers.get_nowait()
-            if value is not None:
-                found[name] = value
-    return found
+    return {name: value for name, value in answers.items() if value is not None}
 
 
 def _status_of(name: str, number: str) -> tuple[int, int]:

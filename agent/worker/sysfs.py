@@ -242,7 +242,7 @@ def _read_device(folder: str, pools: dict[str, tuple[str, ...]]) -> BlockDevice 
         return BlockDevice(
             name=name,
             number=read_text(f"{real}/dev").strip(),
-            mapper=_read_if_any(f"{real}/dm/name"),
+            mapper=_read_if_any(f"{real}/dm/name") if name.startswith("dm-") else "",
             disk=disk,
             slaves=tuple(_list(f"{real}/slaves")),
             pool=pools.get(name, ()),
