@@ -29,7 +29,7 @@ SYNC_ROUNDS = 3
 SYNC_SHORT = 0.05  # seconds; after a shorter round another is not worth while
 SYNC_STUCK = 1.0  # seconds after which a file system on several disks no longer keeps others off them
 SYNC_GAIN = 0.8  # rounds no longer get shorter if one takes more than this share of the one before
-PROGRESS_EVERY = 0.25
+PROGRESS_FIRST, PROGRESS_EVERY = 0.05, 0.25  # seconds; most syncs are over before there are figures
 OWN_LIMIT_LATER = 1.0
 BUSY_AGAIN = 0.05  # seconds until the next attempt to freeze what someone else has frozen
 THAW_AGAIN_FIRST, THAW_AGAIN_MAX = 0.02, 30.0  # seconds
@@ -99,7 +99,7 @@ class _Together:
         began: dict[int, float] = {}
         yield from self._sync_next(waiting, began, in_turn=in_turn)
         yield from self._mounts.describe(Operation.SYNC.during.value)
-        due = (yield steps.Now()) + PROGRESS_EVERY
+        due = (yield steps.Now()) + (PROGRESS_FIRST if number == 1 else PROGRESS_EVERY)
         while self._mounts.busy or waiting:
             event = yield from self._mounts.wait(min(due, limit.until))
             if isinstance(event, Timeout):

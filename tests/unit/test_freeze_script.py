@@ -156,7 +156,7 @@ def test_progress_is_told_while_something_lasts() -> None:
     driven = freezing(TWO, [(9, PROCEED), (20, CANCEL)], lasts={(1, SYNC): [1.1, 0], (0, FREEZE): [0.6]})
     assert driven.run(FreezeScript(options()).run()) == 2
     told = [(p.phase, p.round) for p in driven.said(messages.Progress)]
-    assert told == [("plan", 0), *[("sync", 1)] * 5, ("sync", 2), ("freeze", 0), *[("freeze", 0)] * 2]
+    assert told == [("plan", 0), *[("sync", 1)] * 6, ("sync", 2), ("freeze", 0), *[("freeze", 0)] * 2]
     assert driven.titles[:3] == ["planning", "syncing /srv/0 +1 0/2", "syncing /srv/1 1/2"]
     assert "freezing /srv/0 1/2" in driven.titles
 

@@ -9,9 +9,22 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from virtagent.agent.api.records import Mount
 from virtagent.agent.api.states import Phase
+from virtagent.agent.worker import progress
 from virtagent.agent.worker.messages import Progress, encode
-from virtagent.agent.worker.progress import LEAST, ROWS_MAX, WINDOW, Figures, dirty_of, open_debugfs, stats_of
+from virtagent.agent.worker.progress import (
+    LEAST,
+    ROWS_MAX,
+    SECTOR,
+    WINDOW,
+    Figures,
+    WritebackMeter,
+    dirty_of,
+    open_debugfs,
+    stats_of,
+    written,
+)
 
 MIB = 1 << 20
 DISKS = {0: ("vda",), 1: ("vdb",), 2: ("vdc", "vdd"), 3: ("vdc",)}
@@ -181,3 +194,22 @@ def test_debugfs_need_not_be_mounted() -> None:
     assert any(dirty_of(folder, stats_of(device)) >= 0 for device in disks)
     assert dirty_of(folder, stats_of("0:99999")) == -1
     os.close(folder)
+
+
+def test_what_each_disk_has_written_is_read_of_diskstats() -> None:
+    text = (
+        b"   7       0 loop0 14 0 36 6 8 3 2048 5 0 17 12 0 0 0 0 0 0\n"
+        b" 259       0 nvme0n1 14 0 36 6 8 3 16 5 0 17 12\n"  # as before Linux 4.18
+        b"   8       0 sda 14\n"
+    )
+    assert written(text) == {"loop0": MIB, "nvme0n1": 16 * SECTOR}
+
+
+def test_a_sync_has_figures_only_when_it_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most are over before that, and a freeze of many disks would wait for what nobody reads."""
+    texts = [f" 254 0 vda 0 0 0 0 0 0 {sectors} 0 0 0 0\n".encode() for sectors in (2048, 6144, 8192)]
+    monkeypatch.setattr(progress, "_diskstats", lambda: texts.pop(0))
+    meter = WritebackMeter({0: Mount("/srv", device="254:0", disks=("vda",))})
+    assert meter.progress(Phase.SYNC, 1) == Progress("sync", 1)
+    assert meter.progress(Phase.SYNC, 1, {0}).flushed_bytes == 2 * MIB, "since the sync began"
+    assert meter.progress(Phase.FREEZE, 0).flushed_bytes == 3 * MIB
