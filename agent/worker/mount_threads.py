@@ -1,10 +1,10 @@
-"""The driver of a script of `freeze` in a worker: one thread for each file system, and one place to wait in.
+"""The driver of a script of `freeze` in a worker: threads for the calls that may block, and one place to wait in.
 
-The threads issue the calls that may block, so that a stuck disk does not delay the others. At most one call is in
-flight for each file system. The main thread runs the script and waits for results of the threads, for messages of the
-supervisor on the control pipe, for the death of the supervisor (its pidfd, since a sibling that still has the other
+A thread more is started for each call that hangs, so that a stuck disk does not delay the others. At most one call is
+in flight for each file system. The main thread runs the script and waits for results of the threads, for messages of
+the supervisor on the control pipe, for the death of the supervisor (its pidfd, since a sibling that still has the other
 end of the pipe could hide an end-of-file), for SIGTERM and for the clock. It never touches a disk itself, so it can
-always thaw. The exception: if a thaw worker cannot start all threads, its main thread does the missing calls in turn.
+always thaw. The exception: if a thaw worker cannot start threads, its main thread does the missing calls in turn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import setproctitle
@@ -39,7 +40,11 @@ if TYPE_CHECKING:
     from .context import Worker
 
 GONE = -2  # instead of the descriptor of a supervisor that is dead
+THREADS = 32  # more of them freeze 256 file systems no sooner (docs/performance.md)
+GROWS_AFTER = 0.01  # seconds without a result after which a call hangs
+GROWS_AGAIN = 0.05  # seconds until another attempt to start a thread
 _STACK = 256 << 10
+_SWITCH_INTERVAL = 0.0002  # seconds: a call that has returned would wait for 5 ms for the interpreter
 _WAKE_AGAIN = 0.05  # seconds
 _LONGEST = (1 << 31) - 1  # milliseconds that poll(2) takes
 _CALLS: Mapping[Operation, Callable[[int], None]] = {
@@ -67,47 +72,25 @@ def perform(worker: Worker, script: Script[T]) -> T:
         return value
 
 
-class MountThread:
-    """The thread of one file system, open at `fd` or yet to be opened. It does what is ordered, and tells the loop."""
+class MountCall:
+    """One file system, open at `fd` or yet to be opened, and the call on it that is ordered or in flight.
+
+    `begun` is the CLOCK_MONOTONIC second at which a thread has taken it.
+    """
 
     def __init__(self, loop: WorkerLoop, index: int, mount: records.Mount, fd: int = -1) -> None:
         self.index = index
+        self.mount = mount
         self.doing: Operation | None = None
-        self._mount = mount
+        self.begun = math.inf
         self._loop = loop
-        self._orders: queue.SimpleQueue[Operation] = queue.SimpleQueue()
         self._fd = fd
-        self._runs = False
 
-    def start(self) -> None:
-        """Start the thread; raise OSError if there are no more threads."""
-        try:
-            # Not a threading.Thread, whose start waits until it runs: with hundreds that takes most of the time.
-            _thread.start_new_thread(self._run, ())
-        except RuntimeError as error:
-            raise no_more(error) or error from None
-        self._runs = True
-
-    def order(self, operation: Operation) -> None:
-        """Make the thread do `operation`; it must be idle."""
-        assert self.doing is None, f"{self._mount.mountpoint}: {self.doing} is in flight"
-        self.doing = operation
-        if self._runs:
-            self._orders.put(operation)
-        else:
-            self._obey(operation)  # it could not be started, so this waits for the call, after those that were started
-
-    def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are for the main thread
-        with contextlib.suppress(Exception):  # it is only for ps, and whatever happens the loop must get a result
-            setproctitle.setthreadtitle(printable(self._mount.mountpoint)[-15:])
-        while True:
-            self._obey(self._orders.get())
-
-    def _obey(self, operation: Operation) -> None:
-        """Do it, report it, and give the loop the result, whatever happens: the loop waits for that without limit."""
-        begun = time.monotonic()
-        result = Result(self.index, operation)
+    def do(self) -> Result:
+        """Do what is ordered; whatever happens there is a result, since the loop waits for that without limit."""
+        assert self.doing is not None
+        self.begun = time.monotonic()
+        result = Result(self.index, self.doing)
         try:
             self._call(result)
         except OSError as refused:
@@ -116,32 +99,83 @@ class MountThread:
         except Exception as defect:  # noqa: BLE001 - see above
             result.error, result.said = errno.EIO, f"a defect of the agent: {type(defect).__name__}: {defect}"
         result.at = time.monotonic()
-        unreported = ""
-        try:
-            self._loop.worker.reporter.post(steps.ended(result, result.at - begun))
-        except Exception as defect:  # noqa: BLE001 - see above; for the supervisor the step has not ended, which is safe
-            unreported = f"{self._mount.mountpoint}: {operation.call} could not be reported: {defect!r}\n"
-        self._loop.post(result, wake=self._runs)
-        if unreported:
-            sys.stderr.write(printable(unreported))
+        return result
 
     def _call(self, result: Result) -> None:
         result.failed = "open"
         if self._fd < 0 and result.operation is Operation.THAW:
             try:
-                self._fd = self._loop.opener.open_to_thaw(self._mount)
+                self._fd = self._loop.opener.open_to_thaw(self.mount)
             except SuperblockGone:
                 result.failed = ""
                 raise OSError(errno.EINVAL, "its superblock is gone") from None  # as FITHAW where nothing is frozen
         elif self._fd < 0:
-            self._fd = self._loop.opener.open(self._mount.device).fd
+            self._fd = self._loop.opener.open(self.mount.device).fd
         if result.operation is Operation.FREEZE and (self._loop.ending or self._loop.worker.reporter.closed):
             result.failed = steps.NOT_BEGUN
             raise OSError(errno.ECANCELED, "given up")
         result.failed = ""
         _CALLS[result.operation](self._fd)
         if result.operation is Operation.SYNC:
-            flush_others(self._mount)
+            flush_others(self.mount)
+
+
+class CallThreads:
+    """The threads that do the calls: a few, and more only while calls hang, so that no stuck disk delays the others.
+
+    More than a few of them only take turns in the interpreter, as long as calls return.
+    """
+
+    def __init__(self, post: Callable[[Result], None], *, alone: bool) -> None:
+        """Give each result to `post`. `alone`: where no thread can be had, `look` does a call itself."""
+        self._post = post
+        self._alone = alone
+        self._orders: queue.SimpleQueue[MountCall] = queue.SimpleQueue()
+        self._count = 0
+        self.look_at = math.inf
+        """The CLOCK_MONOTONIC second of the next `look`."""
+
+    def start(self, count: int) -> None:
+        """Start so many threads; raise OSError if there are no more."""
+        for _ in range(count):
+            try:
+                # Not a threading.Thread, whose start waits until it runs.
+                _thread.start_new_thread(self._run, ())
+            except RuntimeError as error:
+                raise no_more(error) or error from None
+            self._count += 1
+
+    def order(self, calls: Iterable[MountCall], operation: Operation) -> None:
+        """Make the threads do `operation` on all of these, which must be idle."""
+        for call in calls:
+            assert call.doing is None, f"{call.mount.mountpoint}: {call.doing} is in flight"
+            call.doing, call.begun = operation, math.inf
+            self._orders.put(call)
+        self.look_at = time.monotonic() + (GROWS_AFTER if self._count else 0)
+
+    def look(self, now: float, calls: Iterable[MountCall]) -> None:
+        """Start a thread for each of the calls that hangs, if any has to wait because of them."""
+        if now < self.look_at:
+            return
+        waiting = self._orders.qsize()
+        hanging = sum(call.doing is not None and call.begun <= now - GROWS_AFTER for call in calls)
+        self.look_at = now + GROWS_AFTER if waiting else math.inf
+        try:
+            self.start(min(waiting, hanging if self._count else waiting))
+        except OSError:
+            self.look_at = now + GROWS_AGAIN
+            if self._alone:
+                self.look_at = now
+                with contextlib.suppress(queue.Empty):
+                    self._post(self._orders.get_nowait().do())
+
+    def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are for the main thread
+        while True:
+            call = self._orders.get()
+            with contextlib.suppress(Exception):  # it is only for ps, and whatever happens the loop must get a result
+                setproctitle.setthreadtitle(printable(call.mount.mountpoint)[-15:])
+            self._post(call.do())
 
 
 class WorkerLoop:
@@ -152,8 +186,9 @@ class WorkerLoop:
         self.ending = False
         self.opener = FileSystemOpener()
         self._opened: dict[str, int] = {}
-        self._threads: dict[int, MountThread] = {}
+        self._calls: dict[int, MountCall] = {}
         self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
+        self._taken: deque[Result] = deque()
         self._control = messages.Decoder(messages.CONTROLS)
         self._heard: list[messages.Control] = []
         self._terminated = False
@@ -167,8 +202,7 @@ class WorkerLoop:
             case steps.Now():
                 return time.monotonic()
             case steps.Order(indices, operation):
-                for index in indices:
-                    self._threads[index].order(operation)
+                self._threads.order((self._calls[index] for index in indices), operation)
             case steps.Post(reports):
                 self.worker.reporter.post(*reports)
             case steps.Inform(report):
@@ -221,17 +255,16 @@ class WorkerLoop:
             self._obey()
         _allow_open_files()
         threading.stack_size(_STACK)
-        self._threads = {
-            index: MountThread(self, index, mount, self._opened.pop(mount.device, -1))
-            for index, mount in mounts.items()
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        self._calls = {
+            index: MountCall(self, index, mount, self._opened.pop(mount.device, -1)) for index, mount in mounts.items()
         }
-        for thread in self._threads.values():
-            try:
-                thread.start()
-            except OSError:  # no more threads: a freeze has not begun yet, but a thaw must be done
-                if obeys:
-                    raise
-                break
+        self._threads = CallThreads(self.post, alone=not obeys)
+        try:
+            self._threads.start(min(len(mounts), THREADS))
+        except OSError:  # no more threads: a freeze has not begun yet, but a thaw must be done
+            if obeys:
+                raise
         self._mounts = tuple(mounts.values())
         self._meter = WritebackMeter(mounts)
 
@@ -249,10 +282,10 @@ class WorkerLoop:
     def _terminate(self, _number: int, _frame: object) -> None:
         self._terminated = True
 
-    def post(self, result: Result, *, wake: bool) -> None:
-        """Take a result from a thread and `wake` the main thread; refused, that is tried until it is done."""
+    def post(self, result: Result) -> None:
+        """Take a result from a thread and wake the main thread; refused, that is tried until it is done."""
         self._results.put(result)
-        while wake:
+        while True:
             try:
                 os.eventfd_write(self._wake, 1)
             except BlockingIOError:
@@ -262,27 +295,43 @@ class WorkerLoop:
             else:
                 return
 
+    def _take(self) -> None:
+        """Take the results that have come, and report them, in as few writes as they need."""
+        reports = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                result = self._results.get_nowait()
+                call = self._calls[result.mount]
+                call.doing = None
+                self._taken.append(result)
+                reports.append(steps.ended(result, result.at - call.begun))
+        if not reports:
+            return
+        try:
+            self.worker.reporter.post(*reports)
+        except Exception as defect:  # noqa: BLE001 - for the supervisor the calls have not ended, which is safe
+            where = ", ".join(self._calls[result.mount].mount.mountpoint for result in self._taken)
+            sys.stderr.write(printable(f"{where}: what was done could not be reported: {defect!r}\n"))
+
     def _wait(self, until: float, taken: bool) -> Event:
         while True:
+            self._take()
             if not self.worker.reporter.flush():
                 self._poll.register(self.worker.reporter.fd, select.POLLOUT)
             elif taken:
                 return Taken()
-            try:
-                result = self._results.get_nowait()
-            except queue.Empty:
-                pass
-            else:
-                self._threads[result.mount].doing = None
-                return result
+            if self._taken:
+                return self._taken.popleft()
             if self._heard:
                 return Told(self._heard.pop(0))
             if not self.ending and (reason := self._ended()):
                 self.ending = True
                 return Gone(reason)
-            left = until - time.monotonic()
-            if left <= 0:
+            now = time.monotonic()
+            if until <= now:
                 return Timeout()
+            self._threads.look(now, self._calls.values())
+            left = min(until, self._threads.look_at) - now
             self._look(None if left == math.inf else min(math.ceil(left * 1000), _LONGEST))
 
     def _look(self, milliseconds: int | None) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import setproctitle
-from virtagent.agent.worker.mount_threads import MountThread
+from virtagent.agent.worker.mount_threads import CallThreads
 from virtagent.agent.worker.writers import latch
 from virtagent.supervisor.io import journal, process
 
@@ -84,7 +84,7 @@ def install(folder: Path) -> None:
 
     def start_hooked(*args: Any) -> int:
         # A question of the plan that gets no thread has no answer, and nothing fails by that.
-        if not isinstance(getattr(args[0], "__self__", None), MountThread):
+        if not isinstance(getattr(args[0], "__self__", None), CallThreads):
             return real_start(*args)
         try:
             faults.check("worker_thread")

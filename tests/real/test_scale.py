@@ -19,6 +19,7 @@ from harness.namespace import Area
 from harness.processes import kill, until
 from harness.rig import Rig
 from harness.terminal import CTL, Terminal
+from virtagent.agent.worker.mount_threads import THREADS
 
 FILE_SYSTEMS, MOUNTS = 256, 1000
 LEVELS = 8  # a flush of one is at least two flushes of the one below: twelve take 7 s, and sixty-four for ever
@@ -95,7 +96,8 @@ def test_all_at_once_and_nothing_is_left(rig: Rig, many: list[str]) -> None:
         assert len(held) == FILE_SYSTEMS
         assert sum(1 + len(m["aliases"]) for m in held) == MOUNTS
         assert f"[frozen {FILE_SYSTEMS}/{FILE_SYSTEMS}" in daemon.titles()[daemon.pid]
-        assert keeper_of(daemon).num_threads() == FILE_SYSTEMS + 1
+        # One more for each call that hung for a moment: on a busy machine that may be all of them.
+        assert THREADS < keeper_of(daemon).num_threads() <= FILE_SYSTEMS + 1
         assert host.va.fsthaw() == FILE_SYSTEMS
         thawed(many)
         assert daemon.status()["last"]["outcome"] == "thawed"

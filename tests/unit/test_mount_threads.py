@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from virtagent.agent.api.records import Mount
 from virtagent.agent.worker import context, held, mount_threads, private_mounts
-from virtagent.agent.worker.mount_threads import MountThread, WorkerLoop
+from virtagent.agent.worker.mount_threads import THREADS, CallThreads, MountCall, WorkerLoop
 from virtagent.agent.worker.open_fs import FileSystemOpener, Opened
-from virtagent.agent.worker.steps import Alone, Gone, Operation, Result, Start, Wait
+from virtagent.agent.worker.steps import Alone, Gone, Operation, Order, Result, Start, Wait
 
 SYNC = Operation.SYNC
 
@@ -39,7 +42,7 @@ def loop(pipes: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch) -> W
 
 
 def result_of(loop: WorkerLoop) -> Result:
-    loop._threads[0].order(SYNC)
+    loop.do(Order((0,), SYNC))
     result = loop.do(Wait())
     assert isinstance(result, Result)
     return result
@@ -101,7 +104,7 @@ def test_a_defect_in_reporting_holds_up_no_result(
         patched.setattr(loop.worker.reporter, "post", fail)
         assert end_of(loop) == (0, "")
     assert end_of(loop) == (0, "")
-    assert "/srv: syncfs could not be reported: KeyError('x')" in capsys.readouterr().err
+    assert "/srv: what was done could not be reported: KeyError('x')" in capsys.readouterr().err
 
 
 def test_whether_the_supervisor_is_gone_is_found_when_it_is_asked(
@@ -136,8 +139,6 @@ def test_a_title_that_is_refused_holds_up_nothing(loop: WorkerLoop, monkeypatch:
         raise ValueError("x")
 
     monkeypatch.setattr(mount_threads.setproctitle, "setthreadtitle", fail)
-    thread = loop._threads[0] = MountThread(loop, 0, Mount("/srv", device="8:1"))
-    thread.start()
     assert end_of(loop) == (0, "")
 
 
@@ -154,7 +155,7 @@ def test_a_thaw_of_a_superblock_that_is_gone_finds_nothing_frozen(
     for gone, expected in (("", errno.EINVAL), ("/dev/sda1", errno.EPERM)):
         monkeypatch.setattr(held, "device_in_use", lambda _, gone=gone: gone)
         monkeypatch.setattr(private_mounts, "mounted_by", refuse)
-        loop._threads[0].order(Operation.THAW)
+        loop.do(Order((0,), Operation.THAW))
         result = loop.do(Wait())
         assert result.error == expected
     assert result_of(loop).error == errno.ENODEV, "only of a thaw"
@@ -166,4 +167,134 @@ def test_no_more_threads_is_one_sentence(loop: WorkerLoop, monkeypatch: pytest.M
 
     monkeypatch.setattr(mount_threads._thread, "start_new_thread", refuse)
     with pytest.raises(OSError, match="no more threads or processes"):
-        MountThread(loop, 0, Mount("/srv")).start()
+        loop.do(Start(((0, Mount("/srv", device="8:1")),), obeys=True))
+
+
+# How many threads there are
+
+MANY = 3 * THREADS
+
+
+class Disks:
+    """The disks of many file systems: the calls on those that are `stuck` hang until they are let go."""
+
+    def __init__(self, loop: WorkerLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stuck: set[str] = set()
+        self.released = threading.Event()
+        self.started = self.refused = 0
+        self.calls: list[tuple[int, str]] = []
+        self._start = mount_threads._thread.start_new_thread
+        monkeypatch.setattr(mount_threads._thread, "start_new_thread", self.start)
+        monkeypatch.setattr(FileSystemOpener, "open", lambda _self, device: Opened(int(device)))
+        monkeypatch.setattr(mount_threads, "_CALLS", dict.fromkeys(Operation, self.call))
+        self.most = MANY
+        self.loop = loop
+
+    def start(self, run: Callable[[], None], _args: tuple[()]) -> None:
+        if self.started >= self.most:
+            self.refused += 1
+            raise RuntimeError("can't start new thread")
+        self.started += 1
+        self._start(run, ())
+
+    def call(self, fd: int) -> None:
+        self.calls.append((threading.get_ident(), str(fd)))
+        if str(fd) in self.stuck:
+            self.released.wait()
+
+    def take(self, *, obeys: bool = False) -> None:
+        mounts = tuple((index, Mount(f"/srv/{index}", device=str(index))) for index in range(MANY))
+        self.loop.do(Start(mounts, obeys=obeys))
+
+    def order(self, *indices: int) -> None:
+        self.loop.do(Order(indices, SYNC))
+
+    def results(self, count: int) -> set[int]:
+        return {self.loop.do(Wait()).mount for _ in range(count)}
+
+
+@pytest.fixture
+def disks(loop: WorkerLoop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disks]:
+    found = Disks(loop, monkeypatch)
+    yield found
+    found.released.set()
+
+
+def test_a_few_threads_do_the_calls_of_many_file_systems(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mount_threads, "GROWS_AFTER", 1000.0)  # a machine may stop for any time
+    disks.take()
+    for _ in range(3):
+        disks.order(*range(MANY))
+        assert disks.results(MANY) == set(range(MANY))
+    assert disks.started == THREADS
+
+
+def test_no_more_threads_than_file_systems(disks: Disks) -> None:
+    disks.loop.do(Start(((0, Mount("/srv", device="0")), (1, Mount("/two", device="1"))), obeys=False))
+    assert disks.started == 2
+
+
+def test_disks_that_are_stuck_delay_no_other_however_many_they_are(disks: Disks) -> None:
+    disks.take()
+    disks.stuck = {str(index) for index in range(2 * THREADS)}
+    disks.order(*range(MANY))
+    assert disks.results(THREADS) == set(range(2 * THREADS, MANY)), "the others' results, with all of the first stuck"
+    assert 2 * THREADS < disks.started <= MANY
+    disks.released.set()
+    assert disks.results(2 * THREADS) == set(range(2 * THREADS))
+
+
+def test_one_call_is_in_flight_for_a_file_system(disks: Disks) -> None:
+    disks.take()
+    disks.stuck = {"0"}
+    disks.order(0)
+    with pytest.raises(AssertionError, match=r"/srv/0: Operation\.SYNC is in flight"):
+        disks.order(0)
+
+
+def test_a_keeper_that_gets_no_more_threads_goes_on_when_a_call_returns(
+    disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "set_wakeup_fd", lambda *_: -1)
+    monkeypatch.setattr(mount_threads, "GROWS_AGAIN", 0.0)
+    disks.most = THREADS
+    disks.take(obeys=True)
+    disks.stuck = {str(index) for index in range(THREADS)}
+    disks.order(*range(MANY))
+    while not disks.refused:
+        disks.loop.do(Wait(time.monotonic() + mount_threads.GROWS_AFTER))
+    assert len(disks.calls) == THREADS, "the main thread does no call: it watches the supervisor"
+    disks.released.set()
+    assert disks.results(MANY) == set(range(MANY))
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_thaw_worker_that_gets_no_threads_does_the_calls_in_turn(disks: Disks, most: int) -> None:
+    disks.most = most
+    disks.take()
+    disks.stuck = {"0"} if most else set()
+    disks.order(*range(MANY))
+    assert disks.results(MANY - most) == set(range(most, MANY))
+    assert disks.started == most
+    if not most:
+        assert {thread for thread, _ in disks.calls} == {threading.get_ident()}
+
+
+def test_results_are_reported_together(loop: WorkerLoop, disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
+    posted: list[int] = []
+    monkeypatch.setattr(loop.worker.reporter, "post", lambda *reports: posted.append(len(reports)))
+    for index in range(MANY):
+        call = loop._calls[index] = MountCall(loop, index, Mount(f"/srv/{index}"), index)
+        call.doing = SYNC
+        loop.post(call.do())
+    assert disks.results(MANY) == set(range(MANY))
+    assert posted == [MANY]
+
+
+def test_nobody_looks_at_threads_while_nothing_waits_for_one() -> None:
+    threads = CallThreads(lambda _: None, alone=False)
+    assert threads.look_at == math.inf
+    threads.order([], SYNC)
+    threads.look(threads.look_at, [])
+    assert threads.look_at == math.inf
