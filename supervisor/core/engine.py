@@ -380,14 +380,13 @@ class Engine:
                 self._pending.poll_due(turn, number)
             case ("core", "warn"):
                 self._warnings.due(turn)
+            case ("watchers",):
+                self._pending.tell_some(turn, self._records.seq)
             case ("core", "news"):
                 self._freeze.news.due(turn)
             case key:
                 assert key == RETRY, f"unknown deadline {key!r}"
                 self._freeze.changed(turn)
-
-    def _show_status(self, turn: Turn, _event: events.ShowStatus) -> None:
-        turn.do(events.LogStatus(self._records.record(turn)))
 
     def _settled(self, turn: Turn) -> None:
         """Do what waited for the end of the freeze: it is thawed, or cannot be thawed for now."""
@@ -432,7 +431,7 @@ class Engine:
         events.JournalFound: _journal_found,
         events.LatchesFound: _latches_found,
         events.Reload: _reload,
-        events.ShowStatus: _show_status,
+        events.ShowStatus: lambda self, turn, _: turn.do(events.LogStatus(self._records.record(turn))),
         events.Stopped: _stopped,
         events.Due: _due,
         events.Woken: lambda *_: None,  # nothing to decide: `_show` does the rest

@@ -16,9 +16,14 @@ from ...agent.api.records import PastFreeze, Status
 from ...agent.api.states import FreezeState
 from . import audit
 from .events import Requested
+from .timing import Key
 from .turn import Turn
 
 WAIT_DEFAULT = 30.0  # seconds that a call waits for another status record
+WATCHERS: Key = ("watchers",)  # the loop's own, not the core's: a deadline of the core's comes before what workers say
+WATCHERS_A_TURN = 8  # calls that are told of a change before the loop looks again at workers and hosts
+WATCHERS_LATER = 0.025  # seconds that they are told later while somebody waits who acts
+_ACT = frozenset({"methods.fsfreeze", "inline.fsthaw", "inline.fshold"})
 SETTLED: Mapping[FreezeState, str | None] = {
     FreezeState.THAWED: "thawed",
     FreezeState.INPROGRESS: None,
@@ -61,6 +66,8 @@ class Pending:
         self._by_connection: dict[int, set[int]] = {}
         self._since: dict[int, int] = {}
         self._brief: set[int] = set()
+        self._acting: set[int] = set()
+        self._made: dict[bool, tuple[int, Status]] = {}
         self._unsettled: list[int] = []
         self._last_id = 0
 
@@ -69,6 +76,9 @@ class Pending:
         self._last_id += 1
         call = Call(self._last_id, request, turn.now)
         self._open[call.id] = call
+        row = RPCS.get(request.method)
+        if row is not None and row.handler in _ACT:
+            self._acting.add(call.id)
         self._by_connection.setdefault(request.connection, set()).add(call.id)
         return call
 
@@ -146,6 +156,7 @@ class Pending:
         if not mine:
             del self._by_connection[call.request.connection]
         self._brief.discard(call.id)
+        self._acting.discard(call.id)
         if self._since.pop(call.id, None) is not None:
             turn.cancel(("core", "poll", call.id))
         return call
@@ -183,13 +194,32 @@ class Pending:
         return answer
 
     def tell_news(self, turn: Turn, seq: int, state: FreezeState) -> None:
-        """Answer those for whom there is news."""
-        if self._since:  # ADR 0012: `!=`, not `<`, since a restart begins seq anew
-            self._tell(turn, [number for number, since in self._since.items() if since != seq])
+        """Let those be told for whom there is news, soon; answer those who wait for the end of a freeze or thaw."""
+        if self._since and self._behind(seq):
+            later = WATCHERS_LATER if self._acting else 0.0
+            if not 0 <= turn.left(WATCHERS) <= later:
+                turn.arm(WATCHERS, later)
         if self._unsettled and (answer := SETTLED[state]) is not None:
             waiting, self._unsettled = self._unsettled, []
             for number in waiting:
                 self.answer(turn, number, answer)
+
+    def tell_some(self, turn: Turn, seq: int) -> None:
+        """Tell some of those for whom there is news, those that have waited longest, and the others in later turns."""
+        behind = self._behind(seq)
+        for number in behind[:WATCHERS_A_TURN]:
+            brief = number in self._brief
+            if (made := self._made.get(brief)) is None or made[0] != seq:
+                made = self._made[brief] = seq, self.record(turn, brief=brief)
+            self.answer(turn, number, made[1])
+        if len(behind) > WATCHERS_A_TURN:
+            turn.arm(WATCHERS, 0.0)
+        else:
+            self._made.clear()
+
+    def _behind(self, seq: int) -> list[int]:
+        # ADR 0012: `!=`, not `<`, since a restart begins seq anew
+        return [number for number, since in self._since.items() if since != seq]
 
     def _tell(self, turn: Turn, numbers: Sequence[int]) -> None:
         """Answer these with the present record, which is made once."""

@@ -67,6 +67,7 @@ class Loop:
         self._effects = Effects(children, self._connections, journal, log, processes, clock)
         self._due: dict[object, Callable[[timing.Key], None]] = {
             timing.OWNER: lambda key: self.feed(events.Due(key)),
+            "watchers": lambda key: self.feed(events.Due(key)),
             "connection": self._connections.due,
             "listener": self._connections.due,
             "device": self._connections.due,

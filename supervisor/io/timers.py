@@ -1,7 +1,7 @@
 """All deadlines of the supervisor in one heap: it sleeps until the nearest, and wakes for nothing else. Reads no clock.
 
-A key is a tuple whose first item names its owner: ("core", ...), ("connection", number), ("listener", spec),
-("device", spec), ("orphan", number), ("standby",), ("watchdog",), ("log-writer",).
+A key is a tuple whose first item names its owner: ("core", ...), ("watchers",), ("connection", number),
+("listener", spec), ("device", spec), ("orphan", number), ("standby",), ("watchdog",), ("log-writer",).
 """
 
 from __future__ import annotations

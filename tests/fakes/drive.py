@@ -22,6 +22,7 @@ from virtagent.supervisor.core import events
 from virtagent.supervisor.core.engine import Engine
 from virtagent.supervisor.core.inline import HANDLERS
 from virtagent.supervisor.core.news import NEWS
+from virtagent.supervisor.core.pending import WATCHERS
 from virtagent.supervisor.io.timers import Timers
 
 BEGIN = 1000.0
@@ -91,6 +92,7 @@ class Drive:
         self.killed: set[int] = set()
         self.in_kernel: set[int] = set()
         self.dying: set[int] = set()
+        self.tells_watchers = True
         self.told: list[tuple[int, messages.Control]] = []
         self.journal: dict[str, Any] | None = None
         self.journal_error: OSError | None = None
@@ -116,7 +118,13 @@ class Drive:
         key = self.timers.take_due(self.now, "core")
         if key is not None:
             return events.Due(key)
-        return queue.popleft() if queue else None
+        if queue:
+            return queue.popleft()
+        # Those who watch are told as soon as nothing else is to be done, though the loop may do that some ms later.
+        if self.tells_watchers and self.timers.left(WATCHERS, self.now) >= 0:
+            self.timers.cancel(WATCHERS)
+            return events.Due(WATCHERS)
+        return None
 
     def _apply(self, effect: events.Effect) -> events.Event | None:
         match effect:

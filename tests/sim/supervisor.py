@@ -231,7 +231,10 @@ class Supervisor:
         key = self.timers.take_due(self.world.now, "core")
         if key is not None:
             return events.Due(key)
-        return queue.popleft() if queue else None
+        if queue:
+            return queue.popleft()
+        key = self.timers.take_due(self.world.now, "watchers")
+        return events.Due(key) if key is not None else None
 
     # -- effects
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from fakes.drive import Asked, Drive
 from fakes.scenarios import played
 from virtagent.agent.wire import xmlrpc
 from virtagent.agent.worker import messages
+from virtagent.supervisor.core import events
+from virtagent.supervisor.core.pending import WATCHERS, WATCHERS_A_TURN, WATCHERS_LATER
 
 MANY = 21
 
@@ -33,3 +36,60 @@ def test_a_shared_value_is_encoded_once() -> None:
     kept = shared.pieces
     assert xmlrpc.dump_reply(shared) == [*kept]
     assert shared.pieces is kept
+
+
+def told(drive: Drive, watchers: list[Asked]) -> int:
+    return sum(watcher.answered for watcher in watchers)
+
+
+def test_those_who_watch_are_told_in_portions(drive: Drive) -> None:
+    _, worker = played(drive, "freezing")
+    watchers = watching(drive, brief=False)
+    drive.tells_watchers = False
+    drive.report(worker, messages.Step(0, "frozen"))
+    for turn in range(1, 4):
+        assert drive.timers.left(WATCHERS, drive.now) >= 0
+        drive.timers.cancel(WATCHERS)
+        drive.feed(events.Due(WATCHERS))
+        assert told(drive, watchers) == min(MANY, turn * WATCHERS_A_TURN), "the first to ask are the first to be told"
+        assert [watcher.answered for watcher in watchers] == sorted((w.answered for w in watchers), reverse=True)
+    assert len({id(watcher.value) for watcher in watchers}) == 1, "one record a change, however many turns it takes"
+
+
+def test_whoever_thaws_is_answered_before_those_who_watch(drive: Drive) -> None:
+    _, worker = played(drive, "held")
+    watchers = watching(drive, brief=True)
+    drive.tells_watchers = False
+    thaw = drive.ask("va.fsthaw")
+    assert drive.timers.left(WATCHERS, drive.now) == pytest.approx(WATCHERS_LATER), "the thaw is under way"
+    drive.thaws(worker)
+    assert thaw.answered
+    assert told(drive, watchers) == 0
+    assert drive.timers.left(WATCHERS, drive.now) == 0, "and now they are told"
+    drive.tells_watchers = True
+    drive.feed()
+    assert {watcher.value.state for watcher in watchers} == {"THAWED"}
+
+
+def test_those_who_watch_wait_for_no_thaw_that_takes_long(drive: Drive) -> None:
+    _, worker = played(drive, "held")
+    watchers = watching(drive, brief=True)
+    drive.tells_watchers = False
+    drive.ask("va.fsthaw")
+    drive.report(worker, messages.Thawing("", drive.now))
+    assert 0 < drive.timers.left(WATCHERS, drive.now) <= WATCHERS_LATER, "a change does not put it off"
+    drive.tells_watchers = True
+    drive.feed()
+    assert {watcher.value.state for watcher in watchers} == {"THAWINPROGRESS"}
+
+
+def test_a_freeze_is_told_to_those_who_watch_as_soon_as_it_is_answered(drive: Drive) -> None:
+    freeze, worker = played(drive, "frozen")
+    watchers = watching(drive, brief=True)
+    drive.tells_watchers = False
+    drive.report(worker, messages.Frozen(2, drive.now, drive.now + 60))
+    assert freeze.answered
+    assert drive.timers.left(WATCHERS, drive.now) == 0
+    drive.tells_watchers = True
+    drive.feed()
+    assert told(drive, watchers) == MANY
