@@ -63,6 +63,7 @@ class Effects:
 
     def _spawn(self, spawn: events.Spawn) -> events.Event:
         try:
+            # ADR 0036: forked now, and not ahead.
             child = self._children.spawn(context.Job(spawn.worker, spawn.rpc, spawn.args), spawn.lifeline)
         except OSError as error:
             return events.SpawnFailed(spawn.worker, error)
