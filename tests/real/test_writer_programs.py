@@ -126,6 +126,7 @@ STEPS = ["prepare", "quiesce", "confirm", "release"]
 def test_a_live_program_hears_the_steps_and_its_facts_are_told(rig: Rig, operator: Operator) -> None:
     fs = rig.fs("ext4")
     operator.writer(f"type live\ncommand {operator.live}\n")
+    operator.switch("prepare.says", f"ok path={fs.path} 'path={operator.at}/an archive'\n")
     daemon = operator.start(fs)
     host = daemon.proxy()
     for times in (1, 2):
@@ -134,6 +135,8 @@ def test_a_live_program_hears_the_steps_and_its_facts_are_told(rig: Rig, operato
         (writer,) = daemon.status()["writers"]
         assert (writer["hold"], writer["state"]) == ("session", "confirmed")
         assert writer["info"] == {"gtid": "0-1-7", "note": "two words"}
+        archive = f"{operator.at}/an archive"
+        assert (writer["paths"], writer["not_frozen"]) == ([str(fs.path), archive], [archive])
         assert host.va.fsthaw() == 1
         assert not operator.held
         root = pwd.getpwuid(os.geteuid())
@@ -165,6 +168,7 @@ def test_a_live_program_of_another_user_that_wants_the_verdict(rig: Rig, operato
         ("quiesce", "says", "no it has no time\n", "app refused the freeze: it has no time"),
         ("confirm", "says", "no it has no time\n", "app refused the freeze: it has no time"),
         ("prepare", "says", "perhaps\n", "expected ok or no"),
+        ("prepare", "says", "o" * 5000, "its answer to prepare is over 4096 bytes"),
         ("quiesce", "says", "ok colour\n", "expected key=value"),
         ("quiesce", "says", "ok 'a=b\n", "No closing quotation"),
         ("prepare", "end", "", "it has ended before it answered prepare: I give up"),
