@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ PROGRAMS = {
     "mkfs.btrfs": "btrfs-progs",
     "depmod": "kmod",
 }
-ROOT_SIZE = "1G"
+ROOT_SIZE, LARGER = "1G", "3G"
 UNUSED = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info")
 # Nothing in the guest wakes up by itself, and nothing waits for a network.
 MASKED = (
@@ -70,10 +71,10 @@ class Base:
         return self.folder / "vmlinuz"
 
 
-def base(suite: str = "") -> Base:
+def base(suite: str = "", more: Sequence[str] = ()) -> Base:
     """Return the cached base, made if it is not there (some two minutes, and the network).
 
-    `suite` is a release of Debian, this machine's own if it is not given.
+    `suite` is a release of Debian, this machine's own if it is not given; `more` are packages that it has, too.
     """
     programs = PROGRAMS if os.geteuid() == 0 else {**PROGRAMS, **rootless.PROGRAMS}
     lacking = sorted({package for program, package in programs.items() if _program(program) is None})
@@ -82,16 +83,16 @@ def base(suite: str = "") -> Base:
     site, own = _mirror()
     suite = suite or own
     kernel = _newest_kernel() if suite == own else ""  # of another release: the newest when it is made
-    made_from = "\n".join([str(RECIPE), suite, kernel, *PACKAGES, *MODULES, *UNUSED, *MASKED])
+    made_from = "\n".join([str(RECIPE), suite, kernel, *PACKAGES, *more, *MODULES, *UNUSED, *MASKED])
     cache = Path(os.environ.get("VIRTAGENT_VM_CACHE") or Path.home() / ".cache/virtagent-vm")
     folder = cache / f"base-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as work:
             if os.geteuid() == 0:
-                make(Path(work), site, suite, kernel)
+                make(Path(work), site, suite, kernel, *more)
             else:
-                rootless.make(Path(work), site, suite, kernel)
+                rootless.make(Path(work), site, suite, kernel, *more)
             Path(work, "base").rename(folder)
     return Base(folder)
 
@@ -145,12 +146,12 @@ def _install(over: Path) -> None:
         link.symlink_to(f"/opt/virtagent/current/bin/{name}")
 
 
-def make(work: Path, site: str, suite: str, kernel: str) -> None:
+def make(work: Path, site: str, suite: str, kernel: str, *more: str) -> None:
     """Make the base in `work`, as root, or as one who is taken for root. Raises Unmet."""
     done, tree, unpacked = work / "base", work / "tree", work / "kernel"
     done.mkdir()
     with rootless.prepared(tree):
-        _run("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", suite, str(tree), site)
+        _run("debootstrap", "--variant=minbase", f"--include={','.join((*PACKAGES, *more))}", suite, str(tree), site)
     of_suite = [] if kernel else _apt_options(work, site, suite)
     _run(
         "apt-get", *of_suite, "-o", "APT::Sandbox::User=root", "download", kernel or _newest_kernel(*of_suite), cwd=work
@@ -172,7 +173,7 @@ def make(work: Path, site: str, suite: str, kernel: str) -> None:
             (initial / f"modules/{name}.ko").write_bytes(contents)
     (initial / "modules/order").write_text("".join(f"{name}\n" for name in MODULES if found[name] is not None))
     _trim(tree)
-    _run("mkfs.ext4", "-q", "-d", str(tree), str(done / "root.img"), ROOT_SIZE)
+    _run("mkfs.ext4", "-q", "-d", str(tree), str(done / "root.img"), ROOT_SIZE if not more else LARGER)
 
 
 def _trim(tree: Path) -> None:
