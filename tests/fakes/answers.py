@@ -82,7 +82,7 @@ class Listening(client.Client):
         self._process: Any = Program(said(prints))
         self._complaints = said(complains)
         self._sentinel, self._end, self._asked = sentinel, end, 0
-        self._said, self._words, self._busy, self.refused = b"", "", False, False
+        self._said, self._words, self.busy, self.refused = b"", "", False, False
         self.waits = waits
         self.fd = self._process.stdout.fileno()
 

@@ -70,7 +70,11 @@ class PostgreSql(ClientSession):
     def _stopped(self, until: float) -> Info:
         """End the backup mode; return the files that a restore of the image may want. Raises Refused."""
         self._client.waits = wait
-        label, spaces = (bytes.fromhex(digits).decode() for digits in self._client.row(_STOP, until, 2))
+        found = self._client.row(_STOP, until, 2)
+        try:
+            label, spaces = (bytes.fromhex(digits).decode() for digits in found)
+        except ValueError:
+            raise Refused(f"it answers {found!r:.100}") from None
         return {"backup_label": label, **({"tablespace_map": spaces} if spaces else {})}
 
 
