@@ -101,10 +101,12 @@ def test_hooks_and_a_client_of_another_user_under_the_unit_as_shipped(site: Gues
     main = site.sh("systemctl show -p MainPID --value virtagentd")
     assert port.ask("va.fsfreeze", {}) == {"return": FILE_SYSTEMS}
     site.sh(f"kill -9 {main.strip()}")
-    site.sh("until [ $(grep -c thaw /run/ram/called) = 1 ]; do usleep 100000; done")
+    site.sh("until [ $(wc -l </run/ram/called) = 4 ]; do usleep 100000; done")
     site.sh(f"until [ $(systemctl show -p MainPID --value virtagentd) -gt {main.strip()} ]; do usleep 100000; done")
     site.wait_agent()
-    assert called(site) == ["freeze:root", "hold:nobody", "go-on:nobody", "thaw:root"], "once each, whoever is killed"
+    calls = called(site)
+    assert calls[:2] == ["freeze:root", "hold:nobody"]
+    assert sorted(calls[2:]) == ["go-on:nobody", "thaw:root"], "once each, in no order: nobody is there to give one"
 
 
 def test_a_server_behind_tcp_needs_the_drop_in_of_the_docs(site: Guest, tmp_path: Path) -> None:
