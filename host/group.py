@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..agent.api.errors import VirtagentError
@@ -24,7 +24,7 @@ from .holding import Freeze, Options, Span, Wanted, note
 from .hypervisor import Hypervisor
 from .member import Guest, Member, not_thawed
 from .methods import AgentOptions
-from .transports import parse
+from .transports import Far, parse
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -69,6 +69,18 @@ def refuse_twice(urls: Sequence[str]) -> None:
             raise ValueError(f"{url!r} stands twice in the group")
 
 
+def _one_a_host(fars: Sequence[Far]) -> list[Far]:
+    """Return each host once, with the agents of all its URLs. Raises ValueError if one names none and another some."""
+    found: dict[str, Far] = {}
+    for far in fars:
+        before = found.get(far.name)
+        if before is not None and bool(before.agents) != bool(far.agents):
+            raise ValueError(f"{far.name} stands in the group for all that are named there, and with agents, too")
+        agents = (*before.agents, *far.agents) if before is not None else far.agents
+        found[far.name] = replace(far, agents=agents)
+    return list(found.values())
+
+
 def report(members: Sequence[Member]) -> GroupFreeze:
     """Return the freeze of all guests, each of which is frozen."""
     begun = [member.begun for member in members]
@@ -105,6 +117,7 @@ class AsyncAgentGroup:
         refuse_twice(self.urls)
         self._agents = [AsyncAgent(url, **options) for url in self.urls]
         self._connects, self._options = connects, options
+        self._hosts = _one_a_host([far for url in self.urls if (far := parse(url).far) is not None])
 
     @contextlib.asynccontextmanager
     async def frozen(
@@ -182,10 +195,8 @@ class AsyncAgentGroup:
             await _closed(members)
 
     def _members(self, wanted: Wanted) -> list[Member]:
-        return [
-            Hypervisor(far, wanted) if (far := parse(agent.url).far) is not None else Guest(agent, wanted)
-            for agent in self._agents
-        ]
+        here: list[Member] = [Guest(agent, wanted) for agent in self._agents if parse(agent.url).far is None]
+        return [*here, *(Hypervisor(far, wanted) for far in self._hosts)]
 
     def _following(self, wanted: Wanted) -> Following:
         watching = [AsyncAgent(url, **self._options) for url in self.urls] if wanted.progress else []

@@ -61,7 +61,7 @@ class Hypervisor:
     """The guests of one other host, as a member of a group."""
 
     def __init__(self, far: Far, wanted: Wanted) -> None:
-        self.url = far.url
+        self.url = far.name
         self.begun = self.ended = 0.0
         self.clock: Clock | None = None
         self.window = -1.0

@@ -24,7 +24,7 @@ from .transports import Far
 
 ANSWER_MAX = 8 << 20  # bytes of one line, as of a guest's answer
 STDERR_MAX = 4096  # bytes that are kept, the last ones
-CONNECT_SECONDS = 15.0  # until the first answer
+CONNECT_SECONDS = 60.0  # until the first answer; nothing is frozen yet, and a busy host starts slowly
 LEAVE_SECONDS = 5.0  # that the far end has to thaw and leave when its input has ended
 _OPTIONS = (
     *("-T", "-x", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
@@ -50,7 +50,7 @@ def spawn(far: Far) -> tuple[socket.socket, subprocess.Popen[bytes] | None]:
         process = subprocess.Popen(words, stdin=number, stdout=number, stderr=subprocess.PIPE, start_new_session=True)
     except OSError as error:
         ours.close()
-        raise Unreachable(f"no connection to {far.url} ({words[0]}: {error.strerror}); install ssh") from None
+        raise Unreachable(f"no connection to {far.name} ({words[0]}: {error.strerror}); install ssh") from None
     finally:
         theirs.close()
     return ours, process
@@ -99,7 +99,7 @@ class Remote:
         match answer:
             case {"clock": {"now": float(now) | int(now)}} if not isinstance(now, bool):
                 return float(now)
-        raise self._fail(BadReply(f"{self._far.url} answered no time; see that virtagent is of one version there"))
+        raise self._fail(BadReply(f"{self._far.name} answered no time; see that virtagent is of one version there"))
 
     async def call(self, agent: str, text: str, within: float) -> str:
         """Return the answer of one of its agents to a command in JSON; any number may be under way at the same time."""
@@ -116,8 +116,8 @@ class Remote:
                 return said
             case {"error": str(why), "kind": str(kind)}:
                 kinds = {"Unreachable": Unreachable, "TimedOut": TimedOut, "BadReply": BadReply}
-                raise kinds.get(kind, Lost)(f"{self._far.url}: {why}")
-        raise self._fail(BadReply(f"{self._far.url} answered a call with neither text nor error"))
+                raise kinds.get(kind, Lost)(f"{self._far.name}: {why}")
+        raise self._fail(BadReply(f"{self._far.name} answered a call with neither text nor error"))
 
     async def _exchange(
         self, waiting: collections.deque[asyncio.Future[Any]], record: dict[str, Any], within: float
@@ -128,7 +128,7 @@ class Remote:
         waiting.append(reply)
         answer: dict[str, Any] = await self._wait(reply, within, what)
         if isinstance(why := answer.get("error"), str):
-            raise BadReply(f"{self._far.url} refused {what}: {why[:400]}")
+            raise BadReply(f"{self._far.name} refused {what}: {why[:400]}")
         return answer
 
     def _send(self, record: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ class Remote:
         if not reply.done():
             self.late = True
             # Its place is kept, so that a late answer is not taken for that of another record.
-            raise TimedOut(f"{self._far.url} did not answer {what} within {within:g} s")
+            raise TimedOut(f"{self._far.name} did not answer {what} within {within:g} s")
         return reply.result()
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
@@ -150,10 +150,10 @@ class Remote:
             while True:
                 line = await reader.readuntil(b"\n")
                 if (wrong := self._take(line)) is not None:
-                    self._fail(BadReply(f"{self._far.url} {wrong}; see that virtagent is of one version there"))
+                    self._fail(BadReply(f"{self._far.name} {wrong}; see that virtagent is of one version there"))
                     return
         except asyncio.LimitOverrunError:
-            self._fail(BadReply(f"{self._far.url} sent a line of over {ANSWER_MAX} bytes; it was hung up on"))
+            self._fail(BadReply(f"{self._far.name} sent a line of over {ANSWER_MAX} bytes; it was hung up on"))
         except (asyncio.IncompleteReadError, OSError):
             await self._explain()
 
@@ -190,10 +190,10 @@ class Remote:
         lines = [line.strip() for line in self._said.decode(errors="backslashreplace").splitlines() if line.strip()]
         why = lines[-1][:400] if lines else f"{command(self._far)[0]} ended"
         if self._heard:
-            self._fail(Lost(f"{self._far.url}: the relay there has ended ({why})"))
+            self._fail(Lost(f"{self._far.name}: the relay there has ended ({why})"))
         else:
             advice = "see that `ssh` gets there without a question, and that virtagentctl is installed there"
-            self._fail(Unreachable(f"no connection to {self._far.url} ({why}); {advice}"))
+            self._fail(Unreachable(f"no connection to {self._far.name} ({why}); {advice}"))
 
     def _fail(self, error: HostError) -> HostError:
         """Have all that wait, and all later ones, get this error."""
@@ -226,7 +226,7 @@ class Remote:
     async def close(self) -> None:
         """End the input there, which thaws, and wait until ssh has ended."""
         if self._failure is None:
-            self._fail(Lost(f"{self._far.url}: the connection was closed"))
+            self._fail(Lost(f"{self._far.name}: the connection was closed"))
         try:
             if self._process is not None and self._process.poll() is None:
                 watched = os.pidfd_open(self._process.pid)

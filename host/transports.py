@@ -28,10 +28,14 @@ class Far:
     port: int
     agents: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """The URL without the agents, which may be many."""
+        return f"ssh:{self.host}" + (f":{self.port}" if self.port else "")
+
     def guest(self, agent: str) -> str:
         """Return the URL of one agent there."""
-        port = f":{self.port}" if self.port else ""
-        return f"ssh:{self.host}{port}?agents={agent}"
+        return f"{self.name}?agents={agent}"
 
 
 @dataclass(frozen=True, slots=True)

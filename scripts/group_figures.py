@@ -15,6 +15,7 @@ from pathlib import Path
 TREE = Path(__file__).parent.parent
 sys.path.insert(0, str(TREE / "tests"))
 
+import fleet_figures  # noqa: E402
 from harness import namespace  # noqa: E402
 from harness.daemon import Daemon  # noqa: E402
 from harness.rig import Rig  # noqa: E402
@@ -125,13 +126,22 @@ def main() -> int:
     asked.add_argument("--guests", type=int, default=20)
     asked.add_argument("--runs", type=int, default=10)
     asked.add_argument("--polls", type=int, default=200)
+    asked.add_argument("--relays", type=int, default=10, help="over an sshd on loopback; 0: none")
+    asked.add_argument("--agents", type=int, default=100, help="fake ones, behind the relays")
+    asked.add_argument("--daemons", type=int, default=20, help="real ones over 4 relays, two with a database; 0: none")
     args = asked.parse_args()
     area = namespace.enter()
     rig = Rig(area)
     try:
+        if args.relays:
+            with fleet_figures.sshd():
+                fleet_figures.compared(args.relays, args.agents, args.runs)
+                if args.daemons:
+                    fleet_figures.real(rig, 4, args.daemons)
         if args.guests:
             groups(rig, args.guests, args.runs)
-        knows(rig, args.polls)
+        if args.polls:
+            knows(rig, args.polls)
     finally:
         for line in rig.close():
             print(line, file=sys.stderr)
