@@ -97,7 +97,7 @@ class Relay:
             freezes[url] = await self._agents[url].play(self._barriers[url].go(None, within))
 
         if at is not None:
-            await asyncio.sleep(at - time.time())  # by the clock here: no guest's can make the others stand still
+            await asyncio.sleep(at - time.time())  # ADR 0037: by the clock here, not a guest's
         if failed := await self._all(freeze):
             return {"failed": failed}
         self._began = time.monotonic()

@@ -170,7 +170,8 @@ def test_a_thaw_that_is_not_known_to_be_good_costs_only_that_host(
     if said is HANG:
         monkeypatch.setattr(hypervisor, "MARGIN", 2)
     fleet.relays.meddle = meddling("thaw", said)
-    with pytest.raises(FreezeBroken, match="hv2") as raised, fleet.group().frozen(thaw_wait=2 if said is HANG else 60) as freeze:
+    wait = 2 if said is HANG else 60
+    with pytest.raises(FreezeBroken, match="hv2") as raised, fleet.group().frozen(thaw_wait=wait) as freeze:
         pass
     assert "hv1" not in str(raised.value)
     broken = {url for url, one in freeze.guests.items() if one.broken is not None}
