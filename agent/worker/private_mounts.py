@@ -51,9 +51,8 @@ def mounted_by(source: str, fstype: str, device: str) -> int:
     def look() -> int:
         kernel.mount(source, PLACE, fstype)
         handle = open_path(PLACE)
-        if _view().device(mount_id(handle)) == device:
+        if _is(handle, device, _view):
             return handle
-        os.close(handle)
         raise OSError(errno.ENODEV, "another file system is on its device")
 
     return _apart(look)
@@ -71,15 +70,21 @@ def _uncovered(device: str, number: int) -> int:
             kernel.detach(cover)
             continue
         handle = open_path(mount.mountpoint)
-        try:
-            if view.device(mount_id(handle)) == device and is_folder_or_file(handle):
-                return handle
-        except OSError:
-            os.close(handle)
-            raise
-        os.close(handle)
+        if _is(handle, device, lambda: view):  # noqa: B023 - called here and now
+            return handle
         break
     raise OSError(errno.ENODEV, "all its mount points are covered")
+
+
+def _is(handle: int, device: str, view: Callable[[], View]) -> bool:
+    """Return whether that is what the handle is open on; if not, or if it cannot be known, close it."""
+    found = False
+    try:
+        found = view().device(mount_id(handle)) == device and is_folder_or_file(handle)
+    finally:
+        if not found:
+            os.close(handle)
+    return found
 
 
 def _view() -> View:
@@ -89,14 +94,17 @@ def _view() -> View:
 def _apart(look: Callable[[], int]) -> int:
     """Return what `look` returns in a thread with mounts of its own; raise OSError, ETIMEDOUT if that takes long."""
     answers: queue.SimpleQueue[int | OSError] = queue.SimpleQueue()
-    given_up = threading.Event()
+    lock, given_up = threading.Lock(), threading.Event()
 
     def run() -> None:
         try:
             kernel.unshare_mounts()
-            answers.put(handle := look())
-            if given_up.is_set():
-                os.close(handle)
+            handle = look()
+            with lock:
+                if given_up.is_set():
+                    os.close(handle)
+                else:
+                    answers.put(handle)
         except OSError as error:
             answers.put(error)
         except BaseException as error:
@@ -105,12 +113,16 @@ def _apart(look: Callable[[], int]) -> int:
 
     try:
         _thread.start_new_thread(run, ())
-        answer = answers.get(timeout=PATIENCE)
     except RuntimeError:
         raise OSError(errno.EAGAIN, "no more threads or processes") from None
+    try:
+        answer = answers.get(timeout=PATIENCE)
     except queue.Empty:
-        given_up.set()
-        raise OSError(errno.ETIMEDOUT, "looking for it in a mount namespace of its own took too long") from None
+        with lock:
+            given_up.set()
+        if answers.empty():  # else it came just now
+            raise OSError(errno.ETIMEDOUT, "looking for it in a mount namespace of its own took too long") from None
+        answer = answers.get()
     if isinstance(answer, OSError):
         raise answer
     return answer

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from virtagent.agent.api.states import FREEZE_TABLE, FreezeEvent, FreezeState
 from virtagent.agent.worker import freeze as script
-from virtagent.agent.worker import steps
 from virtagent.supervisor.core import (
     compensation,
     engine,
@@ -147,7 +146,7 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
         Edit(
             freeze.Freeze._do_journal,
             "turn.journal(",
-            "transaction.journaled = True; self.proceed_if_ready(turn); turn.journal(",
+            "transaction.goes = True; self.proceed_if_ready(turn); turn.journal(",
         ),
     ),
     "what was told to proceed counts as one that froze nothing": (
@@ -197,9 +196,12 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
     "the keeper stays when the supervisor is gone": (
         Edit(script.FreezeScript._hold, "case Gone(reason):", "case None:"),
     ),
-    "the keeper never ends the hold by itself": (Edit(script.FreezeScript._hold, "if now >= until:", "if False:"),),
-    "the keeper does not see that someone else has thawed": (
-        Edit(steps.judge, 'return MountState.THAWED, "was not frozen any more"', 'return MountState.THAWED, ""'),
+    "the keeper never ends the hold by itself": (
+        Edit(script.FreezeScript._hold, "wait(until - max(0, seconds - 1) if limit else math.inf)", "wait(math.inf)"),
+    ),
+    "what someone else has thawed counts as thawed by us": (
+        Edit(script.FreezeScript._freeze_and_hold, "if fs.froze and fs.error == errno.EINVAL", "if False"),
+        Edit(ledger.Ledger.note, "state is MountState.THAWED and step.errno == errno.EINVAL", "False"),
     ),
     "outermost is not first": (Edit(script.FileSystems.thaw, "waiting.isdisjoint(fs.hosts)", "True"),),
     "the script ends with what it could not thaw": (Edit(script.FreezeScript._thaw, "(yield steps.Alone())", "False"),),

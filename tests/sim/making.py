@@ -154,6 +154,39 @@ def _is_held(world: World) -> bool:
     return any(one.held and not one.thaws for one in world.processes)
 
 
+def _choose_stuck_thaw(rng: random.Random, world: World) -> Iterator[Action]:
+    """Let the keeper get stuck in its FITHAWs, and one of them fail when its disk works again."""
+    yield ("ask", "freeze", None)
+    yield ("steps", 120, _is_held)
+    yield ("settle",)
+    for fs in world.kernel.every:
+        yield ("disk", fs.index, STUCK)
+    yield ("ask", "thaw", None)
+    yield ("settle",)
+    yield from [("time",), ("settle",)] * rng.randint(1, 4)
+    one = rng.randrange(len(world.kernel.every))
+    yield ("error", one, "THAW", errno.EIO)
+    yield ("disk", one, FLOWS)
+    yield ("settle",)
+
+
+def _choose_deaf(rng: random.Random, _world: World) -> Iterator[Action]:
+    """Let a worker go on to freeze while nobody reads what it announces."""
+    yield ("ask", "freeze", None)
+    yield ("steps", 120, _goes_on)
+    yield ("fault", "pipes_full", True)
+    yield ("signal", "S", int(signal.SIGSTOP))
+    yield ("settle",)
+    yield from [("time",), ("settle",)] * rng.randint(1, 5)
+    yield ("fault", "pipes_full", False)
+    yield ("signal", "S", int(signal.SIGCONT))
+
+
+def _goes_on(world: World) -> bool:
+    one = world.freezer
+    return one is not None and not (one.ended or one.first_freeze) and bool(one.control) and world.journal is not None
+
+
 def _choose_lag(rng: random.Random, world: World) -> Iterator[Action]:
     """Let a worker that has come back from a call not say so, while all others go on and no disk is stuck."""
     yield ("steps", 120, rng.choice((_thaw_is_back, _freeze_is_back)))
@@ -303,6 +336,8 @@ _CHOICES: Mapping[str, tuple[float, Callable[[random.Random, World], Iterable[Ac
     "lag": (2, _choose_lag),
     "meddling": (2, _choose_meddling),
     "theft": (0.5, _choose_theft),
+    "stuck thaw": (0.5, _choose_stuck_thaw),
+    "deaf": (0.5, _choose_deaf),
     "late": (0.5, _choose_late),
     "settle": (4, _choose_settle),
     "time": (4, _choose_time),

@@ -189,6 +189,8 @@ class Oracle:
             if isinstance(effect, events.WriteJournal) and effect.pid and effect.pid not in self._ids:
                 self._ids[effect.pid] = effect.freeze
                 self._told_good.discard(effect.freeze)  # after a restart numbers may begin again
+            if isinstance(effect, events.Answer) and effect.value == 1:
+                self._pairing.answered(self._world.asked[effect.connection, effect.token])
         state = int(engine.freeze.state)
         if state != self._state:
             self._world.note(f"        state {FreezeState(state).name}")
@@ -262,8 +264,6 @@ class Oracle:
             if freeze is None or value != len(freeze.process.held):
                 raise Violation(f"promise 5: {value} file systems were said to be frozen, in truth {freeze}")
             self._pairing.told_frozen(freeze.process)
-        elif call.method == "va.fsgo" and value == 1:
-            self._pairing.goes(float(call.params[0]) if call.params else 0.0)
 
     def _thaw_answered(self, value: Any) -> None:
         freeze = self._freeze
@@ -321,6 +321,7 @@ class Oracle:
     def quiet(self) -> None:
         """Require that the supervisor has done in time what it had to do at this second, and is going to."""
         supervisor = self._world.supervisor
+        self._keepers_end(alone=supervisor is None)
         if supervisor is None or supervisor.stopped:
             self._late_since = None
             return
@@ -333,6 +334,16 @@ class Oracle:
             self._late_since = None
             return
         self._hold_ends(freeze.process, wakes)
+
+    def _keepers_end(self, *, alone: bool) -> None:
+        """Require that a keeper thaws by itself when its hold ends, and when the supervisor is dead (`alone`)."""
+        for one in self._world.processes:
+            if not one.held or one.thaws or one.stopped or one.killed or one.ended or one.finished:
+                continue
+            if one.hold_until and self._world.now > one.hold_until + SLACK:
+                raise Violation(f"promise 3: the hold of keeper {one.name} has ended, and it does not thaw by itself")
+            if alone:
+                raise Violation(f"promise 3: the supervisor is dead, and keeper {one.name} does not thaw")
 
     def _hold_ends(self, keeper: Process, wakes: Sequence[float]) -> None:
         """Require that whoever is there sees to the end of the keeper's hold."""

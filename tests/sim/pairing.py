@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from virtagent.agent.api.records import Last
+from virtagent.agent.api.states import Phase
 from virtagent.agent.api.writers import Step
 
 from .writer import App, WriterProcess
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from .oracle import Frozen
     from .process import Process
-    from .world import World
+    from .world import Asked, World
 
 GOOD = "good"
 EARLY = 1e-3
@@ -47,9 +48,10 @@ class Pairing:
         assert freezer is not None
         self._instant = freezer.args["options"].at
 
-    def goes(self, at: float) -> None:
-        """Take note that a host has set the instant, 0 for now."""
-        self._instant = at
+    def answered(self, call: Asked) -> None:
+        """Take note that a call is to be answered with 1: it may have set the instant, by default to now."""
+        if call.method == "va.fsgo":
+            self._instant = float(call.params[0]) if call.params else 0.0
 
     def not_before(self, what: str) -> None:
         """Require that the instant has come."""
@@ -116,7 +118,11 @@ class Pairing:
         return [one for one in found if one.parent is self._world.supervisor and not (one.ended or one.killed)]
 
     def quiet(self, engine: Engine) -> None:
-        """Require that none is held for nothing: there is no freeze, and its worker could let it go."""
+        """Require that a freeze goes on at its instant, and that no application is held when there is no freeze."""
+        freezer = None if engine.thawed else engine.freeze._freezer()
+        ready = freezer is not None and freezer.phase is Phase.READY
+        if ready and self._wall + self._world.now > self._instant + EARLY:
+            raise Violation("the instant has come, and the freeze does not go on")
         for one in self._workers():
             if engine.idle and one.app.held and not (one.stopped or one.app.hangs):
                 raise Violation(f"{one.app.name} is held, and no freeze is under way")

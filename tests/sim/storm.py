@@ -162,7 +162,7 @@ def _see_to_the_others(world: World) -> None:
 def _let_time_pass(world: World, seconds: float = CALM) -> None:
     end = world.now + seconds
     world.settle()
-    while world.now < end and world.jump():
+    while world.jump(end):
         world.settle()
 
 

@@ -10,6 +10,7 @@ import errno
 import signal
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from virtagent.supervisor.core import events
@@ -21,6 +22,7 @@ from virtagent.supervisor.core.writers import PATIENCE, RELEASE
 from virtagent.supervisor.io.timers import Timers
 
 from . import process
+from .oracle import WALL
 from .writer import WriterProcess
 
 if TYPE_CHECKING:
@@ -157,6 +159,7 @@ class Supervisor:
     def _take_request(self, event: events.Event) -> None:
         if isinstance(event, events.Requested):
             self.world.oracle.asked(self.world.asked[event.connection, event.token])
+            event = replace(event, wall=WALL + self.world.now)
         self.feed(event)
         if isinstance(event, events.Disconnected):
             self.world.lose(event.connection, unread=event.unread)

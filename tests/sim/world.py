@@ -334,15 +334,15 @@ class World:
             soonest = min(soonest, one.due())
         return soonest
 
-    def jump(self) -> bool:
-        """Let time pass until the nearest deadline that has not passed; return False if there is none."""
+    def jump(self, until: float = math.inf) -> bool:
+        """Let time pass until the nearest deadline that has not passed; return False if there is none by `until`."""
         later = math.inf
         if self.supervisor is not None:
             later = min((at for at in self.supervisor.timers.times() if at > self.now), default=math.inf)
         for one in self.processes:
             if self.now < one.due() < later:
                 later = one.due()
-        if later == math.inf:
+        if later == math.inf or later > until:
             return False
         if not self.runnable():
             self.oracle.quiet()

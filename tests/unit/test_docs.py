@@ -129,6 +129,15 @@ def test_a_layout_is_listed_only_with_a_test_that_shows_it(
     assert missing in said
 
 
+def test_each_case_of_a_host_or_user_names_tests_that_exist() -> None:
+    page = text_of("hostile.md")
+    assert re.findall(r"^\| (H\d+) \|", page, re.M) == [f"H{number}" for number in range(1, 23)]
+    named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page))
+    texts = {file: (TREE / file).read_text(encoding="utf-8") for file, _ in named}
+    assert sorted(f"{file}::{test}" for file, test in named if f"def {test}(" not in texts[file]) == []
+    assert len(named) >= 22
+
+
 def test_every_reason_is_in_the_list_of_layouts() -> None:
     page = text_of("what-is-frozen.md")
     planned = {states.Reason.EXCLUDED}  # what the operator himself asked for
