@@ -46,6 +46,9 @@ def virtagentd() -> str:
         plain(_DAEMON),
         ".SH OPTIONS",
         plain("The same options, without the dashes, may stand in the configuration file; the command line wins."),
+        plain(
+            f"These may be repeated: {', '.join(f'--{name}' for name, one in config.OPTIONS.items() if one.repeats)}."
+        ),
         *option_lines([action for action in config.parser()._actions if action.option_strings]),
         *_table("SIGNALS", _SIGNALS),
         *_table("EXIT STATUS", _STATUS),
@@ -98,9 +101,10 @@ def qemu_ga() -> str:
     for option in ga_options.OPTIONS:
         if option.help:
             argument = {"yes": " ARG", "may": "[ARG]", "no": ""}[option.argument]
+            both = f"-{option.letter}{argument}, --{option.word}"
             lines += [
                 ".TP",
-                f".B {plain(f'-{option.letter}{argument}, --{option.word}')}",
+                f".B {plain(both if len(option.letter) == 1 else f'--{option.word}{argument}')}",
                 plain(_sentence(option.help)),
             ]
     lines += [*_table("FILES", ((ga_options.CONF, "the key file, unless -c or QGA_CONF names another"), *_FILES))]

@@ -22,9 +22,11 @@ from harness.fixtures import unmet
 from harness.vm import parcel
 from harness.vm.domain import NAME, Domain
 from harness.vm.image import TREE
-from test_install import LONG, OURS, SCRIPTS
+from harness.vm.machine import PATIENCE
+from test_install import OURS, SCRIPTS
 
 README = (TREE / "README.md").read_text(encoding="utf-8")
+LONG = 500.0 * PATIENCE
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 pytestmark = pytest.mark.skipif(
