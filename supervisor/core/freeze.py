@@ -28,7 +28,7 @@ from .ledger import Ledger
 from .machine import NOTHING_FROZEN, Cause, Machine
 from .news import News
 from .pending import DEFERRED, Call, Deferred, Pending
-from .recovery import adopted, told_of, why_not
+from .recovery import adopted, apart, died, told_of, why_not
 from .transaction import Transaction
 from .turn import Turn
 from .workers import Worker, Workers, while_clause
@@ -148,8 +148,11 @@ class Freeze(Machine):
             self.news.add(turn, found.unreported, found.told_at)
             self.history.end(told_of(found))
             return
+        earlier, own = apart(found)
+        if earlier:
+            self.news.add(turn, earlier)
         self.transaction = adopted(turn, found, options, self._workers)
-        self.take(turn, FreezeEvent.JOURNAL, found.unreported)
+        self.take(turn, FreezeEvent.JOURNAL, own)
 
     def _keep_news(self, turn: Turn) -> None:
         if self.thawed and not self.releasing:  # else the journal is that of a freeze, and names the news, too
@@ -218,8 +221,7 @@ class Freeze(Machine):
         freezer = self._workers.get(transaction.ledger.freezer)
         assert freezer is not None
         transaction.note_synced(turn.now)
-        died = f"freeze {transaction.id} was broken: the agent died"
-        unreported = self.news.with_unreported(died)
+        unreported = self.news.with_unreported(died(transaction.id))
         turn.journal(transaction.id, freezer.pid, transaction.ledger.journal(transaction.id, unreported, turn.now))
 
     def _do_await_instant(self, turn: Turn, _cause: Cause) -> None:

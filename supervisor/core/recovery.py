@@ -21,12 +21,25 @@ def told_of(found: JournalFound) -> Last:
     return Last(found.freeze, broken, error=found.unreported, consistency="none", verdict=BAD)
 
 
+def died(freeze: int) -> str:
+    """Return what a journal says of a freeze in case the agent dies meanwhile."""
+    return f"freeze {freeze} was broken: the agent died"
+
+
+def apart(found: JournalFound) -> tuple[str, str]:
+    """Return what is still to be told of earlier freezes, "" if nothing, and what of this one."""
+    own = died(found.freeze)
+    if not found.unreported.endswith(own):
+        return "", found.unreported
+    return found.unreported.removesuffix(own).removesuffix("; "), own
+
+
 def adopted(turn: Turn, found: JournalFound, options: Options, workers: Workers) -> Transaction:
     """Return the broken freeze that the journal names, all of it suspect; its worker is adopted if it lives."""
     orphan = workers.adopt(turn, RPCS["va.fsfreeze"], found.orphan).id if found.orphan[0] else 0
     ledger = Ledger(orphan)
     ledger.adopt(found.plan, min(found.since, turn.now), expedites=found.expedites)
-    broken = Fault(Code.FREEZE_BROKEN, found.unreported)
+    broken = Fault(Code.FREEZE_BROKEN, apart(found)[1])
     return Transaction(found.freeze, options, ledger, outcome=Outcome.BROKEN, fault=broken, recovered=True)
 
 

@@ -136,6 +136,18 @@ def test_what_a_journal_named_is_counted_when_it_is_thawed(drive: Drive) -> None
     ended(drive)
 
 
+def test_what_a_journal_tells_of_an_earlier_freeze_is_not_said_of_this_one(drive: Drive) -> None:
+    """A broken freeze is told for a minute, also by the journal of the next one; that does not make it this one's."""
+    earlier = "freeze 2 was broken: the hold limit passed; thawed 1 of 1"
+    drive.feed(events.JournalFound(3, plan_of(2), f"{earlier}; freeze 3 was broken: the agent died"))
+    thaw = drive.ask("va.fsthaw")
+    drive.compensates()
+    assert drive.status().last is not None
+    assert drive.status().last.error == "freeze 3 was broken: the agent died; thawed 2 of 2"
+    thaw.refused(Code.FREEZE_BROKEN, earlier, "freeze 3 was broken: the agent died; thawed 2 of 2")
+    ended(drive)
+
+
 def test_a_request_for_another_freeze_is_refused_in_every_other_state(drive: Drive) -> None:
     _, keeper = drive.begin(1)
     assert drive.ask("va.fsfreeze").code is Code.WRONG_STATE
