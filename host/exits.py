@@ -152,15 +152,19 @@ def complain(words: str, code: int) -> int:
     return code
 
 
+def _broken(line: str, columns: int) -> str:
+    """Break a line between words; what follows is set in by two more than the line is."""
+    indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
+    parts = textwrap.wrap(line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(parts)
+
+
 def say(line: str, stream: TextIO | None) -> None:
-    """Print a line; a sentence that is too long for a terminal is broken between words. Raises OSError."""
+    """Print a line; one that is too long for a terminal is broken between words. Raises OSError."""
     line = printable(line)
-    if not line.startswith("  ") and stream is not None and stream.isatty():
+    if stream is not None and stream.isatty():
         with contextlib.suppress(OSError, ValueError):
             columns = os.get_terminal_size(stream.fileno()).columns
             if len(line) > columns > _NARROW:
-                parts = textwrap.wrap(
-                    line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-                )
-                line = "\n".join(parts)
+                line = _broken(line, columns)
     print(line, file=stream, flush=True)
