@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
@@ -21,21 +23,68 @@ HEAD = """\
 
 <!-- Made by scripts/screens, which runs all this in tmux. Do not edit. -->
 
-Three file systems, one of them on a slow disk. The devices are loop devices here; in a guest they are its disks.
+Three file systems, one of them on a slow disk. The devices are loop devices here; in a guest they are its disks. What
+the same things looked like when newcomers first tried them: [before and after](before-and-after.md).
 """
+
+
+WITH_US = ("setpriv", "--pdeathsig", "TERM")  # what is started so ends with this process, also if that is killed
 
 
 def run(*words: str) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
+def until(true: Callable[[], bool], what: str) -> None:
+    """Wait for what sends no event. Raises TimeoutError."""
+    deadline = time.monotonic() + WAIT
+    while not true():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        threading.Event().wait(0.05)
+
+
+class Agent:
+    """The agent of this guest."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        command = (*WITH_US, str(BIN / "virtagentd"), "--include", "/srv/*")
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        ping = ("virtagentctl", "ping")
+        until(lambda: subprocess.run(ping, capture_output=True, check=False).returncode == 0, "virtagentd is silent")
+
+    def end(self) -> None:
+        """End it; it thaws first."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
+    def kill(self) -> None:
+        """Kill its processes, and so leave the guest frozen."""
+        assert self._process is not None
+        known = json.loads(run("virtagentctl", "--json", "status"))["workers"]
+        pids = [self._process.pid, *(worker["pid"] for worker in known)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)  # so that none sees another one die
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+
 class Terminal:
     """A terminal of tmux with a shell in it."""
 
     def __init__(self, folder: str, columns: int, lines: int) -> None:
+        self._ended = 0  # commands: each has a mark of its own, since an old screen may still be there
         self._tmux = ("tmux", "-S", f"{folder}/tmux", "-f", "/dev/null")
+        self._server = subprocess.Popen((*WITH_US, *self._tmux, "-D"), stderr=subprocess.DEVNULL)
         shell = "env PS1='# ' bash --norc --noprofile"
-        run(*self._tmux, "new-session", "-d", "-x", str(columns), "-y", str(lines), shell)
+        begin = (*self._tmux, "new-session", "-d", "-x", str(columns), "-y", str(lines), shell)
+        until(lambda: subprocess.run(begin, capture_output=True, check=False).returncode == 0, "tmux does not start")
         self.read_until("#")
 
     def type(self, *keys: str) -> None:
@@ -47,14 +96,27 @@ class Terminal:
     def read_until(self, *words: str) -> str:
         """Return the screen as soon as it shows all of these words."""
         deadline = time.monotonic() + WAIT
-        while not all(word in (found := self.shown()) for word in words):
+        while not all(word in "\n" + (found := self.shown()) for word in words):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the screen does not show {words}:\n{found}")
             threading.Event().wait(0.05)
         return found
 
+    def wait_prompt(self) -> None:
+        """Wait until the shell reads again: what is typed before that is lost."""
+        until(lambda: self.shown().endswith("#\n"), "the shell does not prompt")
+
+    def ended(self, command: str) -> str:
+        """Run a command; return the screen when it has ended, its exit code in the last line."""
+        self.wait_prompt()
+        self._ended += 1
+        self.type(f"clear; {command}; echo exit code $? .{self._ended}.", "Enter")
+        marked = f" .{self._ended}.\n"
+        return self.read_until("\nexit code ", marked).removesuffix("#\n").replace(marked, "\n")
+
     def close(self) -> None:
-        run(*self._tmux, "kill-server")
+        self._server.terminate()
+        self._server.wait()
 
 
 class SlowDisk:
@@ -83,8 +145,9 @@ class SlowDisk:
 
 
 @contextlib.contextmanager
-def guest(folder: str) -> Iterator[subprocess.Popen[bytes]]:
+def guest(folder: str) -> Iterator[Agent]:
     """Mount what looks like a guest's disks, and run the agent for these only."""
+    agent = Agent()
     mounted: list[str] = []
 
     def mount(*words: str) -> None:
@@ -105,50 +168,54 @@ def guest(folder: str) -> Iterator[subprocess.Popen[bytes]]:
         for name in DISKS:
             where = f"{folder}/slow" if name == SLOW else folder
             disk(f"{where}/{name}.img", f"/srv/{name}", "600M" if name == SLOW else "64M")
-        command = [str(BIN / "virtagentd"), "--include", "/srv/*"]
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as agent:
-            try:
-                yield agent
-            finally:
-                agent.terminate()
+        agent.start()
+        for name in DISKS:
+            Path(f"/srv/{name}/data").write_bytes(os.urandom(1 << 20) * (DIRTY if name == SLOW else 1))
+        yield agent
     finally:
+        agent.end()
         for point in reversed(mounted):
             subprocess.run(("umount", "-l", point), check=False, capture_output=True)
 
 
-def screens(folder: str) -> Iterator[tuple[str, str]]:
+def screens(terminal: Terminal, folder: str) -> Iterator[tuple[str, str]]:
     """Yield what each screen shows, and the screen."""
-    terminal = Terminal(folder, 80, 24)
-    try:
-        deadline = time.monotonic() + WAIT
-        while subprocess.run(("virtagentctl", "ping"), capture_output=True, check=False).returncode:
-            if time.monotonic() > deadline:
-                raise TimeoutError("virtagentd does not answer")
-        for name in DISKS:
-            Path(f"/srv/{name}/data").write_bytes(os.urandom(1 << 20) * (DIRTY if name == SLOW else 1))
-        terminal.type("clear; virtagentctl snapshot --hold 60 -- sleep 3", "Enter")
-        with SlowDisk(f"{folder}/slow"):
-            yield (
-                "While the disks are synced, applications run",
-                terminal.read_until("SYNCING", " left ", "about ", "/srv/db"),
-            )
-        done = terminal.read_until("good: ")
-        yield "It is frozen, COMMAND runs, it is thawed", done
-        terminal.type("clear; virtagentctl freeze --hold 40; virtagentctl watch", "Enter")
-        yield "`virtagentctl watch` while it is frozen", terminal.read_until("* FROZEN", "thaws by itself in")
-        terminal.type("q", "")
-        terminal.type("clear; virtagentctl thaw", "Enter")
-        yield "`virtagentctl thaw`, and what became of the freeze", terminal.read_until("thawing")
-    finally:
-        terminal.close()
+    terminal.type("clear; virtagentctl snapshot --hold 60 -- sleep 3", "Enter")
+    with SlowDisk(f"{folder}/slow"):
+        yield (
+            "While the disks are synced, applications run",
+            terminal.read_until("SYNCING", " left ", "about ", "/srv/db"),
+        )
+    done = terminal.read_until("good: ")
+    yield "It is frozen, COMMAND runs, it is thawed", done
+    terminal.type("clear; virtagentctl freeze --hold 40; virtagentctl watch", "Enter")
+    yield "`virtagentctl watch` while it is frozen", terminal.read_until("* FROZEN", "thaws by itself in")
+    terminal.type("q", "")
+    terminal.wait_prompt()
+    terminal.type("clear; virtagentctl thaw", "Enter")
+    yield "`virtagentctl thaw`, and what became of the freeze", terminal.read_until("thawing")
+
+
+def stop(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def main() -> int:
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     os.environ.pop("VIRTAGENT_AGENT", None)
-    with tempfile.TemporaryDirectory() as folder, guest(folder):
-        parts = [f"## {title}\n\n```text\n{shown}```\n" for title, shown in screens(folder)]
-    Path(sys.argv[1]).write_text("\n".join([HEAD, *parts]), encoding="utf-8")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        guest(folder) as agent,
+        contextlib.closing(Terminal(folder, 80, 24)) as terminal,
+    ):
+        parts = [f"## {title}\n\n```text\n{shown}```\n" for title, shown in screens(terminal, folder)]
+        Path(sys.argv[1]).write_text("\n".join([HEAD, *parts]), encoding="utf-8")
+        if sys.argv[2:]:
+            import screens_cases
+
+            Path(sys.argv[2]).write_text(screens_cases.page(terminal, agent), encoding="utf-8")
     return 0
 
 
