@@ -306,6 +306,7 @@ def test_mysql_says_the_right_statements(rig: Rig, unlogged: bool) -> None:
         ({"select version": []}, "was answered with no row"),
         ({"lock instance": ["ERROR 1227 (42000): Access denied; you need BACKUP_ADMIN"]}, "you need BACKUP_ADMIN"),
         ({"information_schema.tables": ["1"], "processlist": ["9\t312"]}, "session 9, which runs for 312 s"),
+        ({"select connection_id": ["18"]}, "its session was lost, and with it the locks"),
         ({"plugin_type = 'AUDIT'": ["audit_log"]}, "its audit plugin audit_log would write"),
     ],
 )
