@@ -90,7 +90,7 @@ class Redis:
         """Hold writes. Raises Refused, Interrupted."""
         length = self._at_most + _MARGIN
         self._paused_until = time.monotonic() + length
-        if self._latch is not None:
+        if self._latch is not None:  # ADR 0038
             about = {name: getattr(self._config, name) for name in ("socket", "login", "password_file")}
             self._latch.write({"type": "redis", **about, "ends": self._paused_until})
         self._ask(until, "CLIENT", "PAUSE", str(int(length * 1000)), "WRITE")
