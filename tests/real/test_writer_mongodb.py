@@ -148,6 +148,19 @@ def test_what_the_server_refuses_refuses_the_freeze(
     assert "fsyncUnlock" not in site.mongod.asked
 
 
+def test_a_lock_that_somebody_else_ends_before_the_proof_refuses_the_freeze(rig: Rig, site: Site) -> None:
+    fs = rig.fs("ext4")
+    ends = site.folder / "ends"
+    code = f"from pathlib import Path; from harness.mongo import Mongod; Mongod(Path('{site.folder}')).change(locks=0)"
+    ends.write_text(f'#!/bin/sh\nPYTHONPATH={TESTS} exec {sys.executable} -c "{code}"\n')
+    ends.chmod(0o755)
+    (site.conf / "later.conf").write_text(f"type pair\nfreeze {ends}\nthaw /bin/true\nafter db\n")
+    daemon = site.start(fs)
+    assert "db refused the freeze: it is not locked any more" in refused(daemon)
+    fs.assert_thawed()
+    assert "fsyncUnlock" not in site.mongod.asked
+
+
 def test_a_login_is_a_secret_file(rig: Rig, site: Site) -> None:
     fs = rig.fs("ext4")
     login = site.folder / "my login.js"
