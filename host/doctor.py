@@ -162,7 +162,7 @@ def examine(rehearse: bool, guest_checks: Callable[[Collection[str]], Iterable[C
         found.append(fail(f"there is no plan: {error}"))
     found.extend(guest_checks(types))
     if rehearse and any(check.level is Level.FAIL for check in found):
-        found.append(info("not rehearsed: mend first what fails"))
+        found.append(info("no rehearsal: mend first what fails"))
     elif rehearse:
         found.extend((yield from _rehearse()))
     return found

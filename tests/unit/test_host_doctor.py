@@ -76,7 +76,7 @@ def test_what_would_make_a_backup_fail(run: Run, status: dict[str, Any], plan: d
     code, out, err = run("doctor", "--rehearse", answer=answer)
     assert code == 1
     assert said in out
-    assert "info  not rehearsed: mend first what fails" in out
+    assert "info  no rehearsal: mend first what fails" in out
     assert err == "virtagentctl: 1 failure, 0 warnings: a backup now would fail\n"
     found = json.loads(run("--json", "doctor", answer=answer)[1])
     assert found["fine"] is False
