@@ -160,6 +160,27 @@ def test_check_mode_says_that_it_would_change_and_does_not(play: Play, guests: l
         assert daemon.status()["last"] == {}, "nothing was frozen"
 
 
+def test_a_snapshot_over_two_hypervisors(play: Play, rig: Rig, guests: list[tuple[Daemon, LoopFs]]) -> None:
+    _, taken = play.run()
+    assert (taken["rc"], taken.get("failed", False)) == (0, False), taken
+    assert taken["report"]["good"]
+    assert len(taken["report"]["guests"]) == 2
+    assert [agent.partition("?")[0] for agent in taken["agents"]] == ["ssh:hv1", "ssh:hv2"]
+    assert taken["stderr"].count('"state": "FROZEN"') == 2, taken["stderr"]
+    assert sorted(play.flag.read_text().split()) == sorted(daemon.url for daemon, _ in guests)
+    conf = (play.folder / "guest" / "virtagentd.conf").read_text()
+    assert [line for line in conf.splitlines() if line and line[0] != "#"] == [
+        "hold-limit 60",
+        "strict",
+        "exclude /mnt/a",
+        "exclude /mnt/b",
+    ]
+    assert "type postgresql\nuser agent\n" in (play.folder / "guest" / "writers.d" / "db.conf").read_text()
+    assert f"vm1 {guests[0][0].url}\n" in (play.folder / "hypervisor" / "agents.conf").read_text()
+    for daemon, fs in guests:
+        assert_well(rig, daemon, [fs])
+
+
 def test_a_broken_freeze_fails_the_task(play: Play, rig: Rig, guests: list[tuple[Daemon, LoopFs]]) -> None:
     (one, fs), (two, other) = guests
     _, taken = play.run("--tags", "snapshot", inside=["fsfreeze", "--unfreeze", str(fs.path)])
