@@ -187,7 +187,7 @@ def _rehearse() -> Examination:
             return [fail(f"the rehearsal failed: {error}; and the thaw: {worse}")]
         return [fail(f"the rehearsal failed: {error}")]
     last = status.last
-    words = f"rehearsed: {synced} synced in {took(seconds)}, {frozen} frozen, {thawed} thawed"
+    words = f"rehearsed: {synced} synced, {frozen} frozen, {thawed} thawed; the first sync took {took(seconds)}"
     if last is None or last.freeze_id != freeze_id:
         return [fail(f"{words}; what became of the freeze is not known")]
     words += f"; {summary.sentence(last)}"
