@@ -18,7 +18,7 @@ from . import calls
 from .errors import FreezeBroken, Unsupported
 from .holding import Freeze, Holding, Script, Wanted
 
-READY_SECONDS = 240.0  # how far ahead the instant is at first; the agent allows 300, and its clock may be another
+READY_SECONDS = 240.0  # how far ahead the instant is at first; the agent allows 300
 PREPARE_SECONDS = READY_SECONDS - 10  # until all are ready: then none freezes by itself while it waits for the others
 FREEZE_SECONDS = 60.0  # until all are frozen after the instant
 _AT_ONCE = 0.001  # seconds that the call waits, which is for a job that takes long
@@ -52,8 +52,9 @@ class Barrier(Holding):
         until = self._clock() + within
         wanted = self._wanted.freeze()
         (options,) = wanted.params
-        call = replace(wanted, params=(options | {"at": time.time() + READY_SECONDS, "wait": _AT_ONCE},), wait=_AT_ONCE)
+        at = (yield from self._guest_time()) + READY_SECONDS
         try:
+            call = replace(wanted, params=(options | {"at": at, "wait": _AT_ONCE},), wait=_AT_ONCE)
             try:
                 yield call
             except Unsupported as error:
@@ -78,6 +79,14 @@ class Barrier(Holding):
                 yield from self._undo(error)
             self.prepared = False
             raise
+
+    def _guest_time(self) -> Script[float]:
+        """Return the time of day in the guest, whose clock may be wrong by hours; where that is not told, ours."""
+        try:
+            nanoseconds = yield calls.call("guest-get-time")
+        except Fault:  # it may be blocked
+            return time.time()
+        return nanoseconds / 1e9 if isinstance(nanoseconds, int) and 0 <= nanoseconds < 1 << 63 else time.time()
 
     def _knows_no_instant(self) -> Script[bool]:
         able: Capabilities = yield calls.capabilities()
@@ -127,6 +136,9 @@ class Barrier(Holding):
                 raise Fault(_ENDED.get(last.outcome if last else "", Code.FREEZE_FAILED), why)
             left = until - self._clock()
             if left <= 0:
-                raise Fault(Code.OVERRUN, f"{self.url} did not get to phase {phase} in time; it is in {status.phase}")
+                first = ": run virtagentctl sync first, it may take longer" if status.phase == "sync" else ""
+                raise Fault(
+                    Code.OVERRUN, f"{self.url} did not get to phase {phase} in time; it is in {status.phase}{first}"
+                )
             status = yield calls.status(status.seq, min(left, calls.STATUS_WAIT))
         return status

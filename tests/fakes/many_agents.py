@@ -24,7 +24,7 @@ class ManyAgents:
 
     `answer(n, method)` may return something else for agent n, an exception to refuse with its text (a Fault with its
     code, too), or Ellipsis to stay silent; None is the usual. `asked` has each (n, method) in the order in which they
-    came. `waiting` are those whose freeze waits in phase ready.
+    came. `waiting` are those whose freeze waits in phase ready, `ahead` the seconds by which a clock is ahead of ours.
     """
 
     def __init__(self, folder: Path, count: int, answer: Answer = lambda n, method: None) -> None:
@@ -32,6 +32,7 @@ class ManyAgents:
         self.asked: list[tuple[int, str]] = []
         self.frozen: set[int] = set()
         self.waiting: set[int] = set()
+        self.ahead: dict[int, float] = {}
         self._since: dict[int, float] = {}
         self.connections = 0
         self._answer = answer
@@ -98,7 +99,15 @@ class ManyAgents:
         match method:
             case "guest-info":
                 return GUEST_INFO
+            case "guest-get-time":
+                return int((time.time() + self.ahead.get(n, 0)) * 1e9)
             case "va.fsfreeze" if arguments and "at" in arguments[0]:
+                left = arguments[0]["at"] - time.time() - self.ahead.get(n, 0)
+                if left > 300:
+                    return Fault(Code.PARAMS, f"at is {left:g} s ahead, at most 300")
+                if left <= 0:
+                    self.frozen.add(n)
+                    return 1
                 self.waiting.add(n)
                 return Fault(Code.IN_PROGRESS, "va.fsfreeze is still in progress after 0.0 s; the job goes on")
             case "va.fsfreeze":

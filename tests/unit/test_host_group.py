@@ -161,6 +161,20 @@ def test_an_interruption_that_comes_when_all_are_frozen_thaws_all(
         assert [method for _, method in guests.asked].count("va.fsthaw") == 3
 
 
+def test_clocks_that_are_wrong_by_an_hour(tmp_path: Path) -> None:
+    """A guest waits until an instant of its own clock; one that does not tell the time is taken to have ours."""
+
+    def silent_about_time(n: int, method: str) -> Any:
+        return Fault(Code.BLOCKED, "it is blocked") if (n, method) == (3, "guest-get-time") else None
+
+    with ManyAgents(tmp_path, 4, silent_about_time) as guests:
+        guests.ahead = {0: 3600, 1: -3600}
+        with AgentGroup(guests.urls).frozen():
+            assert guests.frozen == {0, 1, 2, 3}
+            assert "va.fssync" not in {method for _, method in guests.asked}, "all waited"
+        assert not guests.frozen
+
+
 def test_one_that_is_not_there(tmp_path: Path) -> None:
     with ManyAgents(tmp_path, 2) as guests:
         gone = f"unix:{tmp_path}/none"
