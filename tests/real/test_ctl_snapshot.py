@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +89,9 @@ def test_the_report_for_programs(guest: Guest) -> None:
     assert report.pop("summary").startswith("good: ")
     assert report["guests"][guest.agent.url].pop("summary").startswith("good: ")
     assert 0 < report["command"].pop("seconds") < 30
+    assert report.pop("by").endswith(f"@{socket.gethostname()}")
+    assert report.pop("frozen_at_text") == datetime.fromtimestamp(report["frozen_at"]).isoformat(" ", "milliseconds")
+    assert 0 <= time.time() - report.pop("frozen_at") < 30
     last = report["guests"][guest.agent.url].pop("last")
     assert (last["freeze_id"], last["outcome"], last["held_continuously"]) == (17, "thawed", True)
     assert report == {
@@ -94,6 +100,10 @@ def test_the_report_for_programs(guest: Guest) -> None:
         "error": "",
         "skew": 0,
         "skew_by_agents": 0,
+        "skew_by_clocks": -1,
+        "skew_by_round_trip": -1,
+        "skew_error": 0,
+        "hosts": {},
         "command": {"started": True, "status": 0},
         "guests": {
             guest.agent.url: {

@@ -93,7 +93,7 @@ def test_a_long_sentence_breaks_between_words_on_a_terminal(monkeypatch: pytest.
     monkeypatch.setattr(exits.os, "get_terminal_size", lambda fd: exits.os.terminal_size((30, 24)))
     terminal: Any = Terminal()
     exits.say("the quick brown fox jumps over the lazy dog", terminal)
-    exits.say("  a row of a table is left as it is, however long", terminal)
+    exits.say("  /srv/db   synced, and a row of a table", terminal)
     assert terminal.said == (
-        "the quick brown fox jumps over\n  the lazy dog\n  a row of a table is left as it is, however long\n"
+        "the quick brown fox jumps over\n  the lazy dog\n  /srv/db   synced, and a row\n    of a table\n"
     )
