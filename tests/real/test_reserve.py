@@ -129,7 +129,7 @@ def test_what_stands_by_ends_with_the_supervisor(rig: Rig) -> None:
 
 
 def test_a_host_can_thaw_when_no_descriptor_can_be_had(rig: Rig) -> None:
-    """The only connection waits for news, and is not idle: it is answered with the present record, and closed."""
+    """The only connection waits for news, and is not idle: it is answered, with the present record if it makes room."""
     fs = rig.fs("ext4")
     daemon = rig.daemon([fs])
     assert call(daemon, "va.fsfreeze") == 1
@@ -147,5 +147,5 @@ def test_a_host_can_thaw_when_no_descriptor_can_be_had(rig: Rig) -> None:
     finally:
         restore()
     fs.assert_thawed()
-    reply = b"".join(iter(lambda: sock.recv(1 << 20), b""))
-    assert json.loads(reply)["return"]["freeze_id"] == daemon.status()["last"]["freeze_id"]
+    with sock.makefile() as lines:
+        assert json.loads(lines.readline())["return"]["freeze_id"] == 1
