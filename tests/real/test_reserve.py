@@ -25,6 +25,12 @@ def titled(daemon: Daemon, word: str) -> list[int]:
     return [pid for pid, title in daemon.titles().items() if word in title]
 
 
+def standby(daemon: Daemon) -> int:
+    """Wait until the process that stands by has its title, which it sets itself; return its pid."""
+    until(lambda: len(titled(daemon, "standby")) == 1, BOUND, "it stands by")
+    return titled(daemon, "standby")[0]
+
+
 def limit_descriptors(pid: int, most: int) -> Callable[[], None]:
     """Let a running process have no descriptor from that number on; return what undoes it."""
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -38,7 +44,7 @@ def test_keeper_dies_when_no_descriptor_can_be_had(rig: Rig, most: int | None) -
     daemon = rig.daemon(every, ["--hold-limit", "30"])
     assert call(daemon, "va.fsfreeze") == 2
     [keeper] = titled(daemon, "keeper")
-    assert len(titled(daemon, "standby")) == 1
+    standby(daemon)
     used = [int(name) for name in os.listdir(f"/proc/{daemon.pid}/fd")]
     restore = limit_descriptors(daemon.pid, max(used) + 1 if most is None else most)
     kill(keeper)
@@ -110,7 +116,7 @@ def test_what_stands_by_is_replaced_when_it_dies_and_ends_with_the_freeze(rig: R
     daemon = rig.daemon([fs])
     assert titled(daemon, "standby") == []
     assert call(daemon, "va.fsfreeze") == 1
-    [first] = titled(daemon, "standby")
+    first = standby(daemon)
     kill(first)
     until(lambda: [pid for pid in titled(daemon, "standby") if pid != first], BOUND, "another stands by")
     assert call(daemon, "va.fsthaw") == 1
@@ -122,9 +128,13 @@ def test_what_stands_by_ends_with_the_supervisor(rig: Rig) -> None:
     fs = rig.fs("ext4")
     daemon = rig.daemon([fs])
     assert call(daemon, "va.fsfreeze") == 1
-    [standby] = titled(daemon, "standby")
+    stands_by = standby(daemon)
     kill(daemon.pid)
-    until(lambda: not psutil.pid_exists(standby) or psutil.Process(standby).status() == "zombie", BOUND, "it has ended")
+    until(
+        lambda: not psutil.pid_exists(stands_by) or psutil.Process(stands_by).status() == "zombie",
+        BOUND,
+        "it has ended",
+    )
     until(lambda: not fs.is_frozen(), BOUND, "the keeper has thawed")
 
 
@@ -133,7 +143,7 @@ def test_a_host_can_thaw_when_no_descriptor_can_be_had(rig: Rig) -> None:
     fs = rig.fs("ext4")
     daemon = rig.daemon([fs])
     assert call(daemon, "va.fsfreeze") == 1
-    until(lambda: len(titled(daemon, "standby")) == 1, BOUND, "it stands by")
+    standby(daemon)
     sock = daemon.raw()
     sock.sendall(b'{"execute": "guest-sync", "arguments": {"id": 7}}')
     assert b"7" in sock.recv(4096)
