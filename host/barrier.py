@@ -21,6 +21,7 @@ from .holding import Freeze, Holding, Script, Wanted
 READY_SECONDS = 240.0  # how far ahead the instant is at first; the agent allows 300
 PREPARE_SECONDS = READY_SECONDS - 10  # until all are ready: then none freezes by itself while it waits for the others
 FREEZE_SECONDS = 60.0  # until all are frozen after the instant
+_SYNCS = "it is still in phase sync"
 _AT_ONCE = 0.001  # seconds that the call waits, which is for a job that takes long
 _ENDED = {Outcome.VETOED.value: Code.VETOED, Outcome.OVERRAN.value: Code.OVERRUN}
 
@@ -136,9 +137,15 @@ class Barrier(Holding):
                 raise Fault(_ENDED.get(last.outcome if last else "", Code.FREEZE_FAILED), why)
             left = until - self._clock()
             if left <= 0:
-                first = ": run virtagentctl sync first, it may take longer" if status.phase == "sync" else ""
-                raise Fault(
-                    Code.OVERRUN, f"{self.url} did not get to phase {phase} in time; it is in {status.phase}{first}"
-                )
+                stands = _SYNCS if status.phase == "sync" else f"it is in phase {status.phase}"
+                raise Fault(Code.OVERRUN, f"{self.url} did not get to phase {phase} in time; {stands}")
             status = yield calls.status(status.seq, min(left, calls.STATUS_WAIT))
         return status
+
+
+def syncs_still(error: Exception) -> bool:
+    """Return whether a guest is not ready only because it syncs; what it has written by then it need not write again.
+
+    It is known by the sentence, of which a relay hands on nothing else.
+    """
+    return _SYNCS in str(error)

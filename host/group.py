@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..agent.api.errors import VirtagentError
 from .aio import AsyncAgent
-from .barrier import FREEZE_SECONDS, PREPARE_SECONDS
+from .barrier import FREEZE_SECONDS, PREPARE_SECONDS, syncs_still
 from .calls import Texts, texts
 from .errors import FreezeBroken, GroupFailed, TooSkewed
 from .following import Following
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 CONNECTS = 32  # simultaneously
+SYNCS = 3  # attempts of PREPARE_SECONDS each: more than the usual sync-limit of an agent
 _NAMED = 3
 
 
@@ -212,7 +213,7 @@ class AsyncAgentGroup:
 
         try:
             await self._together(members, "connect", connect)
-            await self._together(members, "get ready", lambda one: one.prepare(PREPARE_SECONDS), PREPARE_SECONDS + 1)
+            await self._get_ready(members)
             lead = max(member.lead for member in members)
             at = time.monotonic() + lead if lead else None
             await self._together(members, "freeze", lambda one: one.go(at, within), within + lead)
@@ -231,6 +232,19 @@ class AsyncAgentGroup:
                 error.args = (f"{error}; all were thawed",)
             raise
         return group
+
+    async def _get_ready(self, members: list[Member]) -> None:
+        """Have all planned and synced. A sync may outlast the instant, minutes ahead at most: then once more."""
+        for left in reversed(range(SYNCS)):
+            try:
+                await self._together(members, "get ready", lambda m: m.prepare(PREPARE_SECONDS), PREPARE_SECONDS + 1)
+            except GroupFailed as error:
+                if not left or not error.causes or not all(map(syncs_still, error.causes.values())):
+                    raise
+                if broken := await self._thaw(members):
+                    raise broken[0] from error
+            else:
+                return
 
     async def _end(self, group: GroupFreeze, members: list[Member], extenders: list[asyncio.Future[None]]) -> None:
         for extender in extenders:

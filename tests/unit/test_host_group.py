@@ -175,6 +175,30 @@ def test_clocks_that_are_wrong_by_an_hour(tmp_path: Path) -> None:
         assert not guests.frozen
 
 
+@pytest.mark.parametrize(("late", "good"), [(2, True), (3, False)])
+def test_a_sync_that_outlasts_the_instant_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: int, good: bool
+) -> None:
+    """All are called off before one that is ready freezes by itself, and made ready again: at most three times."""
+
+    def syncs(n: int, method: str) -> Any:
+        asked = guests.asked.count((1, "va.fsfreeze"))
+        if (n, method) != (1, "va.fsstatus") or asked > late or 1 not in guests.waiting:
+            return None
+        return status_record(state="INPROGRESS", code=1, seq=39, phase="sync")
+
+    monkeypatch.setattr(group, "PREPARE_SECONDS", 0.2)
+    with ManyAgents(tmp_path, 2, syncs) as guests:
+        if good:
+            with AgentGroup(guests.urls).frozen():
+                assert guests.frozen == {0, 1}
+        else:
+            with pytest.raises(GroupFailed, match="still in phase sync"), AgentGroup(guests.urls).frozen():
+                pytest.fail("the block runs")
+        assert guests.asked.count((0, "va.fsfreeze")) == guests.asked.count((1, "va.fsfreeze")) == 3
+        assert not guests.frozen | guests.waiting
+
+
 def test_one_that_is_not_there(tmp_path: Path) -> None:
     with ManyAgents(tmp_path, 2) as guests:
         gone = f"unix:{tmp_path}/none"
