@@ -21,6 +21,7 @@ from virtagent.host import (
     NotThawed,
     TooSkewed,
     cli,
+    group,
     hosts_report,
     hypervisor,
     inventory,
@@ -136,7 +137,7 @@ def test_one_relay_in_trouble_thaws_all_and_is_named(
     if said is HANG:
         monkeypatch.setattr(hypervisor, "MARGIN", 2)
     if said is HANG and step == "prepare":
-        monkeypatch.setattr("virtagent.host.group.PREPARE_SECONDS", 2)
+        monkeypatch.setattr(group, "PREPARE_SECONDS", 2)
     if step == "prepare" and callable(said):
         said = {"ready": "all"}
     fleet.relays.meddle = meddling(step, said)
