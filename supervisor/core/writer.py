@@ -15,10 +15,11 @@ RETRY_FIRST = 1.0  # seconds until an undo that failed is tried again
 class Writer:
     """One writer. `worker` is the number of its worker, or of the one that undoes, 0 if there is none.
 
-    `asked` is the step that it has yet to answer. `set`: its application may be held. `let_go`: it is not any more, and
-    its worker ends. `still_since` is when it was told to hold, `stood` for how long it then did. `seconds` is how long
-    each step took, `devices` has the device (major:minor) of the file system of each of its paths, "" if it has none,
-    and `not_frozen` are the paths that this freeze does not hold. Times are seconds of the loop's clock.
+    `asked` is the step that it has yet to answer. `set`: its application may be held. `confirmed`: it has held over
+    the freeze. `let_go`: it is not held any more, and its worker ends. `still_since` is when it was told to hold,
+    `stood` for how long it then did. `seconds` is how long each step took, `devices` has the device (major:minor) of
+    the file system of each of its paths, "" if it has none, and `not_frozen` are the paths that this freeze does not
+    hold. Times are seconds of the loop's clock.
     """
 
     config: WriterConfig
@@ -27,6 +28,7 @@ class Writer:
     asked: Step | None = None
     set: bool = False
     let_go: bool = False
+    confirmed: bool = False
     since: float = 0.0
     error: str = ""
     backoff: float = RETRY_FIRST
@@ -60,7 +62,7 @@ class Writer:
 
         One that is lost once it has confirmed spoils nothing, as nothing reaches a frozen disk: if that holds its data.
         """
-        if "confirm" not in self.seconds or self.not_frozen:
+        if not self.confirmed or self.not_frozen:
             return False
         return self.state is not WriterState.LOST or hold(self.config) is Hold.LATCH or bool(self.devices)
 

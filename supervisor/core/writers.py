@@ -288,6 +288,7 @@ class Writers:
             return ""
         if step is Step.QUIESCE:
             writer.quiesced_at, writer.set = turn.now, True
+        writer.confirmed = step is Step.CONFIRM
         self._take(turn, writer, _DONE[step])
         return ""
 
@@ -308,7 +309,7 @@ class Writers:
 
     def _breaks(self, writer: Writer, why: str) -> None:
         """Take note that its hold may have ended while the freeze was held: what is not frozen may be written to."""
-        if writer.config.required and writer.not_frozen and "confirm" in writer.seconds:
+        if writer.config.required and writer.not_frozen and writer.confirmed:
             where = ", ".join(writer.not_frozen)
             self.broken = self.broken or f"{writer.name} was lost, and {where} is not frozen: {why}"
 

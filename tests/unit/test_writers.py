@@ -438,8 +438,10 @@ def test_what_an_earlier_agent_left_is_undone_at_the_start() -> None:
 # -- held, and lost
 
 
-def confirmed(*writers: WriterConfig, devices: dict[str, str] | None = None) -> tuple[Played, Any, int]:
-    """Return a core that holds a freeze of one file system, 7:0, with these writers."""
+def confirmed(
+    *writers: WriterConfig, devices: dict[str, str] | None = None, confirm: tuple[str, ...] = ()
+) -> tuple[Played, Any, int]:
+    """Return a core that holds a freeze of one file system, 7:0, with these writers, that answered confirm so."""
     played = Played(*writers)
     names = [writer.name for writer in writers]
     call, freezer = played.begin(*names)
@@ -453,7 +455,7 @@ def confirmed(*writers: WriterConfig, devices: dict[str, str] | None = None) -> 
     now = played.drive.now
     played.drive.report(freezer, messages.Step(0, "frozen"), messages.Frozen(1, now, now + 60))
     for name in names:
-        played.acted(name, "confirm")
+        played.acted(name, "confirm", *confirm)
     assert call.value == 1
     return played, call, freezer
 
@@ -492,6 +494,16 @@ def test_one_lost_with_all_its_paths_frozen_is_only_told() -> None:
         "lost",
         "its session has ended",
     )
+
+
+@pytest.mark.parametrize("answer", [("refused", "its session has ended"), ("overran", "it did not answer in time")])
+def test_one_that_is_not_required_and_does_not_confirm_is_not_said_to_have_held(answer: tuple[str, str]) -> None:
+    optional = config("a", "mariadb", required=False)
+    played, _, freezer = confirmed(optional, devices={"/srv/0": "7:0"}, confirm=answer)
+    thaw = played.drive.ask("va.fsthaw")
+    thawed(played, freezer, "a")
+    assert thaw.value == 1
+    assert played.drive.ask("va.fsstatus", {}).value.last.consistency == "file-system"
 
 
 def test_what_lies_elsewhere_is_not_consistent() -> None:
