@@ -354,10 +354,14 @@ class Writers:
         self._advance(turn)
 
     def due(self, turn: Turn, name: str) -> None:
-        """Try again to undo what a writer has left set."""
+        """Try again to undo what a writer has left set; not in another freeze, in which it takes no part."""
         writer = self._all.get(name)
-        if writer is not None and writer.state is _S.STUCK and not writer.worker:
+        if writer is None or writer.state is not _S.STUCK or writer.worker:
+            return
+        if self._step in (None, Step.RELEASE):
             self._undo(turn, writer)
+        else:
+            turn.arm(writer.key, writer.backoff)
 
     # -- the next step
 

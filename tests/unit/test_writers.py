@@ -423,6 +423,28 @@ def test_one_that_could_not_be_let_go_refuses_the_next_freeze_until_it_is() -> N
     assert not drive.ask("va.fsfreeze").answered
 
 
+def test_one_that_could_not_be_let_go_is_not_let_go_in_a_freeze_without_writers() -> None:
+    played = Played(config("a"))
+    drive = played.drive
+    _, freezer = played.begin("a")
+    drive.die(played.worker("a"))
+    (undo,) = drive.workers("unlatch")
+    drive.report(undo, messages.Started(1), messages.Failed(12, "the disk is full"))
+    drive.exit(undo)
+    drive.die(freezer)
+    call, keeper = drive.hold(1, {"writers": "none"})
+    assert call.value == 1
+    drive.wait(1.5)
+    assert not drive.workers("unlatch")
+    drive.ask("va.fsthaw")
+    drive.thaws(keeper, 1)
+    drive.wait(2.5)
+    (again,) = drive.workers("unlatch")
+    drive.report(again, messages.Started(1), messages.Done(""))
+    drive.exit(again)
+    assert not drive.ask("va.fsfreeze").answered
+
+
 def test_what_an_earlier_agent_left_is_undone_at_the_start() -> None:
     drive = Drive(every_writer=())
     drive.feed(events.LatchesFound(["gone"]))
