@@ -367,6 +367,7 @@ class Freeze(Machine):
             self.history.amend(turn, self.current, self._writers)
             self.news.settle(turn, self.current)
         else:
+            self._keep_news(turn)  # what was to be told may have passed meanwhile
             self._do_answer_thaw(turn, Cause("", Fault(Code.INTERNAL, ""), None))
         self._on_settled(turn)
 

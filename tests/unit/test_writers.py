@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fakes.drive import Drive
 from virtagent.agent.api.errors import Code
+from virtagent.agent.api.records import Plan
 from virtagent.agent.api.states import Unlisted, following
 from virtagent.agent.api.writer_options import ordered, parse
 from virtagent.agent.api.writers import (
@@ -455,6 +456,18 @@ def test_what_an_earlier_agent_left_is_undone_at_the_start() -> None:
     drive.exit(undo)
     assert drive.workers("va.fsfreeze")
     assert not freeze.answered
+
+
+def test_the_journal_goes_though_its_news_passed_while_an_earlier_agents_writer_was_let_go() -> None:
+    drive = Drive(every_writer=())
+    drive.feed(events.JournalFound(3, Plan((), ()), "freeze 3 was broken", told_at=drive.now - 57))
+    drive.journal = {"freeze": 3}
+    drive.feed(events.LatchesFound(["gone"]))
+    (undo,) = drive.workers("unlatch")
+    drive.wait(5)
+    drive.report(undo, messages.Started(1), messages.Done(""))
+    drive.exit(undo)
+    assert drive.journal is None
 
 
 # -- held, and lost
