@@ -169,6 +169,6 @@ def test_a_daemon_in_a_namespace_of_its_own_says_so(rig: Rig) -> None:
     words = "the agent is in a mount namespace of its own, not in that of process 1"
     assert words in daemon.log()
     assert [note for note in daemon.proxy().va.fsplan()["notes"] if words in note]
-    (agent,) = [pid for pid, title in daemon.titles().items() if title.startswith("virtagentd:")]
+    (agent,) = [pid for pid, title in daemon.titles().items() if title.startswith("virtagentd: supervisor")]
     os.kill(agent, signal.SIGTERM)
     assert daemon.process.wait(10) == 0
