@@ -178,15 +178,16 @@ class Freeze(Machine):
             self.take(turn, FreezeEvent.CHANGED)
 
     def killed(self, turn: Turn, worker: Worker) -> None:
-        """Compensate now: a worker of this freeze got SIGKILL."""
+        """Compensate now: a worker of this freeze got SIGKILL, or it is stuck and what it says cannot be read."""
         transaction = self.current
         ledger = transaction.ledger
-        if worker.state is WorkerState.KILLED and (worker.id == ledger.freezer or worker.rubbish):
-            ledger.free(worker.id)  # ADR 0030: it may be in the kernel, and no thread of it begins another call
+        if worker.rubbish or (worker.state is WorkerState.KILLED and worker.id == ledger.freezer):
+            ledger.free(worker.id)  # ADR 0030: nobody learns what it does, or no thread of it begins another call
         if worker.id == ledger.freezer:
             if worker.rubbish:
                 transaction.disbelieve()
-            self.take(turn, FreezeEvent.DIED, f"{worker.name} was killed{while_clause(worker)}{worker.why_killed}")
+            how = "is stuck" if worker.state is WorkerState.STUCK else "was killed"
+            self.take(turn, FreezeEvent.DIED, f"{worker.name} {how}{while_clause(worker)}{worker.why_killed}")
             if not self.owns(worker):
                 return  # it was called off
             ledger.freezer_died(spoke_rubbish=worker.rubbish)

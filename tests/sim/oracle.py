@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.states import FreezeState
+from virtagent.agent.api.writers import Step
 from virtagent.agent.worker import messages
 from virtagent.agent.worker.steps import Operation
 from virtagent.supervisor.core import events
 from virtagent.supervisor.core.engine import Engine
-from virtagent.supervisor.core.freeze import REACT_GRACE
+from virtagent.supervisor.core.freeze import GOOD, REACT_GRACE
 
 from .kernel import FLOWS, FileSystem
 from .pairing import Pairing, Violation
 
 if TYPE_CHECKING:
-    from virtagent.agent.api.writers import Step
-
     from .process import Process
     from .world import Asked, World
     from .writer import App, WriterProcess
@@ -92,10 +91,6 @@ class Oracle:
         """Take note that a worker lets an application go."""
         self._pairing.let_go(app, worker)
 
-    def writer_acts(self, worker: WriterProcess, step: Step, verdict: str) -> None:
-        """Take note of what a writer's worker is told."""
-        self._pairing.acts(worker, step, verdict, self._freeze)
-
     def changed(self, fs: FileSystem) -> None:
         """Take note that the kernel has frozen or thawed a file system."""
         world, freeze = self._world, self._freeze
@@ -133,7 +128,7 @@ class Oracle:
             raise Violation(f"promise 4: FIFREEZE of /srv/{index}, and no journal names it")
 
     def _only_attempt(self, process: Process, index: int) -> None:
-        """Require that no other thaw worker is in FITHAW there, unless that one was killed (ADR 0030).
+        """Require that no other thaw worker is in FITHAW there, unless that was killed or spoke rubbish (ADR 0030).
 
         A keeper that was stuck and goes on may meet the thaw worker that took its place.
         """
@@ -141,7 +136,7 @@ class Oracle:
             thread = other.threads.get(index)
             if thread is None or thread.call is None or thread.operation is not Operation.THAW or other is process:
                 continue
-            if not process.rpc == other.rpc == "thaw" or other.killed:
+            if not process.rpc == other.rpc == "thaw" or other.killed or other.distrusted:
                 continue
             if other.forked_by is process.forked_by is self._world.supervisor:
                 raise Violation(f"FITHAW of /srv/{index} by {process.name}, while that of {other.name} is in flight")
@@ -191,6 +186,9 @@ class Oracle:
                 self._told_good.discard(effect.freeze)  # after a restart numbers may begin again
             if isinstance(effect, events.Answer) and effect.value == 1:
                 self._pairing.answered(self._world.asked[effect.connection, effect.token])
+            match effect:
+                case events.Tell(worker, messages.Act(step=Step.RELEASE.value, verdict=verdict)) if verdict == GOOD:
+                    self._pairing.told_good(worker, self._freeze)
         state = int(engine.freeze.state)
         if state != self._state:
             self._world.note(f"        state {FreezeState(state).name}")

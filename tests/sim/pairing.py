@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .process import Process
     from .world import Asked, World
 
-GOOD = "good"
 EARLY = 1e-3
 
 
@@ -81,13 +80,10 @@ class Pairing:
             if fs.frozen > 0:
                 raise Violation(f"{app.name} is let go while /srv/{fs.index} is frozen")
 
-    def acts(self, worker: WriterProcess, step: Step, verdict: str, freeze: Frozen | None) -> None:
-        """Take note of what a writer's worker is told."""
-        self._world.count(f"writer {step.value}")
-        if step is not Step.RELEASE or verdict != GOOD or worker.rpc != "writer":
-            return
+    def told_good(self, worker: int, freeze: Frozen | None) -> None:
+        """Take note that the supervisor tells a writer's worker that the freeze was good."""
         if freeze is None or freeze.over or freeze.is_broken:
-            raise Violation(f"promise 5: {worker.app.name} is told that the freeze was good")
+            raise Violation(f"promise 5: the writer of worker {worker} is told that the freeze was good")
 
     def held_over(self, app: App, freezer: Process) -> bool:
         """Return whether it was held from before the first FIFREEZE of that worker until after the last."""

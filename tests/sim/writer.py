@@ -22,7 +22,6 @@ from .process import Process
 if TYPE_CHECKING:
     from .world import World
 
-BAD = "bad"
 FAULTS = ("refuses", "hangs", "undo_fails")
 """What an application may do next: refuse a step, not answer, refuse to be let go."""
 
@@ -175,7 +174,7 @@ class WriterProcess(Process):
     def _alone_now(self) -> Callable[[], None] | None:
         """Return what to do now that the supervisor is dead: it waits for the end of the freeze worker."""
         if not self._held_since or (self.lifeline is not None and self.lifeline.tells_thawed):
-            return lambda: self._begin(Step.RELEASE, 0, BAD)
+            return lambda: self._begin(Step.RELEASE, 0)
         if self.lifeline is None or self.lifeline.ended:
             return lambda: self._finish(messages.Done("the next start lets go"))
         return None
@@ -185,7 +184,7 @@ class WriterProcess(Process):
     def _lock(self) -> None:
         self.locked = True
         if self.rpc == "unlatch":
-            self._begin(Step.RELEASE, 0, BAD)
+            self._begin(Step.RELEASE, 0)
         elif self.app.recorded:  # what one left whose worker died just now
             self._todo.extend((self._unset, self._clear))
             self._doing = Step.RELEASE
@@ -193,11 +192,11 @@ class WriterProcess(Process):
     def _obey(self) -> None:
         order = self.control.popleft()
         assert isinstance(order, messages.Act)
-        self._begin(Step(order.step), order.limit, order.verdict)
+        self._begin(Step(order.step), order.limit)
 
-    def _begin(self, step: Step, limit: float, verdict: str = "") -> None:
+    def _begin(self, step: Step, limit: float) -> None:
         app, world = self.app, self.world
-        world.oracle.writer_acts(self, step, verdict)
+        world.count(f"writer {step.value}")
         self._doing = step
         self._until = world.now + limit if limit else math.inf
         sets = step is app.config.when and app.latch
@@ -300,7 +299,7 @@ class WriterProcess(Process):
     def _held_too_long(self) -> None:
         self._post((messages.Acted("held", "lost", "it was held as long as it may be", {}),))
         self.failed = True
-        self._begin(Step.RELEASE, 0, BAD)
+        self._begin(Step.RELEASE, 0)
 
     def _tell_lost(self) -> None:
         self._told_lost = self.failed = True

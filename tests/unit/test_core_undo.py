@@ -277,6 +277,33 @@ def test_what_a_thaw_worker_had_when_it_spoke_rubbish_is_thawed_by_another(drive
     assert drive.suspected(drive.newest) == {0, 1}
 
 
+@pytest.mark.parametrize("who", ["keeper", "thaw worker"])
+def test_what_a_stuck_worker_had_when_it_spoke_rubbish_is_thawed_by_another(drive: Drive, who: str) -> None:
+    """Nobody learns any more which of its attempts failed, and what hangs may wait for the one that did."""
+    _, keeper = drive.hold(2)
+    drive.ask("va.fsthaw")
+    if who == "keeper":
+        stuck = keeper
+        drive.report(keeper, messages.Thawing("", drive.now))
+    else:
+        drive.die(keeper)
+        stuck = drive.newest
+        drive.report(stuck, messages.Started(1))
+    drive.report(stuck, messages.Step(0, "thawing"), messages.Step(1, "thawing"))
+    drive.in_kernel.add(stuck)
+    drive.wait(12)
+    assert drive.state is FreezeState.ERROR
+    assert drive.newest == stuck, "it thaws by itself what it can"
+    for _ in range(3):
+        drive.feed(events.RubbishReported(stuck, "not msgpack"))
+        drive.wait(60)
+    assert stuck not in drive.killed, "SIGKILL inside FITHAW does harm (ADR 0015)"
+    assert [drive.suspected(worker) for worker in drive.workers("thaw") if worker != stuck] == [{0, 1}], "no more"
+    drive.compensates()
+    drive.die(stuck)
+    settled(drive, stuck)
+
+
 def test_only_what_is_not_proved_thawed_is_tried_again(drive: Drive) -> None:
     drive.compensates(keeper_died(drive, 3), {1: errno.EIO})
     drive.wait(1)
