@@ -246,13 +246,12 @@ class Ledger:
             self.thawed_by = {index: worker for index, worker in self.thawed_by.items() if worker != self.freezer}
 
     def freezer_reaped(self, *, reported: bool, last_worker: int) -> None:
-        """Take note that the freeze worker is gone. Unless it `reported` its end, only later workers prove anything."""
+        """Take note that the freeze worker is gone, and has `reported` its end or not."""
         self.reaped = True
         self.free(self.freezer)
+        self.proof_after = last_worker  # ADR 0014: thaw workers up to this one may have looked before the last FIFREEZE
         if reported:
             self.expedites = False  # it has put that back
-        else:
-            self.proof_after = last_worker  # ADR 0014: thaw workers up to this one prove nothing
 
     def thaws(self, thawer: int, mounts: set[int]) -> None:
         """Take note that this thaw worker was forked for these."""

@@ -25,7 +25,7 @@ ENTER, WRITERS, LOCKED = range(3)
 class FileSystem:
     """One superblock. `below`: the indices of all that it lies on. `errors`: errnos of the next calls that end.
 
-    `written` are the sectors written to its device: writers wait for each thaw.
+    `written` are the sectors written to its device: an ext4's FIFREEZE and FITHAW write, and writers wait for a thaw.
     """
 
     __slots__ = ("below", "disk", "errors", "freezing", "frozen", "index", "lock", "supported", "written")
@@ -136,7 +136,7 @@ class Kernel:
 
     def _set(self, fs: FileSystem, frozen: int) -> None:
         fs.frozen = frozen
-        fs.written += not frozen
+        fs.written += 1
         self._changed(fs)
 
     def freeze_by_another(self, fs: FileSystem) -> bool:

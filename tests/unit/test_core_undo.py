@@ -304,6 +304,29 @@ def test_what_a_stuck_worker_had_when_it_spoke_rubbish_is_thawed_by_another(driv
     settled(drive, stuck)
 
 
+def test_what_a_thaw_worker_found_before_the_freeze_worker_had_ended_proves_nothing(drive: Drive) -> None:
+    """Its EINVAL is read after the freeze worker was reaped, and may be from before that one's FIFREEZE took effect."""
+    _, worker = played(drive, "freezing", 1)
+    drive.report(worker, messages.Thawing("it got SIGTERM", drive.now, 7))
+    drive.in_kernel.add(worker)
+    drive.wait(11)
+    thawer = drive.newest
+    assert drive.suspected(thawer) == {0}
+    drive.report(thawer, messages.Started(1), messages.Step(0, "thawing"))
+    drive.frozen(worker, 0)
+    drive.undo(worker, 0, refused=errno.EIO)
+    drive.report(worker, messages.Failed(12, "/srv/0: FITHAW: Input/output error (EIO)"))
+    drive.exit(worker)
+    drive.report(thawer, messages.Step(0, "thawed", errno.EINVAL), messages.Done(1))
+    drive.exit(thawer)
+    assert drive.state is not FreezeState.THAWED
+    drive.wait(0.1)
+    assert drive.suspected(drive.newest) == {0}
+    assert drive.newest > thawer
+    drive.compensates()
+    ended(drive, "failed")
+
+
 def test_only_what_is_not_proved_thawed_is_tried_again(drive: Drive) -> None:
     drive.compensates(keeper_died(drive, 3), {1: errno.EIO})
     drive.wait(1)

@@ -22,6 +22,9 @@ MIB = 1 << 20
 @pytest.fixture
 def slow(guest: Guest) -> Guest:
     """Throttle the ext4 disk and have much to write to it; each writer goes on."""
+    with Agent(f"unix:{guest.machine.run}/agent", timeout=60) as host:  # no broken freeze of before is told after it
+        host.freeze()
+        host.thaw()
     guest.write_everywhere()
     guest.wait_writing()
     guest.throttle("ext4", RATE)
