@@ -9,6 +9,7 @@ from typing import Any
 from ...agent.api import records
 from ...agent.api.records import MountStatus, Progress, Status, WorkerStatus
 from ...agent.api.states import FreezeEvent, MountState, Phase
+from ...agent.worker.freeze import OWN_LIMIT_LATER
 from .audit import Audit
 from .freeze import Freeze
 from .ledger import Ledger, Mark
@@ -85,6 +86,16 @@ def _owner(freeze: Freeze, workers: Workers) -> Worker | None:
     return None if waits else worker
 
 
+def _limit_left(turn: Turn, owner: Worker | None) -> float:
+    """Return the seconds that are left of its limit; -1 if it has none, or none any more since it was killed."""
+    if owner is None or not owner.limit or not owner.alive:
+        return -1.0
+    limit = owner.limit
+    if owner.row.limited_by:  # it keeps its own limit, from the beginning of its sync on, and is killed later
+        limit = max(0.0, limit - OWN_LIMIT_LATER - (turn.now - owner.phase_since))
+    return min(turn.left(owner.key), limit)
+
+
 def phase_of(freeze: Freeze, workers: Workers) -> str:
     """Return the phase of the freeze, "" if there is no freeze."""
     transaction = freeze.transaction
@@ -150,9 +161,9 @@ class Records:
         if sync is not None:
             owner, ledger = sync
             phase, since = Phase.SYNC.value, now - owner.phase_since
-        limit_left = turn.left(owner.key) if owner and owner.limit else -1.0
-        if phase in WRITERS_PHASES:
-            limit_left = self._writers.limit_left(turn)
+        limit_left = self._writers.limit_left(turn) if phase in WRITERS_PHASES else _limit_left(turn, owner)
+        if freeze.expects(FreezeEvent.RETRY):
+            limit_left = -1.0  # that of one try is none of what goes on
         partial = transaction is not None and transaction.options.partial
         return Status(
             state=freeze.state.name,

@@ -21,6 +21,8 @@ from virtagent.supervisor.io.timers import Timers
 
 GOING = ("syncing", "freezing", "thawing")
 COUNT = 2
+LIMITS = {"plan": 5, "prepare": 60, "sync": 600, "quiesce": 10, "freeze": 30, "hold": 60, "thaw": 10, "release": 10}
+"""The limit of each phase by default, in seconds."""
 LIE = {"dirty_bytes": 1 << 20, "flushed_bytes": 5, "bytes_per_second": 1024.0, "eta": 1024.0}
 
 
@@ -63,6 +65,9 @@ class Watched:
         progress = record.progress
         assert progress.eta == -1 or record.phase == "sync"
         assert progress.eta == -1 or progress.eta * progress.bytes_per_second >= progress.dirty_bytes * (1 - 1e-9)
+        assert record.limit_left <= LIMITS.get(record.phase, -1), "no more is left than there was"
+        assert record.limit_left == -1 or record.state != "ERROR", "no limit ends that"
+        assert record.hold_left <= LIMITS["hold"]
         assert record.since <= now - BEGIN + 1e-6, "nothing lasts longer than the agent"
         return record
 
@@ -171,6 +176,7 @@ def test_the_seconds_of_an_error_are_those_since_the_thaw_began(drive: Drive) ->
     record = drive.status()
     assert record.state == "ERROR"
     assert record.since == pytest.approx(1.5)
+    assert record.limit_left == -1, "the limit of one try was shown, which ends nothing"
 
 
 def test_at_the_start_nothing_lasts_longer_than_the_agent() -> None:
@@ -244,10 +250,23 @@ def test_what_a_sync_does_is_shown_while_nothing_is_frozen(drive: Drive) -> None
     first, second = record.mounts
     assert (first.state, first.seconds, first.written_bytes, first.eta) == ("syncing", 3, 4096, 1024)
     assert (second.state, second.seconds, second.sync_seconds) == ("pending", -1, -1)
-    assert record.limit_left == pytest.approx(600 + 1 - 3, abs=1)
+    assert record.limit_left == pytest.approx(600 - 3)
     drive.report(worker, messages.Step(0, "synced", 0, "", 3.0), messages.Done(2))
     record = drive.status()
     assert (record.phase, record.mounts, record.progress.dirty_bytes) == ("", (), -1)
+
+
+def test_a_sync_never_has_more_left_than_its_limit(drive: Drive) -> None:
+    """It was 601 s at first for a limit of 600: the supervisor's second for a worker that does not keep it counted."""
+    drive.ask("va.fssync")
+    worker = drive.newest
+    drive.report(worker, messages.Started(1), messages.Plan(plan_of(2).dump()))
+    assert drive.status().limit_left == 600
+    drive.wait(0.4)
+    drive.report(worker, messages.Progress("sync", 1))
+    assert drive.status().limit_left == pytest.approx(600), "it counts from when the sync began, as its worker does"
+    drive.wait(600.2)
+    assert drive.status().limit_left == 0, "its worker is about to say so"
 
 
 @pytest.mark.parametrize(
