@@ -1,7 +1,8 @@
 """A freeze that waits at a barrier: made ready first, then let go together with those of other guests. No I/O.
 
 The agent plans and syncs at once and waits in phase ready (va.fsfreeze with `at`) until va.fsgo sets the instant. What
-no coordinator lets go in time freezes by itself at the end of READY_SECONDS, and is thawed at the end of its hold.
+no coordinator lets go is called off (`attended`): when its connection ends, where the agent sees that, and at the
+latest at the end of READY_SECONDS. So the same connection is used from prepare to go.
 An agent that cannot wait is synced, and frozen when the others are let go; a stock qemu-ga is not even synced.
 """
 
@@ -18,8 +19,8 @@ from . import calls
 from .errors import FreezeBroken, Unsupported
 from .holding import Freeze, Holding, Script, Wanted
 
-READY_SECONDS = 240.0  # how far ahead the instant is at first; the agent allows 300
-PREPARE_SECONDS = READY_SECONDS - 10  # until all are ready: then none freezes by itself while it waits for the others
+READY_SECONDS = 240.0  # until it is called off if it is not let go; the agent allows 300
+PREPARE_SECONDS = READY_SECONDS - 10  # until all are ready: then none is called off while it waits for the others
 FREEZE_SECONDS = 60.0  # until all are frozen after the instant
 _SYNCS = "it is still in phase sync"
 _AT_ONCE = 0.001  # seconds that the call waits, which is for a job that takes long
@@ -55,7 +56,8 @@ class Barrier(Holding):
         (options,) = wanted.params
         at = (yield from self._guest_time()) + READY_SECONDS
         try:
-            call = replace(wanted, params=(options | {"at": at, "wait": _AT_ONCE},), wait=_AT_ONCE)
+            more = {"at": at, "attended": True, "wait": _AT_ONCE}
+            call = replace(wanted, params=(options | more,), wait=_AT_ONCE)
             try:
                 yield call
             except Unsupported as error:
@@ -124,14 +126,18 @@ class Barrier(Holding):
         yield from self._thaw()
 
     def _until(self, phase: str, until: float, since: int | None = None) -> Script[Status]:
-        """Return the status in which the freeze is in that phase; raise how it ended if it has ended before."""
+        """Return the status in which the freeze is in that phase; raise how it ended if it has ended before.
+
+        It may have to wait until the writers of another one are let go.
+        """
         status: Status = yield calls.status(since, max(0.0, min(until - self._clock(), calls.STATUS_WAIT)))
         while status.phase != phase:
             if status.state == "FROZEN" and phase == "ready":
                 raise FreezeBroken(
                     f"{self.url} froze before it was let go; see that its clock does not differ from the host's"
                 )
-            if status.state not in ("INPROGRESS", "FROZEN"):
+            others = status.state == "THAWED" and status.phase in ("prepare", "release")
+            if status.state not in ("INPROGRESS", "FROZEN") and not others:
                 last = status.last
                 why = last.error if last is not None and last.error else f"the state is {status.state}"
                 raise Fault(_ENDED.get(last.outcome if last else "", Code.FREEZE_FAILED), why)

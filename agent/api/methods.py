@@ -51,6 +51,12 @@ _AT = Param(
     "quiesce and freeze not before that instant (seconds of CLOCK_REALTIME, at most 300 ahead); va.fsgo moves it",
     required=False,
 )
+_ATTENDED = Param(
+    "attended",
+    Kind.BOOLEAN,
+    "va.fsgo is to let it go: called off if that has not come by `at`, or if the connection ends before",
+    required=False,
+)
 
 _ROWS = (
     Rpc(
@@ -120,7 +126,7 @@ _ROWS = (
         Disk.FREEZES,
         "Sync and freeze the file systems, and hold them until va.fsthaw or the hold limit.",
         "number of file systems frozen",
-        params=_struct(*_FREEZE, _AT),
+        params=_struct(*_FREEZE, _AT, _ATTENDED),
         compensation="thaw",
         outlives=True,
         blocked_with=("guest-fsfreeze-freeze", "guest-fsfreeze-freeze-list"),

@@ -35,7 +35,7 @@ class Options:
     part (all, try, none). If the worker `waits`, it syncs only when they are prepared. They let go by themselves when
     they were held for `held_at_most`. `patience` is how long one file system may make others stand still, `busy_wait`
     how long to try to freeze what someone else has frozen. Nothing is quiesced or frozen before the time of day `at`
-    (seconds of CLOCK_REALTIME, 0: at once).
+    (seconds of CLOCK_REALTIME, 0: at once). `attended`: a host is to let it go before that, else it is called off.
     """
 
     rules: Rules
@@ -50,3 +50,4 @@ class Options:
     patience: float = 1.0
     busy_wait: float = 2.0
     at: float = 0.0
+    attended: bool = False

@@ -25,7 +25,10 @@ DOUBT_AGE = 0.1  # seconds after which the last words on a device are no longer 
 
 
 class Connection:
-    """One host. `unsent` is how many bytes of its replies are counted in the sum over all connections."""
+    """One host. `unsent` is how many bytes of its replies are counted in the sum over all connections.
+
+    `evicted`: it is ended for want of room, though the host is there.
+    """
 
     def __init__(
         self, number: int, transport: Transport, limits: Limits, age: float, timers: Deadlines, now: float = 0.0
@@ -42,6 +45,7 @@ class Connection:
         self._at_end = False
         self.admits = Admits.ALL
         self.leaving = False
+        self.evicted = False
         self.active_at = now  # when something was last said on it, by either side
         self.waiting: dict[int, tuple[str, float]] = {}  # what the core was asked: method and when, by token
         self._heard_at = -math.inf

@@ -147,11 +147,11 @@ class Connections:
         here = [each for each in self._by_id.values() if each.peer.channel == spec]
         if idle := [each for each in here if each.idle and each.id not in self._turns]:
             victim = min(idle, key=lambda each: each.active_at)
-            victim.gone = True
+            victim.gone = victim.evicted = True
         elif news := [each for each in here if each.waiting and each.waits_for_news]:
             victim = min(news, key=lambda each: min(at for _, at in each.waiting.values()))
             self._feed(events.NewsCut(victim.id))
-            victim.leaving = True
+            victim.leaving = victim.evicted = True
         else:
             return False
         self._flush(victim)
@@ -269,7 +269,7 @@ class Connections:
         for event in asked or ():
             self._dispatch(connection, event)  # what it asked is done, though nobody waits for it
         self._end_run(connection)
-        self._feed(events.Disconnected(connection.id, unread))
+        self._feed(events.Disconnected(connection.id, unread, connection.evicted))
         self.has_room()
 
     def _try(self, connection: Connection, work: Callable[[], T]) -> T | None:

@@ -191,7 +191,8 @@ class Engine:
 
     def _disconnected(self, turn: Turn, event: events.Disconnected) -> None:
         self._pending.abandon(turn, event.connection, None)
-        self._freeze.news.disconnected(turn, event.connection, unread=event.unread)
+        self._freeze.disconnected(turn, event)
+        self._waiting.disconnected(event)
 
     # -- what the inline handlers may use
 

@@ -78,10 +78,14 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The connection is closed; none of its replies will be read. `unread`: the host left some that it had taken."""
+    """The connection is closed; none of its replies will be read. `unread`: the host left some that it had taken.
+
+    `evicted`: the host did not leave, its place was needed.
+    """
 
     connection: int
     unread: bool = False
+    evicted: bool = False
 
 
 @dataclass(slots=True)

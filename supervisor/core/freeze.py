@@ -21,7 +21,7 @@ from ...agent.api.states import FreezeEvent, Outcome, Phase, WorkerEvent, Worker
 from ...agent.worker import messages
 from . import entries
 from .compensation import Compensation
-from .events import JournalFound, KeepFreeze, Lifeline
+from .events import Disconnected, JournalFound, KeepFreeze, Lifeline
 from .history import History
 from .learnt import Edges
 from .ledger import Ledger
@@ -42,7 +42,8 @@ class Freeze(Machine):
 
     `news` is what hosts that thaw are told. `preparing`: the writers do, and no freeze follows; the
     agent's or the guest's end has `cut_short` that, "" if not. `releasing`: nothing is frozen, and the writers are let
-    go before that is told. `on_settled` is called when the freeze is thawed, or cannot be thawed for now.
+    go before that is told. `thaws_asked` is how many thaws hosts have asked for, of whatever is
+    frozen. `on_settled` is called when the freeze is thawed, or cannot be thawed for now.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Freeze(Machine):
         self.news = News(pending, self._keep_news)
         self.preparing = self.releasing = self._ends = False
         self.cut_short = ""
+        self.thaws_asked = 0
         self.learnt = Edges()
         self._last_id = last_id
         self._undo = Compensation(workers)
@@ -87,9 +89,14 @@ class Freeze(Machine):
         args: dict[str, object] = {"options": options}
         lifeline = Lifeline.HOLD if options.waits else None
         worker = self._workers.spawn(turn, RPCS["va.fsfreeze"], args, call.id, plan_limit, lifeline)
-        channel, starts_at = call.request.peer.channel, turn.at_time(options.at)
         self.transaction = Transaction(
-            self._last_id, options, Ledger(worker.id), call.id, channel=channel, starts_at=starts_at
+            self._last_id,
+            options,
+            Ledger(worker.id),
+            call.id,
+            channel=call.request.peer.channel,
+            starts_at=turn.at_time(options.at),
+            attended_by=call.request.connection if options.attended else 0,
         )
         self._workers.enter_phase(turn, worker, Phase.PLAN, plan_limit)
         self.history.begin(turn, call.request.peer)
@@ -105,6 +112,7 @@ class Freeze(Machine):
         if freeze_id is not None and (wrong := why_not(freeze_id, self._last_id, ended)):
             self.news.refuse(turn, call, wrong)
             return DEFERRED
+        self.thaws_asked += freeze_id is None
         self.news.wait_for_thaw(call.id)
         if not self.thawed:
             self.current.ask_thaw(turn, call.request.peer, verdict)
@@ -130,9 +138,16 @@ class Freeze(Machine):
             where = f"it is in phase {freezer.phase.value}" if freezer else f"the state is {self.state.name}"
             raise Fault(Code.WRONG_STATE, f"va.fsgo needs a freeze that waits in phase ready; {where}")
         transaction = self.current
-        transaction.starts_at = turn.at_time(at)
+        transaction.let_go(turn.at_time(at))
         self._await_instant(turn, freezer)
         return 1
+
+    def disconnected(self, turn: Turn, event: Disconnected) -> None:
+        """Take note that a connection has ended; call off the freeze that its host was to let go."""
+        self.news.disconnected(turn, event.connection, unread=event.unread)
+        if self._nothing_frozen and self.current.attended_by == event.connection and not event.evicted:
+            self.current.note_left(turn.now)
+            self.take(turn, FreezeEvent.THAW_ASKED, "its host has left before va.fsgo")  # ADR 0039
 
     def stop(self, turn: Turn, why: str) -> None:
         """End the freeze, if any, because the agent or the guest goes down."""
@@ -234,6 +249,13 @@ class Freeze(Machine):
         left = self.current.starts_at - turn.now
         if left > 0 and freezer is not None:
             self._workers.enter_phase(turn, freezer, Phase.READY, left)
+        else:
+            self.instant(turn)
+
+    def instant(self, turn: Turn) -> None:
+        """The instant has come: go on, or call off what should have been let go by now."""
+        if self.current.attended_by:
+            self.take(turn, FreezeEvent.THAW_ASKED, "va.fsgo did not come by its instant")
         else:
             self.take(turn, FreezeEvent.INSTANT)
 

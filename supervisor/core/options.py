@@ -45,8 +45,8 @@ def freeze_options(
 
     `learnt` is what earlier freezes have found out of what lies on what, `wall` the time of day.
 
-    Raises Fault PARAMS for a limit over the daemon's own, an instant that is not near, and `strict` with `partial`. A
-    request that is strict takes back what is only the daemon's default.
+    Raises Fault PARAMS for a limit over the daemon's own, an instant that is not near, `attended` without one, and
+    `strict` with `partial`. A request that is strict takes back what is only the daemon's default.
     """
     given = given or {}
     hold = config.guest_hold_limit if method.startswith("guest-") else config.hold_limit
@@ -65,6 +65,8 @@ def freeze_options(
         partial = False
     if strict and partial:
         raise Fault(Code.PARAMS, f"{method}: strict and partial contradict each other; nothing was frozen")
+    if given.get("attended") and not given.get("at"):
+        raise Fault(Code.PARAMS, f"{method}: attended needs at, the instant by which va.fsgo is to come")
     writers = given.get("writers") or config.writers
     longest = (config.freeze_limit, config.hold_limit_max, config.thaw_limit)
     return Options(
@@ -87,6 +89,7 @@ def freeze_options(
         patience=config.patience,
         busy_wait=config.busy_wait,
         at=near(method, given.get("at") or 0.0, wall),
+        attended=bool(given.get("attended")),
     )
 
 

@@ -43,12 +43,16 @@ DEFERRED = Deferred()
 
 @dataclass(slots=True)
 class Call:
-    """One unanswered request: when it came, on the loop's clock, and the number of the worker that carries it out."""
+    """One request: when it came, on the loop's clock, and the number of the worker that carries it out.
+
+    `abandoned`: its host had given up on it before it was answered.
+    """
 
     id: int
     request: Requested
     at: float
     worker: int | None = None
+    abandoned: bool = False
 
     @property
     def reply(self) -> tuple[int, int]:
@@ -130,6 +134,7 @@ class Pending:
             if token is None or token == self._open[number].request.token:
                 call = self._close(turn, number)
                 assert call is not None
+                call.abandoned = True
                 self._record(turn, call, "abandoned", None)
 
     def answer_all(self, turn: Turn, fault: Fault) -> None:

@@ -216,7 +216,7 @@ class FreezeReports:
         if worker.phase is Phase.THAW:
             turn.probe(worker.id)
         elif worker.phase is Phase.READY and self._freeze.expects(FreezeEvent.INSTANT):
-            self._freeze.take(turn, FreezeEvent.INSTANT)
+            self._freeze.instant(turn)
         elif self._freeze.expects(FreezeEvent.HOLD_PASSED):
             self._freeze.take(turn, FreezeEvent.HOLD_PASSED, f"the hold limit of {worker.limit:.3g} s passed")
         elif self._freeze.expects(FreezeEvent.OVERRAN):

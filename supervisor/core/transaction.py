@@ -32,8 +32,9 @@ class Transaction:
     proceed. `may_have_frozen`: it was told to, or it has said what cannot be; before that it has frozen nothing, and
     will not (ADR 0024). `reason` is why the worker thaws, as it says, "" if it was told to. `prepared`: the writers
     are, and the worker was told to sync. Nothing is quiesced or frozen before `starts_at`, and `goes` says that it has
-    come. `slowed`: it has thawed again what it froze, for one that is slow to freeze. `holds` is the worker's report
-    that all is frozen, which the writers then confirm. `channel` is that of the host that asked for it, `ended_by` the
+    come. `attended_by` is the connection that must not end before its host has let it go, 0 for none. `slowed`: it has
+    thawed again what it froze, for one that is slow to freeze. `holds` is the worker's report that all is frozen,
+    which the writers then confirm. `channel` is that of the host that asked for it, `ended_by` the
     host that first asked for its thaw, `ended_wall` the time of day of that, and `verdict` what hosts said of the
     snapshot. `written` and `wrote` are as in `messages.Thawing`, of what was held; `counted`: the keeper has said so.
     `recovered`: an earlier agent began it, and died.
@@ -50,6 +51,7 @@ class Transaction:
     journaled: bool = False
     goes: bool = False
     starts_at: float = 0.0
+    attended_by: int = 0
     may_have_frozen: bool = False
     sync_since: float = 0.0
     synced_at: float = 0.0
@@ -81,6 +83,14 @@ class Transaction:
     def note_slowed(self) -> None:
         """Take note that the worker thaws what it froze, because one is slow to freeze."""
         self.slowed = True
+
+    def let_go(self, at: float) -> None:
+        """Take note that a host lets it go at that second of the loop's clock."""
+        self.starts_at, self.attended_by = at, 0
+
+    def note_left(self, now: float) -> None:
+        """Take note that the host that was to let it go has left, which is to want no freeze: no thaw is told of it."""
+        self.thaw_asked_at = now
 
     def note_syncs(self, now: float) -> None:
         """Take note that the sync has begun."""

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...agent.api.errors import Code, Fault
 from ...agent.api.methods import Disk, Rpc
 from ...agent.api.states import FreezeEvent
+from .events import Disconnected
 from .freeze import Freeze
 from .pending import Call, Pending
 from .turn import Turn
+
+
+class _Waits(NamedTuple):
+    """A call that waits; `thaws_asked` is how many thaws had been asked for when it came."""
+
+    call: Call
+    row: Rpc
+    args: dict[str, Any]
+    thaws_asked: int
+
+    @property
+    def connection(self) -> int:
+        return self.call.request.connection
+
+    @property
+    def attended(self) -> bool:
+        return bool((self.args.get("options") or {}).get("attended"))
 
 
 class Waiting:
@@ -27,13 +45,18 @@ class Waiting:
         self._pending = pending
         self._refusal = refusal
         self._begin = begin
-        self._calls: list[tuple[Call, Rpc, dict[str, Any]]] = []
+        self._calls: list[_Waits] = []
 
     def add(self, call: Call, row: Rpc, args: dict[str, Any]) -> None:
         """Let the call wait; raise Fault BUSY if it ends the freeze, and another of its kind waits already."""
-        if row.thaws_first and any(other is row for _, other, _ in self._calls):
+        if row.thaws_first and any(other.row is row for other in self._calls):
             raise Fault(Code.BUSY, f"{row.name}: it was asked already, and waits for the thaw")
-        self._calls.append((call, row, args))
+        self._calls.append(_Waits(call, row, args, self._freeze.thaws_asked))
+
+    def disconnected(self, event: Disconnected) -> None:
+        """Forget the freezes that the host of this connection was to let go."""
+        if not event.evicted:
+            self._calls = [one for one in self._calls if not one.attended or one.connection != event.connection]
 
     def takes(self, row: Rpc) -> bool:
         """Return whether a call of `row` waits for the outcome of a freeze that is not held yet, or is being undone.
@@ -52,13 +75,15 @@ class Waiting:
     def settled(self, turn: Turn) -> None:
         """Begin or refuse what waits: the freeze is thawed or held, or cannot be thawed for now."""
         waited, self._calls = self._calls, []
-        for call, row, args in waited:
+        for one in waited:
+            call, row, args = one.call, one.row, one.args
             freezes = row.disk is Disk.FREEZES
             if (freezes and self.takes(row)) or ((freezes or row.prepares) and self._freeze.busy):
-                self._calls.append((call, row, args))  # another that waited has begun
+                self._calls.append(one)  # another that waited has begun
                 continue
-            if freezes and not self._pending.waits(call.id):
-                continue  # nobody would thaw it
+            thawed = one.thaws_asked != self._freeze.thaws_asked and not self._pending.waits(call.id)
+            if freezes and (call.abandoned or thawed):
+                continue  # nobody would thaw it, or somebody has called it off
             try:
                 if (refused := self._refusal(row)) is not None:
                     raise refused

@@ -24,7 +24,8 @@ class ManyAgents:
 
     `answer(n, method)` may return something else for agent n, an exception to refuse with its text (a Fault with its
     code, too), or Ellipsis to stay silent; None is the usual. `asked` has each (n, method) in the order in which they
-    came. `waiting` are those whose freeze waits in phase ready, `ahead` the seconds by which a clock is ahead of ours.
+    came. `waiting` are those whose freeze waits in phase ready,
+    until the connection ends that attends them, `ahead` the seconds by which a clock is ahead of ours.
     """
 
     def __init__(self, folder: Path, count: int, answer: Answer = lambda n, method: None) -> None:
@@ -56,14 +57,18 @@ class ManyAgents:
 
             async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, n: int = n) -> None:
                 self.connections += 1
+                attends = False
                 try:
                     while (line := await reader.readline()).endswith(b"\n"):
-                        if reply := self._reply(n, json.loads(line.lstrip(b"\xff"))):
+                        if reply := self._reply(n, request := json.loads(line.lstrip(b"\xff"))):
                             writer.write(reply)
+                        attends |= "attended" in str(request)
                 except ConnectionError:
                     pass  # the host has hung up
                 finally:
                     writer.close()
+                    if attends:
+                        self.waiting.discard(n)
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()  # else the loop may end with the transport open
 

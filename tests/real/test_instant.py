@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
+from fakes.many_agents import ManyAgents
 from harness.daemon import Daemon
 from harness.filesystems import LoopFs
 from harness.hosts import Asking, call, code_of
@@ -15,6 +20,7 @@ from virtagent.agent.api.errors import Code
 from virtagent.host import Agent
 
 pytestmark = pytest.mark.timeout(60)
+CTL = [sys.executable, "-m", "virtagent.host.main"]
 
 
 def ready(rig: Rig, ahead: float = 200) -> tuple[Daemon, list[LoopFs], Asking]:
@@ -82,5 +88,40 @@ def test_one_without_an_instant_does_not_wait(rig: Rig) -> None:
     assert code_of(call(daemon, "va.fsfreeze", {"at": time.time() + 400})) == Code.PARAMS
     assert call(daemon, "va.fsfreeze", {"at": time.time() - 1}) == 1
     assert code_of(call(daemon, "va.fsgo")) == Code.WRONG_STATE
+    assert call(daemon, "va.fsthaw") == 1
+    assert_well(rig, daemon, [fs])
+
+
+def test_a_coordinator_that_is_killed_while_its_guests_are_ready(rig: Rig, tmp_path: Path) -> None:
+    """It waits for another guest, which never is; ADR 0039: what it has made ready does not freeze for nobody."""
+    fs = rig.fs("ext4")
+    daemon = rig.daemon([fs])
+    with ManyAgents(tmp_path, 1, lambda n, method: ... if method == "va.fsfreeze" else None) as others:
+        words = [*CTL, "--agent", daemon.url, "--agent", others.urls[0], "snapshot", "--", "true"]
+        with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as coordinator:
+            record = daemon.wait_status(lambda r: r["phase"] == "ready")
+            coordinator.kill()
+            coordinator.wait(30)
+            last = daemon.wait_state("THAWED")["last"]
+    assert (last["freeze_id"], last["outcome"]) == (record["freeze_id"], "cancelled")
+    assert "its host has left before va.fsgo; nothing was frozen" in last["error"]
+    assert_well(rig, daemon, [fs])
+
+
+def test_one_whose_place_is_needed_still_attends(rig: Rig) -> None:
+    fs = rig.fs("ext4")
+    daemon = rig.daemon([fs])
+    attends = daemon.raw()
+    at = time.time() + 200
+    ask = {"execute": "va.fsfreeze", "arguments": [{"at": at, "attended": True, "wait": 0.01}]}
+    attends.sendall(json.dumps(ask).encode() + b"\n")
+    assert b"still in progress" in attends.recv(1 << 16)
+    daemon.wait_status(lambda r: r["phase"] == "ready")
+    for _ in range(17):
+        daemon.raw().sendall(b'{"execute": "guest-ping"}\n')
+    assert attends.recv(1) == b"", "its place was needed"
+    assert daemon.status()["phase"] == "ready"
+    assert call(daemon, "va.fsgo") == 1
+    daemon.wait_state("FROZEN")
     assert call(daemon, "va.fsthaw") == 1
     assert_well(rig, daemon, [fs])

@@ -8,6 +8,7 @@ from fakes.scenarios import ended, played
 from virtagent.agent.api.errors import Code
 from virtagent.agent.api.states import FreezeState
 from virtagent.agent.worker import messages
+from virtagent.supervisor.core import events
 
 WALL = 1.7e9  # the time of day of every request here
 PROCEED = messages.Proceed()
@@ -131,3 +132,77 @@ def test_late_figures_of_the_sync_do_not_end_the_wait(drive: Drive) -> None:
     drive.report(worker, messages.Progress("sync", 1))
     assert drive.status().phase == "ready"
     assert drive.status().limit_left == pytest.approx(200)
+
+
+def attended(drive: Drive, until: str = "synced", ahead: float = 30) -> tuple[int, int]:
+    """Play a freeze that its host is to let go; return the connection of that and the worker."""
+    call, worker = played(drive, until, options={"at": WALL + ahead, "attended": True, "wait": 0.001})
+    drive.wait(0.01)
+    call.refused(Code.IN_PROGRESS)
+    return call.connection, worker
+
+
+@pytest.mark.parametrize("until", ["spawned", "planning", "planned", "syncing", "synced"])
+def test_a_host_that_leaves_before_it_lets_go_has_frozen_nothing(drive: Drive, until: str) -> None:
+    host, worker = attended(drive, until)
+    drive.feed(events.Disconnected(host + 1))
+    assert drive.state is FreezeState.INPROGRESS, "another host left"
+    drive.feed(events.Disconnected(host, evicted=True))
+    assert drive.state is FreezeState.INPROGRESS, "the agent has hung up, not the host"
+    drive.feed(events.Disconnected(host))
+    assert drive.state is FreezeState.THAWED
+    assert drive.killed == {worker}
+    drive.wait(300)
+    assert (worker, PROCEED) not in drive.told
+    last = drive.status().last
+    assert last is not None
+    assert last.error == "the freeze was cancelled: its host has left before va.fsgo; nothing was frozen"
+    drive.die(worker)
+    ended(drive, "cancelled")
+
+
+def test_one_that_is_not_let_go_in_time_is_called_off(drive: Drive) -> None:
+    _, worker = attended(drive)
+    drive.wait(29.9)
+    assert drive.status().phase == "ready"
+    drive.wait(0.2)
+    last = drive.status().last
+    assert last is not None
+    assert last.error == "the freeze was cancelled: va.fsgo did not come by its instant; nothing was frozen"
+    assert (worker, PROCEED) not in drive.told
+    drive.die(worker)
+    ended(drive, "cancelled", tells=["va.fsgo did not come by its instant"])
+
+
+def test_a_sync_that_outlasts_its_instant_does_not_freeze_for_nobody(drive: Drive) -> None:
+    _, worker = attended(drive, "syncing")
+    drive.wait(31)
+    assert drive.state is FreezeState.INPROGRESS
+    drive.sync(worker)
+    assert drive.state is FreezeState.THAWED, drive.status()
+    assert (worker, PROCEED) not in drive.told
+
+
+def test_what_was_let_go_stays_though_its_host_leaves(drive: Drive) -> None:
+    host, worker = attended(drive)
+    assert drive.ask("va.fsgo", WALL + 20).value == 1
+    drive.feed(events.Disconnected(host))
+    assert drive.status().phase == "ready", "it goes at the instant that was set, as any freeze"
+    drive.wait(20.1)
+    assert drive.told.count((worker, PROCEED)) == 1
+    drive.feed(events.Disconnected(host))
+    assert drive.state is FreezeState.INPROGRESS
+
+
+def test_one_that_is_not_attended_does_not_mind_who_leaves(drive: Drive) -> None:
+    call, worker = ready(drive)
+    drive.hang_up(call)
+    assert drive.status().phase == "ready"
+    drive.wait(30.1)
+    assert (worker, PROCEED) in drive.told
+
+
+def test_to_attend_needs_an_instant(drive: Drive) -> None:
+    drive.ask("va.fsfreeze", {"attended": True}).refused(Code.PARAMS, "attended needs at")
+    assert drive.state is FreezeState.THAWED
+    assert not drive.spawned

@@ -21,7 +21,7 @@ DESIGN: dict[str, list[set[str] | str]] = {
     "va.getfile": ["path"],
     "va.getdmesg": [],
     "va.shutdown": ["mode"],
-    "va.fsfreeze": [FSFREEZE | {"at"}],
+    "va.fsfreeze": [FSFREEZE | {"at", "attended"}],
     "va.fsthaw": [{"wait", "freeze_id", "verdict"}],
     "va.fsstatus": [{"since", "wait", "brief", "history"}],
     "va.fsgo": ["at"],

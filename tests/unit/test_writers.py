@@ -292,6 +292,33 @@ def test_prepare_sync_quiesce_freeze_confirm_reply_thaw_release() -> None:
     assert drive.ask("va.fsstatus", {}).value.last.consistency == "application"
 
 
+@pytest.mark.parametrize(
+    ("then", "attended", "begins"),
+    [("", False, True), ("leaves", False, True), ("leaves", True, False), ("thaws", False, False)],
+)
+def test_a_freeze_that_waits_for_the_release_longer_than_its_call_goes_on(
+    then: str, attended: bool, begins: bool
+) -> None:
+    """After IN_PROGRESS the job goes on, and a host that leaves changes nothing, unless it was to let the freeze go."""
+    played = Played(config("a"))
+    drive = played.drive
+    _, first = played.begin("a")
+    played.acted("a", "prepare", "refused", "it has no time")
+    later = drive.ask("va.fsfreeze", {"wait": 0.001, "at": 1.7e9 + 200, "attended": attended})
+    assert drive.newest == played.worker("a"), "it waits until the writer is let go"
+    drive.wait(0.01)
+    later.refused(Code.IN_PROGRESS)
+    if then == "leaves":
+        drive.hang_up(later)
+    elif then == "thaws":
+        drive.ask("va.fsthaw", {"freeze_id": 77}).refused(Code.FREEZE_BROKEN)
+        drive.ask("va.fsthaw")
+    played.acted("a", "release")
+    drive.exit(played.worker("a"))
+    drive.die(first)
+    assert bool(drive.workers("va.fsfreeze")) == begins
+
+
 @pytest.mark.parametrize("step", ["prepare", "quiesce"])
 def test_a_refusal_ends_the_freeze_and_lets_go(step: str) -> None:
     played = Played(config("a"))
