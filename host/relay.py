@@ -111,7 +111,7 @@ class Relay:
         frozen: dict[str, Any] = {"count": count, "guests": len(freezes), "first": min(instants), "last": max(instants)}
         if body.get("each"):
             ats = dict(zip(self._barriers, instants, strict=True))
-            frozen["each"] = {url: _frozen(self._barriers[url], ats[url]) for url in freezes}
+            frozen["each"] = {url: _frozen(self._barriers[url], ats[url]) for url in self._barriers}
         return {"frozen": frozen}
 
     @property
