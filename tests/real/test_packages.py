@@ -102,6 +102,16 @@ def test_the_host_has_no_more_than_it_needs(unpacked: dict[str, Path]) -> None:
     assert __version__ in python_of(public, "host.main", "--version")
 
 
+def test_rules_and_dashboard_come_with_the_command_that_prints_the_metrics(
+    unpacked: dict[str, Path], rpms: dict[str, Path]
+) -> None:
+    files = run("rpm", "-qpl", rpms["virtagent-host"]).splitlines()
+    for path in (TREE / "packaging/monitoring").iterdir():
+        there = unpacked["virtagent-host"] / "usr/share/doc/virtagent-host/examples/monitoring" / path.name
+        assert there.read_bytes() == path.read_bytes()
+        assert any(file.endswith(f"/monitoring/{path.name}") for file in files)
+
+
 @pytest.mark.parametrize("name", GUEST)
 def test_nothing_names_the_folder_of_the_installer(unpacked: dict[str, Path], name: str) -> None:
     top = unpacked[name]
