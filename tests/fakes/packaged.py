@@ -13,7 +13,7 @@ GA_UNIT = PACKAGING / "virtagent-qemu-ga.service"
 
 def settings(unit: Path = UNIT) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for line in unit.read_text(encoding="utf-8").splitlines():
+    for line in unit.read_text(encoding="utf-8").replace("\\\n", "").splitlines():
         if line and line[0] not in "#[":
             name, _, value = line.partition("=")
             found.setdefault(name, []).append(value)
@@ -25,3 +25,13 @@ def recovery(after: str) -> list[str]:
     shell, option, script = shlex.split(after)
     assert (shell, option) == ("/bin/sh", "-c")
     return script.partition(" exec ")[2].split()
+
+
+def start_of_the_ga() -> tuple[str, list[str]]:
+    """Return the shell script of ExecStart, as systemd gives it to the shell, and its words if no variable is set."""
+    (start,) = settings(GA_UNIT)["ExecStart"]
+    shell, option, script = shlex.split(start)
+    assert (shell, option) == ("/bin/sh", "-c")
+    script = script.replace("$$", "$")
+    assert script.startswith("set -f; exec ")
+    return script, script.partition(" exec ")[2].partition(" $")[0].split()

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fakes.packaged import GA_UNIT, TREE, UNIT, recovery, settings
+from fakes.packaged import GA_UNIT, TREE, UNIT, recovery, settings, start_of_the_ga
 from harness.fixtures import unmet
 
 EXPOSURE_MOST = 55  # with mount namespaces of its own, ptrace of other processes' roots, and mount (ADR 0025)
@@ -105,3 +105,33 @@ def test_only_root_may(script: str, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert (done.returncode, done.stderr) == (2, f"{script}: must be run as root\n")
     assert not (tmp_path / "new").exists()
+
+
+BLOCKED = "guest-file-open,guest-file-close,guest-exec,guest-exec-status"
+ALLOWED = "guest-sync-delimited,guest-sync,guest-ping,guest-info,guest-get-devices,guest-fsfreeze-freeze"
+# /etc/sysconfig/qemu-ga of RHEL 8, 9 and 9.4, and what their administrators make of it.
+SYSCONFIG = (
+    ({}, []),
+    ({"BLACKLIST_RPC": BLOCKED, "FSFREEZE_HOOK_PATHNAME": "/etc/qemu-ga/fsfreeze-hook"},
+     [f"--block-rpcs={BLOCKED}", "-F/etc/qemu-ga/fsfreeze-hook"]),
+    ({"BLOCK_RPCS": f"{BLOCKED}, guest-ping", "FSFREEZE_HOOK_PATHNAME": ""},
+     [f"--block-rpcs={BLOCKED}, guest-ping", "-F"]),
+    ({"FILTER_RPC_ARGS": f"--allow-rpcs={ALLOWED} --block-rpcs=?", "FSFREEZE_HOOK_PATHNAME": "/dev/null"},
+     [f"--allow-rpcs={ALLOWED}", "--block-rpcs=?", "-F/dev/null"]),
+    ({"BLACKLIST_RPC": "", "BLOCK_RPCS": "", "FILTER_RPC_ARGS": ""}, []),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("variables", "options"), SYSCONFIG)
+def test_what_rhel_has_its_qemu_ga_told_is_told_to_ours(
+    variables: dict[str, str], options: list[str], tmp_path: Path
+) -> None:
+    script, start = start_of_the_ga()
+    program = tmp_path / "program"
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    (tmp_path / "--block-rpcs=x").touch()  # what an unguarded ? would match
+    command = ["/bin/sh", "-c", script.replace(start[0], str(program))]
+    done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [*start[1:], *options]
+    assert settings(GA_UNIT)["EnvironmentFile"] == ["-/etc/sysconfig/qemu-ga"]

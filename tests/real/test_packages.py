@@ -296,6 +296,8 @@ def test_an_rpm_has_the_files_of_the_deb(rpms: dict[str, Path], unpacked: dict[s
     assert code(files) == code([f"/{path.relative_to(top)}" for path in top.rglob("*")])
     unit = "virtagentd" if name == "virtagent" else "virtagent-qemu-ga"
     assert f"/usr/lib/systemd/system/{unit}.service" in files
+    config = run("rpm", "-qp", "--qf", "[%{FILENAMES} %{FILEFLAGS:fflags}\n]", rpms[name]).splitlines()
+    assert ("/etc/sysconfig/qemu-ga cn" in config) == (name == "virtagent-qemu-ga"), "kept when the other package goes"
 
 
 @pytest.mark.parametrize(("mounts", "code"), [([], 0), ([{"mountpoint": "/srv"}], 1)])

@@ -302,6 +302,39 @@ def test_hooks(words: list[str], path: str) -> None:
     assert [(writer.name, writer.path) for writer in config.every_writer] == ([("hook", path)] if path else [])
 
 
+PORT = "--method=virtio-serial --path=/dev/virtio-ports/org.qemu.guest_agent.0"
+BLOCKED = "guest-file-open,guest-exec,guest-get-devices"
+
+
+@pytest.mark.parametrize(
+    ("filtering", "variables"),
+    [
+        ("--blacklist=${BLACKLIST_RPC}", {"BLACKLIST_RPC": BLOCKED}),
+        ("--block-rpcs=${BLOCK_RPCS}", {"BLOCK_RPCS": BLOCKED}),
+        ("$FILTER_RPC_ARGS", {"FILTER_RPC_ARGS": f"--block-rpcs={BLOCKED}"}),
+        ("$FILTER_RPC_ARGS", {"FILTER_RPC_ARGS": f"--allow-rpcs=guest-ping,guest-info --block-rpcs={BLOCKED}"}),
+        ("$FILTER_RPC_ARGS", {"FILTER_RPC_ARGS": "--allow-rpcs=guest-ping,guest-get-devices"}),
+    ],
+)
+@pytest.mark.parametrize(
+    ("hook", "called"), [("/etc/x/hook", "/etc/x/hook"), ("", taking_part.HOOK), ("/dev/null", "")]
+)
+def test_the_units_of_rhel(filtering: str, variables: dict[str, str], hook: str, called: str) -> None:
+    """ExecStart of qemu-guest-agent.service of RHEL 8, 9 and 9.4, with /etc/sysconfig/qemu-ga."""
+    words = [*PORT.split()]
+    if filtering.startswith("$"):  # systemd.service(5): $NAME is as many words as it holds, ${NAME} a part of one
+        words += variables[filtering[1:]].split()
+    else:
+        option, _, name = filtering.partition("=")
+        words.append(f"{option}={variables[name[2:-1]]}")
+    config, _ = made([*words, f"-F{hook}"])
+    assert config.channel == ("virtio:/dev/virtio-ports/org.qemu.guest_agent.0",)
+    assert config.allows("guest-ping")
+    assert not config.allows("guest-file-open")
+    assert not config.allows("va.getfile")
+    assert config.hook == called
+
+
 def test_a_bad_port() -> None:
     with pytest.raises(BadConfig, match="vsock:x"):
         made(["-m", "vsock-listen", "-p", "3:x"])

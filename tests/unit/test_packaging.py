@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fakes.packaged import GA_UNIT, PACKAGING, UNIT, recovery, settings
+from fakes.packaged import GA_UNIT, PACKAGING, UNIT, recovery, settings, start_of_the_ga
 from virtagent.agent.api.writer_options import parse
 from virtagent.agent.api.writers import TYPES
 from virtagent.supervisor import config, ga_options, qemu_ga
@@ -49,7 +49,8 @@ def run_is_a_tmpfs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_in_the_place_of_qemu_ga_programs_are_as_free() -> None:
-    more = {"Description", "Documentation", "Conflicts", "After", "ExecStart", "LimitCORE", "LimitNOFILE"}
+    more = {"Description", "Documentation", "Conflicts", "After", "ExecStart", "EnvironmentFile"}
+    more |= {"LimitCORE", "LimitNOFILE"}
     assert settings(GA_UNIT).keys() == {*LIFE, *more}
     # A program may raise them again.
     assert settings(GA_UNIT)["LimitCORE"] == ["0:infinity"]
@@ -68,8 +69,8 @@ def test_in_the_place_of_qemu_ga_recovery_finds_the_journal(tmp_path: Path, stat
     conf, keys = tmp_path / "virtagentd.conf", tmp_path / "qemu-ga.conf"
     conf.write_text(state_dir)
     keys.write_text(key_file)
-    (start,), (after,) = settings(GA_UNIT)["ExecStart"], settings(GA_UNIT)["ExecStopPost"]
-    taken, _ = ga_options.load(start.split()[1:], {"QGA_CONF": str(keys)})
+    (_, start), (after,) = start_of_the_ga(), settings(GA_UNIT)["ExecStopPost"]
+    taken, _ = ga_options.load(start[1:], {"QGA_CONF": str(keys)})
     served, _ = qemu_ga.configure(taken, {"VIRTAGENT_CONF": str(conf)})
     program, *options = recovery(after)
     recovered, _ = config.load([*options, "--config", str(conf)])
@@ -78,8 +79,8 @@ def test_in_the_place_of_qemu_ga_recovery_finds_the_journal(tmp_path: Path, stat
 
 
 def test_in_the_place_of_qemu_ga_the_port_is_served(tmp_path: Path) -> None:
-    (start,) = settings(GA_UNIT)["ExecStart"]
-    taken, _ = ga_options.load(start.split()[1:], {"QGA_CONF": str(tmp_path / "none")})
+    _, start = start_of_the_ga()
+    taken, _ = ga_options.load(start[1:], {"QGA_CONF": str(tmp_path / "none")})
     (tmp_path / "virtagentd.conf").touch()
     served, _ = qemu_ga.configure(taken, {"VIRTAGENT_CONF": str(tmp_path / "virtagentd.conf")})
     assert served.channel == ("virtio:/dev/virtio-ports/org.qemu.guest_agent.0",)
