@@ -220,7 +220,7 @@ def metrics(run: Run) -> int:
                 found = {args.agent: run.agent.status()}
         except VirtagentError as error:
             found = {args.agent: error}
-    return telling.tell(found, args.textfile, as_json=args.json)
+    return telling.tell(found, args.textfile, as_json=args.json, form=args.format)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -1,6 +1,7 @@
-"""virtagentctl metrics: what the agents say, for Prometheus, as OpenMetrics text or a file of node_exporter's.
+"""virtagentctl metrics: what the agents say, for Prometheus: as OpenMetrics text, or as its own text, in a file too.
 
-Only counters and gauges: the textfile collector takes nothing else of OpenMetrics.
+The two differ in the name that TYPE and HELP of a counter have, and in the end. node_exporter and promtool read only
+the second: of OpenMetrics they take a counter for something of no type and no help.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .exits import DONE
 from .text import to_json
 
 FILE = "virtagent.prom"
+OPENMETRICS, PROMETHEUS = FORMATS = ("openmetrics", "prometheus")
 _STUCK = "disk-sleep"  # psutil's name of state D
 _STATES = tuple(state.name for state in FreezeState)
 
@@ -67,7 +69,7 @@ def samples(agent: str, status: Status | None) -> Iterator[Sample]:
 
     def one(family: str, value: float, **labels: str) -> Iterator[Sample]:
         if value >= 0:
-            yield Sample(family, (("agent", agent), *labels.items()), value)
+            yield Sample(family, (("agent", agent), *labels.items()), int(value) if value in (0, 1) else value)
 
     yield from one("virtagent_up", status is not None)
     if status is None:
@@ -116,8 +118,8 @@ def _counts(values: Iterable[str]) -> list[tuple[str, int]]:
     return sorted(found.items())
 
 
-def exposition(found: Iterable[Sample]) -> str:
-    """Return the samples as OpenMetrics text, each family once."""
+def exposition(found: Iterable[Sample], form: str = OPENMETRICS) -> str:
+    """Return the samples as text in one of FORMATS, each family once."""
     by_family: dict[str, list[Sample]] = {}
     for sample in found:
         by_family.setdefault(sample.family, []).append(sample)
@@ -126,11 +128,12 @@ def exposition(found: Iterable[Sample]) -> str:
         if family not in by_family:
             continue
         name = f"{family}_total" if kind == "counter" else family
-        lines += [f"# TYPE {family} {kind}", f"# HELP {family} {what}"]
+        named = family if form == OPENMETRICS else name
+        lines += [f"# TYPE {named} {kind}", f"# HELP {named} {what}"]
         for sample in by_family[family]:
             labels = ",".join(f'{key}="{_escaped(value)}"' for key, value in sample.labels)
             lines.append(f"{name}{{{labels}}} {_number(sample.value)}")
-    return "\n".join([*lines, "# EOF"]) + "\n"
+    return "\n".join([*lines, "# EOF"] if form == OPENMETRICS else lines) + "\n"
 
 
 def _escaped(text: str) -> str:
@@ -155,17 +158,19 @@ def write(folder: str, text: str) -> None:
         raise
 
 
-def tell(found: Mapping[str, Status | VirtagentError], folder: str | None, *, as_json: bool) -> int:
+def tell(
+    found: Mapping[str, Status | VirtagentError], folder: str | None, *, as_json: bool, form: str = OPENMETRICS
+) -> int:
     """Print, or write, what was found of each agent; return the exit code of the first that did not answer.
 
-    Raises HostError if the file cannot be written.
+    A file is node_exporter's, whatever `form` says. Raises HostError if the file cannot be written.
     """
     known = [
         sample
         for url, status in found.items()
         for sample in samples(url, status if isinstance(status, Status) else None)
     ]
-    text = exposition(known)
+    text = exposition(known, form if folder is None else PROMETHEUS)
     if as_json:
         print(to_json([{"name": s.family, "labels": dict(s.labels), "value": s.value} for s in known], indent=2))
     elif folder is None:

@@ -146,6 +146,12 @@ def parser() -> Parser:
         metavar="DIR",
         help="write it to DIR/virtagent.prom, for node_exporter; in a guest DIR must be on tmpfs",
     )
+    measuring.add_argument(
+        "--format",
+        choices=("openmetrics", "prometheus"),
+        default="openmetrics",
+        help="what is printed: OpenMetrics, or Prometheus's own text, which promtool reads; a file has the latter",
+    )
     holding = command("hold", "hold the freeze for S seconds from now")
     holding.add_argument("seconds", type=_seconds, metavar="S", help="seconds, as far as the agent allows")
     forgetting = command("forget", "in state ERROR, count a file system as thawed that cannot be thawed")

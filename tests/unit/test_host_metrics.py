@@ -50,6 +50,16 @@ def test_every_line_is_openmetrics_and_each_family_is_told_once() -> None:
             assert match[1] == (f"{family}_total" if metrics.FAMILIES[family][0] == "counter" else family)
 
 
+def test_for_prometheus_itself_a_counter_has_its_type_and_help_by_its_whole_name() -> None:
+    found = [*metrics.samples("a", record(last=LAST)), *metrics.samples("b", None)]
+    text, opened = metrics.exposition(found, metrics.PROMETHEUS), metrics.exposition(found)
+    assert values(text) == values(opened)
+    described = set(re.findall(r"^# HELP (\S+)", text, re.MULTILINE))
+    assert described == set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    assert described == {name.partition("{")[0] for name in values(text)}
+    assert "# EOF" not in text
+
+
 def test_what_an_agent_says() -> None:
     writer = {"name": "pg", "type": "postgres", "state": "released"}
     mounts = [MOUNT, MOUNT | {"mountpoint": "/x"}, MOUNT | {"mountpoint": "/y", "reason": "fuse", "state": "left-out"}]
@@ -115,11 +125,10 @@ def test_an_agent_that_does_not_answer_is_told_too(tmp_path: Path, capsys: pytes
     assert said.out == ""
     assert "no connection" in said.err
     text = (tmp_path / "virtagent.prom").read_text()
+    assert "# TYPE virtagent_freezes_total counter\n" in text
     assert 'virtagent_up{agent="unix:/a"} 1\nvirtagent_up{agent="unix:/b"} 0\n' in text
     assert metrics.tell({"unix:/a": record()}, None, as_json=True) == 0
-    assert {"name": "virtagent_up", "labels": {"agent": "unix:/a"}, "value": True} in json.loads(
-        capsys.readouterr().out
-    )
+    assert {"name": "virtagent_up", "labels": {"agent": "unix:/a"}, "value": 1} in json.loads(capsys.readouterr().out)
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
