@@ -9,8 +9,9 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
+from ..agent.api import timeofday
 from ..agent.api.records import MountStatus, Status, WorkerStatus
-from ..agent.api.text import listed, printable, took
+from ..agent.api.text import left, listed, printable, took
 from .options import PROG
 
 _NAMED = 3
@@ -96,7 +97,7 @@ def _disk(mount: MountStatus) -> str:
     if mount.bytes_per_second >= 0:
         facts.append(f"{mount.bytes_per_second / (1 << 20):.1f} MiB/s")
     if mount.eta >= 0:
-        facts.append(f"about {took(mount.eta)} left")
+        facts.append(f"about {left(mount.eta)} left")
     return ", ".join(facts)
 
 
@@ -109,10 +110,10 @@ def _ends(status: Status, frozen: Sequence[MountStatus]) -> str:
     if status.stopping:
         more = "" if status.state == "THAWED" else ", when nothing may be frozen any more"
         return f"the agent is stopping ({status.stopping.rpartition(': ')[2]}){more}"
-    left = f" in {took(status.limit_left)}" if status.limit_left >= 0 else ""
+    limit = f" in {left(status.limit_left)}" if status.limit_left >= 0 else ""
     match status.state, status.phase:
         case "FROZEN", _ if status.hold_left >= 0:
-            return f"it thaws by itself{at(status.hold_left)} (in {took(status.hold_left)})"
+            return f"it thaws by itself at {at(status.hold_left)} (in {left(status.hold_left)})"
         case "FROZEN", _:
             return "not by itself: the hold has no limit"
         case "ERROR", _:
@@ -120,19 +121,16 @@ def _ends(status: Status, frozen: Sequence[MountStatus]) -> str:
         case "THAWINPROGRESS", _:
             return "when all is thawed"
         case _, "sync":
-            about = f"in about {took(status.progress.eta)}; " if status.progress.eta >= 0 else ""
-            return f"{about}gives up{left}, and then nothing was frozen" if left else about.removesuffix("; ")
+            about = f"in about {left(status.progress.eta)}; " if status.progress.eta >= 0 else ""
+            return f"{about}gives up{limit}, and then nothing was frozen" if limit else about.removesuffix("; ")
         case "INPROGRESS", _:
-            return f"gives up{left}" + (", and thaws" if frozen else ", and then nothing was frozen") if left else ""
+            return f"gives up{limit}" + (", and thaws" if frozen else ", and then nothing was frozen") if limit else ""
     return ""
 
 
 def at(seconds: float) -> str:
-    """Return the time of day in so many seconds as words."""
-    try:
-        return time.strftime(" at %H:%M:%S", time.localtime(time.time() + seconds))
-    except (OverflowError, OSError, ValueError):
-        return ""
+    """Return the time of day in so many seconds."""
+    return timeofday.clock(time.time() + seconds)
 
 
 def _to_do(status: Status, frozen: Sequence[MountStatus], slow: Sequence[MountStatus]) -> str:

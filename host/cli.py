@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..agent.api import records
+from ..agent.api import records, timeofday
 from ..agent.api.errors import VirtagentError
 from ..agent.api.text import printable
 from . import exits, named_agents, options, text
@@ -275,7 +275,7 @@ def _line_by_line(as_json: bool, note: Callable[[records.Status], None]) -> Call
             if last is None or record.seq != last.seq:
                 print(text.to_json(records.dump(record)), flush=True)
         else:
-            clock = time.strftime("%H:%M:%S")
+            clock = timeofday.moment(time.time())
             for line in text.changes(last, record):
                 print(clock, printable(line), flush=True)
         last = record

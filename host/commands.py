@@ -17,6 +17,7 @@ from typing import Any
 
 from ..agent.api import records, summary
 from ..agent.api.errors import Fault
+from ..agent.api.text import took
 from . import calls, guest_checks, text
 from . import doctor as examination
 from .errors import HostError, NothingFrozen, Unreachable, Unsupported
@@ -44,7 +45,7 @@ def ping(args: argparse.Namespace, url: str) -> Script[Said]:
     began = time.monotonic()
     answer = yield calls.ping()
     seconds = round(time.monotonic() - began, 6)
-    return Said([f"{url} answers after {text.duration(seconds)}"], {"answer": answer, "seconds": seconds})
+    return Said([f"{url} answers after {took(seconds)}"], {"answer": answer, "seconds": seconds})
 
 
 def capabilities(args: argparse.Namespace, url: str) -> Script[Said]:
@@ -139,7 +140,7 @@ def doctor(args: argparse.Namespace, url: str) -> Script[Said]:
     seconds = time.monotonic() - began
     checks = partial(guest_checks.examine, pid) if pid else lambda _types: ()
     found = yield from examination.examine(args.rehearse, checks)
-    found.insert(0, examination.ok(f"answers after {text.duration(seconds)}" + ("" if pid else "; asked from outside")))
+    found.insert(0, examination.ok(f"answers after {took(seconds)}" + ("" if pid else "; asked from outside")))
     who = f"{url}  virtagentd {able.version}" if able is not None else url
     lines = [who, *(check.line() for check in found)]
     said = examination.verdict(found)

@@ -75,7 +75,7 @@ def of_status(status: Status) -> Iterator[Check]:
         case "ERROR":
             yield fail(f"the state is ERROR: {status.error}", "mend or detach the disk that it names")
         case state:
-            by = f" since {text.duration(status.since)}" if status.since >= 0 else ""
+            by = f" for {took(status.since)}" if status.since >= 0 else ""
             yield fail(f"a freeze is under way already (freeze {status.freeze_id}, {state}{by})", "wait, or thaw")
     if status.audit.dropped:
         yield warn(f"{text.count(status.audit.dropped, 'audit record')} lost since the agent started")

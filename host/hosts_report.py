@@ -6,10 +6,10 @@ import getpass
 import math
 import os
 import socket
-import time
 from collections.abc import Iterator
 from typing import Any
 
+from ..agent.api import timeofday
 from ..agent.api.text import took
 from . import text
 from .group import GroupFreeze
@@ -102,7 +102,7 @@ def _said(ran: Ran | None) -> str:
 def _moment(at: float) -> str:
     if at < 0 or not math.isfinite(at):
         return ""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"
+    return timeofday.moment(at, milliseconds=True)
 
 
 def _user() -> str:

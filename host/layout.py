@@ -6,15 +6,13 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 
-from ..agent.api.text import printable
-from . import text
+from ..agent.api.text import SIZES, printable, took
 
 Span = tuple[str, str]
 """A text, and how it is drawn: "", "bold", "good", "still", "bad"."""
 Line = list[Span]
 GAP = "   "
 _WRAPPED = 4  # lines of one sentence
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def cells(words: str) -> int:
@@ -106,11 +104,11 @@ def bar(share: float, wide: int) -> str:
 
 
 def size(number: float) -> str:
-    """Return bytes with two digits or three: 4.0 MiB, 39 MiB."""
+    """Return bytes with two digits or three, so that a column stays as wide as it is: 4.0 MiB, 39 MiB."""
     unit = 0
-    while number >= 1000 and unit < len(_UNITS) - 1:
+    while number >= 1000 and unit < len(SIZES) - 1:
         number, unit = number / 1024, unit + 1
-    return f"{number:.0f} {_UNITS[unit]}" if number >= 9.95 or not unit else f"{number:.1f} {_UNITS[unit]}"
+    return f"{number:.0f} {SIZES[unit]}" if number >= 9.95 or not unit else f"{number:.1f} {SIZES[unit]}"
 
 
 def of(number: float, whole: float) -> str:
@@ -122,5 +120,5 @@ def of(number: float, whole: float) -> str:
 def seconds_of(seconds: float) -> str:
     """Return seconds with one digit at most behind the point, none from 10 s on."""
     if isinstance(seconds, int) or seconds >= 9.95:
-        return text.duration(round(seconds))
+        return took(round(seconds))
     return f"{max(0.0, seconds):.1f} s"

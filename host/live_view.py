@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TextIO
 
+from ..agent.api import timeofday
 from ..agent.api.text import printable
 from . import picture, text
 from .drawing import Drawing
@@ -132,4 +133,4 @@ def _keys(task: asyncio.Task[None] | None) -> Iterator[None]:
 
 
 def _clock(left: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+    return timeofday.clock(time.time() + left)

@@ -39,7 +39,7 @@ def tried(make: Callable[[], Snapshot], retries: int, on_end: Callable[[Report, 
         if not retries or report.interrupted or report.late or not may_try_again(report):
             return report
         wrong, _ = verdict(report)
-        exits.complain(f"{wrong}; trying again in {text.duration(pause)}, at most {retries} times more", exits.FAILED)
+        exits.complain(f"{wrong}; trying again in {took(pause)}, at most {retries} times more", exits.FAILED)
         threading.Event().wait(pause)
         retries, pause = retries - 1, min(pause * 2, RETRY_MAX)
 
@@ -142,7 +142,7 @@ def verdict(report: Report) -> tuple[str, int]:
     if report.late:
         code = exits.BROKEN if broken else exits.TIMED_OUT
         return (
-            f"the command took longer than --timeout and was ended after {text.duration(report.seconds)}; "
+            f"the command took longer than --timeout and was ended after {took(report.seconds)}; "
             f"{broken[2:] or _ALL_THAWED}",
             code,
         )
@@ -177,9 +177,7 @@ def lines(report: Report) -> Iterator[str]:
     if freeze is None:
         return
     guests = freeze.guests
-    ended = (
-        f"; the command {_ended(report.status)} after {text.duration(report.seconds)}" if report.seconds >= 0 else ""
-    )
+    ended = f"; the command {_ended(report.status)} after {took(report.seconds)}" if report.seconds >= 0 else ""
     if len(guests) == 1:
         yield from (f"{_of_guest(one, freeze.window)}{ended}" for one in guests.values())
     else:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from ..agent.api.records import MountStatus, Progress, Status, WorkerStatus
-from ..agent.api.text import printable
+from ..agent.api.text import left, printable
 from . import text
 from .guest_status import GuestStatus
 from .layout import GAP, Line, aligned, bar, cells, cut, middle, of, seconds_of, size, width_of, wrapped
@@ -21,6 +21,7 @@ Clock = Callable[[float], str]
 
 STANDS, RUNS = "applications stand still", "applications run"
 _BARS = ((100, 24), (60, 14), (0, 8))  # from so many columns on, so long
+_WIDE = 60  # columns; from there on there is room for a time of day in each row
 _ROWS_LEAST = 2
 _STILL = ("freezing", "frozen", "thawing")
 _BAD = ("failed", "busy", "unsupported")
@@ -87,7 +88,8 @@ def last_words(guests: Sequence[GuestStatus], clock: Clock) -> list[str]:
     found = []
     for one in guests:
         sign, word, _ = _named(one)
-        found.append(GAP.join(filter(None, (f"{one.url}  {sign} {word}", meaning(one), _until(one, clock)))))
+        ends = " ".join(filter(None, (_until(one), _when(one, clock))))
+        found.append(GAP.join(filter(None, (f"{one.url}  {sign} {word}", meaning(one), ends))))
     return found
 
 
@@ -163,6 +165,10 @@ def _of_many(guests: Sequence[GuestStatus], width: int, clock: Clock) -> tuple[l
     heads = [[*head, (GAP, ""), *how_line]]
     if width_of(heads[0]) > width:
         heads = [head, [("  ", ""), *how_line]]
+
+    def ends(one: Status) -> str:
+        return " ".join(filter(None, (_until(one), _when(one, clock) if width >= _WIDE else "")))
+
     rows = []
     for one in sorted(guests, key=_most_urgent_first):
         sign, word, style = _named(one)
@@ -173,7 +179,7 @@ def _of_many(guests: Sequence[GuestStatus], width: int, clock: Clock) -> tuple[l
                 (0, one.url, ""),
                 (0, f"{sign} {word}", style),
                 (2, f"{share:.0%}" if share >= 0 and one.phase == "sync" else "", ""),
-                (0, _until(one, clock) or one.error[: width // 2], "bad" if one.error else ""),
+                (0, ends(one) or one.error[: width // 2], "bad" if one.error else ""),
                 (3, f"waits for {slow.mountpoint} {text.device(slow)}" if slow else "", ""),
             ]
         )
@@ -197,7 +203,8 @@ def _how_far(status: Status, width: int, clock: Clock) -> Line:
         (1, f"{share:.0%}" if share >= 0 and not frozen else "", ""),
         (3, f"{size(progress.dirty_bytes)} left" if progress.dirty_bytes >= 0 else "", ""),
         (4, f"{size(progress.bytes_per_second)}/s" if progress.bytes_per_second >= 0 else "", ""),
-        (0, _until(status, clock), "bold"),
+        (0, _until(status), "bold"),
+        (1, _when(status, clock), ""),
         (1, spent, ""),
     ]
     (line,) = aligned([parts], width)
@@ -217,15 +224,18 @@ def _share(status: Status) -> float:
     return sum(mount.state == done for mount in mounts) / len(mounts) if done and mounts else -1
 
 
-def _until(status: Status, clock: Clock) -> str:
-    """Say when what goes on ends."""
+def _until(status: Status) -> str:
+    """Say in how long what goes on ends."""
     if status.state == "FROZEN":
-        if status.hold_left < 0:
-            return "held without a limit"
-        return f"thaws by itself in {seconds_of(round(status.hold_left))} ({clock(status.hold_left)})"
+        return f"thaws by itself in {left(status.hold_left)}" if status.hold_left >= 0 else "held without a limit"
     if status.progress.eta >= 0 and status.phase == "sync":
         return f"about {seconds_of(max(1, round(status.progress.eta)))}"
     return ""
+
+
+def _when(status: Status, clock: Clock) -> str:
+    """Say at what time of day it thaws by itself."""
+    return f"({clock(status.hold_left)})" if status.state == "FROZEN" and status.hold_left >= 0 else ""
 
 
 def _has_row(mount: MountStatus, status: Status) -> bool:

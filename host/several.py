@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ..agent.api.errors import VirtagentError
 from ..agent.api.records import Status
-from ..agent.api.text import printable
+from ..agent.api.text import printable, took
 from . import calls, exits, signals, text
 from .aio import AsyncAgent
 from .commands import COMMANDS, Said
@@ -146,7 +146,7 @@ def freeze(args: argparse.Namespace, urls: Sequence[str], observer: Observer | N
 
 def _frozen_lines(frozen: GroupFreeze) -> Iterator[str]:
     count = text.count(sum(one.count for one in frozen.guests.values()))
-    yield f"frozen {count} of {len(frozen.guests)} guests within {text.duration(frozen.true_skew)}"
+    yield f"frozen {count} of {len(frozen.guests)} guests within {took(frozen.true_skew)}"
     for url, one in frozen.guests.items():
         yield f"{url}: {text.count(one.count)}{text.held(one.status)}"
         yield from text.not_frozen(one.status.mounts)

@@ -19,9 +19,10 @@ from typing import Any
 
 from ..agent.api.errors import Fault
 from ..agent.api.records import Status
-from ..agent.api.text import printable
-from . import signals, text
+from ..agent.api.text import left, printable, took
+from . import exits, signals, text
 from .aio import AsyncAgent
+from .answers import at
 from .errors import FreezeBroken, HostError
 from .following import Following
 from .group import AsyncAgentGroup, GroupFreeze
@@ -32,6 +33,7 @@ from .processes import end, gone
 from .transports import parse
 
 COUNTDOWN = (0.25, 0.5, 0.75, 0.9)  # shares of the hold after which a line says how much is left
+COUNTDOWN_ENDLESS = 15.0  # seconds until the first line if the hold does not end by itself
 COUNTDOWN_LEAST = 8.0  # seconds; a shorter hold is over before the lines are read
 
 
@@ -242,29 +244,34 @@ def _catch_up(follow: Following | None, statuses: Mapping[str, Status | None]) -
 
 
 async def _count_down(freeze: GroupFreeze, *, extended: bool) -> None:
-    """Say on the standard error how much of the hold is left, while the command runs and the guest stands still."""
-    holds = [one.hold_left for one in freeze.guests.values() if one.hold_left > 0]
-    if extended or min(holds, default=0.0) < COUNTDOWN_LEAST:
+    """Say on the standard error for how long the guest has stood still, and how much of the hold is left.
+
+    Of a hold that is extended, or has no limit, nothing is left; then each line comes after twice as long as the last.
+    """
+    holds = [one.hold_left for one in freeze.guests.values() if one.hold_left >= 0]
+    whole, began = min(holds, default=0.0), time.monotonic()
+    endless = extended or not holds
+    if not endless and whole < COUNTDOWN_LEAST:
         return
-    whole, began = min(holds), time.monotonic()
-    for share in COUNTDOWN:
-        left = whole * (1 - share)
-        await asyncio.sleep(max(0.0, began + whole - left - time.monotonic()))
-        at = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+    ends = "its hold is extended until the command has ended" if extended else "its hold has no limit"
+    for after in _doubling(COUNTDOWN_ENDLESS) if endless else (whole * share for share in COUNTDOWN):
+        await asyncio.sleep(max(0.0, began + after - time.monotonic()))
         with contextlib.suppress(OSError):
-            print(
-                f"the guest stands still for {text.duration(whole - left)}; it thaws by itself in "
-                f"{text.duration(left)}, at {at}",
-                file=sys.stderr,
-                flush=True,
-            )
+            how = ends if endless else f"it thaws by itself in {left(whole - after)}, at {at(whole - after)}"
+            exits.say(f"the guest has stood still for {took(round(after))}; {how}", sys.stderr)
+
+
+def _doubling(first: float) -> Iterator[float]:
+    while True:
+        yield first
+        first *= 2
 
 
 def _begun(freeze: GroupFreeze) -> Iterator[str]:
     """Say what is frozen, before the command runs."""
     if len(freeze.guests) > 1:
         count = sum(one.count for one in freeze.guests.values())
-        yield f"frozen {text.count(count)} of {len(freeze.guests)} guests within {text.duration(freeze.true_skew)}"
+        yield f"frozen {text.count(count)} of {len(freeze.guests)} guests within {took(freeze.true_skew)}"
         return
     for one in freeze.guests.values():
         yield f"frozen {text.count(one.count)}{text.held(one.status)}"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ..agent.api import forecast, summary
+from ..agent.api import forecast, summary, timeofday
 from ..agent.api.bounds import also_at, not_shown
 from ..agent.api.records import (
     Audit,
@@ -26,7 +25,7 @@ from ..agent.api.records import (
     WriterStatus,
 )
 from ..agent.api.states import Phase
-from ..agent.api.text import printable, size, took
+from ..agent.api.text import left, printable, size, took
 from . import answers as answering
 
 _KERNEL = {"disk-sleep": "waits in the kernel (D)", "zombie": "dead, not reaped (Z)", "stopped": "stopped (T)"}
@@ -45,18 +44,6 @@ def to_json(data: Any, indent: int | None = None) -> str:
 def count(number: int, noun: str = "file system") -> str:
     """Return "1 file system" or "3 file systems"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as 0.031 s, 41 s, 3 min 20 s, 5 h 2 min or 12 d 3 h."""
-    if seconds < 10:
-        return f"{round(seconds, 3):g} s"
-    whole = round(seconds)
-    for unit, below, name, name_below in ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
-        if whole >= unit:
-            rest = whole % unit // below
-            return f"{whole // unit:.12g} {name}" + (f" {rest} {name_below}" if rest else "")
-    return f"{whole} s"
 
 
 def status_lines(status: Status) -> Iterator[str]:
@@ -133,9 +120,11 @@ def held(status: Status) -> str:
     return f" (freeze {status.freeze_id}); {thaws(status.hold_left)}"
 
 
-def thaws(left: float) -> str:
-    """Return when a freeze ends if nobody ends it; `left` are the seconds until then, -1 if its hold has no limit."""
-    return f"thaws by itself{answering.at(left)} (in {took(left)})" if left >= 0 else "its hold has no limit"
+def thaws(seconds: float) -> str:
+    """Return when a freeze ends if nobody ends it, in so many seconds; -1 if its hold has no limit."""
+    if seconds < 0:
+        return "its hold has no limit"
+    return f"thaws by itself at {answering.at(seconds)} (in {left(seconds)})"
 
 
 def not_frozen(mounts: Sequence[MountStatus]) -> Iterator[str]:
@@ -202,9 +191,9 @@ def headline(status: Status) -> str:
     if status.freeze_id > 0 and status.state != "THAWED":
         facts.append(f"freeze {status.freeze_id}")
     if status.hold_left >= 0:
-        facts.append(f"thaws in {duration(status.hold_left)}")
+        facts.append(f"thaws in {left(status.hold_left)}")
     elif status.limit_left >= 0:
-        facts.append(f"limit in {duration(status.limit_left)}")
+        facts.append(f"limit in {left(status.limit_left)}")
     if status.error:
         facts.append(status.error)
     return f"{status.state}: {', '.join(facts)}" if facts else status.state
@@ -219,7 +208,7 @@ def moved(progress: Progress) -> str:
     if progress.bytes_per_second >= 0:
         facts.append(f"{size(progress.bytes_per_second)}/s")
     if progress.eta >= 0:
-        facts.append(f"{duration(progress.eta)} left")
+        facts.append(f"{left(progress.eta)} left")
     return ", ".join(facts)
 
 
@@ -265,7 +254,7 @@ def planned_writer_row(writer: PlannedWriter) -> tuple[str, ...]:
 
 
 def writer_row(writer: WriterStatus) -> tuple[str, ...]:
-    stood = f"held {duration(writer.seconds.held)}" if writer.seconds.held >= 0 else ""
+    stood = f"held {took(writer.seconds.held)}" if writer.seconds.held >= 0 else ""
     facts = [
         "" if writer.required else "not required",
         *(f"{name} {_fact(value)}" for name, value in writer.info.items()),
@@ -299,7 +288,7 @@ def last_freeze(last: Last) -> str:
 
 def ended(last: Last) -> str:
     """Say how a freeze ended, and when."""
-    return summary.sentence(last) + (f"; ended {_clock(last.at)}" if last.at >= 0 else "")
+    return summary.sentence(last) + (f"; ended {timeofday.moment(last.at)}" if last.at >= 0 else "")
 
 
 def history_lines(past: Sequence[PastFreeze]) -> Iterator[str]:
@@ -308,7 +297,7 @@ def history_lines(past: Sequence[PastFreeze]) -> Iterator[str]:
         yield "no freeze since the agent started"
         return
     newest_first = past[::-1]
-    heads = ("freeze", "began", "by", "result", "synced", "sync", "still")
+    heads = ("freeze", "began (UTC)", "by", "result", "synced", "sync", "still")
     head, *rows = table([heads, *map(_past_row, newest_first)])
     yield head
     for one, row in zip(newest_first, rows, strict=True):
@@ -320,7 +309,7 @@ def history_lines(past: Sequence[PastFreeze]) -> Iterator[str]:
 def _past_row(one: PastFreeze) -> tuple[str, ...]:
     return (
         str(one.freeze_id),
-        _clock(one.began, "%d %b %H:%M:%S") if one.began >= 0 else "-",
+        timeofday.day_utc(one.began) if one.began >= 0 else "-",
         _asked_by(one.by) or "-",
         summary.result(one),
         size(one.synced_bytes) if one.synced_bytes >= 0 else "-",
@@ -346,15 +335,8 @@ def audit_line(audit: Audit) -> str:
     return waiting + (f", {count(audit.dropped, 'record')} lost" if audit.dropped else "")
 
 
-def _clock(at: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
-    try:
-        return time.strftime(form, time.localtime(at))
-    except (OverflowError, OSError, ValueError):
-        return f"at second {at:g}"
-
-
 def known(seconds: float) -> str:
-    return duration(seconds) if seconds >= 0 else "an unknown time"
+    return took(seconds) if seconds >= 0 else "an unknown time"
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

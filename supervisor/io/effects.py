@@ -10,6 +10,7 @@ from typing import Any
 
 import setproctitle
 
+from ...agent.api import timeofday
 from ...agent.api.methods import RPCS, Disk
 from ...agent.api.records import Status
 from ...agent.api.text import printable
@@ -103,7 +104,7 @@ class Effects:
     def _set_title(self, title: events.SetTitle) -> None:
         text = printable(title.text)
         if title.until is not None:  # ADR 0001: the time of day, since a count needs a wake-up a second
-            text += time.strftime(" %H:%M:%S", time.localtime(time.time() + title.until - self._clock()))
+            text += f" {timeofday.clock(time.time() + title.until - self._clock())}"
         setproctitle.setproctitle(f"{context.TITLE}supervisor [{text}]")
 
     def _write_journal(self, write: events.WriteJournal) -> events.Event:

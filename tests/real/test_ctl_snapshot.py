@@ -11,13 +11,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes.agent_socket import LAST, MOUNT, FakeAgent, status_record
 from fakes.many_agents import ManyAgents
+from virtagent.agent.api import timeofday
 from virtagent.host.signals import SIGNALS
 
 CTL = [sys.executable, "-m", "virtagent.host.main"]
@@ -90,7 +90,7 @@ def test_the_report_for_programs(guest: Guest) -> None:
     assert report["guests"][guest.agent.url].pop("summary").startswith("good: ")
     assert 0 < report["command"].pop("seconds") < 30
     assert report.pop("by").endswith(f"@{socket.gethostname()}")
-    assert report.pop("frozen_at_text") == datetime.fromtimestamp(report["frozen_at"]).isoformat(" ", "milliseconds")
+    assert report.pop("frozen_at_text") == timeofday.moment(report["frozen_at"], milliseconds=True), "with its zone"
     assert 0 <= time.time() - report.pop("frozen_at") < 30
     last = report["guests"][guest.agent.url].pop("last")
     assert (last["freeze_id"], last["outcome"], last["held_continuously"]) == (17, "thawed", True)

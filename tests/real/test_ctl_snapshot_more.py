@@ -118,6 +118,8 @@ def test_the_countdown_while_the_command_runs(
 
     async def sleep(seconds: float) -> None:
         slept.append(round(seconds))
+        if seconds > 100:
+            raise asyncio.CancelledError  # as when the command has ended
 
     monkeypatch.setattr(taking.asyncio, "sleep", sleep)
     status = load(Status, {"state": "FROZEN", "code": 2, "seq": 1}, "status")
@@ -130,12 +132,33 @@ def test_the_countdown_while_the_command_runs(
     lines = capsys.readouterr().err.splitlines()
     assert slept == [10, 20, 30, 36]
     assert [line.partition(", at ")[0] for line in lines] == [
-        "the guest stands still for 10 s; it thaws by itself in 30 s",
-        "the guest stands still for 20 s; it thaws by itself in 20 s",
-        "the guest stands still for 30 s; it thaws by itself in 10 s",
-        "the guest stands still for 36 s; it thaws by itself in 4 s",
+        "the guest has stood still for 10 s; it thaws by itself in 30 s",
+        "the guest has stood still for 20 s; it thaws by itself in 20 s",
+        "the guest has stood still for 30 s; it thaws by itself in 10 s",
+        "the guest has stood still for 36 s; it thaws by itself in 4 s",
     ]
-    asyncio.run(taking._count_down(group(40), extended=True))
-    asyncio.run(taking._count_down(group(-1), extended=False))
     asyncio.run(taking._count_down(group(3), extended=False))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("hold", "extended", "how"),
+    [(40, True, "its hold is extended until the command has ended"), (-1, False, "its hold has no limit")],
+)
+def test_a_guest_that_stands_still_without_an_end_in_sight(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hold: float, extended: bool, how: str
+) -> None:
+    """U9: with --extend nothing moved for as long as a backup took."""
+
+    async def sleep(seconds: float) -> None:
+        if seconds > 100:
+            raise asyncio.CancelledError  # as when the command has ended
+
+    monkeypatch.setattr(taking.asyncio, "sleep", sleep)
+    status = load(Status, {"state": "FROZEN", "code": 2, "seq": 1}, "status")
+    freezes = {"unix:/a": Freeze(1, 1, ("/",), 0.0, hold, status)}
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(taking._count_down(GroupFreeze(freezes, skew=0, skew_by_agents=0), extended=extended))
+    assert capsys.readouterr().err.splitlines() == [
+        f"the guest has stood still for {long}; {how}" for long in ("15 s", "30 s", "1 min")
+    ]

@@ -103,7 +103,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert asked == [("va.fsstatus", [{"history": True, "brief": True}])]
     head, good, expired, note = out.splitlines()
-    assert head.split() == ["freeze", "began", "by", "result", "synced", "sync", "still"]
+    assert head.split() == ["freeze", "began", "(UTC)", "by", "result", "synced", "sync", "still"]
     assert good.split() == ["18", "-", "-", "good", "-", "-", "2.2", "s"]
     assert expired.split()[0] == "17"
     assert expired.endswith("pid 4711  BROKEN  1 MiB   2.5 s  1 min")

@@ -24,8 +24,9 @@ from fakes.agent_socket import (
     status_record,
 )
 from virtagent.agent import __version__
+from virtagent.agent.api import timeofday
 from virtagent.agent.api.records import Plan, load
-from virtagent.host import cli, text
+from virtagent.host import cli
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -49,7 +50,7 @@ def refusing(code: int, sentence: str) -> Answer:
 def test_ping(run: Run, tmp_path: Path) -> None:
     code, out, err = run("ping", answer=returning("dummy"))
     assert (code, err) == (0, "")
-    assert out.startswith(f"unix:{tmp_path}/a answers after 0")
+    assert out.startswith(f"unix:{tmp_path}/a answers after ")
     code, out, _ = run("--json", "ping", answer=returning("dummy"))
     assert json.loads(out).keys() == {"answer", "seconds"}
 
@@ -166,8 +167,8 @@ UNKNOWN = {"seconds": -1, "sync_seconds": -1, "still_seconds": -1}
 
 
 def stop_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text.time, "localtime", text.time.gmtime)
-    monkeypatch.setattr(text.time, "time", lambda: 86400.0)
+    monkeypatch.setattr(timeofday.time, "localtime", timeofday.time.gmtime)
+    monkeypatch.setattr(timeofday.time, "time", lambda: 86400.0)
 
 
 def freezing(number: int, **changed: Any) -> Answer:
@@ -177,8 +178,8 @@ def freezing(number: int, **changed: Any) -> Answer:
 @pytest.mark.parametrize(
     ("number", "changed", "said"),
     [
-        (3, {"hold_left": 60.0}, "frozen 3 file systems (freeze 17); thaws by itself at 00:01:00 (in 1 min)\n"),
-        (1, {"hold_left": 41.2}, "frozen 1 file system (freeze 17); thaws by itself at 00:00:41 (in 41.2 s)\n"),
+        (3, {"hold_left": 60.0}, "frozen 3 file systems (freeze 17); thaws by itself at 00:01:00Z (in 1 min)\n"),
+        (1, {"hold_left": 41.2}, "frozen 1 file system (freeze 17); thaws by itself at 00:00:41Z (in 41 s)\n"),
         (1, {"hold_left": -1}, "frozen 1 file system (freeze 17); its hold has no limit\n"),
         (1, {"state": "THAWED", "code": 0}, "frozen 1 file system; the state is now THAWED\n"),
         (
@@ -189,7 +190,7 @@ def freezing(number: int, **changed: Any) -> Answer:
                     MOUNT | {"mountpoint": "/efi", "fstype": "vfat", "state": "unsupported", "dm": "dm-3"} | UNKNOWN,
                 ]
             },
-            "frozen 1 file system (freeze 17); thaws by itself at 00:00:41 (in 41 s)\n"
+            "frozen 1 file system (freeze 17); thaws by itself at 00:00:41Z (in 41 s)\n"
             "not frozen:\n  unsupported  /efi  vfat  /dev/vdb (dm-3)    also /mnt/db\n",
         ),
     ],
@@ -212,7 +213,7 @@ def test_thaw_and_hold(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_the_clock(monkeypatch)
     assert run("thaw", answer=returning(3)) == (0, "thawed 3 file systems\n", "")
     assert json.loads(run("thaw", "--json", answer=returning(3))[1]) == {"thawed": 3, "cancelled": False}
-    assert run("hold", "90", answer=returning(90)) == (0, "thaws by itself at 00:01:30 (in 1 min 30 s)\n", "")
+    assert run("hold", "90", answer=returning(90)) == (0, "thaws by itself at 00:01:30Z (in 1 min 30 s)\n", "")
     assert json.loads(run("--json", "hold", "90", answer=returning(90))[1]) == {"hold_left": 90.0}
 
 
@@ -280,9 +281,9 @@ def test_status(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         "FROZEN: hold for 19 s, freeze 17, thaws in 41 s\n"
         "  now      2 file systems frozen; who writes to them waits, for 19 s\n"
         "  process  worker 18 thaw (pid 4711) waits in the kernel for its disk\n"
-        "  ends     it thaws by itself at 00:00:41 (in 41 s)\n"
+        "  ends     it thaws by itself at 00:00:41Z (in 41 s)\n"
         "  to do    nothing, if a backup runs; else `virtagentctl thaw`, and what was copied meanwhile is worthless\n"
-        "  120 MiB written, 3 GiB dirty, 80.5 MiB/s, 2 min 10 s left\n"
+        "  120 MiB written, 3 GiB dirty, 80 MiB/s, 2 min 10 s left\n"
         "file systems\n"
         "  frozen  /srv/db  ext4  /dev/vdb  sync 2.5 s, still 19 s  also /mnt/db\n"
         "  failed  /srv/x   ext4  /dev/vdb  sync 2.5 s, still 19 s  EIO\n"
@@ -290,7 +291,7 @@ def test_status(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         "  17 va.fsfreeze  pid 4711  hold  19 s  sleeping\n"
         "  18 thaw         pid 4711  run   19 s  waits in the kernel (D)\n"
         "last freeze: 16 BROKEN: the hold limit passed; 4 file systems held 1 min, synced 48 MiB in 10.6 s "
-        "(slowest /srv/db), stood still 40 ms (freezing 11 ms, thawing 5 ms); ended 1970-01-02 00:00:00\n"
+        "(slowest /srv/db), stood still 40 ms (freezing 11 ms, thawing 5 ms); ended 1970-01-02T00:00:00Z\n"
         "audit: 3 records wait for the thaw\n"
         "agent: version 0.1.0, up 2 h 5 min\n",
         "",

@@ -128,7 +128,7 @@ def test_a_hold_counts_down() -> None:
     assert drawn(guest(**HOLD)) == (
         "unix:/run/virtagent/virtagentd.sock  freeze 17\n"
         "* FROZEN  applications stand still\n"
-        "  [####..........]   thaws by itself in 14 s (+14)\n"
+        "  [####..........]   thaws by itself in 14 s   (+14)\n"
         "  4 frozen   /srv/0 /srv/1 /srv/2 /srv/3\n"
         "Ctrl-C cancels, and thaws"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,9 @@ def test_watch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     answer, asked = polled(WATCHED, refusing(12, "enough"))
     code, out, _ = run("watch", answer=answer)
     assert code == 1
-    assert all(line[2] == line[5] == ":" and line[8] == " " for line in out.splitlines())
-    assert "".join(line[9:] + "\n" for line in out.splitlines()) == LINES
+    times, lines = zip(*(line.split(" ", 1) for line in out.splitlines()), strict=True)
+    assert all(datetime.fromisoformat(time.replace("Z", "+00:00")).utcoffset() is not None for time in times)
+    assert "".join(f"{line}\n" for line in lines) == LINES
     assert asked == [{}] + [{"since": record["seq"], "wait": WAIT} for record in WATCHED]
 
 
