@@ -19,14 +19,16 @@ from ..agent.api.records import Last, Misshapen, Status, load
 from .barrier import FREEZE_SECONDS, PREPARE_SECONDS
 from .errors import BadReply, FreezeBroken, GroupFailed, HostError, NotThawed
 from .holding import Freeze, Options, Span, Wanted, note, only
+from .processes import OUTPUT_MAX
 from .ssh_process import CONNECT_SECONDS, Remote
-from .transports import Far
+from .transports import AGENTS_MAX, Far
 
 PROBES = 5
 MARGIN = 5.0  # seconds that an answer may be later than what was asked may take
 ALIVE_SECONDS = 5.0  # a relay that extends holds wants to hear something that often
 LEAD = 0.05  # seconds by which an instant is ahead, besides the time that the record travels
 _SLACK = 1.0  # seconds by which an instant may lie outside of what is possible, since a busy relay looks late
+EXIT_CODES = range(-64, 256)  # or the negative number of a signal
 _SHOWN = 400  # characters of what a relay says of a guest
 
 
@@ -113,7 +115,7 @@ class Hypervisor:
         self._prepared = True
         answer = await self._remote.ask(within + MARGIN, prepare=record)
         match answer:
-            case {"ready": int(count)} if count > 0 and not isinstance(count, bool):
+            case {"ready": int(count)} if 0 < count <= AGENTS_MAX and not isinstance(count, bool):
                 self._ready = count
             case _:
                 self._prepared = False
@@ -147,14 +149,14 @@ class Hypervisor:
             raise self._refused("freeze", answer, froze=True)
         try:
             self._take_frozen(answer["frozen"], asked)
-        except (Misshapen, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise BadReply(f"{self.url} answered freeze with what does not fit together ({error})") from None
 
     def _take_frozen(self, frozen: Any, asked: float) -> None:
         """Believe that these are frozen; raise ValueError and its like if that does not fit together."""
-        each: dict[str, Any] = frozen["each"]
-        first, last = float(frozen["first"]), float(frozen["last"])
-        if len(each) != self._ready:
+        each = frozen["each"]
+        first, last = _number(frozen["first"]), _number(frozen["last"])
+        if not isinstance(each, dict) or len(each) != self._ready:
             raise ValueError(f"{self._ready} were ready and {len(each)} are frozen")
         if not first <= last:
             raise ValueError("the last was frozen before the first")
@@ -165,11 +167,14 @@ class Hypervisor:
         assert self.clock is not None
         offset = self.clock.offset - _wall()
         for agent, one in each.items():
-            count, number, at = int(one["count"]), int(one["freeze_id"]), float(one["at"])
-            left = float(one["hold_left"])
-            if count < 1 or not first <= at <= last or not math.isfinite(left):
+            count, number = one["count"], one["freeze_id"]
+            at, left = _number(one["at"]), _number(one["hold_left"])
+            mounts = tuple(one.get("mounts", []))
+            plain = all(isinstance(point, str) for point in mounts) and not isinstance(one.get("mounts"), str)
+            if not isinstance(count, int) or not isinstance(number, int) or count < 1 or not plain:
+                raise ValueError(f"it does not say how {agent[:_SHOWN]} is frozen")
+            if not first <= at <= last:
                 raise ValueError(f"{agent[:_SHOWN]} is not frozen")
-            mounts = tuple(str(point) for point in one.get("mounts", ()))
             status = Status("FROZEN", 2, -1, freeze_id=number, hold_left=left)
             guest = Freeze(count, number, mounts, at - offset, left, status)
             guest.cannot_wait = str(one.get("cannot_wait", ""))[:_SHOWN]
@@ -259,10 +264,7 @@ class Hypervisor:
             asking.cancel()
             watching.cancel()
             await asyncio.wait([asking, watching])
-        match answer:
-            case {"ran": {"code": int(code), "output": str(output), **more}}:
-                return Ran(code, output, str(more.get("error", ""))[:_SHOWN])
-        return Ran(-1, "", f"{self.url} did not say what became of the command")
+        return _ran(answer.get("ran")) or Ran(-1, "", f"{self.url} did not say what became of the command")
 
     async def close(self) -> None:
         await self._remote.close()
@@ -302,6 +304,24 @@ async def frozen_alone(far: Far, wanted: Wanted) -> AsyncIterator[Freeze]:
             extender.cancel()
             await asyncio.wait([extender])
         await host.close()
+
+
+def _ran(said: Any) -> Ran | None:
+    """Return what became of a command, None if that is not said."""
+    match said:
+        case {"code": int(code), "output": str(output), **more} if code in EXIT_CODES and not isinstance(code, bool):
+            left_out, cut = more.get("output_left_out"), max(0, len(output) - OUTPUT_MAX)
+            cut += left_out if isinstance(left_out, int) else 0
+            told = f"\n[{cut} bytes more were left out]" if cut else ""
+            return Ran(code, output[:OUTPUT_MAX] + told, str(more.get("error", ""))[:_SHOWN])
+    return None
+
+
+def _number(value: Any) -> float:
+    """Return the number; raise TypeError if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{str(value)[:40]} is no number")
+    return float(value)
 
 
 def _wall() -> float:

@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 from .group import refuse_twice
 from .holding import Options, Wanted
 from .named_agents import SYSTEM, everything, expand
-from .transports import GLOB
+from .transports import AGENTS_MAX, GLOB
 
 T = TypeVar("T")
 
-AGENTS_MAX = 1000
 _OPTIONS = {name for name in Options.__annotations__ if name != "progress"}
 
 

@@ -18,11 +18,14 @@ import socket
 import subprocess
 from typing import Any
 
+from ..agent.api.errors import Fault
+from ..agent.wire import json_values
 from .errors import BadReply, HostError, Lost, TimedOut, Unreachable
 from .processes import end, gone
 from .transports import Far
 
 ANSWER_MAX = 8 << 20  # bytes of one line, as of a guest's answer
+TIME_MAX = 1e11  # seconds since the epoch
 STDERR_MAX = 4096  # bytes that are kept, the last ones
 CONNECT_SECONDS = 60.0  # until the first answer; nothing is frozen yet, and a busy host starts slowly
 LEAVE_SECONDS = 5.0  # that the far end has to thaw and leave when its input has ended
@@ -97,7 +100,7 @@ class Remote:
         """Return the time of day there."""
         answer = await self._exchange(self._clocks, {"clock": {}}, within)
         match answer:
-            case {"clock": {"now": float(now) | int(now)}} if not isinstance(now, bool):
+            case {"clock": {"now": float(now) | int(now)}} if not isinstance(now, bool) and 0 < now < TIME_MAX:
                 return float(now)
         raise self._fail(BadReply(f"{self._far.name} answered no time; see that virtagent is of one version there"))
 
@@ -160,8 +163,8 @@ class Remote:
     def _take(self, line: bytes) -> str | None:
         """Give an answer to whoever waits for it; return what is wrong with it."""
         try:
-            answer = json.loads(line)
-        except (ValueError, RecursionError):
+            answer = json_values.load(line, lone_surrogates=True)
+        except (Fault, RecursionError):
             return f"sent {line[:60]!r}, which is no JSON"
         if not isinstance(answer, dict) or not answer:
             return "sent a line that is no record"

@@ -15,6 +15,7 @@ from .left_behind import frozen_words
 
 DEFAULT_URL = "unix:/run/virtagent/virtagentd.sock"
 GLOB = frozenset("*?[")
+AGENTS_MAX = 1000  # of one relay
 _PATH_MAX = 107  # sun_path of unix(7) without its closing NUL
 _WORD_MAX = (1 << 32) - 2  # of a CID or port; 2^32 - 1 is "any" (vsock(7))
 

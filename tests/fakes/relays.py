@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -22,11 +23,19 @@ Meddle = Callable[[str, str, dict[str, Any]], Any]
 HANG, DIE = object(), object()
 
 
+@dataclass(frozen=True)
+class LATE:
+    """Say it only after so many seconds."""
+
+    seconds: float
+
+
 class FakeRelays:
     """A relay for each host that is asked for, on a loop in a thread; the end of its input thaws, as the real one does.
 
-    `meddle(host, what, answer)` may return another answer to the record `what`, bytes to say instead, HANG or DIE; None
-    leaves it. `clocks` says by how many seconds a host's clock is ahead. `asked` has each (host, what).
+    `meddle(host, what, answer)` may return another answer to the record `what`, bytes to say instead, HANG, DIE or
+    LATE; None leaves it. No command is run, all end with 0. `clocks` says by how many seconds a host's clock is ahead.
+    `asked` has each (host, what).
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, meddle: Meddle = lambda host, what, answer: None) -> None:
@@ -34,6 +43,7 @@ class FakeRelays:
         self.clocks: dict[str, float] = {}
         self.started: list[str] = []
         self.meddle = meddle
+        self._ours: list[socket.socket] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._tasks: set[asyncio.Future[None]] = set()
@@ -56,8 +66,19 @@ class FakeRelays:
     def _spawn(self, far: Far) -> tuple[socket.socket, None]:
         ours, theirs = socket.socketpair()
         self.started.append(far.host)
+        self._ours.append(ours)
         asyncio.run_coroutine_threadsafe(self._begin(far.host, theirs), self._loop).result(30)
         return ours, None
+
+    def lose_the_coordinator(self) -> None:
+        """End all input, as the end of the process does that has begun these relays."""
+        for ours in self._ours:
+            with contextlib.suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)
+
+    def have_ended(self) -> None:
+        """Wait until all relays have ended."""
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(30)
 
     async def _begin(self, host: str, sock: socket.socket) -> None:
         task = asyncio.ensure_future(self._serve(host, sock))
@@ -101,13 +122,17 @@ class FakeRelays:
             if "at" in record[what]:
                 record[what]["at"] -= ahead
             try:
-                answer = await relay.take(record)
+                ran = {"ran": {"code": 0, "output": ""}}  # a unit test starts no process
+                answer = ran if what == "run" and relay.frozen else await relay.take(record)
             except Bad as error:
                 answer = {"error": str(error)}
             if frozen := answer.get("frozen"):
                 for one in (frozen, *frozen["each"].values()):
                     one.update({name: one[name] + ahead for name in ("first", "last", "at") if name in one})
         said = self.meddle(host, what, answer)
+        if isinstance(said, LATE):
+            await asyncio.sleep(said.seconds)
+            said = None
         if said is HANG:
             return
         if said is DIE:

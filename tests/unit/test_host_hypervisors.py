@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes.many_agents import ManyAgents
-from fakes.relays import DIE, HANG, FakeRelays
+from fakes.relays import DIE, HANG, LATE, FakeRelays
 from fakes.schema import faults
 from virtagent.host import (
     Agent,
     AgentGroup,
+    AsyncAgentGroup,
     FreezeBroken,
     GroupFailed,
     NotThawed,
@@ -30,6 +33,7 @@ from virtagent.host import (
 )
 from virtagent.host.group import GroupFreeze
 from virtagent.host.hypervisor import Ran
+from virtagent.host.processes import OUTPUT_MAX
 from virtagent.host.snapshot import Report
 
 PLACES = ("hv1", "hv2", "hv3")
@@ -89,8 +93,17 @@ def test_urls_of_one_host_share_its_relay(fleet: Fleet) -> None:
 
 
 def meddling(step: str, said: Any) -> Any:
+    """Let the relay of hv2 say that at one step: connect is the first question for its time, measure the second."""
+    clocks = 0
+
     def meddle(host: str, what: str, answer: dict[str, Any]) -> Any:
-        if (host, what) != ("hv2", step):
+        nonlocal clocks
+        if host != "hv2":
+            return None
+        if what == "clock":
+            clocks += 1
+            what = {1: "connect", 2: "measure"}.get(clocks, "clock")
+        if what != step:
             return None
         return said(answer) if callable(said) else said
 
@@ -100,6 +113,14 @@ def meddling(step: str, said: Any) -> Any:
 def frozen_with(**changed: Any) -> Any:
     def said(answer: dict[str, Any]) -> Any:
         return {"frozen": {**answer["frozen"], **changed}}
+
+    return said
+
+
+def each_with(**changed: Any) -> Any:
+    def said(answer: dict[str, Any]) -> Any:
+        frozen = answer["frozen"]
+        return {"frozen": {**frozen, "each": {url: {**one, **changed} for url, one in frozen["each"].items()}}}
 
     return said
 
@@ -115,37 +136,60 @@ LIES = {
     "one frozen in 1970": frozen_with(first=1.0),
     "one without figures": frozen_with(each={"unix:/a": {}, "unix:/b": {}}),
     "texts for numbers": frozen_with(first="soon"),
-    "infinite holds": lambda answer: {
-        "frozen": {
-            **answer["frozen"],
-            "each": {url: {**one, "hold_left": float("inf")} for url, one in answer["frozen"]["each"].items()},
-        }
-    },
+    "infinite instants": frozen_with(first=float("-inf"), last=float("inf")),
+    "infinite holds": each_with(hold_left=float("inf")),
+    "a count that is none": each_with(count=float("nan")),
+    "an endless count": each_with(count=int("9" * 400)),
+    "a count in words": each_with(count="1"),
+    "a list of guests": frozen_with(each=["unix:/a", "unix:/b"]),
+    "guests that are lists": frozen_with(each={"unix:/a": [], "unix:/b": []}),
+    "mounts in words": each_with(mounts="/srv"),
+    "mounts without names": each_with(mounts=[7]),
+    "the same twice": lambda answer: json.dumps(answer).replace('"at"', '"count": 1, "at"').encode() + b"\n",
 }
-
-
-@pytest.mark.parametrize("step", ["prepare", "freeze"])
-@pytest.mark.parametrize(
-    "said",
-    [HANG, DIE, {"failed": {"unix:/run/vm7": "EIO"}}, *LIES.values()],
-    ids=["hangs", "dies", "refuses", *LIES],
+UNREADY = (
+    {"ready": "all"},
+    {"ready": 0},
+    {"ready": True},
+    {"ready": 10**9},
+    {"failed": {}},
+    {"failed": {"unix:/a": [7]}},
 )
+TIMES = ("now", -1, 0, True, 10**400, 1e300, None, float("nan"), float("inf"))
+TROUBLE: list[tuple[str, Any]] = [
+    *((step, said) for step in ("connect", "prepare", "measure", "freeze") for said in (HANG, DIE)),
+    *((step, {"failed": {"unix:/run/vm7": "EIO"}}) for step in ("prepare", "freeze")),
+    *(("freeze", said) for said in LIES.values()),
+    *(("prepare", said) for said in (*LIES.values(), *UNREADY) if not callable(said)),
+    *((step, {"clock": {"now": at}}) for step in ("connect", "measure") for at in TIMES),
+    *((step, said) for step in ("connect", "measure") for said in ({"clock": 7}, {"ready": 2}, b"{\n")),
+]
+
+
+@pytest.mark.parametrize(("step", "said"), TROUBLE)
 def test_one_relay_in_trouble_thaws_all_and_is_named(
     fleet: Fleet, step: str, said: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssh_process, "ANSWER_MAX", 4000)
     if said is HANG:
-        monkeypatch.setattr(hypervisor, "MARGIN", 2)
-    if said is HANG and step == "prepare":
-        monkeypatch.setattr(group, "PREPARE_SECONDS", 2)
-    if step == "prepare" and callable(said):
-        said = {"ready": "all"}
+        monkeypatch.setattr(hypervisor, "MARGIN", 1)
+        monkeypatch.setattr(hypervisor, "CONNECT_SECONDS", 1)
+        monkeypatch.setattr(group, "PREPARE_SECONDS", 1)
     fleet.relays.meddle = meddling(step, said)
     failing = pytest.raises(GroupFailed, match="hv2")
-    with failing as raised, fleet.group().frozen(freeze_wait=3 if said is HANG else 60, thaw_wait=1):
+    with failing as raised, fleet.group().frozen(freeze_wait=1 if said is HANG else 60, thaw_wait=1):
         pytest.fail("the block runs")
     assert "hv1" not in str(raised.value)
-    assert ("nothing was frozen" in str(raised.value)) == (step == "prepare")
+    assert ("nothing was frozen" in str(raised.value)) == (step != "freeze")
+
+
+@pytest.mark.parametrize("step", ["connect", "prepare", "measure", "freeze", "run", "thaw"])
+def test_one_relay_that_is_late_and_not_too_late_costs_nothing_but_time(fleet: Fleet, step: str) -> None:
+    fleet.relays.meddle = meddling(step, LATE(0.3))
+    with fleet.group().frozen() as freeze:
+        assert asked_to_run(freeze, fleet.names[1]) == Ran(0, "")
+    assert all(one.broken is None for one in freeze.guests.values())
+    assert freeze.true_skew < 0.3, "it is late in telling, not in freezing"
 
 
 @pytest.mark.parametrize(
@@ -155,6 +199,13 @@ def test_one_relay_in_trouble_thaws_all_and_is_named(
         DIE,
         b"frozen!\n",
         {"held": 3, "broken": [], "window": 1},
+        {"error": "it is too hot"},
+        {"held": [[7]], "broken": {}, "each": {"unix:/a": [7]}, "window": "long"},
+        lambda answer: {**answer, "window": 10**400},
+        lambda answer: {
+            **answer,
+            "each": {url: {**last, "held_seconds": float("inf")} for url, last in answer["each"].items()},
+        },
         lambda answer: {**answer, "held": answer["held"][:1]},
         lambda answer: {**answer, "each": {}, "held": []},
         lambda answer: {**answer, "broken": {answer["held"][0]: "it expired"}},
@@ -163,15 +214,18 @@ def test_one_relay_in_trouble_thaws_all_and_is_named(
             "each": {url: {**last, "held_continuously": False} for url, last in answer["each"].items()},
         },
     ],
-    ids=["hangs", "dies", "nonsense", "misshapen", "one not held", "none held", "one broken", "not continuously"],
+    ids=[
+        *("hangs", "dies", "nonsense", "misshapen", "refuses", "misshapen within", "endless", "infinite"),
+        *("one not held", "none held", "one broken", "not continuously"),
+    ],
 )
 def test_a_thaw_that_is_not_known_to_be_good_costs_only_that_host(
     fleet: Fleet, said: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if said is HANG:
-        monkeypatch.setattr(hypervisor, "MARGIN", 2)
+        monkeypatch.setattr(hypervisor, "MARGIN", 1)
     fleet.relays.meddle = meddling("thaw", said)
-    wait = 2 if said is HANG else 60
+    wait = 1 if said is HANG else 60
     with pytest.raises(FreezeBroken, match="hv2") as raised, fleet.group().frozen(thaw_wait=wait) as freeze:
         pass
     assert "hv1" not in str(raised.value)
@@ -183,22 +237,64 @@ def test_a_thaw_that_is_not_known_to_be_good_costs_only_that_host(
 
 
 def test_a_relay_that_dies_while_all_are_frozen_breaks_the_freeze(fleet: Fleet) -> None:
-    def meddle(host: str, what: str, answer: dict[str, Any]) -> Any:
-        return DIE if (host, what) == ("hv3", "run") else None
+    fleet.relays.meddle = meddling("run", DIE)
+    with pytest.raises(FreezeBroken, match="hv2"), fleet.group().frozen() as group:
+        ran = asked_to_run(group, fleet.names[1])
+    assert ran.code == -1
+    assert "hv2" in ran.error
+    assert {url.partition("?")[0] for url, one in group.guests.items() if one.broken} == {"ssh:hv2"}
 
-    fleet.relays.meddle = meddle
-    with pytest.raises(FreezeBroken, match="hv3"), fleet.group().frozen() as group:
-        pass_on(group, fleet)
-    assert {url.partition("?")[0] for url, one in group.guests.items() if one.broken} == {"ssh:hv3"}
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ({"error": "no shell"}, "refused run: no shell"),
+        ({"failed": {"unix:/a": "EIO"}}, "did not say what became of the command"),
+        ({"ran": 7}, "did not say"),
+        ({"ran": {"code": "0", "output": ""}}, "did not say"),
+        ({"ran": {"code": 0, "output": None}}, "did not say"),
+        ({"ran": {"code": 10**9, "output": ""}}, "did not say"),
+        ({"ran": {"code": True, "output": ""}}, "did not say"),
+        ({"ran": {"code": 0, "output": "", "error": [7]}}, "7"),
+        (b"done\n", "which is no JSON"),
+        (HANG, "did not answer run within"),
+    ],
+)
+def test_a_command_that_is_not_known_to_be_done_failed_and_says_so(
+    fleet: Fleet, said: Any, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guests were held all the same, unless what was said makes the relay unbelievable."""
+    if said is HANG:
+        monkeypatch.setattr(hypervisor, "MARGIN", 1)
+    fleet.relays.meddle = meddling("run", said)
+    broken = isinstance(said, bytes) or said is HANG
+    with (
+        pytest.raises(FreezeBroken, match="hv2") if broken else contextlib.nullcontext(),
+        fleet.group().frozen() as them,
+    ):
+        ran = asked_to_run(them, fleet.names[1])
+        assert ran.code != 0 or ran.error
+        assert wrong in ran.error
+    assert {url for url, one in them.guests.items() if one.broken} == {
+        url for url in them.guests if broken and "hv2" in url
+    }
 
 
-def pass_on(group: GroupFreeze, fleet: Fleet) -> None:
-    """Kill the relay of hv3: what is said to it next finds its end."""
-    host = group.hosts[fleet.names[2]]
-    remote = host._remote
-    assert remote._writer is not None
-    loop = remote._writer._loop  # type: ignore[attr-defined]
-    asyncio.run_coroutine_threadsafe(host.run(["/bin/true"], 1), loop).result(20)
+def test_what_a_command_wrote_is_bounded_here_too(fleet: Fleet) -> None:
+    fleet.relays.meddle = meddling("run", {"ran": {"code": 0, "output": "x" * 300_000, "output_left_out": 5}})
+    with fleet.group().frozen() as them:
+        ran = asked_to_run(them, fleet.names[1])
+    assert ran.output.startswith("x" * OUTPUT_MAX)
+    assert ran.output.endswith(f"[{300_000 - OUTPUT_MAX + 5} bytes more were left out]")
+
+
+def asked_to_run(freeze: GroupFreeze, url: str) -> Ran:
+    """Have one relay run a command, on the group's own loop."""
+    host = freeze.hosts[url]
+    writer = host._remote._writer
+    assert writer is not None
+    loop = writer._loop  # type: ignore[attr-defined]
+    return asyncio.run_coroutine_threadsafe(host.run(["/bin/true"], 1), loop).result(20)
 
 
 @pytest.mark.parametrize("ahead", [1.0, -1.0])
@@ -230,16 +326,37 @@ def test_a_host_that_is_late_breaks_the_group_by_its_skew(fleet: Fleet) -> None:
     fleet.nothing_is_frozen()
 
 
-def test_the_coordinators_end_thaws_at_each_step(fleet: Fleet) -> None:
-    """As SIGKILL does, which closes what ssh reads: nothing is said any more, and the input ends."""
-    for step in ("prepare", "freeze", "thaw"):
+@pytest.mark.parametrize("step", ["connect", "prepare", "measure", "freeze", "run", "thaw"])
+def test_a_coordinator_that_stops_dead_leaves_nothing_frozen(fleet: Fleet, step: str) -> None:
+    """As SIGKILL does: its loop takes no further step, so that it asks for nothing more, and then its sockets end."""
+    reached = threading.Event()
+    loop = asyncio.new_event_loop()
 
-        def leave(host: str, what: str, answer: dict[str, Any], step: str = step) -> Any:
-            return DIE if what == step else None
+    def meddle(host: str, what: str, answer: dict[str, Any]) -> Any:
+        said = stops(host, what, answer)
+        if said is HANG:
+            reached.set()
+        return said
 
-        fleet.relays.meddle = leave
-        with pytest.raises((GroupFailed, FreezeBroken)), fleet.group().frozen(thaw_wait=0.5):
-            pass
+    async def coordinate() -> None:
+        async with AsyncAgentGroup(fleet.urls).frozen(hold=60) as them:
+            await them.hosts[fleet.names[1]].run(["/bin/true"], 60)
+
+    stops = meddling(step, HANG)
+    fleet.relays.meddle = meddle
+    doing = loop.create_task(coordinate())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    assert reached.wait(20)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(20)
+    assert bool(fleet.guests.frozen) == (step in ("freeze", "run")) or step == "thaw"
+    fleet.relays.lose_the_coordinator()
+    fleet.relays.have_ended()
+    fleet.nothing_is_frozen()
+    doing.cancel()
+    loop.run_until_complete(asyncio.wait([doing]))
+    loop.close()
 
 
 def test_several_urls_of_one_kind_are_refused() -> None:
