@@ -355,7 +355,7 @@ def snapshot(run: Run) -> int:
 def dry_run(run: Run) -> int:
     """Show what each agent would freeze, and the command that would run."""
     args = run.args
-    args.command, args.mount_points = "plan", []
+    args.command, args.mount_points, args.verbose = "plan", [], False
     print(f"would run: {shlex.join(args.words)}", file=sys.stderr)
     if len(args.agents) > 1:
         return several_agents(run)

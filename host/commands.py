@@ -58,7 +58,11 @@ def plan(args: argparse.Namespace, url: str) -> Script[Said]:
     found: records.Plan = yield calls.plan(
         included(args), args.exclude, strict=args.strict, partial=args.partial, writers=args.writers
     )
-    return Said(text.plan_lines(found), records.dump(found), lambda screen: screen.plan(found))
+    return Said(
+        text.plan_lines(found, verbose=args.verbose),
+        records.dump(found),
+        lambda screen: screen.plan(found, verbose=args.verbose),
+    )
 
 
 def sync(args: argparse.Namespace, url: str) -> Script[Said]:
@@ -123,7 +127,11 @@ def thaw(args: argparse.Namespace, url: str) -> Script[Said]:
 
 def status(args: argparse.Namespace, url: str) -> Script[Said]:
     record: records.Status = yield calls.status()
-    return Said(text.status_lines(record), records.dump(record), lambda screen: screen.status(record))
+    return Said(
+        text.status_lines(record, verbose=args.verbose),
+        records.dump(record),
+        lambda screen: screen.status(record, verbose=args.verbose),
+    )
 
 
 def history(args: argparse.Namespace, url: str) -> Script[Said]:

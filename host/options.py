@@ -108,6 +108,7 @@ def parser() -> Parser:
     planning = command("plan", "show what a freeze would do, level by level, and what it leaves out and why")
     _mount_points(planning)
     _selection(planning)
+    _verbose(planning, "also name each file system that is left out and harmless")
     syncing = command("sync", "write what is dirty on what a freeze would freeze, freezing nothing")
     _mount_points(syncing)
     _globs(syncing)
@@ -125,7 +126,8 @@ def parser() -> Parser:
     thawing = command("thaw", "thaw, or cancel a freeze; fails if the freeze was broken")
     _events(thawing)
     thawing.add_argument("--wait", type=_seconds, default=calls.THAW_WAIT, metavar="S", help="wait at most so long")
-    command("status", "show the state, each file system, and the last freeze")
+    showing = command("status", "show the state, what is waited for, what to do, and the last freeze")
+    _verbose(showing, "also show each file system, workers and the audit")
     command("history", "show the last freezes: when, for whom, how they ended, how long applications stood still")
     checking = command("doctor", "see whether this guest can be frozen now, what is in the way, and what to do")
     checking.add_argument(
@@ -254,6 +256,10 @@ def _common(one: argparse.ArgumentParser, urls: list[str], timeout: str) -> None
     )
     one.add_argument("--json", action="store_true", default=unset, help="print JSON")
     one.add_argument("--timeout", type=_timeout, default=unset, metavar="S", help=timeout)
+
+
+def _verbose(one: argparse.ArgumentParser, summary: str) -> None:
+    one.add_argument("-v", "--verbose", action="store_true", help=summary)
 
 
 def _events(one: argparse.ArgumentParser) -> None:

@@ -15,10 +15,9 @@ from rich.text import Text
 from rich.tree import Tree
 
 from ..agent.api import forecast
-from ..agent.api.bounds import not_shown
 from ..agent.api.records import Capabilities, MountStatus, Plan, Status
 from ..agent.api.text import printable
-from . import answers, text
+from . import answers, folded, text
 
 _STYLES = {
     "ERROR": "bold red",
@@ -50,41 +49,46 @@ def console(stream: Any = None) -> Console:
     return Console(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
 
 
-def status(record: Status) -> RenderableType:
-    """Draw all of a status record, the state first."""
+def status(record: Status, *, verbose: bool = False) -> RenderableType:
+    """Draw what a status record answers; with `verbose` all of it: each file system, workers, audit."""
     said = [] if record.stock else [_cell(line) for line in answers.lines(record)]
-    parts = [*_state(record), *said, *_mounts(record, left_out=True), *_workers(record)]
+    parts = [
+        *_state(record),
+        *said,
+        *_mounts(record, verbose=verbose),
+        *_rows_of_writers(map(text.writer_row, record.writers)),
+    ]
+    parts += _workers(record) if verbose else ()
     last = text.last_freeze(record.last) if record.last else "none since the agent started"
     bad = record.last is not None and record.last.freeze_id > 0 and not record.last.held_continuously
     facts = Table.grid(padding=(0, 2))
     facts.add_row(_cell("last freeze"), _cell(last, "red" if bad else ""))
-    facts.add_row(_cell("audit"), _cell(text.audit_line(record.audit), "red" if record.audit.dropped else ""))
+    if verbose or record.audit.dropped:
+        facts.add_row(_cell("audit"), _cell(text.audit_line(record.audit), "red" if record.audit.dropped else ""))
     facts.add_row(_cell("agent"), _cell(f"version {record.version or 'unknown'}, up {text.known(record.uptime)}"))
     return Group(*parts, facts)
 
 
-def plan(found: Plan) -> RenderableType:
-    """Draw the plan as a tree of levels, and what is left out by its reason."""
+def plan(found: Plan, *, verbose: bool = False) -> RenderableType:
+    """Draw the plan as a tree of levels, and what is left out; with `verbose` each by name."""
     tree = Tree(Text(f"a freeze would freeze {text.count(len(found.mounts))}", "bold"), guide_style="")
     for level in sorted({mount.level for mount in found.mounts}):
         branch = tree.add(Text(f"level {level}, all at once", "cyan"))
         for mount in found.mounts:
             if mount.level == level:
                 branch.add(_line(text.planned_row(mount, found)))
-    if found.left_out:
+    rows = folded.left_out(found.left_out, verbose=verbose)
+    counted = list(folded.counted_left_out(found.left_out, found.left_out_counts, rows))
+    if rows or counted:
         out = tree.add(Text("left out", "magenta"))
-        more = not_shown(found.left_out, found.left_out_counts)
-        for reason in sorted({left.reason for left in found.left_out} | more.keys()):
-            some = [left for left in found.left_out if left.reason == reason]
-            branch = out.add(_cell(f"{reason}: {text.count(len(some) + more.get(reason, 0))}", "magenta"))
-            if reason != text.PSEUDO:
-                for left in sorted(some, key=lambda one: one.mountpoint):
-                    branch.add(_line(text.left_out_row(left)[1:]))
-                if reason in more:
-                    branch.add(_cell(f"and {more[reason]} more"))
+        for left in rows:
+            out.add(_line(text.left_out_row(left)))
+        for line in counted:
+            out.add(_cell(line))
     for note in found.notes:
         tree.add(_cell(note, "bold"))
-    return Group(tree, *map(_cell, forecast.lines(found)))
+    writers = _rows_of_writers(map(text.planned_writer_row, found.writers))
+    return Group(tree, *map(_cell, forecast.lines(found)), *writers)
 
 
 def capabilities(able: Capabilities) -> RenderableType:
@@ -114,11 +118,20 @@ def _bar(written: int, dirty: int, width: int = 24) -> str:
     return f"[{'#' * full}{'.' * (width - full)}] "
 
 
-def _mounts(record: Status, left_out: bool = False) -> Iterable[RenderableType]:
-    mounts = [m for m in record.mounts if m.state != text.LEFT_OUT or (left_out and m.reason != text.PSEUDO)]
-    yield from _rows(mounts)
-    if left_out:
-        yield from map(_cell, text.more_left_out(record.mounts, record.left_out_counts))
+def _mounts(record: Status, *, verbose: bool) -> Iterable[RenderableType]:
+    rows = folded.planned(record.mounts, verbose=verbose)
+    yield from _rows(rows)
+    yield from map(_cell, folded.counted_planned(record.mounts, rows))
+    shown = folded.all_left_out(record)
+    out = folded.left_out(shown, verbose=verbose)
+    if out:
+        grid = _table(("left out", "why", "type", ""))
+        for left in out:
+            reason, *rest = text.left_out_row(left)
+            grid.add_row(_cell(rest[0]), _cell(reason, "magenta"), *map(_cell, rest[1:]))
+        yield _Fitting(grid)
+    for line in folded.counted_left_out(shown, record.left_out_counts, out):
+        yield _cell(f"left out: {line}")
 
 
 def _rows(mounts: Sequence[MountStatus]) -> Iterable[RenderableType]:
@@ -127,6 +140,15 @@ def _rows(mounts: Sequence[MountStatus]) -> Iterable[RenderableType]:
         for state, mountpoint, *rest in map(text.mount_row, mounts):
             style = _STYLES.get(state, "")
             grid.add_row(_cell(mountpoint), _cell(state, style), *map(_cell, rest))
+        yield _Fitting(grid)
+
+
+def _rows_of_writers(rows: Iterable[tuple[str, ...]]) -> Iterable[RenderableType]:
+    found = list(rows)
+    if found:
+        grid = _table(("writer", "type", *[""] * (len(found[0]) - 2)))
+        for row in found:
+            grid.add_row(*map(_cell, row))
         yield _Fitting(grid)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..agent.api import forecast, summary, timeofday
-from ..agent.api.bounds import also_at, not_shown
+from ..agent.api.bounds import also_at
 from ..agent.api.records import (
     Audit,
     Last,
@@ -27,6 +27,8 @@ from ..agent.api.records import (
 from ..agent.api.states import Phase
 from ..agent.api.text import left, printable, size, took
 from . import answers as answering
+from . import folded
+from .folded import count as count
 
 _KERNEL = {"disk-sleep": "waits in the kernel (D)", "zombie": "dead, not reaped (Z)", "stopped": "stopped (T)"}
 LEFT_OUT = "left-out"
@@ -41,51 +43,53 @@ def to_json(data: Any, indent: int | None = None) -> str:
     return json.dumps(data, indent=indent, default=lambda value: base64.b64encode(value).decode())
 
 
-def count(number: int, noun: str = "file system") -> str:
-    """Return "1 file system" or "3 file systems"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def status_lines(status: Status) -> Iterator[str]:
-    """Say all of a status record, the state first."""
+def status_lines(status: Status, *, verbose: bool = False) -> Iterator[str]:
+    """Say what a status record answers; with `verbose` all of it: each file system, workers, audit."""
     yield headline(status)
     if not status.stock:
         yield from answering.lines(status)
     if going := moved(status.progress):
         yield f"  {going}"
-    if status.mounts:
-        named = [mount for mount in status.mounts if mount.reason != PSEUDO]
+    rows = folded.planned(status.mounts, verbose=verbose)
+    if folded.planned(status.mounts, verbose=True):
         yield "file systems"
-        yield from table([mount_row(mount) for mount in named])
-        yield from more_left_out(status.mounts, status.left_out_counts)
+        yield from table([mount_row(mount) for mount in rows])
+        yield from (f"  {line}" for line in folded.counted_planned(status.mounts, rows))
+    yield from _left_out_lines(status, verbose=verbose)
     if status.writers:
         yield "writers"
         yield from table([writer_row(writer) for writer in status.writers])
-    if status.workers:
+    if status.workers and verbose:
         yield "workers"
         yield from table([worker_row(worker) for worker in status.workers])
     yield f"last freeze: {last_freeze(status.last)}" if status.last else "last freeze: none since the agent started"
-    yield f"audit: {audit_line(status.audit)}"
+    if verbose or status.audit.dropped:
+        yield f"audit: {audit_line(status.audit)}"
     yield f"agent: version {status.version or 'unknown'}, up {known(status.uptime)}"
 
 
-def plan_lines(plan: Plan) -> Iterator[str]:
-    """Say what a freeze would do, level by level, and what it would leave out."""
+def plan_lines(plan: Plan, *, verbose: bool = False) -> Iterator[str]:
+    """Say what a freeze would do, level by level, and what it would leave out; with `verbose` each by name."""
     yield f"a freeze would freeze {count(len(plan.mounts))}" + (", level by level" if plan.mounts else "")
     for level in sorted({mount.level for mount in plan.mounts}):
         yield f"level {level}"
         yield from table([planned_row(mount, plan) for mount in plan.mounts if mount.level == level])
-    if plan.left_out:
-        yield "left out"
-        # What an operator may miss is named; for /proc and the like the number is enough.
-        named = [left for left in plan.left_out if left.reason != PSEUDO]
-        yield from table([left_out_row(left) for left in sorted(named, key=lambda x: (x.reason, x.mountpoint))])
-        yield from more_left_out(plan.left_out, plan.left_out_counts)
+    yield from _left_out_lines(plan, verbose=verbose)
     yield from (f"note: {note}" for note in plan.notes)
     yield from forecast.lines(plan)
     if plan.writers:
         yield "writers"
         yield from table([planned_writer_row(writer) for writer in plan.writers])
+
+
+def _left_out_lines(record: Plan | Status, *, verbose: bool) -> Iterator[str]:
+    shown = folded.all_left_out(record)
+    rows = folded.left_out(shown, verbose=verbose)
+    counted = list(folded.counted_left_out(shown, record.left_out_counts, rows))
+    if rows or counted:
+        yield "left out"
+    yield from table([left_out_row(left) for left in rows])
+    yield from (f"  {line}" for line in counted)
 
 
 def changes(before: Status | None, after: Status) -> Iterator[str]:
@@ -142,15 +146,6 @@ def waits(worker: WorkerStatus, status: Status) -> bool:
 
 def _planned(mounts: Sequence[MountStatus]) -> list[MountStatus]:
     return [mount for mount in mounts if mount.state != LEFT_OUT]
-
-
-def more_left_out(shown: Sequence[LeftOut | MountStatus], counts: Mapping[str, int]) -> Iterator[str]:
-    """Count what is left out and not named: pseudo file systems, and those that the agent does not name."""
-    more = not_shown(shown, counts)
-    if number := sum(one.reason == PSEUDO for one in shown) + more.pop(PSEUDO, 0):
-        yield f"  {count(number)} on no disk ({PSEUDO})"
-    for reason, number in more.items():
-        yield f"  {count(number)} more ({reason})"
 
 
 def _where(status: Status) -> tuple[object, ...]:
@@ -214,8 +209,14 @@ def moved(progress: Progress) -> str:
 
 def mount_row(mount: MountStatus) -> tuple[str, ...]:
     facts = [mount.reason, mount.error or (f"errno {mount.errno}" if mount.errno > 0 else ""), also(mount)]
-    done = ("", "") if mount.state == LEFT_OUT else (device(mount), _times(mount))
-    return mount.state, mount.mountpoint, mount.fstype, *done, ", ".join(fact for fact in facts if fact)
+    return (
+        mount.state,
+        mount.mountpoint,
+        mount.fstype,
+        device(mount),
+        _times(mount),
+        ", ".join(fact for fact in facts if fact),
+    )
 
 
 def _times(mount: MountStatus) -> str:
@@ -270,8 +271,9 @@ def _fact(value: str) -> str:
     return f"of {count(lines, 'line')}" if lines else printable(value)
 
 
-def left_out_row(left: LeftOut) -> tuple[str, ...]:
-    return left.reason, left.mountpoint, left.fstype, ", ".join(filter(None, (also(left), where(left))))
+def left_out_row(left: LeftOut | MountStatus) -> tuple[str, ...]:
+    facts = also(left), where(left) if isinstance(left, LeftOut) else left.error
+    return left.reason, left.mountpoint, left.fstype, ", ".join(filter(None, facts))
 
 
 def where(record: Mount | LeftOut) -> str:

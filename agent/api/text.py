@@ -52,8 +52,8 @@ def left(seconds: float) -> str:
     return took(round(seconds)) if seconds >= 0.5 else "less than 1 s"
 
 
-def listed(names: Iterable[str], separator: str = ", ") -> str:
-    """Return the first names of a long list, and how many more there are."""
+def listed(names: Iterable[str], separator: str = ", ", *, more: int = 0) -> str:
+    """Return the first names of a long list, and how many more there are; `more` are not in the list."""
     found = list(names)
-    more = [f"{len(found) - NAMED_MAX} more"] if len(found) > NAMED_MAX else []
-    return separator.join(found[:NAMED_MAX] + more)
+    more += max(0, len(found) - NAMED_MAX)
+    return separator.join([*found[:NAMED_MAX], *([f"{more} more"] if more else [])])

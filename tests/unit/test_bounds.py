@@ -81,7 +81,10 @@ def test_it_is_small_wherever_it_goes(lines: list[str]) -> None:
     record = status.dump(drive.status(), lambda pid: "sleeping")
     sizes["record as XML"] = len(b"".join(xmlrpc.dump_reply(record)))
     sizes["record as JSON"] = len(json_values.dump(record))
-    lines_of = [*text.plan_lines(found), *text.status_lines(records.load(records.Status, record, "record"))]
+    lines_of = [
+        *text.plan_lines(found, verbose=True),
+        *text.status_lines(records.load(records.Status, record, "record"), verbose=True),
+    ]
     sizes["words"] = sum(map(len, lines_of)) + len(main.describe(found))
     assert {what: size for what, size in sizes.items() if size > REPLY_MAX // 4} == {}, sizes
 
@@ -131,7 +134,10 @@ def test_long_mount_points_are_named_whole_or_not_at_all() -> None:
 
 def test_words_tell_what_is_not_named() -> None:
     found = bounds.bounded(plan(*binds(6000), *hostile(1000), *late("damaged")))
-    assert "  951 file systems more (fuse)" in list(text.plan_lines(found))
+    assert "  951 file systems more (fuse)" in list(text.plan_lines(found, verbose=True))
+    counted = [line for line in text.plan_lines(found) if line.startswith("  1000 file systems (fuse): ")]
+    assert len(counted) == 1
+    assert counted[0].endswith(", 995 more")
     assert any(line.endswith(", 5992 more") for line in text.plan_lines(found))
     said = main.describe(found)
     assert "\nleft out: 1001\n" in said

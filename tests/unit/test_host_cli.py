@@ -130,9 +130,12 @@ def test_plan(run: Run) -> None:
         "level 1\n"
         "  /srv  xfs  /dev/loop0  also /mnt/a, /mnt/b\n"
         "left out\n"
-        "  network  /net  nfs4\n"
-        "  1 file system on no disk (pseudo)\n",
+        "  1 file system on no disk (pseudo)\n"
+        "  1 file system (network): /net\n",
         "",
+    )
+    assert run("plan", "-v", answer=returning(PLAN))[1].endswith(
+        "left out\n  network  /net  nfs4\n  1 file system on no disk (pseudo)\n"
     )
     assert load(Plan, json.loads(run("--json", "plan", answer=returning(PLAN))[1]), "plan") == load(Plan, PLAN, "plan")
     nothing = run("plan", answer=returning({"mounts": [], "left_out": []}))
@@ -276,7 +279,7 @@ def test_status(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     workers = [WORKER, WORKER | {"id": 18, "rpc": "thaw", "phase": "run", "process_state": "disk-sleep"}]
     record = status_record(mounts=mounts, progress=progress, workers=workers, last=LAST)
-    assert run("status", answer=returning(record)) == (
+    assert run("status", "--verbose", answer=returning(record)) == (
         0,
         "FROZEN: hold for 19 s, freeze 17, thaws in 41 s\n"
         "  now      2 file systems frozen; who writes to them waits, for 19 s\n"

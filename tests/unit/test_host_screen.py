@@ -41,7 +41,7 @@ def test_status() -> None:
         MOUNT | {"mountpoint": "/proc", "aliases": [], "state": "left-out", "reason": "pseudo", "seconds": -1},
     ]
     progress = {"dirty_bytes": 3 << 20, "flushed_bytes": 1 << 20, "bytes_per_second": 1 << 20, "eta": 3.0}
-    shown = drawn(screen.status(load(mounts=mounts, progress=progress, last=LAST)))
+    shown = drawn(screen.status(load(mounts=mounts, progress=progress, last=LAST), verbose=True))
     head, bar, now, ends, to_do, *_ = shown.split("\n")
     assert head == "FROZEN: hold for 19 s, freeze 17, thaws in 41 s"
     assert bar == "  [######..................] 1 MiB written, 3 MiB dirty, 1 MiB/s, 3 s left"
@@ -49,11 +49,12 @@ def test_status() -> None:
     assert ends.split()[:5] == ["ends", "it", "thaws", "by", "itself"]
     assert to_do.split()[:2] == ["to", "do"]
     assert shown[shown.index("file system  state") :].startswith(
-        "file system  state     type  device    took\n"
-        "/srv/db      frozen    ext4  /dev/vdb  sync 2.5 s, still 19 s  also /mnt/db\n"
-        "/srv/x       failed    ext4  /dev/vdb  sync 2.5 s, still 19 s  EIO\n"
-        "/net         left-out  ext4                                    network\n"
-        "  1 file system on no disk (pseudo)\n"
+        "file system  state   type  device    took\n"
+        "/srv/db      frozen  ext4  /dev/vdb  sync 2.5 s, still 19 s  also /mnt/db\n"
+        "/srv/x       failed  ext4  /dev/vdb  sync 2.5 s, still 19 s  EIO\n"
+        "left out  why      type\n"
+        "/net      network  ext4\n"
+        "left out: 1 file system on no disk (pseudo)\n"
         "worker          process   phase  for   kernel\n"
         "17 va.fsfreeze  pid 4711  hold   19 s  sleeping\n"
         "last freeze  16 BROKEN: the hold limit passed; 4 file systems held 1 min"
@@ -73,9 +74,8 @@ def test_plan() -> None:
         "├── level 1, all at once\n"
         "│   └── /srv  xfs  /dev/loop0\n"
         "└── left out\n"
-        "    ├── network: 1 file system\n"
-        "    │   └── /n  nfs4\n"
-        "    └── pseudo: 1 file system"
+        "    ├── 1 file system on no disk (pseudo)\n"
+        "    └── 1 file system (network): /n"
     )
 
 
@@ -85,7 +85,7 @@ def test_what_a_guest_says_is_neither_markup_nor_a_command_to_the_terminal() -> 
     record = load(state=EVIL, mounts=[mount], workers=[worker], last=LAST | {"error": EVIL}, version=EVIL, error=EVIL)
     plan = records.Plan((records.Mount(EVIL, fstype=EVIL, source=EVIL),), (records.LeftOut(EVIL, reason=EVIL),))
     able = records.Capabilities(EVIL, (EVIL,))
-    for thing in (screen.status(record), screen.plan(plan), screen.capabilities(able)):
+    for thing in (screen.status(record, verbose=True), screen.plan(plan), screen.capabilities(able)):
         assert SHOWN in drawn(thing, 2000)
 
 
@@ -99,6 +99,6 @@ def test_what_is_counted_goes_on() -> None:
 
 @pytest.mark.parametrize("width", [1, 20, 49])
 def test_a_terminal_too_narrow_for_a_table_shows_words_whole(width: int) -> None:
-    shown = drawn(screen.status(load(workers=[WORKER])), width)
+    shown = drawn(screen.status(load(workers=[WORKER]), verbose=True), width)
     if width > 1:
         assert {"frozen", "ext4", "/srv/db", "sleeping", "va.fsfreeze"} <= set(shown.split())
