@@ -159,7 +159,9 @@ class _QemuGa:
         return f"Parameter '{path}' is unexpected"
 
     def type_of(self, param: Param, value: object, path: str) -> str:
-        return f"Invalid parameter type for '{path}', expected: {self._names[param.kind]}"
+        # A number is taken for the integer among the alternatives before its value is looked at.
+        number = param.kind is Kind.WHENCE and type(value) in (int, float)
+        return f"Invalid parameter type for '{path}', expected: {'integer' if number else self._names[param.kind]}"
 
     def check_value(self, param: Param, value: Any, path: str) -> None:
         if type(value) is int and value not in _INT64:

@@ -14,6 +14,9 @@ from typing import Any
 from ..api.errors import Code, Fault
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_NUMBER = re.compile(r"(-?(?:0|[1-9]\d*))(\.\d+)?([eE][+-]?\d+)?$")
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|([][{}])', re.DOTALL)
+_LITERALS = ("true", "false", "null")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -36,7 +39,7 @@ def load(data: bytes | bytearray, *, lone_surrogates: bool = False) -> Any:
     except json.JSONDecodeError as error:
         raise _parse_error(_words(error)) from None
     if not lone_surrogates and _ESCAPED_SURROGATE.search(text):
-        _refuse_lone_surrogates(value)
+        _refuse_lone_surrogates(value, text)
     return value
 
 
@@ -49,7 +52,8 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _integer(digits: str) -> int | float:
     # What does not fit in 64 bits is a double, as in qemu-ga. Python needs quadratic time for very long integers.
-    return int(digits) if len(digits) <= 20 else _double(digits)
+    value = int(digits) if len(digits) <= 20 else _double(digits)
+    return value if -(2**63) <= value < 2**64 else float(value)
 
 
 def _double(digits: str) -> float:
@@ -72,38 +76,63 @@ def _words(error: json.JSONDecodeError) -> str:
     """Return qemu-ga's words for an error of the json module."""
     rest = error.doc[error.pos : error.pos + 64]
     word = re.match(r"[a-z]+", rest)
-    number = re.search(r"-?\d+$", error.doc[max(0, error.pos - 64) : error.pos])
     match error.msg:
         case "Expecting ':' delimiter":
             return "missing : in object pair"
-        case "Expecting ',' delimiter" if number and rest and rest[0] in "0123456789.eE":
-            return f"stray '{number[0]}{rest[: 1 if rest[0].isdigit() else 2]}'"
-        case "Expecting ',' delimiter" if not word:
-            return "expected separator in dict or list"
+        case "Expecting ',' delimiter":
+            return _behind_a_value(error.doc, error.pos, rest)
         case "Expecting value" if rest[:1] == "-":
             return f"stray '{rest[:2]}'"
-        case "Invalid \\escape" | "Invalid \\uXXXX escape":
+        case "Invalid \\uXXXX escape":
+            escape = error.doc[error.doc.rfind("\\u", 0, error.pos + 2) :][:6]
+            escape = escape[: escape.find('"') + 1 or 6]
+            return f"{escape} is not a valid Unicode character"
+        case "Invalid \\escape":
             return "invalid escape sequence in string"
-        case "Expecting property name enclosed in double quotes" if rest[:1] not in "},":
-            return "key is not a string in object"
-        case "Expecting value" | "Expecting ',' delimiter" if word:
+        case "Expecting property name enclosed in double quotes" if not word or word[0] in _LITERALS:
+            return "expecting value" if rest[:1] in ("}", "]", ",", ":") else "key is not a string in object"
+        case _ if word:
             return f"invalid keyword '{word[0]}'"
         case "Expecting value" if rest[:1] not in ("", "}", "]", ",", ":"):
             return f"stray '{rest[:1]}'"
     return "expecting value"
 
 
-def _refuse_lone_surrogates(value: Any) -> None:
+def _behind_a_value(text: str, at: int, rest: str) -> str:
+    """Return what is wrong with what follows a value: it goes on in a way that it cannot, or there is no comma."""
+    before = text[max(0, at - 64) : at]
+    keyword, more = re.search(r"[a-z]+$", before), re.match(r"[a-z]+", rest)
+    if keyword and more:
+        return f"invalid keyword '{keyword[0]}{more[0]}'"
+    if number := _NUMBER.search(before):
+        whole = number[2] is None and number[3] is None
+        if whole and number[1] in ("0", "-0") and rest[:1].isdecimal():
+            return f"stray '{number[0]}{rest[0]}'"
+        if rest[:1] == ".":
+            return f"stray '{number[0]}{rest[:2]}'" if whole else "stray '.'"
+        if rest[:1] in ("e", "E") and number[3] is None and number[0] not in ("0", "-0"):
+            return f"stray '{number[0]}{rest[: 3 if rest[1:2] in ('+', '-') else 2]}'"
+    open_ones = [""]
+    for bracket in filter(None, (found[1] for found in _BRACKETS.finditer(text, 0, at))):
+        if bracket in "[{":
+            open_ones.append(bracket)
+        else:
+            open_ones.pop()
+    return f"expected separator in {'list' if open_ones[-1] == '[' else 'dict'}"
+
+
+def _refuse_lone_surrogates(value: Any, text: str) -> None:
     match value:
         case str() if found := LONE_SURROGATE.search(value):
-            raise _parse_error(f"\\u{ord(found[0]):04x} is not a valid Unicode character")
+            spelt = re.search(rf"\\u{ord(found[0]):04x}", text, re.IGNORECASE)
+            raise _parse_error(f"{spelt[0] if spelt else ''} is not a valid Unicode character")
         case list():
             for item in value:
-                _refuse_lone_surrogates(item)
+                _refuse_lone_surrogates(item, text)
         case dict():
             for name, item in value.items():
-                _refuse_lone_surrogates(name)
-                _refuse_lone_surrogates(item)
+                _refuse_lone_surrogates(name, text)
+                _refuse_lone_surrogates(item, text)
 
 
 def dump(value: Any) -> bytes:

@@ -195,10 +195,17 @@ class Message:
             elif self._beyond:
                 self._beyond -= 1
             elif not self._open or self._open.pop() != byte - 2:  # "{" and "}" are 2 apart, and so are "[" and "]"
-                return "JSON parse error, expecting value", True
+                return self._trouble or self._wrong_so_far(), True
             elif not self._open:
                 return "", True
         return "", False
+
+    def _wrong_so_far(self) -> str:
+        try:
+            json_values.load(self._text[: self._at])
+        except Fault as fault:
+            return fault.text
+        raise AssertionError("its last bracket does not match")
 
     def _outside(self) -> str | None:
         """Look at what is outside of any bracket; return an error, "" if more is needed, None for white space."""
