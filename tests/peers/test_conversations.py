@@ -1,6 +1,7 @@
 """How libvirt, Proxmox and QEMU's own library speak to a guest agent, word by word, and what they rely on.
 
-The conversations are those of ../shared/qga.md: read off the sources of the three, and of libvirt's log.
+Read off their sources: libvirt's src/qemu/qemu_agent.c and its log, PVE/QMPClient.pm and PVE/QemuServer/Agent.pm of
+Proxmox's qemu-server, qmp_client.py of qemu.qmp.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def wire(guest: tuple[LoopFs, Daemon]) -> Iterator[Wire]:
 
 
 def test_libvirt_freezes_and_thaws(guest: tuple[LoopFs, Daemon], wire: Wire) -> None:
-    """virsh domfsfreeze, domfsthaw: a sync with a time stamp first, no id, no 0xFF."""
+    """virsh domfsfreeze, domfsthaw (qemuAgentFSFreeze): a sync with a time stamp first, no id, no 0xFF."""
     fs, _ = guest
     wire.says(b'{"execute":"guest-sync", "arguments":{"id":1700000000123}}\n')
     wire.hears(b'{"return": 1700000000123}\n')
@@ -71,7 +72,7 @@ def test_libvirt_freezes_and_thaws(guest: tuple[LoopFs, Daemon], wire: Wire) -> 
 
 
 def test_libvirt_gives_up_and_resynchronises(guest: tuple[LoopFs, Daemon], wire: Wire) -> None:
-    """After a time-out it sends a sync with another number and throws away lines until that one comes back."""
+    """qemuAgentGuestSync: after a time-out a sync with another number; lines are dropped until that one comes back."""
     fs, daemon = guest
     wire.says(b'{"execute":"guest-file-open","arguments":{"path":"%b/f","mode":"w"}}\n' % str(fs.path).encode())
     wire.hears(b'{"return": 1000}\n')
@@ -89,7 +90,7 @@ def test_libvirt_gives_up_and_resynchronises(guest: tuple[LoopFs, Daemon], wire:
 
 
 def test_proxmox_sends_sync_and_command_in_one_go(guest: tuple[LoopFs, Daemon], wire: Wire) -> None:
-    """It wants 0xFF, the sync's reply, and right after it the command's."""
+    """queue_execute of PVE::QMPClient: it wants 0xFF, the sync's reply, and right after it the command's."""
     sync = b'{"execute":"guest-sync-delimited","arguments":{"id":%d}}\n'
     wire.says(sync % 1 + b'{"execute":"guest-fsfreeze-freeze","arguments":{}}\n')
     wire.hears(b'\xff{"return": 1}\n')
