@@ -72,7 +72,7 @@ class Participation:
                 why = f"freeze {transaction.id}, file systems: {count}"
                 freeze.take(turn, FreezeEvent.FROZEN, why, report=transaction.holds)
         elif transaction.goes:
-            if (transaction.options.waits or transaction.options.at) and not transaction.may_have_frozen:
+            if not transaction.may_have_frozen:
                 ready = writers.quiesced
                 self._enter(turn, Phase.FREEZE if ready else Phase.QUIESCE, transaction.options.freeze_limit * ready)
             freeze.proceed_if_ready(turn)

@@ -20,7 +20,7 @@ def test_a_freeze_from_request_to_thawed(drive: Drive) -> None:
     call, keeper = drive.begin(2)
     assert drive.state is FreezeState.INPROGRESS
     drive.sync(keeper)
-    assert drive.status().phase == "sync"
+    assert drive.status().phase == "freeze", "it has been told to proceed, and may have begun"
     drive.freezes(keeper, 0, 1)
     assert drive.status().phase == "freeze"
     assert [m.state for m in drive.status().mounts] == ["freezing", "freezing"]

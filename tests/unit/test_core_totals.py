@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from fakes.drive import Drive
+from fakes.scenarios import played
 from virtagent.agent.api.states import Outcome
+from virtagent.agent.worker import messages
 
 
 def test_at_the_start_all_outcomes_and_phases_are_there(drive: Drive) -> None:
@@ -30,6 +32,16 @@ def test_a_good_freeze(drive: Drive) -> None:
     assert totals.held_seconds == pytest.approx(record.last.held_seconds) == pytest.approx(12)
     assert totals.stall_seconds == pytest.approx(record.last.stall_seconds)
     assert totals.last_success == record.last.at
+
+
+def test_a_freeze_that_is_reported_only_when_it_is_done_is_no_part_of_the_sync(drive: Drive) -> None:
+    """Seen on a busy machine: all that the worker had said since it was told to proceed was read at once."""
+    _, worker = played(drive, "synced", 1)
+    drive.now += 0.25
+    drive.freezes(worker, 0)
+    drive.frozen(worker, 0)
+    drive.report(worker, messages.Frozen(1, drive.now, drive.now + 60))
+    assert drive.status().totals.phase_seconds["freeze"] == pytest.approx(0.25)
 
 
 def test_what_goes_on_counts_already(drive: Drive) -> None:
