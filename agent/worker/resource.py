@@ -28,6 +28,9 @@ class Resource:
     notify_releasable: Callable[[], None] = staticmethod(lambda: None)
     """The resource calls this, from any thread, when it may be dropped if room is needed."""
 
+    def acquired(self) -> None:
+        """Begin what may notify; called once, when the first answer has been sent: nothing may be said before it."""
+
     def close(self) -> None:
         """Release the resource; called once before the worker ends."""
 
@@ -40,6 +43,7 @@ def serve(worker: Worker, resource: Resource, rows: Mapping[str, Rpc], handlers:
     """Answer the first request, then whatever is asked, until the resource ends."""
     resource.notify_releasable = lambda: worker.reporter.post(messages.Releasable())
     worker.reporter.send(messages.Acquired(resource.key, resource.value))
+    resource.acquired()
     decoder = messages.Decoder(messages.CONTROLS)
     while not resource.ended and (data := os.read(worker.control_fd, 65536)):
         for message in decoder.feed(data):

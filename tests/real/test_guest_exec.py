@@ -51,8 +51,11 @@ def start() -> Iterator[Start]:
             "grace": grace,
             **({"qga": options["qga"]} if "qga" in options else {}),
         }
+        before = set(threading.enumerate())
         programs.append(handlers.guest_exec(_Worker(), args))  # type: ignore[arg-type]
         assert programs[-1].value == {"pid": programs[-1].key}
+        assert set(threading.enumerate()) <= before, "what attends it might be heard before the answer"
+        programs[-1].acquired()
         return programs[-1]
 
     yield start_

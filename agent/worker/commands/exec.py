@@ -86,12 +86,15 @@ class Output:
 class Program(Resource):
     """A started program; `key` is its pid."""
 
-    def __init__(self, worker: Worker, name: str, process: subprocess.Popen[bytes], given: bytes) -> None:
+    def __init__(
+        self, worker: Worker, name: str, process: subprocess.Popen[bytes], given: bytes, limit: float, grace: float
+    ) -> None:
         self.key = process.pid
         self.value = {"pid": process.pid}
         self.streams: list[Output] = []
         self._worker, self._name, self._process = worker, name, process
         self._given = memoryview(given)
+        self._limit, self._grace = limit, grace
         self._pidfd = os.pidfd_open(process.pid)
         self._reaping = threading.Lock()  # held while the group is signalled, so that its number is still ours
         self._reaped = False
@@ -99,14 +102,14 @@ class Program(Resource):
         for stream, pipe in ((_OUT, process.stdout), (_ERR, process.stderr)):
             if pipe is not None:
                 self.streams.append(Output(stream, pipe.fileno()))
+        worker.title(f"{name}, pid {self.key}")
 
-    def attend(self, limit: float, grace: float) -> None:
+    def acquired(self) -> None:
         """Start the attendant."""
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
                 os.set_blocking(pipe.fileno(), False)
-        self._worker.title(f"{self._name}, pid {self.key}")
-        threading.Thread(target=self._attend, args=(limit, grace), name="attendant", daemon=True).start()
+        threading.Thread(target=self._attend, name="attendant", daemon=True).start()
 
     def status(self) -> dict[str, Any]:
         """Return the record of guest-exec-status; once that says exited, the output and the program are forgotten."""
@@ -128,7 +131,7 @@ class Program(Resource):
             if not self._reaped:
                 os.killpg(self.key, signal.SIGKILL)
 
-    def _attend(self, limit: float, grace: float) -> None:
+    def _attend(self) -> None:
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         open_streams = {stream.fd: stream for stream in self.streams}
@@ -137,7 +140,7 @@ class Program(Resource):
         stdin = -1 if self._process.stdin is None else self._process.stdin.fileno()
         if stdin >= 0:
             poll.register(stdin, select.POLLOUT)
-        terminate_at = time.monotonic() + limit if limit else math.inf
+        terminate_at = time.monotonic() + self._limit if self._limit else math.inf
         kill_at = stop_reading_at = math.inf
         ended = False
 
@@ -159,7 +162,7 @@ class Program(Resource):
             now = time.monotonic()
             if now >= terminate_at:
                 self._signal(signal.SIGTERM)
-                terminate_at, kill_at = math.inf, now + grace
+                terminate_at, kill_at = math.inf, now + self._grace
             if now >= kill_at:
                 self._signal(signal.SIGKILL)
                 kill_at = math.inf
@@ -263,9 +266,7 @@ def guest_exec(worker: Worker, args: Args) -> Program:
         if args.get("qga", qemu.LATEST) < qemu.EXEC_SAYS_WHY:
             why = f"Guest agent command failed, error was '{why}'"
         raise Fault(Code.FAILED, why) from None
-    program = Program(worker, os.path.basename(path), process, given or b"")
-    program.attend(args["limit"], args["grace"])
-    return program
+    return Program(worker, os.path.basename(path), process, given or b"", args["limit"], args["grace"])
 
 
 def exec_status(program: Program, _args: Args) -> dict[str, Any]:
