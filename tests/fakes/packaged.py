@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import textwrap
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[2]
@@ -12,8 +14,12 @@ GA_UNIT = PACKAGING / "virtagent-qemu-ga.service"
 
 
 def settings(unit: Path = UNIT) -> dict[str, list[str]]:
+    return settings_in(unit.read_text(encoding="utf-8"))
+
+
+def settings_in(text: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for line in unit.read_text(encoding="utf-8").replace("\\\n", "").splitlines():
+    for line in text.replace("\\\n", "").splitlines():
         if line and line[0] not in "#[":
             name, _, value = line.partition("=")
             found.setdefault(name, []).append(value)
@@ -35,3 +41,15 @@ def start_of_the_ga() -> tuple[str, list[str]]:
     script = script.replace("$$", "$")
     assert script.startswith("set -f; exec ")
     return script, script.partition(" exec ")[2].partition(" $")[0].split()
+
+
+def cloud_init() -> tuple[dict[str, str], list[str]]:
+    """Return what docs/install.md has cloud-init write, by path, and the commands that it runs then."""
+    page = (TREE / "docs/install.md").read_text(encoding="utf-8")
+    text = textwrap.dedent(re.findall(r"^    #cloud-config\n(?:    .*\n)+", page, re.MULTILINE)[0])
+    files, _, commands = text.partition("runcmd:\n")
+    found = {}
+    for one in files.split("  - path: ")[1:]:
+        path, _, about = one.partition("\n")
+        found[path] = textwrap.dedent(about.partition("content: |\n")[2])
+    return found, re.findall(r"^  - (.*)$", commands, re.MULTILINE)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fakes.packaged import cloud_init, settings_in
 from harness import Unmet
 from harness.daemon import Daemon
 from harness.peer import Talk
@@ -169,24 +170,27 @@ def test_messages_are_the_same_without_the_compiled_msgpack(tmp_path: Path) -> N
     assert " passed" in done.stdout
 
 
-def test_the_snippet_for_cloud_init_installs_and_starts_it(rig: Rig, pyz: Path, tmp_path: Path) -> None:
-    """What docs/install.md has cloud-init run, with other folders."""
-    page = (TREE / "docs/install.md").read_text()
-    [snippet] = re.findall(r"^    runcmd:\n((?:      - .*\n)+)", page, re.MULTILINE)
-    commands = [line.strip().removeprefix("- ") for line in snippet.splitlines()]
-    fs = rig.fs("ext4")
-    folder = tmp_path / "sbin"
-    folder.mkdir()
-    state = rig.area.fresh("snippet")
-    start = [line for line in commands if "systemd-run" in line]
-    assert len(start) == 1
-    words = start[0].split()
-    run = words[words.index("/usr/bin/python3") :]
-    assert run[:3] == ["/usr/bin/python3", "-I", "/usr/local/sbin/virtagentd.pyz"]
-    shutil.copy(pyz, folder)
-    program = folder / "start"
-    program.write_text(f'#!/bin/sh\nexec {BARE} -I -S {folder}/virtagentd.pyz "$@"\n')
+def test_what_cloud_init_starts_serves(rig: Rig, pyz: Path, tmp_path: Path) -> None:
+    """The command of the unit in docs/install.md, with another file and channel. As a whole it is tried in tests/vm."""
+    files, _ = cloud_init()
+    (start,) = settings_in(files["/etc/systemd/system/virtagentd.service"])["ExecStart"]
+    python, *options, file = start.removesuffix(" --channel virtio").split()
+    assert (python, file) == ("/usr/bin/python3", "/usr/local/sbin/virtagentd.pyz")
+    program = tmp_path / "start"
+    program.write_text(f'#!/bin/sh\nexec {BARE} -S {" ".join(options)} {pyz} "$@"\n')
     program.chmod(0o755)
-    daemon: Daemon = rig.daemon([fs], program=str(program), state_dir=state)
+    daemon: Daemon = rig.daemon([rig.fs("ext4")], program=str(program))
     assert daemon.proxy().va.ping() == "dummy"
     until(lambda: "listens at" in daemon.log(), 5, "the log")
+
+
+def test_systemd_takes_the_unit_that_cloud_init_writes(pyz: Path, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        raise Unmet("needs systemd-analyze (Debian package systemd)")
+    files, _ = cloud_init()
+    unit = tmp_path / "virtagentd.service"
+    unit.write_text(files["/etc/systemd/system/virtagentd.service"].replace("/usr/local/sbin/virtagentd.pyz", str(pyz)))
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "virtagentd.service" not in done.stderr, done.stderr

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fakes.packaged import GA_UNIT, PACKAGING, UNIT, recovery, settings, start_of_the_ga
+from fakes.packaged import GA_UNIT, PACKAGING, UNIT, cloud_init, recovery, settings, settings_in, start_of_the_ga
 from virtagent.agent.api.writer_options import parse
 from virtagent.agent.api.writers import TYPES
 from virtagent.supervisor import config, ga_options, qemu_ga
@@ -108,6 +108,20 @@ def test_the_journal_outlives_the_service() -> None:
 def test_a_bad_configuration_does_not_keep_the_guest_frozen() -> None:
     (start,), (after,) = settings()["ExecStart"], settings()["ExecStopPost"]
     assert recovery(after) == [start, "--recover"]
+
+
+def test_what_cloud_init_writes_lives_and_ends_as_the_service_does() -> None:
+    """One that lost its journal when it died would leave frozen what its keeper held."""
+    files, commands = cloud_init()
+    [unit] = [settings_in(text) for path, text in files.items() if path.endswith(f"/{UNIT.name}")]
+    here = settings()
+    own = {"Description", "ExecStart"}
+    assert {name: unit[name] for name in unit.keys() - own} == {name: here[name] for name in unit.keys() - own}
+    assert {"RuntimeDirectoryPreserve", "StartLimitIntervalSec", "KillMode", "OOMPolicy", "Restart"} <= unit.keys()
+    [start] = unit["ExecStart"]
+    assert start.startswith("/usr/bin/python3 -I -B /usr/local/sbin/virtagentd.pyz ")
+    assert "/usr/local/sbin/virtagentd.pyz" in files
+    assert commands[-1] == f"systemctl enable --now {UNIT.name}", "it is there after the next boot, too"
 
 
 @pytest.mark.parametrize(

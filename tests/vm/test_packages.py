@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.packaged import cloud_init
 from harness import Unmet
 from harness.fixtures import unmet
 from harness.processes import until
@@ -187,15 +187,27 @@ def removed_and_purged(guest: Released, _port: Transport) -> None:
 
 def by_cloud_init(guest: Released, port: Transport) -> None:
     """What docs/install.md has cloud-init do with the one file, where nothing of ours is installed any more."""
-    page = (TREE / "docs/install.md").read_text()
-    [path] = re.findall(r"^      - path: (\S+)$", page, re.MULTILINE)
-    [command] = re.findall(r"^    runcmd:\n      - (.*)$", page, re.MULTILINE)
-    guest.sh(f"install -m 755 {FOLDER}/virtagentd.pyz {path} && {PATH} {command}")
+    files, commands = cloud_init()
+    for path, text in files.items():
+        if text:
+            guest.sh(f"cat >{path} <<'END'\n{text}END\n")
+        else:
+            guest.sh(f"install -m 755 {FOLDER}/{Path(path).name} {path}")
+    for command in commands:
+        guest.sh(f"{PATH} {command}")
     assert libvirt(port, next(NUMBERS), "guest-ping") == {}
     info: Any = proxmox(port, next(NUMBERS), "guest-info")
     assert "va.fsstatus" in {one["name"] for one in info["supported_commands"]}
     assert proxmox(port, next(NUMBERS), "guest-fsfreeze-freeze-list", mountpoints=[DATA]) == 1
     assert proxmox(port, next(NUMBERS), "guest-fsfreeze-thaw") == 1
+    assert guest.sh("systemctl is-enabled virtagentd") == "enabled\n", "it is there after the next boot"
+
+    assert proxmox(port, next(NUMBERS), "guest-fsfreeze-freeze-list", mountpoints=[DATA]) == 1
+    guest.sh("systemctl kill --kill-whom=all -s KILL virtagentd")
+    guest.sh(f"touch {DATA}/written")  # waits until the next start has thawed what the journal names
+    error = proxmox(port, next(NUMBERS), "guest-fsfreeze-thaw")
+    assert isinstance(error, dict)
+    assert "was broken" in error["desc"]
     guest.sh("systemctl stop virtagentd")
 
 
