@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 
 from ..agent.api.records import Status
 
-_MEMBERS = [member.name for member in fields(Status)]
 
-
-@dataclass(frozen=True, slots=True)
 class GuestStatus(Status):
     """The status record of one agent, and the agent's `url`."""
 
@@ -19,7 +15,7 @@ class GuestStatus(Status):
     @classmethod
     def of(cls, url: str, record: Status) -> GuestStatus:
         """Return the record as that of the agent at `url`."""
-        return cls(**{name: getattr(record, name) for name in _MEMBERS}, url=url)
+        return cls(**{name: getattr(record, name) for name in Status.__match_args__}, url=url)
 
     def newer_than(self, before: Status | None) -> bool:
         """Return whether it says something that `before` does not: `seq` is higher, or the agent was started again."""

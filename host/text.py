@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..agent.api import forecast, summary, timeofday
@@ -25,6 +24,7 @@ from ..agent.api.records import (
     WriterStatus,
 )
 from ..agent.api.states import Phase
+from ..agent.api.structs import replace
 from ..agent.api.text import left, printable, size, took
 from . import answers as answering
 from . import folded

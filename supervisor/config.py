@@ -8,12 +8,12 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
 from ..agent.api import qemu
 from ..agent.api.methods import RPCS, allows
 from ..agent.api.params import seconds
+from ..agent.api.structs import Value, replace
 from ..agent.api.writers import BadWriter, Step, WriterConfig
 from ..agent.worker.writers import config as writer_files
 from . import taking_part
@@ -31,8 +31,7 @@ class BadConfig(Exception):
     """An option or value is wrong; one sentence names it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(Value):
     """The values of the daemon's options. Times are in seconds, where 0 means no limit; sizes are in bytes."""
 
     channel: tuple[str, ...] = ()
@@ -95,8 +94,7 @@ class Config:
         return allows(RPCS[rpc], self.allow_rpcs, self.block_rpcs)
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(Value):
     """One option: how to make its value from text (or raise ValueError), and what the help says."""
 
     convert: Callable[[str, str], Any]
@@ -428,6 +426,6 @@ def load(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     return build(given, from_file, (os.path.abspath(path), there)), namespace
 
 
-assert {f.name for f in fields(Config)} - {"file", "file_needed", "given", "in_file", "notes", "every_writer"} == {
+assert set(Config.__match_args__) - {"file", "file_needed", "given", "in_file", "notes", "every_writer"} == {
     name.replace("-", "_") for name in (*OPTIONS, *_FLAGS)
 }

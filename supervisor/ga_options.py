@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ..agent.api import qemu
+from ..agent.api.structs import Value, replace
 from .key_file import BadKeyFile, form, parse, text_of, truth_of
 
 CONF = "/etc/qemu/qemu-ga.conf"
@@ -66,8 +66,7 @@ _FLAGS = {"d": "daemon", "v": "verbose", "r": "retry"}
 _KEYS = {"hook": "fsfreeze-hook", "retry": "retry-path", "qga_version": "qga-version"}
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Value):
     """The values of qemu-ga's options and key file."""
 
     daemon: bool = False

@@ -8,7 +8,6 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import msgpack
 import psutil
@@ -21,6 +20,7 @@ from ..agent.api.errors import Fault
 from ..agent.api.options import Rules
 from ..agent.api.records import Estimate, Plan, PlannedWriter
 from ..agent.api.states import Reason
+from ..agent.api.structs import replace
 from ..agent.api.text import printable
 from ..agent.worker import handlers, kernel, methods, namespaces, progress, rcu, sysfs
 from ..agent.worker.writers import latch

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
+from ..agent.api.structs import replace
 from ..agent.api.writer_options import ordered, parse, when
 from ..agent.api.writers import Step, WriterConfig
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from .records import LeftOut, Mount, MountStatus, Plan, Status
 from .states import MountState, Reason
+from .structs import replace
 
 LEFT_OUT_MAX = 50  # entries
 SHOWN_MAX = 256  # characters of a text of an entry that is left out

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from .structs import Value
 
 Edge = tuple[str, tuple[str, ...]]
 """A file system, and those on which it lies, on one of them at least."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Value):
     """What to freeze: the globs of the daemon and those of the request.
 
     An empty include means all. A file system is planned if both includes match one of its mount points, and neither
@@ -26,8 +25,7 @@ class Rules:
     learnt: tuple[Edge, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Value):
     """What one freeze is to do: which file systems, what is an error, the limits of its phases.
 
     `strict`: also what cannot be frozen at all. `partial`: nothing is, what fails is left out. Limits are in seconds; 0

@@ -9,10 +9,10 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from .errors import Code, Fault
+from .structs import Value
 
 SECONDS_MAX = 10_000_000.0
 TIME_MAX = 1e11
@@ -38,8 +38,7 @@ class Kind(enum.Enum):
     CAPTURE = "boolean or string"
 
 
-@dataclass(frozen=True, slots=True)
-class Param:
+class Param(Value):
     """One parameter, or one member of a struct. `fields` are the members of a struct, or the one item type of a list.
 
     What is `secret` is not written to the audit records. `refused` are a command's own words for a value that is none

@@ -1,4 +1,4 @@
-"""The records that host and guest, supervisor and worker exchange: dataclasses with one `dump` and one `load`.
+"""The records that host and guest, supervisor and worker exchange: values with one `dump` and one `load`.
 
 A text that does not apply is "", such a number is -1. Seconds are floats; `at` is in seconds since the epoch.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from .shapes import Misshapen as Misshapen
 from .shapes import dump as dump
 from .shapes import load as load
 from .states import Reason
+from .structs import Value, field
 
 WHENCE = ("default", "file", "command line", "request")
 """Where the value of an option may come from, the weakest first."""
@@ -21,8 +21,7 @@ STOCK = "stock qemu-ga"
 """How the version of a stock qemu-ga begins. Its status says only whether anything is frozen."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Value):
     """One file system (superblock) of the plan.
 
     `device` is major:minor of the superblock as in mountinfo. `aliases` are its other mount points, or some of them and
@@ -51,8 +50,7 @@ class Mount:
     dm: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOut:
+class LeftOut(Value):
     """A file system that is left out, and why (a `states.Reason` value); `strict_error`: an error under strict.
 
     `namespace` is as in `Mount`.
@@ -68,8 +66,7 @@ class LeftOut:
     namespace: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedWriter:
+class PlannedWriter(Value):
     """A writer that would take part: its paths, those of them that would not be frozen, and what is wrong with it."""
 
     name: str
@@ -82,8 +79,7 @@ class PlannedWriter:
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class InForce:
+class InForce(Value):
     """An option that counts for the freeze, as it would be given, and whence it is (`WHENCE`); `file` has its path."""
 
     name: str
@@ -92,8 +88,7 @@ class InForce:
     file: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(Value):
     """What a freeze would take now, as far as that can be known from the last ones.
 
     `dirty_bytes` are to be written, those of the `whole_guest` if what is planned is not known apart, at the rate of
@@ -109,8 +104,7 @@ class Estimate:
     hold_limit: float = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Value):
     """The file systems to freeze, in that order: by level, and within a level in reverse mount order.
 
     `notes` are sentences about what in that order is not as it was assumed to be. `left_out_counts` says how many file
@@ -144,8 +138,7 @@ class Plan:
         return plan
 
 
-@dataclass(frozen=True, slots=True)
-class MountStatus:
+class MountStatus(Value):
     """One file system: what has been done to it (`states.MountState`), or why it is left out.
 
     `seconds` is for how long what is being done now has gone on, or else how long the last step took. `sync_seconds`
@@ -178,8 +171,7 @@ class MountStatus:
     dm: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Value):
     """How far the sync has come; `eta` is in seconds, and only there while it syncs.
 
     `dirty_bytes` are what those that still sync have left, as far as that is known, else what the whole guest has.
@@ -191,8 +183,7 @@ class Progress:
     eta: float = -1
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
+class WorkerStatus(Value):
     """A worker that was forked `seconds` ago; `process_state` is psutil's name ("disk-sleep" is state D)."""
 
     id: int
@@ -203,8 +194,7 @@ class WorkerStatus:
     process_state: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class WriterSeconds:
+class WriterSeconds(Value):
     """How long a writer took for each step, and how long its application was held."""
 
     prepare: float = -1
@@ -213,8 +203,7 @@ class WriterSeconds:
     release: float = -1
 
 
-@dataclass(frozen=True, slots=True)
-class WriterStatus:
+class WriterStatus(Value):
     """A writer: its type, what ends its hold if the agent dies (`writers.Hold`), its state (`writers.WriterState`)."""
 
     name: str
@@ -229,16 +218,14 @@ class WriterStatus:
     info: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Learnt:
+class Learnt(Value):
     """A freeze has found out that a file system lies on one of these, in a way that no device number tells."""
 
     mountpoint: str
     hosts: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Last:
+class Last(Value):
     """How the last freeze ended.
 
     `stall_seconds` is the longest time for which one of the file systems stood still, `app_stall_seconds` that of the
@@ -269,8 +256,7 @@ class Last:
     thaw_seconds: float = -1
 
 
-@dataclass(frozen=True, slots=True)
-class PastFreeze:
+class PastFreeze(Value):
     """One of the last freezes: `began` and ended `at` (seconds since the epoch), asked for by a host.
 
     `before_seconds` is how long plan, preparation and sync took, before anything stood still, and `synced_bytes` what
@@ -296,16 +282,14 @@ class PastFreeze:
     thaw_seconds: float = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
+class Audit(Value):
     """How many audit records wait for the thaw, and how many were lost."""
 
     waiting: int = 0
     dropped: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(Value):
     """What happened since the daemon started: freezes by their outcome, and seconds in each phase of all of them.
 
     `held_seconds` and `stall_seconds` are sums over all freezes; `last_success` is the time of day at which the last
@@ -319,8 +303,7 @@ class Totals:
     last_success: float = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Value):
     """The status record of va.fsstatus. `seq` counts changes; `last` is None before the first freeze.
 
     `stopping` says why the agent is about to end, "" if it is not. While nothing is frozen, and none is under way,
@@ -359,8 +342,7 @@ class Status:
         return self.version.startswith(STOCK)
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
+class Capabilities(Value):
     """The version of the agent and the names of its methods."""
 
     version: str

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from . import qemu
 from .params import Param
+from .structs import Value
 
 
 class Runs(enum.Enum):
@@ -26,8 +26,7 @@ class Disk(enum.Enum):
     FREEZES = "freezes"
 
 
-@dataclass(frozen=True, slots=True)
-class Rpc:
+class Rpc(Value):
     """One RPC.
 
     `handler` names a function that agent/worker/handlers.py or supervisor/core/inline.py binds. INLINE it gets the

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from .structs import is_kind, needed
 
 R = TypeVar("R")
 
@@ -40,8 +41,8 @@ def _layout(
 
 def _converter(hint: Any) -> Callable[[Any], Any] | None:
     if get_origin(hint) is tuple:
-        return _dump_each if is_dataclass(get_args(hint)[0]) else None
-    if is_dataclass(hint):
+        return _dump_each if is_kind(get_args(hint)[0]) else None
+    if is_kind(hint):
         return dump
     if get_origin(hint) is Mapping:
         return dict
@@ -80,7 +81,7 @@ def load(kind: type[R], data: object, where: str, *, exact: bool = False) -> R:
 @cache
 def _members(kind: type) -> tuple[tuple[str, Any, bool], ...]:
     hints = get_type_hints(kind)
-    return tuple((f.name, hints[f.name], f.default is f.default_factory is MISSING) for f in fields(kind))
+    return tuple((name, hints[name], must) for name, must in needed(kind))
 
 
 def _load_member(hint: Any, value: Any, where: str, exact: bool) -> Any:
@@ -98,7 +99,7 @@ def _load_member(hint: Any, value: Any, where: str, exact: bool) -> Any:
         if isinstance(value, dict):
             kind = get_args(hint)[1]
             return {key: _load_member(kind, one, f"{where}.{key:.40}", exact) for key, one in value.items()}
-    elif is_dataclass(hint):
+    elif is_kind(hint):
         return load(cast("type[Any]", hint), value, where, exact=exact)
     elif get_args(hint):
         return None if value == {} else load(get_args(hint)[0], value, where, exact=exact)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from .structs import Value, field
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HOOK = "hook"
@@ -39,8 +40,7 @@ class BadWriter(ValueError):
     """A writer's configuration is wrong; one sentence names it."""
 
 
-@dataclass(frozen=True, slots=True)
-class WriterConfig:
+class WriterConfig(Value):
     """One writer. Limits are in seconds; -1 means the daemon's.
 
     `required`: without it there is no freeze; otherwise the freeze goes on when it refuses. `after` names writers that
@@ -85,8 +85,7 @@ class WriterConfig:
     release_limit: float = -1
 
 
-@dataclass(frozen=True, slots=True)
-class WriterType:
+class WriterType(Value):
     """One type: the kind of its hold, the options that it has besides those of all types, and those that it needs.
 
     `latches`: its worker may also leave something behind that another one must end. A latch always does. `defaults` are

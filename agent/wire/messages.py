@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ..api import qemu
+from ..api.structs import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Value):
     """A well-formed request. `token` names it to `reply` and `fault` of the session that it came from.
 
     `params` is the list of positional parameters, or (JSON) the dict of arguments.
@@ -24,15 +23,13 @@ class Request:
     unheard: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Abandoned:
+class Abandoned(Value):
     """The host has given up on this request: its reply will be dropped, and never sent late."""
 
     token: int
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Value):
     """Bytes that are not a request. The error reply is already in the session's output; this is for the log.
 
     `text` quotes no value: the bytes may be a secret in a malformed request. `reset`: a byte 0xFF outside of any
@@ -51,8 +48,7 @@ ITEMS_MAX = 100_000
 """Commas and brackets, or elements, of one request: what is made of them costs time, and memory many times theirs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Value):
     """What one session may cost: bytes of a header and of a body, levels of nesting. `qga`: whose texts it speaks."""
 
     header: int = 4096

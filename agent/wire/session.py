@@ -23,10 +23,10 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Protocol
 
 from ..api.errors import Code, Fault
+from ..api.structs import replace
 from . import http, qmp
 from .messages import Abandoned, Incoming, Limits, Refused, Request
 

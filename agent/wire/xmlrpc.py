@@ -12,11 +12,11 @@ import binascii
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 from xml.parsers import expat
 
 from ..api.errors import Code, Fault, reported_by_other
+from ..api.structs import Struct, Value, field
 from .messages import ITEMS_MAX
 
 METHOD_NAME_MAX = 256
@@ -232,8 +232,7 @@ def _fault(items: list[Any]) -> Fault:
     raise ValueError("is without a number and a text")
 
 
-@dataclass(frozen=True, slots=True)
-class _Element:
+class _Element(Value):
     """What may be in an element, and what its value is.
 
     `children` are the names allowed at each place, of which at least `least` must be there; if it `repeats`, the first
@@ -270,8 +269,7 @@ _REPLY_TYPES = {name: row for name, row in _TYPES.items() if name not in ("nil",
 _REPLY_TYPES |= dict.fromkeys(("double", "float"), _Element(of_text=_finite))
 
 
-@dataclass(frozen=True, slots=True)
-class _Document:
+class _Document(Value):
     """A kind of document: its root, what that is called, who reads it, and what may be in each element."""
 
     root: str
@@ -310,8 +308,7 @@ _RESPONSE = _Document(
 )
 
 
-@dataclass(slots=True)
-class _Open:
+class _Open(Struct):
     """An element that has not ended: its name, its row, the values of its children and its text so far."""
 
     name: str

@@ -14,11 +14,11 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import setproctitle
 
+from ..api.structs import Value
 from ..api.text import printable
 from . import messages
 
@@ -29,8 +29,7 @@ Args = Mapping[str, Any]
 """The checked arguments of an RPC by name, and what the supervisor adds to them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Value):
     """What a worker is forked for: its number, the name of the RPC's row, and the arguments of the handler."""
 
     worker: int

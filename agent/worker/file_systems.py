@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from ..api import records
 from ..api.states import MountState
+from ..api.structs import Struct, field
 from ..api.text import brief
 from . import steps
 from .steps import Event, Operation, Result, Script, Timeout
@@ -15,8 +15,7 @@ from .steps import Event, Operation, Result, Script, Timeout
 DESCRIBE_AFTER = 0.05  # seconds without an event
 
 
-@dataclass(slots=True)
-class FileSystem:
+class FileSystem(Struct):
     """What the script knows about one planned file system.
 
     `hosts` are those that it lies on, as in the plan or learnt since. `froze`: this worker froze it, perhaps thawed it

@@ -12,12 +12,12 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from ..api import options, records
 from ..api.bounds import bounded
 from ..api.errors import Code, Fault
 from ..api.states import MountState, Phase
+from ..api.structs import Value
 from ..api.text import listed
 from . import messages, steps
 from .evidence import Evidence
@@ -35,8 +35,7 @@ BUSY_AGAIN = 0.05  # seconds until the next attempt to freeze what someone else 
 THAW_AGAIN_FIRST, THAW_AGAIN_MAX = 0.02, 30.0  # seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(Value):
     """A limit in seconds (0: no limit), and when it is enforced here (CLOCK_MONOTONIC, seconds)."""
 
     seconds: float = 0.0

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import select
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import msgpack
+
+from ..api.structs import Value, field
 
 PIPE_BUF = select.PIPE_BUF
 MESSAGE_MAX = 66 << 20  # 48 MiB of a file as base64, and the rest of the message
@@ -27,16 +28,14 @@ Shape = tuple[type | tuple[type, ...], ...]
 _NUMBER = (int, float)
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Value):
     """The worker runs with this pid."""
 
     shape: ClassVar[Shape] = (int,)
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Value):
     """What the worker is going to freeze, said before it does anything else: `records.Plan.dump()`.
 
     `expedites`: 1 if it is going to expedite grace periods meanwhile (`rcu.Expediter`) and put them back afterwards.
@@ -47,8 +46,7 @@ class Plan:
     expedites: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Value):
     """One file system (index into the plan) has changed its state (a `MountState` value), or is about to."""
 
     shape: ClassVar[Shape] = (int, str, int, str, _NUMBER)
@@ -59,8 +57,7 @@ class Step:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Value):
     """The phase (a `Phase` value), the sync round, and the figures of the disks; -1 where unknown.
 
     `mounts` has, for file systems that are being synced, [index into the plan, bytes written since its sync began,
@@ -77,15 +74,13 @@ class Progress:
     mounts: list[list[float]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Synced:
+class Synced(Value):
     """The freeze worker has synced, and asks to proceed. Until it hears `Proceed` it freezes nothing."""
 
     shape: ClassVar[Shape] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Frozen:
+class Frozen(Value):
     """All has been frozen since `at` and is held until `until` (CLOCK_MONOTONIC seconds; `until` 0 means no limit)."""
 
     shape: ClassVar[Shape] = (int, _NUMBER, _NUMBER)
@@ -94,16 +89,14 @@ class Frozen:
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Value):
     """The keeper has taken the new end of the hold (CLOCK_MONOTONIC seconds)."""
 
     shape: ClassVar[Shape] = (_NUMBER,)
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class Learnt:
+class Learnt(Value):
     """One file system (index into the plan) lies on one of these; if there are none, what was learnt is wrong.
 
     `ids` are those of their superblocks (`sysfs.superblock_id`), its own first.
@@ -115,8 +108,7 @@ class Learnt:
     ids: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Thawing:
+class Thawing(Value):
     """The freeze worker begins to thaw, `at` that CLOCK_MONOTONIC second; the `reason` is empty if it was told to.
 
     `code` is the number of the fault (`errors.Code`) if it gives up a freeze, else 0. `written` are the bytes written
@@ -131,8 +123,7 @@ class Thawing:
     wrote: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Acquired:
+class Acquired(Value):
     """The worker holds what its RPC opened or started; `key` is its number (a handle, a pid), `value` the answer."""
 
     shape: ClassVar[Shape] = (int, object)
@@ -140,8 +131,7 @@ class Acquired:
     value: object
 
 
-@dataclass(frozen=True, slots=True)
-class Replied:
+class Replied(Value):
     """The value for the `Ask` of call `call`."""
 
     shape: ClassVar[Shape] = (int, object)
@@ -149,8 +139,7 @@ class Replied:
     value: object
 
 
-@dataclass(frozen=True, slots=True)
-class Declined:
+class Declined(Value):
     """The fault for the `Ask` of call `call`: `errors.Code` number and sentence."""
 
     shape: ClassVar[Shape] = (int, int, str)
@@ -159,15 +148,13 @@ class Declined:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Releasable:
+class Releasable(Value):
     """The resource may be dropped when room is needed: a program that has ended, and that nobody asked about."""
 
     shape: ClassVar[Shape] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Acted:
+class Acted(Value):
     """A writer has done a step (a `writers.Step` value), or has not: `outcome` is ok, refused, overran or lost.
 
     `text` says what went wrong. `info` is what whoever restores wants to know.
@@ -180,16 +167,14 @@ class Acted:
     info: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Value):
     """The RPC's value: str, bytes, number, bool, list or dict of those."""
 
     shape: ClassVar[Shape] = (object,)
     value: object
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Value):
     """The RPC's fault: `errors.Code` number and sentence."""
 
     shape: ClassVar[Shape] = (int, str)
@@ -197,37 +182,32 @@ class Failed:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Sync:
+class Sync(Value):
     """To the freeze worker, which has planned and waits: the writers are prepared, the sync may begin."""
 
     shape: ClassVar[Shape] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Proceed:
+class Proceed(Value):
     """To the freeze worker, which has synced: the plan is in the journal, freezing may begin."""
 
     shape: ClassVar[Shape] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Thaw:
+class Thaw(Value):
     """To the keeper: thaw now."""
 
     shape: ClassVar[Shape] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(Value):
     """To the keeper: hold until this CLOCK_MONOTONIC second."""
 
     shape: ClassVar[Shape] = (_NUMBER,)
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(Value):
     """To a worker that holds a resource: run this RPC's handler on it, for call `call`."""
 
     shape: ClassVar[Shape] = (int, str, dict)
@@ -236,15 +216,13 @@ class Ask:
     args: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(Value):
     """To a worker that holds a resource: drop it, and end."""
 
     shape: ClassVar[Shape] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Act:
+class Act(Value):
     """To a writer: do this step (a `writers.Step` value) within `limit` seconds, 0 for no limit.
 
     `verdict` is for the release: good, or bad if whoever took the image is to throw it away.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import stat
 import subprocess
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..api.bounds import bounded
 from ..api.errors import Code, Fault, failed
 from ..api.records import Plan
+from ..api.structs import replace
 from ..api.writers import BadWriter, WriterConfig
 from . import freeze, progress, sysfs
 from .links import open_asked
@@ -160,7 +159,7 @@ def fsplan(_worker: Worker, args: Args) -> dict[str, Any]:
     options = args["options"]
     plan = bounded(sysfs.read_plan(options.rules))
     estimate = progress.estimated(args["estimate"], plan.mounts, options.hold_limit)
-    plan = dataclasses.replace(plan, estimate=estimate, options=args["in_force"])
+    plan = replace(plan, estimate=estimate, options=args["in_force"])
     if not options.waits:
         return plan.dump()
     return with_writers(plan, args["writers"], required=options.writers == "all").dump()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
@@ -21,6 +20,7 @@ from ..api.errors import Code, Fault
 from ..api.options import Rules
 from ..api.records import LeftOut, Mount, Plan
 from ..api.states import Reason
+from ..api.structs import Value
 from ..api.text import listed
 from .learnt import add_learnt
 from .mountinfo import MountInfo, Server, Superblock, is_anonymous, named_devices, served_device, server_of, superblocks
@@ -49,8 +49,7 @@ def walk_down(start: Iterable[T], below: Callable[[T], Iterable[T]]) -> Iterator
             pending += [*below(here)][::-1]
 
 
-@dataclass(frozen=True, slots=True)
-class BlockDevice:
+class BlockDevice(Value):
     """One block device as in sysfs.
 
     `name` is its name in /sys/class/block and `number` its major:minor. `mapper` is its name below /dev/mapper, `disk`

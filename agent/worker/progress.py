@@ -7,10 +7,10 @@ import os
 import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 
 from ..api import records
 from ..api.states import Phase
+from ..api.structs import replace
 from . import kernel
 from .messages import Progress
 

@@ -10,12 +10,12 @@ import enum
 import errno
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..api import records
 from ..api.options import Rules
 from ..api.states import MountState, Phase
+from ..api.structs import Struct
 from . import messages
 
 
@@ -72,15 +72,13 @@ def ended(result: Result, seconds: float) -> messages.Step:
 # What a script asks for.
 
 
-@dataclass(slots=True)
-class ReadPlan:
+class ReadPlan(Struct):
     """Read what is mounted, and choose; the answer is a `records.Plan`. Raises Fault."""
 
     rules: Rules
 
 
-@dataclass(slots=True)
-class Start:
+class Start(Struct):
     """Take these file systems, by their index in the plan; raise OSError.
 
     `obeys`: from now on listen to the supervisor and watch whether it lives. Otherwise neither `Told` nor `Gone` comes.
@@ -90,8 +88,7 @@ class Start:
     obeys: bool
 
 
-@dataclass(slots=True)
-class Order:
+class Order(Struct):
     """Do `operation` on all these file systems simultaneously: each must be idle, and gives one `Result`.
 
     The driver reports each result to the supervisor (`ended`) before the script gets it.
@@ -101,13 +98,11 @@ class Order:
     operation: Operation
 
 
-@dataclass(slots=True)
-class StopFreezing:
+class StopFreezing(Struct):
     """Begin no FIFREEZE from now on: an ordered one ends as `NOT_BEGUN`. `Gone` does not come any more."""
 
 
-@dataclass(slots=True)
-class Wait:
+class Wait(Struct):
     """Wait for an event, at most until that CLOCK_MONOTONIC second; the answer is an `Event`.
 
     `taken`: also end the wait when the supervisor can read all that was posted (`Taken`).
@@ -117,39 +112,33 @@ class Wait:
     taken: bool = False
 
 
-@dataclass(slots=True)
-class Now:
+class Now(Struct):
     """Ask for the time of CLOCK_MONOTONIC in seconds."""
 
 
-@dataclass(slots=True)
-class Alone:
+class Alone(Struct):
     """Ask whether the supervisor is gone, so that nobody else would thaw."""
 
 
-@dataclass(slots=True)
-class Send:
+class Send(Struct):
     """Report, and wait until the pipe has taken it; do not wait if the supervisor is gone."""
 
     report: messages.Report
 
 
-@dataclass(slots=True)
-class Post:
+class Post(Struct):
     """Report without waiting: what a full pipe does not take is stored, in order."""
 
     reports: tuple[messages.Report, ...]
 
 
-@dataclass(slots=True)
-class Inform:
+class Inform(Struct):
     """Report, unless the pipe is full: a newer report will say more."""
 
     report: messages.Report
 
 
-@dataclass(slots=True)
-class Measure:
+class Measure(Struct):
     """Ask for the figures of the disks of all started file systems, of which `syncing` are being synced.
 
     The answer is a `messages.Progress`.
@@ -160,60 +149,50 @@ class Measure:
     syncing: frozenset[int] = frozenset()
 
 
-@dataclass(slots=True)
-class OpenCounters:
+class OpenCounters(Struct):
     """Open the counters for `ReadWritten`: that comes before the first FIFREEZE, since it may ask disks."""
 
 
-@dataclass(slots=True)
-class ReadWritten:
+class ReadWritten(Struct):
     """Ask for the sectors written so far to the devices of the started file systems, by the devices' names.
 
     Absent are those that give no evidence (`written`). The sectors are those of the kernel, of 512 bytes.
     """
 
 
-@dataclass(slots=True)
-class Identify:
+class Identify(Struct):
     """Ask for the ids of the superblocks of these file systems (`sysfs.superblock_id`), as a list of texts."""
 
     mounts: tuple[records.Mount, ...]
 
 
-@dataclass(slots=True)
-class Title:
+class Title(Struct):
     """Show in ps what is happening now."""
 
     text: str
 
 
-@dataclass(slots=True)
-class BecomeKeeper:
+class BecomeKeeper(Struct):
     """Call the worker keeper from the next title on."""
 
 
-@dataclass(slots=True)
-class LockMemory:
+class LockMemory(Struct):
     """Lock the worker in memory, where that is allowed."""
 
 
-@dataclass(slots=True)
-class PrepareToExpedite:
+class PrepareToExpedite(Struct):
     """Ask whether `Expedite` is going to change something (`rcu`)."""
 
 
-@dataclass(slots=True)
-class Expedite:
+class Expedite(Struct):
     """Make grace periods short, unless that is done already or refused."""
 
 
-@dataclass(slots=True)
-class EndExpedite:
+class EndExpedite(Struct):
     """Put back what `Expedite` changed, if anything; raise OSError."""
 
 
-@dataclass(slots=True)
-class PutBack:
+class PutBack(Struct):
     """Make grace periods normal, if allowed, after a worker that died between `Expedite` and `EndExpedite`."""
 
 
@@ -247,8 +226,7 @@ Script = Generator[Step, Any, T]
 # The events that a script can wait for.
 
 
-@dataclass(slots=True)
-class Result:
+class Result(Struct):
     """An operation has ended, `at` that CLOCK_MONOTONIC second: for `error`, `said` and `failed` see `judge`."""
 
     mount: int
@@ -259,27 +237,23 @@ class Result:
     at: float = 0.0
 
 
-@dataclass(slots=True)
-class Told:
+class Told(Struct):
     """The supervisor has sent this message."""
 
     message: messages.Control
 
 
-@dataclass(slots=True)
-class Gone:
+class Gone(Struct):
     """The freeze must end: the supervisor is gone, or a signal asks for it. It comes once."""
 
     reason: str
 
 
-@dataclass(slots=True)
-class Timeout:
+class Timeout(Struct):
     """The wait has lasted until its second."""
 
 
-@dataclass(slots=True)
-class Taken:
+class Taken(Struct):
     """The report pipe has taken all that was posted."""
 
 

@@ -13,12 +13,12 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import NamedTuple
 
 from ..api.errors import Fault, failed
 from ..api.options import Edge, Rules
 from ..api.records import Plan
+from ..api.structs import replace
 from . import namespaces
 from .mountinfo import (
     MountInfo,

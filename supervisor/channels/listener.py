@@ -11,7 +11,6 @@ import errno
 import os
 import socket
 import struct
-from dataclasses import dataclass, field
 
 from ..core.events import Peer
 from ..io.ours import why_not_ours
@@ -30,17 +29,17 @@ class PeerRejected(Exception):
     """A peer that may not connect was rejected; one sentence, empty if the log has it already."""
 
 
-@dataclass(slots=True, eq=False)
 class Listener:
     """A listening socket, with its path if it is a unix socket."""
 
-    spec: str
-    sock: socket.socket
-    path: str = ""
-    any_cid: bool = False
-    strangers: set[int] = field(default_factory=set)
-    _hub: Hub = field(init=False)
-    _paused: bool = field(init=False, default=True)
+    def __init__(self, spec: str, sock: socket.socket, path: str = "", *, any_cid: bool = False) -> None:
+        self.spec = spec
+        self.sock = sock
+        self.path = path
+        self.any_cid = any_cid
+        self.strangers: set[int] = set()
+        self._hub: Hub
+        self._paused = True
 
     @classmethod
     def open(cls, spec: str, *, any_cid: bool = False) -> Listener:

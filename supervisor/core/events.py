@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...agent.api.errors import Fault
 from ...agent.api.records import Plan, Status
+from ...agent.api.structs import Struct, Value
 from ...agent.worker import messages
 from .timing import Key
 
@@ -17,16 +17,14 @@ if TYPE_CHECKING:
 Fields = tuple[tuple[str, str], ...]  # names and values, of an entry of the log
 
 
-@dataclass(slots=True)
-class Peer:
+class Peer(Struct):
     """The host at the other end of a connection: the channel as configured, and its pid/uid or CID as text."""
 
     channel: str
     who: str
 
 
-@dataclass(slots=True)
-class Requested:
+class Requested(Struct):
     """A well-formed request came; `wall` is the time of day (seconds since the epoch) for the audit record.
 
     `crowded`: hosts leave so many replies unread that only essential RPCs are to be admitted. `unheard`: nobody waits
@@ -43,8 +41,7 @@ class Requested:
     unheard: bool = False
 
 
-@dataclass(slots=True)
-class Malformed:
+class Malformed(Struct):
     """Bytes that are not a request came, and were answered with this fault."""
 
     code: int
@@ -53,31 +50,27 @@ class Malformed:
     wall: float
 
 
-@dataclass(slots=True)
-class GivenUp:
+class GivenUp(Struct):
     """The host no longer waits for this request's reply."""
 
     connection: int
     token: int
 
 
-@dataclass(frozen=True, slots=True)
-class NewsCut:
+class NewsCut(Value):
     """The status calls of this connection are to be answered now: its place is needed."""
 
     connection: int
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Value):
     """All bytes of a reply that was sent with `receipt` were taken by the transport."""
 
     connection: int
     token: int
 
 
-@dataclass(frozen=True, slots=True)
-class Disconnected:
+class Disconnected(Value):
     """The connection is closed; none of its replies will be read. `unread`: the host left some that it had taken.
 
     `evicted`: the host did not leave, its place was needed.
@@ -88,24 +81,21 @@ class Disconnected:
     evicted: bool = False
 
 
-@dataclass(slots=True)
-class Spawned:
+class Spawned(Struct):
     """The worker was forked."""
 
     worker: int
     pid: int
 
 
-@dataclass(slots=True)
-class SpawnFailed:
+class SpawnFailed(Struct):
     """The worker could not be forked."""
 
     worker: int
     error: OSError
 
 
-@dataclass(slots=True)
-class Reported:
+class Reported(Struct):
     """The worker sent a message; `more`: another that was read with it is the next event."""
 
     worker: int
@@ -113,23 +103,20 @@ class Reported:
     more: bool = False
 
 
-@dataclass(slots=True)
-class RubbishReported:
+class RubbishReported(Struct):
     """The worker sent something that is not a message."""
 
     worker: int
     why: str
 
 
-@dataclass(slots=True)
-class ReportEnded:
+class ReportEnded(Struct):
     """The worker's report pipe is at its end: it is dying. That it is dead only its pidfd says."""
 
     worker: int
 
 
-@dataclass(slots=True)
-class Exited:
+class Exited(Struct):
     """The worker was reaped: killed by `signal`, or ended with `code` (then `signal` is 0)."""
 
     worker: int
@@ -137,8 +124,7 @@ class Exited:
     code: int
 
 
-@dataclass(slots=True)
-class Probed:
+class Probed(Struct):
     """The process state of a worker (psutil's names; "disk-sleep" is D).
 
     `dying`: it was killed, and only threads that are in the kernel are left of it.
@@ -149,8 +135,7 @@ class Probed:
     dying: bool = False
 
 
-@dataclass(slots=True)
-class Journaled:
+class Journaled(Struct):
     """The journal holds the plan of this freeze."""
 
     freeze: int
@@ -160,16 +145,14 @@ class NoStandby(OSError):
     """No process could be forked ahead that would thaw if the keeper died."""
 
 
-@dataclass(slots=True)
-class JournalFailed:
+class JournalFailed(Struct):
     """The journal could not be written."""
 
     freeze: int
     error: OSError
 
 
-@dataclass(slots=True)
-class JournalFound:
+class JournalFound(Struct):
     """An earlier supervisor left a journal: what it planned to freeze, and what was not reported to a host yet.
 
     `orphan` is pid and start time of its freeze worker if that lives, else (0, 0). `expedites`: it may have left
@@ -186,39 +169,33 @@ class JournalFound:
     since: float = 0.0
 
 
-@dataclass(slots=True)
-class LatchesFound:
+class LatchesFound(Struct):
     """An earlier agent may have left these writers set."""
 
     names: list[str]
 
 
-@dataclass(slots=True)
-class Reload:
+class Reload(Struct):
     """The daemon was told to read its configuration again."""
 
 
-@dataclass(slots=True)
-class ShowStatus:
+class ShowStatus(Struct):
     """The daemon was told to log the status record."""
 
 
-@dataclass(slots=True)
-class Stopped:
+class Stopped(Struct):
     """The daemon was told to stop, and by what."""
 
     signal: str
 
 
-@dataclass(slots=True)
-class Due:
+class Due(Struct):
     """A deadline of the core has passed, and is disarmed."""
 
     key: Key
 
 
-@dataclass(slots=True)
-class Woken:
+class Woken(Struct):
     """Nothing happened except that time has passed."""
 
 
@@ -255,8 +232,7 @@ class Lifeline(enum.Enum):
     WATCH = "watch"
 
 
-@dataclass(slots=True)
-class Spawn:
+class Spawn(Struct):
     """Fork a worker; draws Spawned or SpawnFailed."""
 
     worker: int
@@ -265,8 +241,7 @@ class Spawn:
     lifeline: Lifeline | None = None
 
 
-@dataclass(slots=True)
-class Adopt:
+class Adopt(Struct):
     """Adopt the freeze worker of a dead supervisor under this number; draws Exited if it is gone already."""
 
     worker: int
@@ -274,30 +249,26 @@ class Adopt:
     started: int
 
 
-@dataclass(slots=True)
-class Kill:
+class Kill(Struct):
     """Send SIGKILL to the worker through its pidfd."""
 
     worker: int
 
 
-@dataclass(slots=True)
-class Probe:
+class Probe(Struct):
     """Look at the worker's process state; draws Probed."""
 
     worker: int
 
 
-@dataclass(slots=True)
-class Tell:
+class Tell(Struct):
     """Write to the worker's control pipe."""
 
     worker: int
     message: messages.Control
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(Struct):
     """Reply to a request with a value, a status record, or a fault; with `receipt` it draws Taken when that is so."""
 
     connection: int
@@ -306,16 +277,14 @@ class Answer:
     receipt: bool = False
 
 
-@dataclass(slots=True)
-class SetTitle:
+class SetTitle(Struct):
     """Show this in ps; `until` is a second of the loop's clock that is shown as time of day."""
 
     text: str
     until: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Value):
     """What a line of the log tells programs: the kind of thing that happened, "" for none that has a name, and fields.
 
     A field is freeze_id, phase, outcome, mount (once for each), errno, writer or lies_on (once for each).
@@ -325,8 +294,7 @@ class Entry:
     fields: Fields = ()
 
 
-@dataclass(slots=True)
-class Log:
+class Log(Struct):
     """Write a line to the log; `level` as in syslog(3): err, warning, notice, info, debug; or audit, always written."""
 
     level: str
@@ -334,22 +302,19 @@ class Log:
     entry: Entry | None = None
 
 
-@dataclass(slots=True)
-class Configured:
+class Configured(Struct):
     """Use another configuration from now on."""
 
     config: Config
 
 
-@dataclass(slots=True)
-class LogStatus:
+class LogStatus(Struct):
     """Write the status record to the log."""
 
     record: Status
 
 
-@dataclass(slots=True)
-class WriteJournal:
+class WriteJournal(Struct):
     """Write the journal, with the start time of the worker `pid`; draws Journaled or JournalFailed."""
 
     freeze: int
@@ -357,27 +322,23 @@ class WriteJournal:
     record: dict[str, Any]
 
 
-@dataclass(slots=True)
-class RemoveJournal:
+class RemoveJournal(Struct):
     """Remove the journal: nothing is frozen, and there is nothing to report."""
 
 
-@dataclass(slots=True)
-class KeepHandle:
+class KeepHandle(Struct):
     """Remember, also after a restart, that the next file opened for a host gets this number."""
 
     next: int
 
 
-@dataclass(slots=True)
-class KeepFreeze:
+class KeepFreeze(Struct):
     """Remember, also after a restart, that a freeze got this number."""
 
     number: int
 
 
-@dataclass(slots=True)
-class Quit:
+class Quit(Struct):
     """Flush, close and end with this exit code."""
 
     code: int

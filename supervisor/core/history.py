@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 
 from ...agent.api.records import Last, PastFreeze
+from ...agent.api.structs import replace
 from .events import Peer
 from .transaction import Transaction
 from .turn import Turn

@@ -13,12 +13,12 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from ...agent.api.records import Mount, Plan
 from ...agent.api.states import MountState, Phase
+from ...agent.api.structs import Struct, field
 from ...agent.api.text import listed
 from ...agent.worker import messages
 
@@ -30,8 +30,7 @@ _NAMED = 3
 NO_PLAN = Plan((), ())
 
 
-@dataclass(slots=True)
-class Mark:
+class Mark(Struct):
     """One planned file system and its state, which it entered at `since`; `took` is how long the last step took.
 
     `spent` are the seconds of all syncs and FIFREEZEs that have ended, by their state. It stands still since

@@ -9,10 +9,10 @@ it does it become news.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from ...agent.api.errors import Code, Fault
 from ...agent.api.states import Outcome
+from ...agent.api.structs import Struct, field
 from .ledger import NO_PLAN, journal
 from .pending import Call, Pending
 from .timing import OWNER
@@ -24,8 +24,7 @@ NEWS_MAX = 16
 Reply = tuple[int, int]  # connection and token
 
 
-@dataclass(slots=True)
-class Item:
+class Item(Struct):
     """One thing to be told. Times are seconds of the loop's clock; 0 means not yet.
 
     `channel` is the only one whose hosts are told, "" for all. `by` are the open connections on which it was taken;

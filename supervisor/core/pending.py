@@ -6,7 +6,6 @@ A host that has gone away waits for nothing and is answered nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from ...agent.api.bounds import without_details
@@ -14,6 +13,7 @@ from ...agent.api.errors import Code, Fault
 from ...agent.api.methods import RPCS
 from ...agent.api.records import PastFreeze, Status
 from ...agent.api.states import FreezeState
+from ...agent.api.structs import Struct, replace
 from . import audit
 from .events import Requested
 from .timing import Key
@@ -41,8 +41,7 @@ class Deferred:
 DEFERRED = Deferred()
 
 
-@dataclass(slots=True)
-class Call:
+class Call(Struct):
     """One request: when it came, on the loop's clock, and the number of the worker that carries it out.
 
     `abandoned`: its host had given up on it before it was answered.

@@ -7,12 +7,12 @@ row. A worker that overruns is killed, and its resource is lost.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ...agent.api.errors import Code, Fault, from_number
 from ...agent.api.methods import Disk, Rpc
 from ...agent.api.states import Phase
+from ...agent.api.structs import Struct, field
 from ...agent.worker import messages
 from .pending import Pending
 from .turn import Turn
@@ -31,8 +31,7 @@ class _Asked(NamedTuple):
     size: int
 
 
-@dataclass(slots=True)
-class ResourceWorker:
+class ResourceWorker(Struct):
     """A worker that holds a resource: `key` is the number for hosts, `asked` who waits for it, oldest first."""
 
     worker: Worker

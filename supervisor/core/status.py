@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from ...agent.api import records
 from ...agent.api.records import MountStatus, Progress, Status, WorkerStatus
 from ...agent.api.states import FreezeEvent, MountState, Phase
+from ...agent.api.structs import replace
 from ...agent.worker.freeze import OWN_LIMIT_LATER
 from .audit import Audit
 from .freeze import Freeze

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import islice
 
@@ -10,6 +9,7 @@ from ...agent.api.errors import Code, Fault
 from ...agent.api.options import Options
 from ...agent.api.records import Last, Learnt
 from ...agent.api.states import Outcome
+from ...agent.api.structs import Struct, field
 from ...agent.worker import messages
 from .events import Fields, Peer
 from .ledger import Ledger
@@ -22,8 +22,7 @@ HOLDS_MAX = 64  # calls of va.fshold that may wait, so that the control pipe can
 _SAY_WHAT_WAS_UNDONE = (Code.OVERRUN, Code.WORKER_DIED, Code.FREEZE_BROKEN, Code.VETOED)
 
 
-@dataclass(slots=True)
-class Transaction:
+class Transaction(Struct):
     """One freeze, from its admission to THAWED. Times are seconds of the loop's clock; 0 means not yet.
 
     `caller` waits for the answer to the freeze; `reported` says that it was answered how the freeze ended. Each of

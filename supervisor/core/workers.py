@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ...agent.api.methods import Rpc
 from ...agent.api.states import WORKER_TABLE, Phase, Unlisted, WorkerEvent, WorkerState, following
+from ...agent.api.structs import Struct
 from ...agent.worker import messages
 from .events import Entry, Fields, Lifeline
 from .turn import Turn
@@ -35,8 +35,7 @@ ALIVE = (WorkerState.SPAWNED, WorkerState.RUNNING, WorkerState.HOLDING)
 DYING = (WorkerState.KILLED, WorkerState.STUCK)
 
 
-@dataclass(slots=True)
-class Worker:
+class Worker(Struct):
     """One forked process. Times are seconds of the loop's clock.
 
     `doing` is, or returns, what it did last, `about` the fields of a log entry that names what it did that to.
@@ -57,11 +56,11 @@ class Worker:
     rubbish: bool = False
     killed: bool = False
     outcome: messages.Done | messages.Failed | None = None
-    key: tuple[str, str, int] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.phase_since = self.born
-        self.key = ("core", "worker", self.id)
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """The key of its limit among the timers."""
+        return "core", "worker", self.id
 
     @property
     def name(self) -> str:
@@ -110,7 +109,7 @@ class Workers:
     ) -> Worker:
         """Fork a worker for `row`; `limit` is in seconds, 0 means no limit."""
         self.last_id += 1
-        worker = Worker(self.last_id, row, call, turn.now)
+        worker = Worker(self.last_id, row, call, turn.now, phase_since=turn.now)
         self._live[worker.id] = worker
         turn.spawn(worker.id, row, args, lifeline)
         self.enter_phase(turn, worker, Phase.RUN, limit)
@@ -127,7 +126,7 @@ class Workers:
         """
         self.last_id += 1
         doing = "thawing for a supervisor that died"
-        worker = Worker(self.last_id, row, None, turn.now, pid=orphan[0], doing=doing)
+        worker = Worker(self.last_id, row, None, turn.now, pid=orphan[0], phase_since=turn.now, doing=doing)
         self._live[worker.id] = worker
         turn.adopt(worker.id, *orphan)
         self.change(turn, worker, WorkerEvent.STARTED)

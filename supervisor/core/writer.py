@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from ...agent.api.records import WriterSeconds, WriterStatus
+from ...agent.api.structs import Struct, field
 from ...agent.api.writers import TYPES, Hold, Step, WriterConfig, WriterState, hold
 from .timing import OWNER, Key
 
 RETRY_FIRST = 1.0  # seconds until an undo that failed is tried again
 
 
-@dataclass(slots=True)
-class Writer:
+class Writer(Struct):
     """One writer. `worker` is the number of its worker, or of the one that undoes, 0 if there is none.
 
     `asked` is the step that it has yet to answer. `set`: its application may be held. `confirmed`: it has held over

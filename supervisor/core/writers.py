@@ -10,11 +10,11 @@ has worked the next freeze is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from ...agent.api.methods import RPCS
 from ...agent.api.records import WriterStatus
 from ...agent.api.states import Phase, WorkerEvent, following
+from ...agent.api.structs import replace
 from ...agent.api.text import listed
 from ...agent.api.writers import WRITER_TABLE, Hold, Step, WriterConfig, WriterEvent, WriterState, hold
 from ...agent.worker import messages

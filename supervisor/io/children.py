@@ -11,10 +11,10 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn, cast
 
+from ...agent.api.structs import Struct, field
 from ...agent.worker import context, messages, process, standby
 from ..core import events
 from ..core.events import Lifeline
@@ -35,8 +35,7 @@ Body = Callable[[int, int, int, int], NoReturn]
 PIPE_SIZE = 1 << 20  # a report pipe that is not read for a while must not block a freeze worker (F_SETPIPE_SZ)
 
 
-@dataclass(slots=True)
-class Child:
+class Child(Struct):
     """One worker: its pid, and the descriptors on the supervisor's side, -1 when closed.
 
     `unsent` is what the control pipe has not taken yet; `waits`: the loop waits until it takes more. An `adopted`

@@ -8,17 +8,18 @@ from __future__ import annotations
 import contextlib
 import select
 from collections.abc import Callable
-from dataclasses import dataclass
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 # What is called first when several are ready. New hosts come after those that are there: one that leaves makes room.
 REPORTS, EXITS, WRITES, PATHS, HOSTS, NEWCOMERS = range(6)
 
 
-@dataclass(slots=True, eq=False)
 class _Entry:
-    rank: int
-    call: Callable[[], object]
+    __slots__ = ("call", "rank")
+
+    def __init__(self, rank: int, call: Callable[[], object]) -> None:
+        self.rank = rank
+        self.call = call
 
 
 class Poller:

@@ -176,6 +176,17 @@ def test_the_daemon_has_no_asyncio_and_no_network_client(path: Path) -> None:
 
 
 @each
+def test_the_daemon_has_no_class_that_is_compiled_at_its_start(path: Path) -> None:
+    """Classes of fields are those of agent/api/structs.py, which alone knows `dataclasses`, and does not import it."""
+    if path.relative_to(ROOT).parts[0] in ("host", "kube") or module_of(path) == "agent.api.structs":
+        return
+    for node in nodes(path):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        assert "dataclasses" not in names, "take Value, Struct and replace of agent/api/structs.py"
+
+
+@each
 def test_the_supervisor_has_no_threads_and_imports_nothing_after_start(path: Path) -> None:
     if path.relative_to(ROOT).parts[0] != "supervisor":
         return

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 
 import pytest
 from virtagent.agent.api.errors import MEANING, Code, Fault, failed, from_number
 from virtagent.agent.api.methods import RPCS, Disk, Rpc, Runs, public, refusal, table
 from virtagent.agent.api.params import Kind, Param
 from virtagent.agent.api.states import FreezeState
+from virtagent.agent.api.structs import Frozen
 from virtagent.agent.worker.handlers import HANDLERS
 
 FSFREEZE = {"include", "exclude", "strict", "partial", "wait", "sync_limit", "freeze_limit", "hold_limit", "writers"}
@@ -98,7 +99,7 @@ def test_every_worker_has_a_limit_or_phases_with_limits() -> None:
 
 
 def test_rows_never_change() -> None:
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(Frozen):
         RPCS["va.ping"].essential = False  # type: ignore[misc]
 
 

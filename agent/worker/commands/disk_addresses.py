@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from ...api.structs import Value
 from ..plan import walk_down
 from .reading import names_in, numbered, read_if_any
 
@@ -31,8 +31,7 @@ _BUSES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
+class Tree(Value):
     """The folders that describe devices: sysfs and the database of udev."""
 
     sysfs: str = "/sys"

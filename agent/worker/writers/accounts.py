@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import pwd
 import stat
-from dataclasses import dataclass
 
+from ...api.structs import Value
 from .step import Refused
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(Value):
     """A user; `env` is what a program of that user finds in its environment besides what the agent has."""
 
     uid: int

@@ -11,8 +11,8 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
+from ...api.structs import Value
 from ...api.writers import WriterConfig
 
 IGNORED = ("~", ".bak", ".orig", ".rpmnew", ".rpmorig", ".rpmsave", ".sample")
@@ -22,8 +22,7 @@ OLD_SCRIPTS = "/usr/sbin"
 """The folder of VMware's two old scripts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Value):
     """The words of a call that holds, and of its counterparts after a good and after a bad freeze."""
 
     freeze: tuple[str, ...]
