@@ -173,7 +173,7 @@ class Records:
             phase=phase,
             since=since,
             limit_left=limit_left,
-            hold_left=max(0.0, freeze.hold_ends - now) if freeze.hold_ends else -1.0,
+            hold_left=max(0.0, round(freeze.hold_ends - now, 6)) if freeze.hold_ends else -1.0,
             error=freeze.error,
             mounts=_mounts(ledger, now, partial=partial) if ledger else (),
             progress=_progress(ledger, phase) if ledger and phase in _MOVES else Progress(),
