@@ -211,6 +211,36 @@ def test_values_that_would_fill_the_memory_are_refused_before_they_are_made(
         qga.load(b"[" + many * 1100 + b"0]")
 
 
+DEEP = Limits().nesting + 2
+
+
+@pytest.mark.parametrize(
+    ("text", "measured"),
+    [
+        (OURS, False),
+        (b'{"return": [' + b"{}," * (DEEP - 3) + b"{}]}", False),
+        (b"[" * DEEP + b"]" * DEEP, False),
+        (b'"' + b"[{" * DEEP + b'"', True),
+        (b"[" + b"[]," * DEEP + b"0]", True),
+    ],
+)
+def test_only_what_may_be_over_a_limit_is_measured(
+    text: bytes, measured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reply of a thousand guests is looked at: to measure it takes four times as long as to read it."""
+    seen = []
+    measure = qga._measure
+    monkeypatch.setattr(qga, "_measure", lambda line: (seen.append(line), measure(line)))
+    assert qga.load(text) == json.loads(text)
+    assert seen == [text] * measured
+
+
+@pytest.mark.parametrize("text", [b"[" * (DEEP + 1), b'["]",' + b"[" * DEEP, b'{"a":' * (DEEP + 1)])
+def test_what_nests_too_deep_is_refused(text: bytes) -> None:
+    with pytest.raises(BadReply, match=f"nests deeper than {DEEP}"):
+        qga.load(text)
+
+
 @pytest.mark.parametrize(
     "text", [b'"' + b"\\" * (1 << 20), b'"\\"' * (1 << 18), b'"' + b"ab" * (1 << 20), b'\\"' * (1 << 18)]
 )
