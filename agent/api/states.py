@@ -132,7 +132,7 @@ def _after_the_end(state: FreezeState) -> dict[tuple[FreezeState, FreezeEvent], 
         (state, _E.EXPIRED): _breaks(state, "before the thaw was asked", why=_LIMITED),
         (state, _E.FOUND_BROKEN): _breaks(state, "it says what it found"),
         (state, _E.UNRESPONSIVE): FreezeRow(state, "kill_unresponsive", doc="kill the worker, compensate"),
-        **{(state, event): _noted(state) for event in (_E.ENDED, _E.DONE, _E.THAWS, _E.DIED)},
+        **{(state, event): _noted(state) for event in (_E.THAWS, _E.DIED)},
     }
 
 
@@ -147,7 +147,6 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
         _F.THAWED, "answer_thaw", doc="answer 0, or what broke the last freeze if nobody was told"
     ),
     (_F.THAWED, _E.STOPPING): _noted(_F.THAWED),
-    (_F.THAWED, _E.WRITER_LOST): _breaks(_F.THAWED, "found when it was let go"),
     (_F.INPROGRESS, _E.SYNCED): FreezeRow(_F.INPROGRESS, "journal", doc="journal the plan"),
     (_F.INPROGRESS, _E.JOURNALED): FreezeRow(
         _F.INPROGRESS, "await_instant", doc="let the worker go on to freeze; with `at`, at that instant"
@@ -191,15 +190,17 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
     ),
     (_F.THAWINPROGRESS, _E.THAW_ASKED): FreezeRow(_F.THAWINPROGRESS, "nothing", doc="answered when this one ends"),
     (_F.THAWINPROGRESS, _E.STOPPING): _noted(_F.THAWINPROGRESS),
-    (_F.THAWINPROGRESS, _E.UNPROVED): _breaks(_F.THAWINPROGRESS, "the evidence died with its worker"),
     (_F.THAWINPROGRESS, _E.SETTLED): FreezeRow(
-        _F.THAWED, "settle", doc="answer fsthaw; write the records that were held"
+        _F.THAWED, "settle", doc="answer fsthaw if that was not done; write the records that were held"
     ),
     (_F.THAWINPROGRESS, _E.THAW_FAILED): FreezeRow(_F.ERROR, "tell_error", doc="name the mount; retry with back-off"),
     (_F.THAWINPROGRESS, _E.STUCK): FreezeRow(
         _F.ERROR, "tell_error", doc="name the mount; try again when the worker is reaped"
     ),
     **_after_the_end(_F.THAWINPROGRESS),
+    (_F.THAWINPROGRESS, _E.DONE): FreezeRow(
+        _F.THAWINPROGRESS, "conclude_if_good", doc="if the freeze was good, let the writers go and answer fsthaw"
+    ),
     (_F.ERROR, _E.CHANGED): FreezeRow(
         _F.ERROR, "retry_if_useful", doc="thaw again if that is due, or nothing is left to thaw"
     ),
@@ -210,6 +211,15 @@ FREEZE_TABLE: Mapping[tuple[FreezeState, FreezeEvent], FreezeRow] = {
     (_F.ERROR, _E.THAW_ASKED): FreezeRow(_F.THAWINPROGRESS, "retry_now", doc="thaw again what is not proved thawed"),
     (_F.ERROR, _E.STOPPING): FreezeRow(_F.ERROR, "retry_now", doc="thaw again what is not proved thawed"),
     **_after_the_end(_F.ERROR),
+    (_F.ERROR, _E.DONE): _noted(_F.ERROR),
+    **{
+        (state, _E.UNPROVED): _breaks(state, "the evidence died with its worker")
+        for state in (_F.THAWINPROGRESS, _F.ERROR)
+    },
+    **{
+        (state, _E.WRITER_LOST): _breaks(state, "found when it was let go")
+        for state in (_F.THAWED, _F.THAWINPROGRESS, _F.ERROR)
+    },
     **{
         (state, _E.FOUND_THAWED): _breaks(state, "a FITHAW of ours found it thawed")
         for state in (_F.INPROGRESS, _F.FROZEN, _F.THAWINPROGRESS, _F.ERROR)

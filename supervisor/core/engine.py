@@ -14,7 +14,7 @@ from ...agent.api import qemu
 from ...agent.api.errors import Code, Fault, from_number
 from ...agent.api.methods import Disk, Rpc, Runs, arguments, public, refusal
 from ...agent.api.records import Status
-from ...agent.api.states import WorkerEvent, WorkerState
+from ...agent.api.states import FreezeState, WorkerEvent, WorkerState
 from ...agent.worker import messages
 from ..config import Config
 from . import audit, ending, events, forgetting, titles
@@ -137,7 +137,7 @@ class Engine:
         """Return why a call of `row` is not admitted now, None if it is."""
         return refusal(
             row,
-            self._freeze.state,
+            FreezeState.THAWED if self._freeze.over else self._freeze.state,
             blocked=not self.allows(row.name),
             audit_full=self._audit.full,
             stopping=bool(self._stopping),
@@ -213,14 +213,11 @@ class Engine:
         self, turn: Turn, call: Call, since: int | None, wait: float | None, *, brief: bool, past: bool
     ) -> Status | Deferred:
         """Return the status record once its seq differs from `since`, at the latest after `wait` seconds."""
-        if since is None or since != self._records.seq:
-            return self._pending.record(turn, brief=brief, past=self._freeze.history.past() if past else ())
-        self._pending.wait_for_news(turn, call, since, wait, brief=brief)
-        return DEFERRED
-
-    def settled(self, call: Call) -> str | Deferred:
-        """Return "thawed" or "frozen"; while neither is true, answer when one of them is."""
-        return self._pending.settled(call, self._freeze.state)
+        if since is not None and since == self._records.seq:
+            self._pending.wait_for_news(turn, call, since, wait, brief=brief)
+            return DEFERRED
+        told = self._freeze.history.past() if past else ()
+        return self._freeze.when_reaped(turn, call, lambda now: self._pending.record(now, brief=brief, past=told))
 
     # -- workers
 

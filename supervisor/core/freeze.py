@@ -55,7 +55,7 @@ class Freeze(Machine):
         self._on_settled = on_settled
         self.history = History()
         self.news = News(pending, self._keep_news)
-        self.preparing = self.releasing = self._ends = False
+        self.preparing = self.releasing = False
         self.cut_short = ""
         self.thaws_asked = 0
         self.learnt = Edges()
@@ -114,7 +114,7 @@ class Freeze(Machine):
             return DEFERRED
         self.thaws_asked += freeze_id is None
         self.news.wait_for_thaw(call.id)
-        if not self.thawed:
+        if not (self.thawed or self.over):
             self.current.ask_thaw(turn, call.request.peer, verdict)
         self.take(turn, FreezeEvent.THAW_ASKED, "va.fsthaw")
         return DEFERRED
@@ -170,7 +170,7 @@ class Freeze(Machine):
         self.take(turn, FreezeEvent.JOURNAL, own)
 
     def _keep_news(self, turn: Turn) -> None:
-        if self.thawed and not self.releasing:  # else the journal is that of a freeze, and names the news, too
+        if (self.thawed or self.over) and not self.releasing:  # else it is that of a freeze, and names them
             self.news.keep(turn, self._last_id)
 
     # -- its workers
@@ -355,10 +355,26 @@ class Freeze(Machine):
         self.news.answer(turn, Fault(Code.FAILED, still))
         self._on_settled(turn)
 
+    def _do_conclude_if_good(self, turn: Turn, _cause: Cause) -> None:
+        # ADR 0040: the worker has thawed all and ends. For hosts and writers the freeze is over before it is reaped.
+        transaction, freezer = self.current, self._freezer()
+        ended = freezer is not None and freezer.state is WorkerState.REPORTED
+        alone = not (transaction.ledger.suspects or transaction.ledger.thawers)
+        if ended and alone and transaction.outcome is Outcome.THAWED and not transaction.doubt:
+            self._conclude(turn)
+
     def _do_settle(self, turn: Turn, _cause: Cause) -> None:
         self._undo.try_now(turn)
-        self._ends = True
+        if not self.current.concluded:
+            self._conclude(turn)
+        elif not self.releasing:
+            self.news.tell(turn, self.current.thawed_count)
+            self._on_settled(turn)
+
+    def _conclude(self, turn: Turn) -> None:
+        """Say how the freeze went, now that nothing is frozen, and let the writers go."""
         transaction = self.current
+        transaction.concluded = True
         transaction.ledger.settle(turn.now)
         last = transaction.summary(turn, self._writers)
         entries.sum_up(turn, last, transaction, self.history.end(last, transaction))
@@ -366,8 +382,8 @@ class Freeze(Machine):
 
     @property
     def busy(self) -> bool:
-        """Whether nothing is frozen, but the writers are in use: no freeze may begin."""
-        return self.preparing or self.releasing
+        """Whether nothing is frozen, but the writers or the last worker are in use: no freeze may begin."""
+        return self.preparing or self.releasing or self.over
 
     def prepare_only(self, turn: Turn) -> None:
         """Take note that the writers prepare, and that no freeze follows."""
@@ -383,16 +399,24 @@ class Freeze(Machine):
         """Tell how the freeze ended; then whoever waited for that goes on."""
         self.releasing = False
         self.changes += 1
-        if self._ends:
-            self._ends = False
-            if self._writers.broken and self.current.outcome is Outcome.THAWED:
-                self.take(turn, FreezeEvent.WRITER_LOST, self._writers.broken)
-            self.history.amend(turn, self.current, self._writers)
-            self.news.settle(turn, self.current)
+        transaction = self.transaction
+        if transaction is not None and transaction.concluded and not transaction.told:
+            self._tell_end(turn, transaction)
         else:
             self._keep_news(turn)  # what was to be told may have passed meanwhile
             self._do_answer_thaw(turn, Cause("", Fault(Code.INTERNAL, ""), None))
-        self._on_settled(turn)
+        if self.thawed:
+            self._on_settled(turn)
+
+    def _tell_end(self, turn: Turn, transaction: Transaction) -> None:
+        good = transaction.outcome is Outcome.THAWED
+        if good and self._writers.broken:
+            self.take(turn, FreezeEvent.WRITER_LOST, self._writers.broken)
+        elif good and transaction.doubt:
+            self.take(turn, FreezeEvent.UNPROVED, transaction.doubt)
+        transaction.told = True
+        self.history.amend(turn, transaction, self._writers)
+        self.news.settle(turn, transaction)
 
     def _do_answer_thaw(self, turn: Turn, _cause: Cause) -> None:
         if not self.releasing:  # else answered when the writers are let go
@@ -415,6 +439,7 @@ class Freeze(Machine):
         "retry_now": _do_retry_now,
         "tell_error": _do_tell_error,
         "settle": _do_settle,
+        "conclude_if_good": _do_conclude_if_good,
         "answer_thaw": _do_answer_thaw,
     }
 

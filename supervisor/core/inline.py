@@ -63,9 +63,9 @@ def info(engine: Engine, _turn: Turn, _call: Call, _args: dict[str, Any]) -> dic
     return {"version": engine.qga_version, "supported_commands": commands}
 
 
-def fsfreeze_status(engine: Engine, _turn: Turn, call: Call, _args: dict[str, Any]) -> str | Deferred:
+def fsfreeze_status(engine: Engine, turn: Turn, call: Call, _args: dict[str, Any]) -> str | Deferred:
     """Return "thawed" or "frozen"; while a freeze or thaw is in progress, the answer waits."""
-    return engine.settled(call)
+    return engine.freeze.settled(turn, call)
 
 
 def fsfreeze_thaw(engine: Engine, turn: Turn, call: Call, _args: dict[str, Any]) -> int | Deferred:
@@ -98,7 +98,7 @@ def fsstatus(engine: Engine, turn: Turn, call: Call, args: dict[str, Any]) -> An
     """Return the number of the state; the status record if a struct was given."""
     options = args["options"]
     if options is None:
-        return int(engine.freeze.state)
+        return engine.freeze.when_reaped(turn, call, lambda _: int(engine.freeze.state))
     if options["history"] and options["since"] is not None:
         raise Fault(Code.PARAMS, "va.fsstatus: history is told at once: not together with since")
     brief, past = bool(options["brief"]), bool(options["history"])

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 from ...agent.api.errors import Code, Fault
 from ...agent.api.states import FREEZE_TABLE, FreezeEvent, FreezeState, Outcome, freeze_row
 from ...agent.worker import messages
-from .pending import Pending
+from .pending import SETTLED, Call, Deferred, Pending
 from .transaction import Transaction
 from .turn import Turn
 
 NOTHING_FROZEN = "nothing was frozen"
+REAPING = 0.05  # seconds for which a call that asks for the state waits, so that it is THAWED after a thaw
+
+
+T = TypeVar("T")
 
 
 class Cause(NamedTuple):
@@ -65,8 +70,9 @@ class Machine(ABC):
             text = text if NOTHING_FROZEN in text else f"{text}; {NOTHING_FROZEN}"
         fault = Fault(row.code or code, text)
         ended = transaction.outcome if transaction and event is FreezeEvent.JOURNAL else None
-        if row.outcome is not None and transaction is not None and transaction.outcome is Outcome.THAWED:
-            transaction.outcome, transaction.fault = ended, _ = row.outcome, fault
+        open_yet = transaction if transaction and not transaction.told else None
+        if row.outcome is not None and open_yet and open_yet.outcome is Outcome.THAWED:
+            open_yet.outcome, open_yet.fault = ended, _ = row.outcome, fault
         if row.state is not self.state:
             self._enter(turn, row.state, fault.text, ended)
         elif ended is not None:
@@ -96,6 +102,19 @@ class Machine(ABC):
     def thawed(self) -> bool:
         """Whether nothing may be frozen."""
         return self.expects(FreezeEvent.ADMITTED)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is frozen, but the worker of the freeze has yet to be reaped (ADR 0040)."""
+        return self.expects(FreezeEvent.SETTLED) and self.current.concluded
+
+    def when_reaped(self, turn: Turn, call: Call, make: Callable[[Turn], T]) -> T | Deferred:
+        """Return what `make` makes, a moment later if the worker of a freeze that is over is about to be reaped."""
+        return self._pending.when_settled(turn, call, make, REAPING) if self.over else make(turn)
+
+    def settled(self, turn: Turn, call: Call) -> str | Deferred:
+        """Return "thawed" or "frozen"; while neither is true, answer when one of them is."""
+        return SETTLED[self.state] or self._pending.when_settled(turn, call, lambda _: SETTLED[self.state])
 
     @property
     def under_way(self) -> bool:

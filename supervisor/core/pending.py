@@ -71,7 +71,7 @@ class Pending:
         self._brief: set[int] = set()
         self._acting: set[int] = set()
         self._made: dict[bool, tuple[int, Status]] = {}
-        self._unsettled: list[int] = []
+        self._unsettled: dict[int, Callable[[Turn], Any]] = {}
         self._last_id = 0
 
     def open(self, turn: Turn, request: Requested) -> Call:
@@ -137,7 +137,8 @@ class Pending:
                 self._record(turn, call, "abandoned", None)
 
     def answer_all(self, turn: Turn, fault: Fault) -> None:
-        """Answer all who wait: with `fault`, and then those who wait for a newer record with the present one."""
+        """Answer all who wait: with `fault`, but those who ask for the state, who are told the present one."""
+        self._tell_settled(turn)
         for number in [number for number in self._open if number not in self._since]:
             self.answer(turn, number, fault)
         self._tell(turn, list(self._since))
@@ -161,7 +162,7 @@ class Pending:
             del self._by_connection[call.request.connection]
         self._brief.discard(call.id)
         self._acting.discard(call.id)
-        if self._since.pop(call.id, None) is not None:
+        if self._unsettled.pop(call.id, None) or self._since.pop(call.id, None) is not None:
             turn.cancel(("core", "poll", call.id))
         return call
 
@@ -182,20 +183,23 @@ class Pending:
         turn.arm(("core", "poll", call.id), WAIT_DEFAULT if wait is None else wait)
 
     def poll_due(self, turn: Turn, number: int) -> None:
-        """Answer a call whose `wait` has passed with the present record."""
-        self._tell(turn, [number])
+        """Answer a call that has waited for long enough with what is so now."""
+        if make := self._unsettled.get(number):
+            self.answer(turn, number, make(turn))
+        else:
+            self._tell(turn, [number])
 
     def cut(self, turn: Turn, connection: int) -> None:
         """Answer now the calls of this connection that wait for news."""
         self._tell(turn, sorted(self._by_connection.get(connection, set()) & self._since.keys()))
 
-    def settled(self, call: Call, state: FreezeState) -> str | Deferred:
-        """Return "thawed" or "frozen"; if neither is true, answer the call when one is."""
-        answer = SETTLED[state]
-        if answer is None:
-            self._unsettled = [*filter(self.waits, self._unsettled), call.id]
-            return DEFERRED
-        return answer
+    def when_settled(self, turn: Turn, call: Call, make: Callable[[Turn], Any], most: float = 0.0) -> Deferred:
+        """Answer the call with what `make` returns when no freeze or thaw is in progress, or after `most` seconds."""
+        if call.id in self._open:
+            self._unsettled[call.id] = make
+            if most:
+                turn.arm(("core", "poll", call.id), most)
+        return DEFERRED
 
     def tell_news(self, turn: Turn, seq: int, state: FreezeState) -> None:
         """Let those be told for whom there is news, soon; answer those who wait for the end of a freeze or thaw."""
@@ -203,10 +207,12 @@ class Pending:
             later = WATCHERS_LATER if self._acting else 0.0
             if not 0 <= turn.left(WATCHERS) <= later:
                 turn.arm(WATCHERS, later)
-        if self._unsettled and (answer := SETTLED[state]) is not None:
-            waiting, self._unsettled = self._unsettled, []
-            for number in waiting:
-                self.answer(turn, number, answer)
+        if self._unsettled and SETTLED[state] is not None:
+            self._tell_settled(turn)
+
+    def _tell_settled(self, turn: Turn) -> None:
+        for number, make in list(self._unsettled.items()):
+            self.answer(turn, number, make(turn))
 
     def tell_some(self, turn: Turn, seq: int) -> None:
         """Tell some of those for whom there is news, those that have waited longest, and the others in later turns."""

@@ -170,10 +170,10 @@ class FreezeReports:
     def _receive_done(self, turn: Turn, worker: Worker, _done: messages.Done) -> str:
         ledger = self._freeze.current.ledger
         if worker.id == ledger.freezer:
-            if ledger.suspects or not self._freeze.expects(FreezeEvent.ENDED):
-                self._freeze.take(turn, FreezeEvent.DONE)
-            else:
+            if self._freeze.expects(FreezeEvent.ENDED) and not ledger.suspects:
                 self._freeze.take(turn, FreezeEvent.ENDED, "there is nothing to freeze")
+            else:
+                self._freeze.take(turn, FreezeEvent.DONE)
         return ""
 
     def _receive_failed(self, turn: Turn, worker: Worker, failed: messages.Failed) -> str:

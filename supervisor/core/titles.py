@@ -22,7 +22,7 @@ def _error(freeze: Freeze, _workers: Workers, _writers: Writers) -> tuple[str, f
 
 
 def _thawed(freeze: Freeze, workers: Workers, writers: Writers) -> tuple[str, float | None]:
-    if freeze.busy:
+    if freeze.preparing or freeze.releasing:
         doing = "letting go" if freeze.releasing else "preparing"
         names = writers.waited_for
         return f"thawed; writers {doing}{': ' if names else ''}{names}", None

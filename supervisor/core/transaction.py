@@ -36,7 +36,8 @@ class Transaction(Struct):
     which the writers then confirm. `channel` is that of the host that asked for it, `ended_by` the
     host that first asked for its thaw, `ended_wall` the time of day of that, and `verdict` what hosts said of the
     snapshot. `written` and `wrote` are as in `messages.Thawing`, of what was held; `counted`: the keeper has said so.
-    `recovered`: an earlier agent began it, and died.
+    `recovered`: an earlier agent began it, and died. `concluded`: nothing is frozen, and how it went is known; `told`:
+    that was told, and stands (ADR 0040).
     """
 
     id: int
@@ -74,6 +75,8 @@ class Transaction(Struct):
     wrote: str = ""
     counted: bool = False
     recovered: bool = False
+    concluded: bool = False
+    told: bool = False
 
     def note_prepared(self) -> None:
         """Take note that the writers are prepared, and the worker was told to sync."""

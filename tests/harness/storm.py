@@ -148,6 +148,7 @@ class Storm:
         self._asks: list[Ask] = []
         self._vanished: list[verdict.Call] = []
         self._meddlings: list[verdict.Meddling] = []
+        self._continued: list[float] = []
         self._disturbed = 0
         self._undo: list[tuple[int, Callable[[], object]]] = []
         self._played: set[int] = set()
@@ -315,9 +316,12 @@ class Storm:
         return "SIGKILL to supervisor and worker together"
 
     def _continue(self) -> None:
+        stopped = process_state(self._daemon.pid) == "T"
         for pid in self._everybody():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+        if stopped:
+            self._continued.append(time.monotonic())
 
     def _arm(self, point: str, acts: str) -> None:
         self._take_back()
@@ -645,6 +649,7 @@ class Storm:
             [*(ask.said() for ask in self._asks), *self._vanished],
             played=self._played,
             meddlings=self._meddlings,
+            continued=self._continued,
             disturbed=bool(self._disturbed),
         )
         self.violations += judged.violations

@@ -80,18 +80,20 @@ def judge(
     *,
     played: Container[int] = (),
     meddlings: Sequence[Meddling] = (),
+    continued: Sequence[float] = (),
     disturbed: bool = True,
 ) -> Verdict:
     """Judge all calls of one storm, each of which has ended.
 
-    `played`: file systems whose mounts were tampered with; `disturbed`: anything was done that may break a freeze.
+    `played`: file systems whose mounts were tampered with; `continued`: when a stopped supervisor went on;
+    `disturbed`: anything was done that may break a freeze.
     """
     verdict = Verdict()
     for call in calls:
         code = code_of(call.answer)
         if code in DEFECTS:
             verdict.violations.append(f"{call.method}{call.params}: {call.answer}")
-    _judge_told(calls, verdict)
+    _judge_told(calls, continued, verdict)
     for freeze in calls:
         if freeze.method == "va.fsfreeze" and is_count(freeze.answer):
             verdict.freezes += 1
@@ -99,8 +101,11 @@ def judge(
     return verdict
 
 
-def _judge_told(calls: Sequence[Call], verdict: Verdict) -> None:
-    """A broken freeze is told again for a while after it was first told; one that dies as it tells may begin again."""
+def _judge_told(calls: Sequence[Call], continued: Sequence[float], verdict: Verdict) -> None:
+    """A broken freeze is told again for a while after it was first told; one that dies as it tells may begin again.
+
+    A supervisor that was stopped meanwhile may have learnt only then that a host has taken the news.
+    """
     told: dict[tuple[int, str], float] = {}
     for call in sorted(calls, key=lambda call: call.answered_at):
         if call.method != "va.fsthaw" or code_of(call.answer) != Code.FREEZE_BROKEN:
@@ -108,7 +113,8 @@ def _judge_told(calls: Sequence[Call], verdict: Verdict) -> None:
         verdict.told += 1
         for number in _NUMBERED.findall(call.answer.faultString):
             first = told.setdefault((call.daemon_pid, number), call.answered_at)
-            if call.sent_at > first + AGAIN:
+            learnt = max((at for at in continued if first <= at), default=first)
+            if call.sent_at > learnt + AGAIN:
                 verdict.violations.append(f"told too long: {call.answer}")
 
 

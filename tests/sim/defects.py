@@ -19,6 +19,7 @@ from virtagent.supervisor.core import (
     engine,
     freeze,
     ledger,
+    machine,
     news,
     participation,
     pending,
@@ -245,6 +246,16 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
         Edit(freeze.Freeze.go, "transaction.starts_at = turn.at_time(at)", "pass"),
     ),
     # answers
+    "a good end is told though its evidence was not counted": (
+        Edit(freeze.Freeze._do_conclude_if_good, "and not transaction.doubt", ""),
+    ),
+    "a good end is told by a worker that was killed": (
+        Edit(freeze.Freeze._do_conclude_if_good, "freezer.state is WorkerState.REPORTED", "True"),
+    ),
+    "what was told good is broken later": (Edit(machine.Machine.take, "not transaction.told", "True"),),
+    "what a keeper did not live to prove is told good when its writers are let go": (
+        Edit(freeze.Freeze._tell_end, "elif good and transaction.doubt", "elif False"),
+    ),
     "the thaw is answered before all is thawed": (Row(_F.FROZEN, _E.THAW_ASKED, {"action": "settle"}),),
     "a call that waits is forgotten when its worker dies": (
         Edit(engine.Engine._lost, "self._pending.answer(turn, worker.call, fault)", "pass"),

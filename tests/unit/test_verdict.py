@@ -55,6 +55,13 @@ def test_thaws_at_the_same_time_share_the_news(answers: tuple[Any, Any]) -> None
     assert not wrong(F, thaw(3, 4.1, answers[0]), thaw(3.1, 4, answers[1]))
 
 
+def test_told_for_too_long() -> None:
+    calls = F, thaw(3, 4, BROKEN), thaw(8, 9, BROKEN)
+    assert "told too long" in wrong(*calls)[0]
+    assert wrong(*calls, continued=[3.5]), "it went on before it told"
+    assert not wrong(*calls, continued=[7]), "stopped as it told, it learnt only then that the host had taken that"
+
+
 def test_answers_that_contradict_each_other() -> None:
     assert wrong(F, thaw(3, 4, 2), thaw(3.1, 4, BROKEN))
 
