@@ -132,7 +132,7 @@ def _after_the_end(state: FreezeState) -> dict[tuple[FreezeState, FreezeEvent], 
         (state, _E.EXPIRED): _breaks(state, "before the thaw was asked", why=_LIMITED),
         (state, _E.FOUND_BROKEN): _breaks(state, "it says what it found"),
         (state, _E.UNRESPONSIVE): FreezeRow(state, "kill_unresponsive", doc="kill the worker, compensate"),
-        **{(state, event): _noted(state) for event in (_E.THAWS, _E.DIED)},
+        **{(state, event): _noted(state) for event in (_E.ENDED, _E.THAWS, _E.DIED)},
     }
 
 

@@ -70,9 +70,8 @@ class Machine(ABC):
             text = text if NOTHING_FROZEN in text else f"{text}; {NOTHING_FROZEN}"
         fault = Fault(row.code or code, text)
         ended = transaction.outcome if transaction and event is FreezeEvent.JOURNAL else None
-        open_yet = transaction if transaction and not transaction.told else None
-        if row.outcome is not None and open_yet and open_yet.outcome is Outcome.THAWED:
-            open_yet.outcome, open_yet.fault = ended, _ = row.outcome, fault
+        if row.outcome is not None and transaction is not None and transaction.may_end_badly:
+            transaction.outcome, transaction.fault = ended, _ = row.outcome, fault
         if row.state is not self.state:
             self._enter(turn, row.state, fault.text, ended)
         elif ended is not None:

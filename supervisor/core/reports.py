@@ -170,7 +170,7 @@ class FreezeReports:
     def _receive_done(self, turn: Turn, worker: Worker, _done: messages.Done) -> str:
         ledger = self._freeze.current.ledger
         if worker.id == ledger.freezer:
-            if self._freeze.expects(FreezeEvent.ENDED) and not ledger.suspects:
+            if self._freeze.expects(FreezeEvent.CALLED_OFF) and not ledger.suspects:
                 self._freeze.take(turn, FreezeEvent.ENDED, "there is nothing to freeze")
             else:
                 self._freeze.take(turn, FreezeEvent.DONE)

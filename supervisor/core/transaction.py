@@ -183,6 +183,11 @@ class Transaction(Struct):
         return ""
 
     @property
+    def may_end_badly(self) -> bool:
+        """Whether nothing has broken it yet, and nobody was told that it was good."""
+        return self.outcome is Outcome.THAWED and not self.told
+
+    @property
     def verdict_good(self) -> bool:
         """Whether what was taken of the disks meanwhile is good, as far as it is known here."""
         return self.outcome is Outcome.THAWED and self.verdict != BAD and bool(self.ledger.froze)

@@ -23,6 +23,7 @@ from virtagent.supervisor.core.engine import Engine
 from virtagent.supervisor.core.inline import HANDLERS
 from virtagent.supervisor.core.news import NEWS
 from virtagent.supervisor.core.pending import WATCHERS
+from virtagent.supervisor.core.turn import Turn
 from virtagent.supervisor.io.timers import Timers
 
 BEGIN = 1000.0
@@ -341,6 +342,10 @@ class Drive:
         assert record.seq >= self._seq, "seq went back"
         self._seq = record.seq
         return record
+
+    def present(self) -> Status:
+        """Return the status record, also where who asks for it would wait for the reaping (ADR 0040)."""
+        return self.core._records.record(Turn(self.now, 1.7e9, self.timers))
 
     @property
     def state(self) -> FreezeState:

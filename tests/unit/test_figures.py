@@ -45,7 +45,7 @@ class Watched:
 
     def look(self) -> Status:
         """Hold the record against what was seen."""
-        record, now = self.drive.status(), self.drive.now
+        record, now = self.drive.present(), self.drive.now
         going: dict[Any, float] = {("phase", record.phase, record.freeze_id): record.since}
         for mount in record.mounts:
             if mount.state in GOING:
