@@ -20,12 +20,13 @@ from ...agent.api.options import Options
 from ...agent.api.states import FreezeEvent, Outcome, Phase, WorkerEvent, WorkerState
 from ...agent.worker import messages
 from . import entries
+from .between import Between
 from .compensation import Compensation
 from .events import Disconnected, JournalFound, KeepFreeze, Lifeline
 from .history import History
 from .learnt import Edges
 from .ledger import Ledger
-from .machine import NOTHING_FROZEN, Cause, Machine
+from .machine import NOTHING_FROZEN, Cause
 from .news import News
 from .pending import DEFERRED, Call, Deferred, Pending
 from .recovery import adopted, apart, died, told_of, why_not
@@ -37,26 +38,21 @@ from .writers import BAD, GOOD, Writers
 REACT_GRACE = 2.0  # seconds until the keeper must have said that it thaws; then it is considered stopped
 
 
-class Freeze(Machine):
+class Freeze(Between):
     """What is done about each event.
 
-    `news` is what hosts that thaw are told. `preparing`: the writers do, and no freeze follows; the
-    agent's or the guest's end has `cut_short` that, "" if not. `releasing`: nothing is frozen, and the writers are let
-    go before that is told. `thaws_asked` is how many thaws hosts have asked for, of whatever is
-    frozen. `on_settled` is called when the freeze is thawed, or cannot be thawed for now.
+    `news` is what hosts that thaw are told, `thaws_asked` how many thaws hosts have asked for, of whatever is frozen.
+    `on_settled` is called when the freeze is thawed, or cannot be thawed for now.
     """
 
     def __init__(
         self, workers: Workers, pending: Pending, writers: Writers, on_settled: Callable[[Turn], None], last_id: int
     ) -> None:
-        super().__init__(pending)
+        super().__init__(pending, writers)
         self._workers = workers
-        self._writers = writers
         self._on_settled = on_settled
         self.history = History()
         self.news = News(pending, self._keep_news)
-        self.preparing = self.releasing = False
-        self.cut_short = ""
         self.thaws_asked = 0
         self.learnt = Edges()
         self._last_id = last_id
@@ -379,21 +375,6 @@ class Freeze(Machine):
         last = transaction.summary(turn, self._writers)
         entries.sum_up(turn, last, transaction, self.history.end(last, transaction))
         self.release(turn, GOOD if transaction.verdict_good else BAD)
-
-    @property
-    def busy(self) -> bool:
-        """Whether nothing is frozen, but the writers or the last worker are in use: no freeze may begin."""
-        return self.preparing or self.releasing or self.over
-
-    def prepare_only(self, turn: Turn) -> None:
-        """Take note that the writers prepare, and that no freeze follows."""
-        self.preparing, self.cut_short = True, ""
-        self.changes += 1
-
-    def release(self, turn: Turn, verdict: str) -> None:
-        """Let the writers go: nothing is frozen any more; `released` is called when they are."""
-        self.preparing, self.releasing = False, True
-        self._writers.release(turn, verdict)
 
     def released(self, turn: Turn) -> None:
         """Tell how the freeze ended; then whoever waited for that goes on."""

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from ...agent.api.errors import Code, Fault
 from ...agent.api.states import FREEZE_TABLE, FreezeEvent, FreezeState, Outcome, freeze_row
 from ...agent.worker import messages
-from .pending import SETTLED, Call, Deferred, Pending
+from .pending import Pending
 from .transaction import Transaction
 from .turn import Turn
 
 NOTHING_FROZEN = "nothing was frozen"
-REAPING = 0.05  # seconds for which a call that asks for the state waits, so that it is THAWED after a thaw
-
-
-T = TypeVar("T")
 
 
 class Cause(NamedTuple):
@@ -101,19 +96,6 @@ class Machine(ABC):
     def thawed(self) -> bool:
         """Whether nothing may be frozen."""
         return self.expects(FreezeEvent.ADMITTED)
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing is frozen, but the worker of the freeze has yet to be reaped (ADR 0040)."""
-        return self.expects(FreezeEvent.SETTLED) and self.current.concluded
-
-    def when_reaped(self, turn: Turn, call: Call, make: Callable[[Turn], T]) -> T | Deferred:
-        """Return what `make` makes, a moment later if the worker of a freeze that is over is about to be reaped."""
-        return self._pending.when_settled(turn, call, make, REAPING) if self.over else make(turn)
-
-    def settled(self, turn: Turn, call: Call) -> str | Deferred:
-        """Return "thawed" or "frozen"; while neither is true, answer when one of them is."""
-        return SETTLED[self.state] or self._pending.when_settled(turn, call, lambda _: SETTLED[self.state])
 
     @property
     def under_way(self) -> bool:

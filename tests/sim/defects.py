@@ -252,7 +252,9 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
     "a good end is told by a worker that was killed": (
         Edit(freeze.Freeze._do_conclude_if_good, "freezer.state is WorkerState.REPORTED", "True"),
     ),
-    "what was told good is broken later": (Edit(machine.Machine.take, "transaction.may_end_badly", "transaction.outcome is Outcome.THAWED"),),
+    "what was told good is broken later": (
+        Edit(machine.Machine.take, "transaction.may_end_badly", "transaction.outcome is Outcome.THAWED"),
+    ),
     "what a keeper did not live to prove is told good when its writers are let go": (
         Edit(freeze.Freeze._tell_end, "elif good and transaction.doubt", "elif False"),
     ),

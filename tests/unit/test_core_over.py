@@ -13,7 +13,7 @@ from virtagent.agent.api.states import FreezeState
 from virtagent.agent.api.writers import WriterConfig
 from virtagent.agent.worker import messages
 from virtagent.supervisor.core import events
-from virtagent.supervisor.core.machine import REAPING
+from virtagent.supervisor.core.between import REAPING
 
 GRACE = 1.0  # seconds for which a worker may take to end after its report
 DB = WriterConfig("db", "postgresql", prepare_limit=60.0, quiesce_limit=10.0, confirm_limit=2.0, release_limit=10.0)
