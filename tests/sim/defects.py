@@ -231,7 +231,7 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
     ),
     "what an earlier agent left set is forgotten": (Edit(writers.Writers.found, "writer.set = True", "pass"),),
     "writers are told that a broken freeze was good": (
-        Edit(freeze.Freeze._do_settle, "GOOD if transaction.verdict_good else BAD", "GOOD"),
+        Edit(freeze.Freeze._conclude, "GOOD if transaction.verdict_good else BAD", "GOOD"),
     ),
     "a writer that refuses is told that the freeze was good": (
         Edit(writers.Writers._tell, "BAD if early else self._verdict", "self._verdict"),
@@ -243,7 +243,7 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
     "a writer that is stopped has no limit": (Edit(writers.Writers._tell, "limit + LATER)", "0)"),),
     "the instant is not waited for": (Edit(freeze.Freeze._await_instant, "if left > 0 and", "if False and"),),
     "a later va.fsgo leaves the old instant": (
-        Edit(freeze.Freeze.go, "transaction.starts_at = turn.at_time(at)", "pass"),
+        Edit(freeze.Freeze.go, "transaction.let_go(turn.at_time(at))", "transaction.let_go(transaction.starts_at)"),
     ),
     # answers
     "a good end is told though its evidence was not counted": (
