@@ -90,7 +90,7 @@ def test_libvirt_gives_up_and_resynchronises(guest: tuple[LoopFs, Daemon], wire:
 
 
 def test_proxmox_sends_sync_and_command_in_one_go(guest: tuple[LoopFs, Daemon], wire: Wire) -> None:
-    """queue_execute of PVE::QMPClient: it wants 0xFF, the sync's reply, and right after it the command's."""
+    """check_queue, mux_input of PVE::QMPClient: it wants 0xFF, the sync's reply, and right after it the command's."""
     sync = b'{"execute":"guest-sync-delimited","arguments":{"id":%d}}\n'
     wire.says(sync % 1 + b'{"execute":"guest-fsfreeze-freeze","arguments":{}}\n')
     wire.hears(b'\xff{"return": 1}\n')
