@@ -364,7 +364,7 @@ class Freeze(Between):
         if not self.current.concluded:
             self._conclude(turn)
         elif not self.releasing:
-            self.news.tell(turn, self.current.thawed_count)
+            self.news.tell(turn, 0)  # who asked after it was told that all is thawed: there was nothing more to thaw
             self._on_settled(turn)
 
     def _conclude(self, turn: Turn) -> None:
