@@ -31,7 +31,7 @@ def answers(status: Status) -> Iterator[tuple[str, str]]:
     if len(slow) > _NAMED:
         yield "disk", f"and {len(slow) - _NAMED} more"
     for worker in status.workers:
-        if worker.process_state == _IN_KERNEL and worker.seconds >= _LONG and worker.phase != "hold":
+        if _hangs(worker) and worker.phase != "hold":
             yield "process", _waits(status, worker)
     if ends := _ends(status, frozen):
         yield "ends", ends
@@ -101,9 +101,14 @@ def _disk(mount: MountStatus) -> str:
     return ", ".join(facts)
 
 
+def _hangs(worker: WorkerStatus) -> bool:
+    return worker.process_state == _IN_KERNEL and worker.seconds >= _LONG
+
+
 def _waits(status: Status, worker: WorkerStatus) -> str:
     harmless = "; it freezes nothing any more" if status.state == "THAWED" and worker.rpc == "va.fsfreeze" else ""
-    return f"worker {worker.id} {worker.rpc} (pid {worker.pid}) waits in the kernel for its disk{harmless}"
+    doing = f" while {worker.doing}" if worker.doing else " for its disk"
+    return f"worker {worker.id} {worker.rpc} (pid {worker.pid}) waits in the kernel{doing}{harmless}"
 
 
 def _ends(status: Status, frozen: Sequence[MountStatus]) -> str:
@@ -146,6 +151,8 @@ def _to_do(status: Status, frozen: Sequence[MountStatus], slow: Sequence[MountSt
             return f"nothing; `{PROG} thaw` cancels it, and nothing is frozen"
         case "INPROGRESS", _:
             return f"nothing; `{PROG} thaw` cancels it, and thaws"
+        case "THAWED", "" if any(_hangs(worker) and worker.doing for worker in status.workers):
+            return "mend or detach the disk that it waits for (`dmesg`); until then leave it out with --exclude"
         case "THAWED", "" if last is not None and last.outcome in ("broken", "expired"):
             return f"throw away what was copied during freeze {last.freeze_id}, and freeze again"
     return ""

@@ -66,11 +66,12 @@ def counted_left_out(
     for one in shown:
         if one not in rows:
             rest.setdefault(one.reason, []).append(brief(one.mountpoint))
-    if number := len(rest.pop(Reason.PSEUDO.value, ())) + more.pop(Reason.PSEUDO.value, 0):
-        yield f"{count(number)} on no disk ({Reason.PSEUDO.value})"
+    pseudo = len(rest.pop(Reason.PSEUDO.value, ())) + more.pop(Reason.PSEUDO.value, 0)
     for reason in sorted({*rest, *more}):
         names, unnamed = rest.get(reason, []), more.get(reason, 0)
         if names:
             yield f"{count(len(names) + unnamed)} ({reason}): {listed(sorted(names), more=unnamed)}"
         else:
             yield f"{count(unnamed)} more ({reason})"
+    if pseudo:
+        yield f"{count(pseudo)} on no disk ({Reason.PSEUDO.value})"

@@ -124,14 +124,10 @@ def _mounts(record: Status, *, verbose: bool) -> Iterable[RenderableType]:
     yield from map(_cell, folded.counted_planned(record.mounts, rows))
     shown = folded.all_left_out(record)
     out = folded.left_out(shown, verbose=verbose)
-    if out:
-        grid = _table(("left out", "why", "type", ""))
-        for left in out:
-            reason, *rest = text.left_out_row(left)
-            grid.add_row(_cell(rest[0]), _cell(reason, "magenta"), *map(_cell, rest[1:]))
-        yield _Fitting(grid)
-    for line in folded.counted_left_out(shown, record.left_out_counts, out):
-        yield _cell(f"left out: {line}")
+    lines = [*text.table([text.left_out_row(left) for left in out])]
+    lines += (f"  {line}" for line in folded.counted_left_out(shown, record.left_out_counts, out))
+    if lines:
+        yield from map(_cell, ("left out", *lines))
 
 
 def _rows(mounts: Sequence[MountStatus]) -> Iterable[RenderableType]:

@@ -153,6 +153,7 @@ RECORD = {
     "workers[].phase": "phase (see [states](states.md#phases))",
     "workers[].seconds": "seconds since it was forked",
     "workers[].process_state": "as psutil names it, read when the record is sent; `disk-sleep` is state D",
+    "workers[].doing": "what it was doing when it was killed or found stuck, empty of any other one",
     **_WRITERS,
     "last": "how the last freeze ended; an empty struct before the first",
     "last.freeze_id": "number of that freeze",

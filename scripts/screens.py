@@ -47,13 +47,15 @@ def until(true: Callable[[], bool], what: str) -> None:
 class Agent:
     """The agent of this guest."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: str) -> None:
+        self.log = log
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         command = (*WITH_US, str(BIN / "virtagentd"), "--include", "/srv/*")
-        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        with open(self.log, "ab") as log:
+            self._process = subprocess.Popen(command, stderr=log)
         ping = ("virtagentctl", "ping")
         until(lambda: subprocess.run(ping, capture_output=True, check=False).returncode == 0, "virtagentd is silent")
 
@@ -110,7 +112,8 @@ class Terminal:
         """Run a command; return the screen when it has ended, its exit code in the last line."""
         self.wait_prompt()
         self._ended += 1
-        self.type(f"clear; {command}; echo exit code $? .{self._ended}.", "Enter")
+        # In quotes the mark is not what it prints: the command line itself stands on the screen, too.
+        self.type(f"clear; {command}; echo exit code $? .''{self._ended}.", "Enter")
         marked = f" .{self._ended}.\n"
         return self.read_until("\nexit code ", marked).removesuffix("#\n").replace(marked, "\n")
 
@@ -147,7 +150,7 @@ class SlowDisk:
 @contextlib.contextmanager
 def guest(folder: str) -> Iterator[Agent]:
     """Mount what looks like a guest's disks, and run the agent for these only."""
-    agent = Agent()
+    agent = Agent(f"{folder}/log")
     mounted: list[str] = []
 
     def mount(*words: str) -> None:
@@ -161,7 +164,7 @@ def guest(folder: str) -> Iterator[Agent]:
         mount("-o", "loop", image, point)
 
     try:
-        for point in (folder, "/srv", "/run/virtagent"):
+        for point in (folder, "/srv", "/run/virtagent", "/home"):
             os.makedirs(point, exist_ok=True)
             mount("-t", "tmpfs", "-o", "mode=700", "virtagent-screens", point)
         disk(f"{folder}/slow.img", f"{folder}/slow", "900M")
@@ -215,7 +218,7 @@ def main() -> int:
         if sys.argv[2:]:
             import screens_cases
 
-            Path(sys.argv[2]).write_text(screens_cases.page(terminal, agent), encoding="utf-8")
+            Path(sys.argv[2]).write_text(screens_cases.page(terminal, agent, f"{folder}/slow"), encoding="utf-8")
     return 0
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -28,6 +29,8 @@ class Terminal(Protocol):
 class Agent(Protocol):
     """The agent of scripts/screens.py."""
 
+    log: str
+
     def start(self) -> None: ...
     def kill(self) -> None: ...
 
@@ -41,10 +44,11 @@ class Case(NamedTuple):
     now: str
 
 
-def page(terminal: Terminal, agent: Agent) -> str:
-    """Run all cases; return the page."""
+def page(terminal: Terminal, agent: Agent, slow: str) -> str:
+    """Run all cases; return the page. `slow` is the file system on which the disk of /srv/db lies."""
     parts = [HEAD]
-    for case in (*_at_rest(terminal), *_frozen(terminal), *_killed(terminal, agent)):
+    cases = (_at_rest(terminal), _frozen(terminal), _watched(terminal, agent), _hung(terminal, slow))
+    for case in (*itertools.chain(*cases), *_killed(terminal, agent)):
         shown = f"# {case.typed}\n{case.now}" if case.typed else case.now
         parts.append(f"## {case.title}\n\nBefore:\n\n```text\n{case.before}\n```\n\nNow:\n\n```text\n{shown}```\n")
     return "\n".join(parts)
@@ -82,12 +86,24 @@ def _at_rest(terminal: Terminal) -> Iterator[Case]:
         "A dry run had no time, and said nothing of the options in force",
         "file systems that would be frozen: 3\n  level 0  /srv/db (ext4, 7:2)\n...\nleft out: 22\n"
         "  pseudo  /proc (proc, 0:21)\n... (20 of these)",
-        "virtagentctl plan --exclude '/srv/w*' | grep -v not-included | fold -s",
+        "virtagentctl plan --exclude '/srv/w*' | fold -s",
     )
     yield case(
         "Nothing found out, before a backup failed, whether a freeze would work",
         "(there was no `virtagentctl doctor`)",
-        "virtagentctl doctor --rehearse | grep -v left.out | fold -s",
+        "virtagentctl doctor --rehearse | fold -s",
+    )
+    yield case(
+        "At its start the agent had been thawed for longer than it ran",
+        '"since": 4260 (for how long the machine was up)\n"uptime": 1.6',
+        "virtagentctl --json status | grep -E '\"(since|uptime)\"'",
+    )
+    terminal.ended("mkdir -p /home/me/private && cp -L /usr/bin/python3 /home/me/private && export HOME=/home/me")
+    yield case(
+        "The installer took root's private Python, and put it into images",
+        ".../bin/python3.11 -> a Python below root's home (0700; in an image it is not there)\n"
+        "... is installed below DIR",
+        "scripts/install --prefix-root /mnt --python ~/private/python3",
     )
     yield case(
         "The library had no names, signatures or docstrings",
@@ -96,11 +112,39 @@ def _at_rest(terminal: Terminal) -> Iterator[Case]:
     )
 
 
+def _hung(terminal: Terminal, slow: str) -> Iterator[Case]:
+    """A disk that answers nothing: the file system on which it lies is frozen, as by `fsfreeze -f`."""
+    terminal.ended("dd if=/dev/zero of=/srv/db/more bs=1M count=10 status=none")
+    terminal.ended(f"fsfreeze -f {slow}")
+    try:
+        typed = "virtagentctl freeze --sync-limit 2; virtagentctl freeze --exclude /srv/db"
+        before = (
+            "(the first: OVERRUN, state ERROR; then, for as long as the disk hung:)\n"
+            "va.fsfreeze needs state THAWED, the state is ERROR [WRONG_STATE 2]; see `virtagentctl status`"
+        )
+        yield Case("One disk that hung in sync blocked every freeze", before, typed, terminal.ended(typed))
+        terminal.ended("virtagentctl thaw")
+        typed = "virtagentctl status"
+        before = "ERROR: ... worker 28 ... is stuck while syncing /srv/db (is anything frozen? what shall I do?)"
+        yield Case("What hung was named, and not what that meant", before, typed, terminal.ended(typed))
+    finally:
+        terminal.ended(f"fsfreeze -u {slow}")
+
+
+def _watched(terminal: Terminal, agent: Agent) -> Iterator[Case]:
+    watchers = "for n in 1 2 3; do virtagentctl watch --events >/dev/null & done"
+    terminal.ended(f"{watchers}; virtagentctl snapshot --hold 10 -- sleep 3; kill %1 %2 %3; wait")
+    terminal.ended(f"tail -5 {agent.log} > /home/log")
+    before = "(a 30 s freeze with three `watch`: 219 of 251 lines of the log were of va.fsstatus)"
+    typed = "grep -c fsstatus /home/log; fold -s /home/log"
+    yield Case("Who watched flooded the log", before, typed, terminal.ended(typed))
+
+
 def _frozen(terminal: Terminal) -> Iterator[Case]:
     typed = "virtagentctl snapshot --hold 12 -- sleep 11"
     before = "frozen 4 file systems, held for 30 s (freeze 2)\n(then silence, for minutes)"
     yield Case("While COMMAND ran, and the guest stood still, nothing moved", before, typed, terminal.ended(typed))
-    typed = f"virtagentctl freeze --hold {HOLD}; virtagentctl status | grep -v left.out | fold -s"
+    typed = f"virtagentctl freeze --hold {HOLD}; virtagentctl status | fold -s"
     before = "FROZEN: hold for 1.5 s, freeze 3, thaws in 18 s\nfile systems\n  frozen  /srv/db  ext4  0 s\n..."
     yield Case("Status did not answer what an operator asks", before, typed, terminal.ended(typed))
     terminal.ended("virtagentctl thaw")

@@ -184,7 +184,10 @@ class Progress(Value):
 
 
 class WorkerStatus(Value):
-    """A worker that was forked `seconds` ago; `process_state` is psutil's name ("disk-sleep" is state D)."""
+    """A worker that was forked `seconds` ago; `process_state` is psutil's name ("disk-sleep" is state D).
+
+    `doing` says what it was doing when it was killed or found stuck, "" of any other one.
+    """
 
     id: int
     pid: int = -1
@@ -192,6 +195,7 @@ class WorkerStatus(Value):
     phase: str = ""
     seconds: float = -1
     process_state: str = ""
+    doing: str = ""
 
 
 class WriterSeconds(Value):

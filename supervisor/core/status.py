@@ -86,6 +86,12 @@ def _owner(freeze: Freeze, workers: Workers) -> Worker | None:
     return None if waits else worker
 
 
+def _worker(worker: Worker, now: float) -> WorkerStatus:
+    # What one that lives is doing is told by the file systems, and costs more to say.
+    doing = worker.doing if worker.dying and isinstance(worker.doing, str) else ""
+    return WorkerStatus(worker.id, worker.pid, worker.row.name, worker.phase.value, now - worker.born, doing=doing)
+
+
 def _limit_left(turn: Turn, owner: Worker | None) -> float:
     """Return the seconds that are left of its limit; -1 if it has none, or none any more since it was killed."""
     if owner is None or not owner.limit or not owner.alive:
@@ -177,7 +183,7 @@ class Records:
             error=freeze.error,
             mounts=_mounts(ledger, now, partial=partial) if ledger else (),
             progress=_progress(ledger, phase) if ledger and phase in _MOVES else Progress(),
-            workers=tuple(WorkerStatus(w.id, w.pid, w.row.name, w.phase.value, now - w.born) for w in self._workers),
+            workers=tuple(_worker(one, now) for one in self._workers),
             writers=self._writers.status(now),
             last=freeze.history.last,
             audit=records.Audit(self._audit.waiting, self._audit.dropped),

@@ -228,7 +228,15 @@ MOUNT = {
     "may_be_frozen": True,
     "dm": "",
 }
-WORKER = {"id": 17, "pid": 4711, "rpc": "va.fsfreeze", "phase": "hold", "seconds": 19.0, "process_state": "sleeping"}
+WORKER = {
+    "id": 17,
+    "pid": 4711,
+    "rpc": "va.fsfreeze",
+    "phase": "hold",
+    "seconds": 19.0,
+    "process_state": "sleeping",
+    "doing": "",
+}
 LAST = {
     "freeze_id": 16,
     "outcome": "expired",

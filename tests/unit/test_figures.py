@@ -256,6 +256,15 @@ def test_what_a_sync_does_is_shown_while_nothing_is_frozen(drive: Drive) -> None
     assert (record.phase, record.mounts, record.progress.dirty_bytes) == ("", (), -1)
 
 
+def test_a_worker_that_was_killed_says_what_it_was_doing(drive: Drive) -> None:
+    _, worker = drive.begin(2)
+    drive.report(worker, messages.Progress("sync", 1), messages.Step(0, "syncing"))
+    assert [one.doing for one in drive.status().workers] == [""], "its file systems tell that"
+    drive.ask("va.fsthaw")
+    assert drive.state is FreezeState.THAWED
+    assert [one.doing for one in drive.status().workers] == ["syncing /srv/0"]
+
+
 def test_a_sync_never_has_more_left_than_its_limit(drive: Drive) -> None:
     """It was 601 s at first for a limit of 600: the supervisor's second for a worker that does not keep it counted."""
     drive.ask("va.fssync")

@@ -94,6 +94,16 @@ def test_a_worker_that_was_called_off_is_harmless() -> None:
     assert process.endswith("it freezes nothing any more")
 
 
+def test_a_disk_that_hung_in_a_sync_is_named_when_the_freeze_is_long_over() -> None:
+    """A worker waited "for its disk": of which one nothing said a word but its title in ps."""
+    hangs = IN_D | {"doing": "syncing /srv/db"}
+    found = said(state="THAWED", phase="", hold_left=-1.0, mounts=[], workers=[hangs])
+    assert found["process"] == [
+        "worker 28 va.fsfreeze (pid 20603) waits in the kernel while syncing /srv/db; it freezes nothing any more"
+    ]
+    assert "--exclude" in found["to do"][0]
+
+
 def test_it_says_that_the_agent_is_stopping() -> None:
     stopping = "the agent was stopped: SIGTERM"
     found = said(state="ERROR", code=-1, phase="thaw", hold_left=-1.0, mounts=[QUIET], workers=[], stopping=stopping)

@@ -130,8 +130,8 @@ def test_plan(run: Run) -> None:
         "level 1\n"
         "  /srv  xfs  /dev/loop0  also /mnt/a, /mnt/b\n"
         "left out\n"
-        "  1 file system on no disk (pseudo)\n"
-        "  1 file system (network): /net\n",
+        "  1 file system (network): /net\n"
+        "  1 file system on no disk (pseudo)\n",
         "",
     )
     assert run("plan", "-v", answer=returning(PLAN))[1].endswith(

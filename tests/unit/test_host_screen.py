@@ -52,9 +52,9 @@ def test_status() -> None:
         "file system  state   type  device    took\n"
         "/srv/db      frozen  ext4  /dev/vdb  sync 2.5 s, still 19 s  also /mnt/db\n"
         "/srv/x       failed  ext4  /dev/vdb  sync 2.5 s, still 19 s  EIO\n"
-        "left out  why      type\n"
-        "/net      network  ext4\n"
-        "left out: 1 file system on no disk (pseudo)\n"
+        "left out\n"
+        "  network  /net  ext4\n"
+        "  1 file system on no disk (pseudo)\n"
         "worker          process   phase  for   kernel\n"
         "17 va.fsfreeze  pid 4711  hold   19 s  sleeping\n"
         "last freeze  16 BROKEN: the hold limit passed; 4 file systems held 1 min"
@@ -74,8 +74,8 @@ def test_plan() -> None:
         "├── level 1, all at once\n"
         "│   └── /srv  xfs  /dev/loop0\n"
         "└── left out\n"
-        "    ├── 1 file system on no disk (pseudo)\n"
-        "    └── 1 file system (network): /n"
+        "    ├── 1 file system (network): /n\n"
+        "    └── 1 file system on no disk (pseudo)"
     )
 
 
