@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ..agent.api import records, timeofday
 from ..agent.api.errors import VirtagentError
 from ..agent.api.text import printable
-from . import exits, named_agents, options, text
+from . import charset, exits, named_agents, options, text
 from .client import Agent
 from .commands import COMMANDS, Said
 from .events import EventLines
@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+            charset.limit(stream)
     code = DONE
     words = sys.argv[1:] if argv is None else list(argv)
     ours = words[: words.index("--")] if "--" in words else words

@@ -1,4 +1,4 @@
-"""Lines of a picture on a terminal, drawn over and over in place. It knows nothing of what they say."""
+"""Lines of a picture on a terminal, drawn over and over. It knows nothing of what they say."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-from .layout import Line, cut, width_of
+from .layout import Line, cut
 
 _STYLES = {"bold": "1", "good": "32", "still": "1;35", "bad": "1;31"}  # legible on black and on white
 _COLOURLESS = {"bold": "1", "still": "1", "bad": "1"}
-_HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
-_ALTERNATE, _USUAL = "\x1b[?1049h\x1b[H", "\x1b[?1049l"
+_BEGIN, _END = (
+    "\x1b[?25l\x1b[?1049h",
+    "\x1b[?1049l\x1b[?25h",
+)  # without a cursor, on the alternate screen (xterm's ctlseqs)
 
 
 class Drawing:
-    """A picture on the terminal `stream`; `whole`: it has the terminal for itself (alternate screen).
+    """A picture on the terminal `stream`, on the alternate screen.
 
-    All methods raise OSError if the terminal is gone. NO_COLOR in `env` (no-color.org) leaves only bold.
+    There a terminal of another size breaks no lines anew, so that nothing of an old picture stays,
+    also in the scrollback. What was on the terminal is there again afterwards. All methods raise OSError if the
+    terminal is gone. NO_COLOR in `env` (no-color.org) leaves only bold.
     """
 
-    def __init__(self, stream: TextIO, *, whole: bool, env: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, stream: TextIO, *, env: Mapping[str, str] = os.environ) -> None:
         self._stream = stream
-        self._whole = whole
         self._styles = _COLOURLESS if env.get("NO_COLOR") else _STYLES
-        self._drawn: list[int] | None = None
-        """How many cells each line has that is on the terminal now; None before the first."""
+        self._drawn = False
 
     def size(self) -> tuple[int, int]:
         """Return columns and lines; 80 and 24 if the terminal does not say."""
@@ -40,27 +42,16 @@ class Drawing:
         """Draw these lines instead of the last ones."""
         width, _ = self.size()
         lines = [cut(self._sayable(line), width) for line in lines]
-        out = [] if self._drawn is not None else [_HIDE, _ALTERNATE if self._whole else ""]
-        out.append(self._back(width))
-        out.append("\r\n".join(self._styled(line) + "\x1b[K" for line in lines))
-        out.append("\x1b[J")
-        self._drawn = [width_of(line) for line in lines]
-        print("".join(out), end="", file=self._stream, flush=True)
+        begin = "" if self._drawn else _BEGIN
+        self._drawn = True
+        shown = "\r\n".join(self._styled(line) + "\x1b[K" for line in lines)
+        print(f"{begin}\x1b[H{shown}\x1b[J", end="", file=self._stream, flush=True)
 
     def close(self) -> None:
         """Remove the picture."""
-        if self._drawn is None:
-            return
-        end = _USUAL if self._whole else self._back(self.size()[0]) + "\x1b[J"
-        self._drawn = None
-        print(end + _SHOW, end="", file=self._stream, flush=True)
-
-    def _back(self, width: int) -> str:
-        """Go to the first cell of the first line. A terminal that became narrower has wrapped the lines."""
-        if self._whole:
-            return "\x1b[H"
-        rows = sum(max(1, -(-long // width)) for long in self._drawn or [])
-        return "\r" + (f"\x1b[{rows - 1}A" if rows > 1 else "")
+        if self._drawn:
+            self._drawn = False
+            print(_END, end="", file=self._stream, flush=True)
 
     def _styled(self, line: Line) -> str:
         return "".join(

@@ -27,7 +27,7 @@ DELAY = 0.25  # seconds; what takes less is not drawn
 class Picture:
     """A picture of the guests at `urls` while `doing`, a command, is under way. `close` it; twice does no harm.
 
-    That of `watch` has the terminal for itself, is left with q, and leaves a line for each guest behind.
+    That of `watch` is left with q, and leaves a line for each guest behind.
     """
 
     def __init__(self, stream: TextIO, doing: str, urls: Sequence[str]) -> None:
@@ -36,7 +36,7 @@ class Picture:
         self._doing = doing
         self._urls = urls
         self._watches = doing == "watch"
-        self._drawing = Drawing(stream, whole=self._watches)
+        self._drawing = Drawing(stream)
         self._records: dict[str, tuple[GuestStatus, float]] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Future[None] | None = None

@@ -73,7 +73,8 @@ def draw(
     room = height - len(above) - len(below) - len(foot)
     if len(rows) > room:
         room = max(_ROWS_LEAST, room - 1)
-        rows = [*rows[:room], [(f"  and {len(rows) - room} more", "")]]
+        more = len(rows) - room
+        rows = [*rows[:room], *([[(f"  and {more} more", "")]] if more > 0 else ())]
     lines = [*above, *rows, *below][: max(1, height - len(foot))] + foot
     return [cut(line, width) for line in lines[:height]]
 
@@ -143,13 +144,13 @@ def _of_one(guest: GuestStatus, width: int, clock: Clock) -> tuple[list[Line], l
         above += [state] if width_of(state) <= width else [state[:1], *wrapped(meaning(guest), width)]
     above += filter(None, [_how_far(guest, width, clock)])
     above += wrapped(guest.error, width, "bad")
-    if guest.state == "ERROR":
-        for worker in guest.workers:
-            above += wrapped(_worker(worker), width)
     mounts = [mount for mount in guest.mounts if mount.state != text.LEFT_OUT]
     shown = [mount for mount in mounts if _has_row(mount, guest)]
     rows = aligned([_mount_cells(mount, guest) for mount in sorted(shown, key=_slowest_first)], width)
     below = _counted([mount for mount in mounts if mount not in shown], width) if guest.phase else []
+    if guest.state == "ERROR":  # below, since of a low screen it is what can be missed
+        for worker in guest.workers:
+            below += wrapped(_worker(worker), width)
     if guest.state == "THAWED" and not guest.phase and guest.last is not None:
         below += wrapped(f"last freeze: {text.last_freeze(guest.last)}", width)
     return above, rows, below
@@ -275,8 +276,9 @@ def _evident(mount: MountStatus, status: Status) -> bool:
 
 
 def _worker(worker: WorkerStatus) -> str:
-    waits = ", waits in the kernel" if worker.process_state == "disk-sleep" else ""
-    return f"worker {worker.id} (pid {worker.pid}) {worker.phase} for {seconds_of(worker.seconds)}{waits}"
+    waits = " waits in the kernel" if worker.process_state == "disk-sleep" else f": {worker.phase}"
+    doing = f" while {worker.doing}" if worker.doing else ""
+    return f"worker {worker.id} (pid {worker.pid}, for {seconds_of(worker.seconds)}){waits}{doing}"
 
 
 def _counted(mounts: Sequence[MountStatus], width: int) -> list[Line]:

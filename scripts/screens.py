@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 BIN = Path(sys.executable).parent
 DISKS = {"web": "vdb", "mail": "vdc", "db": "vdd"}
 SLOW, DIRTY = "db", 256  # whose disk is slow, and MiB that are written to it
+FOLDER = "/mnt"  # of this mount namespace, and in memory
 WAIT = 60.0  # seconds for a screen to come
 HEAD = """\
 # Screens
@@ -209,16 +209,15 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     with (
-        tempfile.TemporaryDirectory() as folder,
-        guest(folder) as agent,
-        contextlib.closing(Terminal(folder, 80, 24)) as terminal,
+        guest(FOLDER) as agent,
+        contextlib.closing(Terminal(FOLDER, 80, 24)) as terminal,
     ):
-        parts = [f"## {title}\n\n```text\n{shown}```\n" for title, shown in screens(terminal, folder)]
+        parts = [f"## {title}\n\n```text\n{shown}```\n" for title, shown in screens(terminal, FOLDER)]
         Path(sys.argv[1]).write_text("\n".join([HEAD, *parts]), encoding="utf-8")
         if sys.argv[2:]:
             import screens_cases
 
-            Path(sys.argv[2]).write_text(screens_cases.page(terminal, agent, f"{folder}/slow"), encoding="utf-8")
+            Path(sys.argv[2]).write_text(screens_cases.page(terminal, agent, f"{FOLDER}/slow"), encoding="utf-8")
     return 0
 
 

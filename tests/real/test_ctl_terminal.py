@@ -19,12 +19,15 @@ from harness.terminal import CTL, Terminal, screen
 def test_without_rich_a_terminal_gets_lines_of_status_and_the_same_picture(tmp_path: Path) -> None:
     (tmp_path / "rich").mkdir()
     (tmp_path / "rich" / "__init__.py").write_text("raise ImportError('no rich')\n")
-    with FakeAgent(tmp_path / "a", lambda method, params: status_record()) as fake:
-        with Terminal([*CTL, "--agent", fake.url, "status"], {"PYTHONPATH": str(tmp_path)}) as terminal:
-            terminal.read_until("  frozen  /srv/db  ext4")
-            assert "\x1b" not in terminal.text
-        with Terminal([*CTL, "--agent", fake.url, "watch"], {"PYTHONPATH": str(tmp_path)}) as terminal:
-            terminal.read_until("* FROZEN  applications stand still")
+    with (
+        FakeAgent(tmp_path / "a", lambda method, params: status_record()) as fake,
+        Terminal([*CTL, "--agent", fake.url, "status"], {"PYTHONPATH": str(tmp_path)}) as terminal,
+    ):
+        terminal.read_until("  frozen  /srv/db  ext4")
+        assert "\x1b" not in terminal.text
+    (tmp_path / "a").unlink()
+    with watching(tmp_path, {"PYTHONPATH": str(tmp_path)}) as terminal:
+        terminal.read_until("* FROZEN  applications stand still")
 
 
 @pytest.mark.parametrize("number", [0, signal.SIGTERM, signal.SIGHUP])

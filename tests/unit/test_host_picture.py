@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -135,15 +136,31 @@ def test_a_hold_counts_down() -> None:
     assert "held without a limit" in drawn(guest(**HOLD | {"hold_left": -1}))
 
 
+def test_a_low_screen_in_error_has_the_file_systems_rather_than_the_worker() -> None:
+    """Of 12 lines none was left for what is stuck, and "and 0 more" stood there."""
+    stuck = [MOUNT | {"mountpoint": f"/srv/{n}", "state": "freezing", "seconds": 61.0} for n in range(3)]
+    hangs = WORKER | {"process_state": "disk-sleep", "doing": "freezing /srv/0"}
+    error = "worker 17 va.fsfreeze is stuck while freezing /srv/0; not yet thawed: /srv/0, /srv/1; trying again"
+    record = guest(
+        state="ERROR", code=-1, phase="thaw", since=47.0, hold_left=-1.0, error=error, mounts=stuck, workers=[hangs]
+    )
+    lines = picture.plain(picture.draw([record], doing="freeze", width=40, height=12, clock=str)).split("\n")
+    assert len(lines) <= 12
+    assert [line.split()[0] for line in lines if "/dev/vdb" in line] == ["/srv/0", "/srv/1"]
+    assert "  and 1 more" in lines
+    with_two = picture.draw([replace(record, mounts=record.mounts[:2])], doing="freeze", width=40, height=12, clock=str)
+    assert "more" not in picture.plain(with_two).replace("no more", "")
+
+
 def test_an_error_says_whether_anything_is_frozen_and_who_waits() -> None:
     shown = drawn(guest(**ERROR), doing="watch")
     assert shown == (
         "unix:/run/virtagent/virtagentd.sock  freeze 17\n"
         "! ERROR for 47 s  1 file system may be frozen; no new freeze until this ends\n"
         "  worker 28 va.fsfreeze is stuck while freezing /srv/db; not yet thawed: /srv/db\n"
-        "  worker 17 (pid 4711) freeze for 53 s, waits in the kernel\n"
         "  /srv/db   /dev/vdb   53 s   freezing\n"
         "  1 thawed   /\n"
+        "  worker 17 (pid 4711, for 53 s) waits in the kernel\n"
         "q or Ctrl-C ends this; what goes on in the guest goes on"
     )
     waits = ERROR | {"mounts": [mount("/srv/db", "/dev/vdb", "syncing", seconds=53.0)]}
