@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -149,7 +150,8 @@ def doctor(args: argparse.Namespace, url: str) -> Script[Said]:
     checks = partial(guest_checks.examine, pid) if pid else lambda _types: ()
     found = yield from examination.examine(args.rehearse, checks)
     found.insert(0, examination.ok(f"answers after {took(seconds)}" + ("" if pid else "; asked from outside")))
-    who = f"{url}  virtagentd {able.version}" if able is not None else url
+    kernel = f", Linux {os.uname().release}" if pid else ""
+    who = f"{url}  virtagentd {able.version}{kernel}" if able is not None else url
     lines = [who, *(check.line() for check in found)]
     said = examination.verdict(found)
     fine = not any(check.level is examination.Level.FAIL for check in found)

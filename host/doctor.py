@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from ..agent.api import summary
+from ..agent.api import forecast, summary
+from ..agent.api.bounds import not_shown
 from ..agent.api.errors import Fault
-from ..agent.api.records import LeftOut, Plan, PlannedWriter, Status
+from ..agent.api.records import LeftOut, PastFreeze, Plan, PlannedWriter, Status
+from ..agent.api.states import Outcome
 from ..agent.api.text import brief, listed, took
 from ..agent.api.writers import WriterState
 from . import calls, text
@@ -23,6 +25,7 @@ from .errors import HostError, Unsupported
 from .holding import ours
 
 REHEARSED_HOLD = 1.0  # seconds
+_RECENT, _HOLD_SHARE = 20, 0.8  # of so many freezes the longest hold may take this share of the limit
 _INCONSISTENT = ("unsupported", "damaged", "unreachable", "fuse", "zfs", "busy")
 
 
@@ -93,6 +96,19 @@ def of_status(status: Status) -> Iterator[Check]:
         yield warn(f"the last freeze was not good: {text.ended(last)}")
 
 
+def of_history(past: Sequence[PastFreeze], hold_limit: float) -> Iterator[Check]:
+    """Check whether the hold limit (seconds; 0: none, -1: unknown) is long enough for the last freezes."""
+    recent = past[-_RECENT:]
+    expired = [one for one in recent if one.outcome == Outcome.EXPIRED.value]
+    longest = max((one.held_seconds for one in recent), default=-1.0)
+    to_do = "hold longer with --hold, extend it (--extend), or raise `hold-limit`"
+    if expired:
+        yield warn(f"{len(expired)} of the last {text.count(len(recent), 'freeze')} ended at the hold limit", to_do)
+    elif 0 < hold_limit * _HOLD_SHARE <= longest <= hold_limit:  # a longer one had a limit of its own
+        held = f"of the last {text.count(len(recent), 'freeze')} one was held for {took(longest)}"
+        yield warn(f"the hold limit is {took(hold_limit)}, and {held}", to_do)
+
+
 def of_plan(plan: Plan) -> Iterator[Check]:
     """Check what a freeze would take, and what it would leave out."""
     if not plan.mounts:
@@ -107,18 +123,23 @@ def of_plan(plan: Plan) -> Iterator[Check]:
     for left in plan.left_out:
         by_reason.setdefault(left.reason, []).append(left)
     for reason, those in sorted(by_reason.items()):
-        points = [f"{brief(left.mountpoint)} ({left.fstype})" for left in those]
+        more = not_shown(those, {reason: plan.left_out_counts.get(reason, 0)}).get(reason, 0)
+        named = listed((f"{brief(left.mountpoint)} ({left.fstype})" for left in those), more=more)
         if reason in _INCONSISTENT:
             yield warn(
-                f"left out as {reason}: {listed(points)}; a snapshot of its disk is not consistent",
+                f"left out as {reason}: {named}; a snapshot of its disk is not consistent",
                 "exclude it from the snapshot, or freeze with --strict to fail instead",
             )
         elif reason in ("excluded", "not-included"):
-            yield info(f"left out as {reason}: {listed(points)}")
+            yield info(f"left out as {reason}: {named}")
     for note in plan.notes:
         yield info(note)
+    if said := forecast.sentence(plan.estimate):
+        yield info(f"if run now: {said}")
     for writer in plan.writers:
         yield from of_writer(writer)
+    if not plan.writers:
+        yield info("no application takes part: of a database it is as if the power had failed (databases.md)")
 
 
 def of_writer(writer: PlannedWriter) -> Iterator[Check]:
@@ -158,6 +179,7 @@ def examine(rehearse: bool, guest_checks: Callable[[Collection[str]], Iterable[C
         plan: Plan = yield calls.plan()
         found.extend(of_plan(plan))
         types.update(writer.type for writer in plan.writers)
+        found.extend(of_history((yield calls.history()), plan.estimate.hold_limit))
     except (Fault, Unsupported) as error:
         found.append(fail(f"there is no plan: {error}"))
     found.extend(guest_checks(types))

@@ -27,6 +27,7 @@ _WAITS_FOR_THAW = ("percpu_rwsem_wait", "sb_start_write", "__sb_start_write", "p
 """Where a writer to a frozen file system sleeps (/proc/PID/wchan, proc(5)); seen on Linux 5.10 to 6.18."""
 _DESCRIPTORS_EACH, _DESCRIPTORS_SPARE = 1, 64
 _CONNECT_SECONDS = 1.0
+_PATH_MAX = 4096
 _HOOKS: tuple[tuple[set[str], tuple[str, ...], str], ...] = (
     (
         {"hook", "hook-dir"},
@@ -138,19 +139,48 @@ def _of_rivals(proc: Path) -> Iterator[Check]:
 
 
 def _of_waiting_writers(proc: Path) -> Iterator[Check]:
-    waiting = [
-        f"{_read(proc / pid / 'comm').strip()} {pid}"
-        for pid in _processes(proc)
-        if any(_read(task / "wchan").strip() in _WAITS_FOR_THAW for task in _entries(proc / pid / "task"))
-    ]
-    if waiting:
+    waiting: dict[str, list[str]] = {}
+    for pid in _processes(proc):
+        tasks = _entries(proc / pid / "task")
+        blocked = [task for task in tasks if _read(task / "wchan").strip() in _WAITS_FOR_THAW]
+        if blocked:
+            where = next(filter(None, (_waits_for(task) for task in blocked)), "")
+            waiting.setdefault(where, []).append(f"{_read(proc / pid / 'comm').strip()} {pid}")
+    for where, those in sorted(waiting.items()):
         yield fail(
-            f"a file system is frozen already, by someone else or by a dead agent; {len(waiting)} of its writers wait "
-            f"({brief(listed(waiting))})",
-            "`fsfreeze -u MOUNTPOINT` if nobody needs it",
+            f"{brief(where) or 'a file system'} is frozen already, by someone else or by a dead agent; "
+            f"{len(those)} of its writers wait ({brief(listed(those))})",
+            f"`fsfreeze -u {brief(where) or 'MOUNTPOINT'}` if nobody needs it",
         )
-    else:
+    if not waiting:
         yield ok("no process waits to write to a frozen file system")
+
+
+def _waits_for(task: Path) -> str:
+    """Return the mount point of what a thread in a system call waits to write to, "" if that cannot be told.
+
+    Its first arguments are a descriptor, or the address of a path (/proc/PID/syscall, proc(5)).
+    """
+    mounts = [line.split() for line in _read(task / "mountinfo").splitlines()]
+    for argument in re.findall(r"0x[0-9a-f]+", _read(task / "syscall"))[:2]:
+        number = int(argument, 16)
+        found = re.search(r"^mnt_id:\s+(\d+)", _read(task / "fdinfo" / str(number)), re.MULTILINE)
+        if found:
+            return next((fields[4] for fields in mounts if fields[0] == found[1]), "")
+        path = _text_at(task / "mem", number)
+        if path.startswith("/"):
+            points = (fields[4] for fields in mounts if f"{path}/".startswith(fields[4].rstrip("/") + "/"))
+            return max(points, key=len, default="")
+    return ""
+
+
+def _text_at(memory: Path, address: int) -> str:
+    try:
+        with open(memory, "rb", buffering=0) as file:
+            file.seek(address)
+            return os.fsdecode(file.read(_PATH_MAX).partition(b"\0")[0])
+    except (OSError, ValueError, OverflowError):
+        return ""
 
 
 def _of_the_kernel(sys: Path) -> Iterator[Check]:

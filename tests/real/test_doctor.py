@@ -17,7 +17,7 @@ def doctor(daemon: Daemon, *argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def waits(ran: subprocess.CompletedProcess[str]) -> bool:
-    return "FAIL  a file system is frozen already" in ran.stdout
+    return " is frozen already, by someone else" in ran.stdout
 
 
 def test_a_rehearsal_in_a_guest(rig: Rig) -> None:
@@ -55,6 +55,7 @@ def test_a_guest_that_someone_else_has_frozen(rig: Rig) -> None:
         ran = doctor(daemon, "--rehearse")
         assert ran.returncode == 1, ran.stdout
         assert waits(ran), ran.stdout
+        assert f"{fs} is frozen already" in ran.stdout
         assert "rehearsed" not in ran.stdout
         assert daemon.status()["last"] in (None, {})
     finally:

@@ -54,7 +54,9 @@ def test_a_guest_in_which_all_is_well(run: Run) -> None:
     assert (code, err) == (0, "")
     first, *checks, last = out.splitlines()
     assert "virtagentd 9" in first
+    *checks, writers = checks
     assert all(line.startswith("  ok ") for line in checks)
+    assert writers.startswith("  info  no application takes part")
     assert any("1 file system on 1 disk in 1 level: /srv/db" in line for line in checks)
     assert last == "0 failures, 0 warnings: a backup now would work"
 
@@ -104,6 +106,43 @@ def test_warnings_let_a_backup_pass(run: Run) -> None:
     assert "warn  2 audit records lost" in out
     assert "warn  the last freeze was not good" in out
     assert out.endswith("0 failures, 4 warnings: a backup now would work\n")
+
+
+@pytest.mark.parametrize(
+    ("holds", "limit", "said"),
+    [
+        (
+            [(48.5, "thawed"), (2.0, "thawed")],
+            60,
+            "warn  the hold limit is 1 min, and of the last 2 freezes one was held for 48.5 s",
+        ),
+        ([(47.0, "thawed")], 60, ""),
+        ([(300.0, "thawed")], 60, ""),
+        ([(48.5, "thawed")], 0, ""),
+        ([(48.5, "thawed")], -1, ""),
+        (
+            [(60.0, "expired"), (2.0, "thawed")],
+            60,
+            "1 of the last 2 freezes ended at the hold limit: hold longer with",
+        ),
+    ],
+)
+def test_a_hold_limit_that_the_last_freezes_came_near(
+    run: Run, holds: list[tuple[float, str]], limit: float, said: str
+) -> None:
+    past = [{"freeze_id": n, "held_seconds": held, "outcome": how} for n, (held, how) in enumerate(holds, 1)]
+    plan = {"mounts": [MOUNT], "estimate": {"hold_limit": limit, "dirty_bytes": 1 << 20}}
+    out = run("doctor", answer=agent(status_record(**REST, last=GOOD, history=past), plan))[1]
+    assert said in out
+    assert ("hold limit" in out.replace("hold-limit", "")) == bool(said)
+    assert "info  if run now: 1 MiB to write" in out
+
+
+def test_more_that_is_left_out_than_the_agent_names_is_counted(run: Run) -> None:
+    left = [{"mountpoint": f"/x{n}", "device": f"8:{n}", "fstype": "ext4", "reason": "excluded"} for n in range(50)]
+    plan = {"mounts": [MOUNT], "left_out": left, "left_out_counts": {"excluded": 6000}}
+    out = run("doctor", answer=agent(status_record(**REST, last=GOOD), plan))[1]
+    assert "/x4 (ext4), 5995 more" in out
 
 
 def test_a_rehearsal_freezes_for_a_second_and_thaws(run: Run) -> None:
@@ -214,6 +253,31 @@ def test_what_is_in_the_way_on_a_machine(tmp_path: Path) -> None:
     one(lambda m: m.write("812/comm", "qemu-ga\n"), Level.FAIL, "qemu-ga runs (pid 812)")
     one(lambda m: m.write("1/task/12/wchan", "percpu_rwsem_wait"), Level.FAIL, "frozen already")
     one(lambda m: (m.sys / "kernel/rcu_expedited").unlink(), Level.INFO, "no rcu_expedited")
+
+
+@pytest.mark.parametrize(
+    ("syscall", "named"),
+    [
+        ("257 0xffffff9c 0x8 0x241 0x1b6", "/srv/db is frozen already"),  # openat, by a path
+        ("1 0x5 0x8 0x3", "/srv/web is frozen already"),  # write, by a descriptor
+        ("1 0x77 0x0 0x3", "a file system is frozen already"),
+        ("running", "a file system is frozen already"),
+    ],
+)
+def test_what_is_frozen_already_is_named(tmp_path: Path, syscall: str, named: str) -> None:
+    machine = Machine(tmp_path)
+    mounts = "21 1 8:1 / / rw - ext4 /dev/vda rw\n22 21 8:2 / /srv/db rw - ext4 /dev/vdb rw\n"
+    task = "812/task/813"
+    machine.write("812/comm", "nginx\n")
+    machine.write(f"{task}/wchan", "percpu_rwsem_wait")
+    machine.write(f"{task}/mountinfo", f"{mounts}23 21 8:3 / /srv/web rw - ext4 /dev/vdc rw\n")
+    machine.write(f"{task}/fdinfo/5", "pos:\t0\nflags:\t0100001\nmnt_id:\t23\n")
+    machine.write(f"{task}/mem", "\0" * 8 + "/srv/db/data/x\0rest")
+    machine.write(f"{task}/syscall", syscall)
+    (check,) = machine.found()
+    assert named in check.found
+    assert "1 of its writers wait (nginx 812)" in check.found
+    assert check.to_do.startswith("`fsfreeze -u /srv/" if "/srv/" in named else "`fsfreeze -u MOUNTPOINT`")
 
 
 def test_hooks_that_no_writer_calls(tmp_path: Path) -> None:
