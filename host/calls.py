@@ -65,10 +65,16 @@ def capabilities() -> Call[Capabilities]:
 
 
 def plan(
-    include: Texts = (), exclude: Texts = (), *, strict: bool = False, partial: bool = False, writers: str | None = None
+    include: Texts = (),
+    exclude: Texts = (),
+    *,
+    strict: bool = False,
+    partial: bool = False,
+    writers: str | None = None,
+    hold_limit: float | None = None,
 ) -> Call[Plan]:
     """Return what `freeze` would do, freezing nothing."""
-    options = _select(include, exclude, strict, partial) | _given(writers=writers)
+    options = _select(include, exclude, strict, partial) | _given(writers=writers, hold_limit=hold_limit)
     return _ask("va.fsplan", Plan, options)
 
 

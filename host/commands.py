@@ -57,7 +57,12 @@ def capabilities(args: argparse.Namespace, url: str) -> Script[Said]:
 
 def plan(args: argparse.Namespace, url: str) -> Script[Said]:
     found: records.Plan = yield calls.plan(
-        included(args), args.exclude, strict=args.strict, partial=args.partial, writers=args.writers
+        included(args),
+        args.exclude,
+        strict=args.strict,
+        partial=args.partial,
+        writers=args.writers,
+        hold_limit=args.hold,
     )
     return Said(
         text.plan_lines(found, verbose=args.verbose),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import sys
 import textwrap
@@ -50,12 +51,12 @@ _BY_PHASE = (
     (Code.OVERRUN, "sync limit", f"no application stood still: raise --sync-limit, mend the disk, {_LEAVE_OUT}"),
     (Code.OVERRUN, "freeze limit", f"see `{PROG} status` for the disk: mend it, {_LEAVE_OUT}"),
     (Code.OVERRUN, "hold limit", "the writers took too long to confirm: raise --hold"),
-    (Code.FREEZE_FAILED, "frozen by someone else", "`fsfreeze -u` that mount point if nobody needs it, then try again"),
     (Code.FREEZE_BROKEN, "nothing was thawed", f"see `{PROG} history`, and throw away the snapshot of that freeze"),
     (Code.FREEZE_BROKEN, "hold limit", "throw the snapshot away, and hold longer with --hold"),
     (Code.FAILED, "not yet thawed", f"`{PROG} status` says what is frozen, and what to do"),
 )
 """What to do where the code alone does not say it: words of the fault's text, the first that is there."""
+_BUSY = re.compile(r"(/.*?): frozen by someone else")
 _NEEDS = re.compile(r"va\.(\w+) needs state (\w+), the state is (\w+)")
 _WORDS = {
     ("fshold", "FROZEN"): "nothing is frozen, so nothing can be held longer",
@@ -108,6 +109,8 @@ def _explained(error: VirtagentError, may_be_frozen: bool) -> tuple[str, str, in
 def advice(fault: Fault) -> str:
     """Return what to do about a fault, by its code and by what its text says of the phase; "" if nothing."""
     words = _ADVICE.get(fault.code, "")
+    if fault.code is Code.FREEZE_FAILED and (found := _BUSY.match(fault.text)):
+        return f"`fsfreeze -u {shlex.quote(found[1])}` if nobody needs it, then try again"
     for code, said, advised in _BY_PHASE:
         if code is fault.code and said in fault.text:
             return advised

@@ -108,6 +108,7 @@ def parser() -> Parser:
     planning = command("plan", "show what a freeze would do, level by level, and what it leaves out and why")
     _mount_points(planning)
     _selection(planning)
+    _hold(planning)
     _verbose(planning, "also name each file system that is left out and harmless")
     syncing = command("sync", "write what is dirty on what a freeze would freeze, freezing nothing")
     _mount_points(syncing)
@@ -307,6 +308,10 @@ def _selection(one: argparse.ArgumentParser) -> None:
 def _limits(one: argparse.ArgumentParser) -> None:
     one.add_argument("--sync-limit", type=_seconds, metavar="S", help="limit of the sync, before anything freezes")
     one.add_argument("--freeze-limit", type=_seconds, metavar="S", help="limit of the freezing itself")
+    _hold(one)
+
+
+def _hold(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--hold",
         "--hold-limit",

@@ -39,7 +39,9 @@ def tried(make: Callable[[], Snapshot], retries: int, on_end: Callable[[Report, 
         if not retries or report.interrupted or report.late or not may_try_again(report):
             return report
         wrong, _ = verdict(report)
-        exits.complain(f"{wrong}; trying again in {took(pause)}, at most {retries} times more", exits.FAILED)
+        exits.complain(
+            f"{wrong}; trying again in {took(pause)}, at most {text.count(retries, 'more time')}", exits.FAILED
+        )
         threading.Event().wait(pause)
         retries, pause = retries - 1, min(pause * 2, RETRY_MAX)
 

@@ -164,7 +164,7 @@ def guest(folder: str) -> Iterator[Agent]:
         mount("-o", "loop", image, point)
 
     try:
-        for point in (folder, "/srv", "/run/virtagent", "/home"):
+        for point in (folder, "/srv", "/run/virtagent"):
             os.makedirs(point, exist_ok=True)
             mount("-t", "tmpfs", "-o", "mode=700", "virtagent-screens", point)
         disk(f"{folder}/slow.img", f"{folder}/slow", "900M")

@@ -98,7 +98,7 @@ def _at_rest(terminal: Terminal) -> Iterator[Case]:
         '"since": 4260 (for how long the machine was up)\n"uptime": 1.6',
         "virtagentctl --json status | grep -E '\"(since|uptime)\"'",
     )
-    terminal.ended("mkdir -p /home/me/private && cp -L /usr/bin/python3 /home/me/private && export HOME=/home/me")
+    terminal.ended("mkdir -p /mnt/me/private && cp -L /usr/bin/python3 /mnt/me/private && export HOME=/mnt/me")
     yield case(
         "The installer took root's private Python, and put it into images",
         ".../bin/python3.11 -> a Python below root's home (0700; in an image it is not there)\n"
@@ -134,9 +134,9 @@ def _hung(terminal: Terminal, slow: str) -> Iterator[Case]:
 def _watched(terminal: Terminal, agent: Agent) -> Iterator[Case]:
     watchers = "for n in 1 2 3; do virtagentctl watch --events >/dev/null & done"
     terminal.ended(f"{watchers}; virtagentctl snapshot --hold 10 -- sleep 3; kill %1 %2 %3; wait")
-    terminal.ended(f"tail -5 {agent.log} > /home/log")
+    terminal.ended(f"tail -5 {agent.log} > /mnt/last")
     before = "(a 30 s freeze with three `watch`: 219 of 251 lines of the log were of va.fsstatus)"
-    typed = "grep -c fsstatus /home/log; fold -s /home/log"
+    typed = "grep -c fsstatus /mnt/last; fold -s /mnt/last"
     yield Case("Who watched flooded the log", before, typed, terminal.ended(typed))
 
 

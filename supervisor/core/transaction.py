@@ -205,6 +205,12 @@ class Transaction(Struct):
             return Fault(fault.code, f"{fault.text}{self.ledger.what_was_undone()}")
         return fault
 
+    def _longest_standstill(self, now: float) -> float:
+        """Return it as the reports tell, which may come late; what was held has stood still for as long as it was."""
+        longest = self.ledger.longest_standstill(now)
+        whole = self.outcome in (Outcome.THAWED, Outcome.EXPIRED) and bool(self.frozen_at)
+        return max(longest, self.held_until - self.frozen_at) if whole else longest
+
     def summary(self, turn: Turn, writers: Writers) -> Last:
         """Return how the freeze ended; what becomes of its writers is not over yet (`History.amend`)."""
         fault, ledger, now = self.final_fault, self.ledger, turn.now
@@ -216,7 +222,7 @@ class Transaction(Struct):
             outcome=self.outcome.value,
             held_continuously=good,
             held_seconds=max(0.0, self.held_until - self.frozen_at) if self.frozen_at else never,
-            stall_seconds=ledger.standstill_after_death(now) if self.recovered else ledger.longest_standstill(now),
+            stall_seconds=ledger.standstill_after_death(now) if self.recovered else self._longest_standstill(now),
             error=fault.text if fault else "",
             at=turn.wall,
             consistency=("application" if writers.application_consistent else "file-system") if good else "none",

@@ -256,6 +256,29 @@ def test_what_a_sync_does_is_shown_while_nothing_is_frozen(drive: Drive) -> None
     assert (record.phase, record.mounts, record.progress.dirty_bytes) == ("", (), -1)
 
 
+@pytest.mark.parametrize("expires", [False, True])
+def test_what_was_held_has_stood_still_for_as_long(drive: Drive, *, expires: bool) -> None:
+    """On a busy machine the steps are read late: "held 51 ms, stood still 47 ms"."""
+    _, worker = drive.begin(1)
+    drive.sync(worker, 1)
+    frozen_at = drive.now
+    drive.wait(0.25)
+    drive.freezes(worker, 0)
+    drive.frozen(worker, 0)
+    drive.report(worker, messages.Frozen(1, frozen_at, frozen_at + 60))
+    if expires:
+        drive.wait(60)
+        drive.thaws(worker, 1, "the hold limit of 60 s passed")
+    else:
+        drive.wait(1)
+        drive.ask("va.fsthaw")
+        drive.thaws(worker, 1)
+    last = drive.status().last
+    assert last is not None
+    assert last.held_seconds >= (59 if expires else 1.25)
+    assert last.stall_seconds >= last.held_seconds
+
+
 def test_a_worker_that_was_killed_says_what_it_was_doing(drive: Drive) -> None:
     _, worker = drive.begin(2)
     drive.report(worker, messages.Progress("sync", 1), messages.Step(0, "syncing"))

@@ -78,7 +78,11 @@ def test_the_causes_of_a_group_have_the_base() -> None:
     [
         (Code.OVERRUN, "the sync limit of 6 s passed while syncing /srv/db; nothing was frozen", "--sync-limit"),
         (Code.OVERRUN, "the freeze limit of 30 s passed while freezing /srv/db; thawed 2 of 3", "--exclude"),
-        (Code.FREEZE_FAILED, "/srv/a: frozen by someone else: FIFREEZE: busy (EBUSY)", "fsfreeze -u"),
+        (
+            Code.FREEZE_FAILED,
+            "/srv/a: frozen by someone else: FIFREEZE: busy (EBUSY)",
+            "`fsfreeze -u /srv/a` if nobody needs it",
+        ),
         (Code.FREEZE_FAILED, "the freeze was cancelled: va.fsthaw; nothing was frozen", ""),
         (Code.FREEZE_BROKEN, "freeze 3 is over, the last one is freeze 4; nothing was thawed", "history"),
         (Code.FREEZE_BROKEN, "freeze 3 was broken: the hold limit of 60 s passed", "--hold"),
