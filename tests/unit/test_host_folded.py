@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import pytest
 from fakes.agent_socket import MOUNT, status_record
 from rich.console import Console
 from virtagent.agent.api.records import LeftOut, Mount, MountStatus, Plan, Status, load
+from virtagent.agent.api.structs import replace
 from virtagent.host import screen, text
 
 Say = Callable[..., str]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtagent.agent.api import records
 from virtagent.agent.api.states import FreezeState, MountState, Phase
+from virtagent.agent.api.structs import replace
 from virtagent.host import picture
 from virtagent.host.guest_status import GuestStatus
 from virtagent.host.layout import cells, width_of
