@@ -136,7 +136,7 @@ class Oracle:
             thread = other.threads.get(index)
             if thread is None or thread.call is None or thread.operation is not Operation.THAW or other is process:
                 continue
-            if not process.rpc == other.rpc == "thaw" or other.killed or other.distrusted:
+            if not process.rpc == other.rpc == "thaw" or other.killed or other.distrusted or process.distrusted:
                 continue
             if other.forked_by is process.forked_by is self._world.supervisor:
                 raise Violation(f"FITHAW of /srv/{index} by {process.name}, while that of {other.name} is in flight")
