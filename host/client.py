@@ -156,4 +156,12 @@ class _Blocking:
         return sock.recv(CHUNK)
 
     async def ask(self, domain: Domain | SshGuest, text: str, seconds: float) -> str:
-        return domain.wait(text, seconds)
+        import concurrent.futures  # rarely needed, and slow to import
+
+        reply = domain.ask(text, seconds)
+        try:
+            return reply.result(seconds)
+        except concurrent.futures.TimeoutError:
+            raise TimeoutError from None  # in Python 3.10 these are two different classes
+        finally:
+            reply.cancel()

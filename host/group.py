@@ -181,7 +181,10 @@ class AsyncAgentGroup:
         Raises GroupFailed and TooSkewed as `frozen` does, and then all are thawed.
         """
         if far := next((url for url in self.urls if parse(url).far is not None), None):
-            raise ValueError(f"{far} cannot be left frozen: the relay there thaws when its connection ends")
+            raise ValueError(
+                f"{far} cannot be left frozen: the relay there thaws when its connection ends; "
+                "run what is to be done in `snapshot -- COMMAND`, or freeze on that host"
+            )
         wanted = Wanted(include, exclude, **options)
         members = self._members(wanted)
         following = self._following(wanted)

@@ -40,16 +40,6 @@ class Domain:
         self._pool.take(order)
         return order.reply
 
-    def wait(self, text: str, seconds: float) -> str:
-        """Return the reply after waiting at most so many seconds."""
-        reply = self.ask(text, seconds)
-        try:
-            return reply.result(seconds)
-        except concurrent.futures.TimeoutError:
-            raise TimeoutError from None  # in Python 3.10 these are two different classes
-        finally:
-            reply.cancel()
-
     def close(self) -> None:
         """Leave the pool, which closes its connection when nobody uses it and its calls have ended."""
         if self._pool is not None:

@@ -6,6 +6,7 @@ Whoever blocks and whoever has an event loop use the same connections, which liv
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
 import threading
@@ -59,6 +60,7 @@ class _Hub:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, daemon=True, name="virtagent ssh").start()
+                atexit.register(self._close)
         return asyncio.run_coroutine_threadsafe(doing, self._loop)
 
     def join(self, far: Far) -> _Shared:
@@ -75,6 +77,12 @@ class _Hub:
             self._shared.pop((far.host, far.port), None)
         with contextlib.suppress(Exception):  # nobody uses it any more; whoever asks next starts another
             self.do(shared.close()).result(CONNECT_SECONDS)
+
+
+    def _close(self) -> None:
+        """End all relays before the program ends: an ssh that outlives it is somebody's riddle."""
+        ending = [self.do(shared.close()) for shared in self._shared.values()]
+        concurrent.futures.wait(ending, CONNECT_SECONDS)
 
 
 _HUB = _Hub()
@@ -99,16 +107,6 @@ class SshGuest:
             raise BadReply(f"{self._far.url} names {count} agents, expected one: ssh:HOST?agents=URL")
         remote = await shared.remote()
         return await remote.call(self._far.agents[0], text, seconds)
-
-    def wait(self, text: str, seconds: float) -> str:
-        """Return the answer after waiting at most so many seconds."""
-        reply = self.ask(text, seconds)
-        try:
-            return reply.result(seconds)
-        except concurrent.futures.TimeoutError:
-            raise TimeoutError from None  # in Python 3.10 these are two different classes
-        finally:
-            reply.cancel()
 
     def close(self) -> None:
         """Leave the relay, which ends when nobody uses it."""

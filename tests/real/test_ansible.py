@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -131,13 +132,13 @@ class Play:
         )
 
     def run(self, *words: str, **values: Any) -> tuple[str, dict[str, Any]]:
-        """Run it; return what it printed, and what the snapshot returned."""
+        """Run it; return what it printed, and what the snapshot returned, {} if there was none."""
         self.kept.unlink(missing_ok=True)
         given = ["-e", f"@{self.folder}/vars.json", "-e", json.dumps(values)]
         command = ["ansible-playbook", "-i", str(self.folder / "hosts"), *given, *words, str(self.folder / "site.yml")]
         done = subprocess.run(command, env=self._env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout, json.loads(self.kept.read_text())
+        return done.stdout, json.loads(self.kept.read_text()) if self.kept.exists() else {}
 
 
 @pytest.fixture
@@ -179,6 +180,14 @@ def test_a_snapshot_over_two_hypervisors(play: Play, rig: Rig, guests: list[tupl
     assert f"vm1 {guests[0][0].url}\n" in (play.folder / "hypervisor" / "agents.conf").read_text()
     for daemon, fs in guests:
         assert_well(rig, daemon, [fs])
+
+
+def test_roles_that_were_run_already_change_nothing(play: Play) -> None:
+    changed = [re.findall(r" changed=(\d+)", play.run(*words)[0]) for words in (["--skip-tags", "snapshot"],) * 2]
+    assert changed[1] == ["0", "0", "0"], changed
+    assert changed[0] != changed[1]
+    said, _ = play.run("--check", "--skip-tags", "snapshot")
+    assert re.findall(r" changed=(\d+)", said) == ["0", "0", "0"], said
 
 
 def test_a_broken_freeze_fails_the_task(play: Play, rig: Rig, guests: list[tuple[Daemon, LoopFs]]) -> None:

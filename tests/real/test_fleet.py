@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -207,6 +208,23 @@ def test_every_call_goes_through_the_one_ssh_of_a_host(server: Sshd, tmp_path: P
         with AgentGroup([url, those.urls[0]]).frozen(hold=30):
             assert those.frozen == {0, 1}
         assert not those.frozen
-        refused = run("--agent", url, "--agent", those.urls[0], "freeze")
-        assert refused.returncode == 2
-        assert "cannot be left frozen" in refused.stderr
+        for words in (["--agent", url, "--agent", those.urls[0]], ["--agent", f"ssh:hv1?agents=unix:{tmp_path}/?"]):
+            refused = run(*words, "freeze")
+            assert refused.returncode == 2
+            assert "cannot be left frozen" in refused.stderr
+            assert "snapshot -- COMMAND" in refused.stderr
+        assert not those.frozen
+        one = run("--agent", f"ssh:hv1?agents=unix:{tmp_path}/[1]", "freeze")
+        assert (one.returncode, those.frozen) == (0, {1}), one.stderr
+        assert ssh_of(server) == [], "the program ends after its ssh"
+
+
+def ssh_of(server: Sshd) -> list[str]:
+    """Return the numbers of the processes that are an ssh to that server."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_text().split("\0") if entry.name.isdigit() else []
+            if words[:1] == ["ssh"] and f"{server.folder}/config" in words:
+                found.append(entry.name)
+    return found

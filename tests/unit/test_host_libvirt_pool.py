@@ -17,9 +17,18 @@ import pytest
 from fakes.agent_socket import GUEST_INFO, json_line
 from test_host_transports import LibvirtError
 from virtagent.host import AsyncAgent, Lost, Unreachable, libvirt_pool
+from virtagent.host.client import _Blocking
+from virtagent.host.connection import finish
 from virtagent.host.libvirt_domain import Domain
 
 LONG = 30.0
+
+
+def waited(domain: Domain, text: str, seconds: float) -> str:
+    """Ask as a thread does that waits itself."""
+    return finish(_Blocking().ask(domain, text, seconds))
+
+
 GONE = 38, "Cannot recv data: Connection reset by peer"
 
 
@@ -273,7 +282,7 @@ def test_another_connection_that_is_refused_costs_nothing(
     libvirtd.refused.add("qemu:///a")
     late = guests.ask("late")
     with pytest.raises(TimeoutError):
-        guests.domains[-1].wait("y", 0.2)
+        waited(guests.domains[-1], "y", 0.2)
     assert not late.done()
     gate.set()
     assert late.result(LONG) == "late: x"
@@ -285,7 +294,7 @@ def test_what_was_given_up_while_it_waited_is_never_sent(libvirtd: Libvirtd, gue
     domain = Domain("vm", "qemu:///a")
     guests.domains.append(domain)
     with pytest.raises(TimeoutError):
-        domain.wait("freeze", 0.05)
+        waited(domain, "freeze", 0.05)
     cancelled = guests.ask("asyncio cancels")
     cancelled.cancel()
     other = guests.ask("other")
