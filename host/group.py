@@ -92,9 +92,16 @@ def report(members: Sequence[Member]) -> GroupFreeze:
         skew_by_agents=spread([member.by_agents for member in members]),
         skew_by_clocks=spread([member.by_clocks for member in members]),
         skew_by_round_trip=spread([member.by_round_trip for member in members]),
-        skew_error=max((host.clock.round_trip / 2 for host in hosts.values() if host.clock is not None), default=0.0),
+        skew_error=_error_of(members),
         hosts=hosts,
     )
+
+
+def _error_of(members: Sequence[Member]) -> float:
+    """Return by how much the time between two of them may be wrong, each by half of its round trip."""
+    clocks = [member.clock if isinstance(member, Hypervisor) else None for member in members]
+    halves = sorted((clock.round_trip / 2 if clock is not None else 0.0 for clock in clocks), reverse=True)
+    return sum(halves[:2]) if len(halves) > 1 else 0.0
 
 
 def spread(spans: Sequence[Span | None]) -> float:

@@ -78,7 +78,6 @@ class _Hub:
         with contextlib.suppress(Exception):  # nobody uses it any more; whoever asks next starts another
             self.do(shared.close()).result(CONNECT_SECONDS)
 
-
     def _close(self) -> None:
         """End all relays before the program ends: an ssh that outlives it is somebody's riddle."""
         ending = [self.do(shared.close()) for shared in self._shared.values()]

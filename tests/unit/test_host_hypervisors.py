@@ -18,6 +18,7 @@ from fakes.schema import faults
 from virtagent.host import (
     Agent,
     AgentGroup,
+    AsyncAgent,
     AsyncAgentGroup,
     FreezeBroken,
     GroupFailed,
@@ -32,9 +33,12 @@ from virtagent.host import (
     ssh_process,
 )
 from virtagent.host.group import GroupFreeze
-from virtagent.host.hypervisor import Ran
+from virtagent.host.holding import Wanted
+from virtagent.host.hypervisor import Clock, Hypervisor, Ran
+from virtagent.host.member import Guest
 from virtagent.host.processes import OUTPUT_MAX
 from virtagent.host.snapshot import Report
+from virtagent.host.transports import Far
 
 PLACES = ("hv1", "hv2", "hv3")
 
@@ -310,6 +314,18 @@ def test_clocks_that_differ_by_a_second_are_told_and_do_not_count(fleet: Fleet, 
     assert freeze.skew_by_clocks == pytest.approx(1, abs=0.6)
     assert freeze.skew_by_round_trip < 0.5
     assert freeze.true_skew < 0.5
+
+
+@pytest.mark.parametrize(("trips", "wrong_by"), [([0.4], 0), ([0.4, 0.1], 0.25), ([0.4, 0.1, 0.3], 0.35)])
+def test_a_skew_is_wrong_by_no_more_than_both_its_ends_are(trips: list[float], wrong_by: float) -> None:
+    """Each host's instants are wrong by half of its round trip, one way or the other; those of one host all alike."""
+    hosts = [Hypervisor(Far(f"ssh:hv{n}", f"hv{n}", 0, ()), Wanted()) for n in range(len(trips))]
+    for host, trip in zip(hosts, trips, strict=True):
+        host.clock = Clock(0.0, trip, 0.0)
+    assert group.report(hosts).skew_error == pytest.approx(wrong_by)
+    if len(trips) == 1:
+        here = Guest(AsyncAgent("unix:/a"), Wanted())
+        assert group.report([*hosts, here]).skew_error == pytest.approx(trips[0] / 2)
 
 
 def test_a_host_that_is_late_breaks_the_group_by_its_skew(fleet: Fleet) -> None:
