@@ -75,7 +75,8 @@ class Ledger:
     frozen, and no worker of ours has begun to thaw them: if one is found thawed, someone else did it. `stolen` are
     those that someone else was found to have thawed. `thawed_by` maps those that a FITHAW of ours has thawed to its
     worker: until then they were frozen. `forgotten` are those that an operator said to suspect no more. `in_flight`
-    maps a file system to the worker that is trying to thaw it, `thawers` each thaw worker to the file systems that
+    maps a file system to the worker that is trying to thaw it, or is to, and `begun` are those that it says it has
+    begun with; `thawers` each thaw worker to the file systems that
     it was given, `dying` are the workers whose attempts do not count. `expedites`: grace periods may be left
     expedited. `counts` are the marks by state, and `moving` those that something is being done to, oldest first;
     both are updated step by step, so that a step costs the same however many there are.
@@ -101,6 +102,7 @@ class Ledger:
         self.forgotten: set[int] = set()
         self.proof_after = 0
         self.in_flight: dict[int, int] = {}
+        self.begun: set[int] = set()
         self.thawers: dict[int, set[int]] = {}
         self.dying: set[int] = set()
         self.at_rest: set[int] = set()
@@ -147,9 +149,12 @@ class Ledger:
         mark.took = float(step.seconds)
         mark.since = since if state is before else now
         if state is MountState.THAWING and worker not in self.dying:
-            self.in_flight.setdefault(index, worker)
+            if self.in_flight.setdefault(index, worker) == worker:
+                self.begun.add(index)
         elif self.in_flight.get(index) == worker:
             del self.in_flight[index]
+            if state is MountState.FAILED:
+                self._free_what_lies_on(index, worker)
         found_thawed = state is MountState.THAWED and step.errno == errno.EINVAL
         ours = self.parting if freezer else index in self.held  # while it freezes, only what it holds then counts
         by_another = found_thawed and index not in self.thawed_by and ours
@@ -182,6 +187,12 @@ class Ledger:
                 mark.since = since if before is MountState.THAWING else now
                 mark.error = "not frozen yet, but its worker may still freeze it"
         return by_another
+
+    def _free_what_lies_on(self, failed: int, worker: int) -> None:
+        """Leave to another what this thaw worker tries no more: what lies on one whose FITHAW failed (promise 10)."""
+        for index, owner in list(self.in_flight.items()):
+            if owner == worker and index not in self.begun and failed in self.marks[index].mount.hosts:
+                del self.in_flight[index]
 
     def _moves(self, index: int, now: float) -> None:
         """Take note that it is proved not to be frozen."""
@@ -256,6 +267,7 @@ class Ledger:
         """Take note that this thaw worker was forked for these."""
         self.thawers[thawer] = mounts
         self.in_flight.update(dict.fromkeys(mounts, thawer))
+        self.begun -= mounts
 
     def thawer_reaped(self, thawer: int, *, reported: bool) -> bool:
         """Take note that the thaw worker is gone; return whether it could have proved more thawed than it did."""

@@ -371,12 +371,12 @@ class Oracle:
             if fs.frozen > 0 and not stuck & {fs.index, *fs.below}:
                 raise Violation(f"promise 10: /srv/{fs.index} stays frozen because the disk of another is stuck")
         hang = any(
-            process.distrusted or thread.operation in (Operation.FREEZE, Operation.THAW)
+            process.distrusted or thread.operation in (Operation.FREEZE, Operation.THAW) or process.first_freeze
             for process in world.processes
             for thread in process.threads.values()
         )
         if not hang and not any(fs.frozen > 0 for fs in every) and not world.supervisor.engine.thawed:
-            raise Violation("promise 6: nothing is frozen or hangs in FIFREEZE or FITHAW, and the state is not THAWED")
+            raise Violation("promise 6: nothing is frozen, no worker that froze or thaws hangs, and it is not THAWED")
 
     def nobody_but_the_keeper(self) -> None:
         """Require that workers which the supervisor's death left alone have thawed by themselves (promise 3)."""

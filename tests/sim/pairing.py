@@ -76,6 +76,9 @@ class Pairing:
         self._world.count("writer let go")
         if not app.required or worker.failed:
             return
+        freezer = self._world.freezer
+        if worker.rpc == "unlatch" and freezer is not None and worker.pid < freezer.pid:
+            return  # the freeze that has begun since has no part in it: it was asked to do without writers
         for fs in self._world.kernel.every:
             if fs.frozen > 0:
                 raise Violation(f"{app.name} is let go while /srv/{fs.index} is frozen")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 from fakes.drive import Drive, plan_of
 from fakes.scenarios import attempts, ended, keeper_died, played, seconds_to_the_next, settled
 from virtagent.agent.api.errors import Code
+from virtagent.agent.api.records import Plan
 from virtagent.agent.api.states import FreezeState
 from virtagent.agent.worker import messages
 from virtagent.supervisor.core import events
@@ -325,6 +327,39 @@ def test_what_a_thaw_worker_found_before_the_freeze_worker_had_ended_proves_noth
     assert drive.newest > thawer
     drive.compensates()
     ended(drive, "failed")
+
+
+@pytest.mark.parametrize("stands", ["frozen", "thawing"])
+def test_what_lies_on_one_that_could_not_be_thawed_does_not_wait_for_a_stuck_disk(drive: Drive, stands: str) -> None:
+    """The thaw worker tries it no more, and does not end while its other FITHAW hangs (promise 10)."""
+    inner, middle, outer = plan_of(3).mounts
+    mounts = replace(inner, hosts=(2,)), middle, replace(outer, level=1)
+    call = drive.ask("va.fsfreeze")
+    keeper = drive.newest
+    drive.report(keeper, messages.Started(1), messages.Progress("plan"), messages.Plan(Plan(mounts, ()).dump()))
+    drive.sync(keeper, 3)
+    drive.freezes(keeper, 0, 1, 2)
+    drive.frozen(keeper, 0, 1, 2)
+    drive.report(keeper, messages.Frozen(3, drive.now, drive.now + 60))
+    assert call.value == 3
+    if stands == "thawing":  # the keeper had begun with it
+        drive.ask("va.fsthaw")
+        drive.report(keeper, messages.Thawing("", drive.now), messages.Step(0, "thawing"))
+    drive.die(keeper)
+    thawer = drive.newest
+    drive.report(thawer, messages.Started(1), messages.Step(1, "thawing"), messages.Step(2, "thawing"))
+    drive.report(thawer, messages.Step(2, "failed", errno.EIO, "FITHAW: Input/output error (EIO)"))
+    drive.in_kernel.add(thawer)
+    drive.wait(12)
+    assert drive.suspected(drive.newest) == {0, 2}
+    assert drive.newest > thawer
+    drive.compensates()
+    drive.wait(60)
+    assert attempts(drive) == 2, "mount 1 is in flight"
+    drive.undo(thawer, 1)
+    drive.report(thawer, messages.Failed(12, "/srv/2: FITHAW: Input/output error (EIO)"))
+    drive.exit(thawer)
+    settled(drive, thawer)
 
 
 def test_only_what_is_not_proved_thawed_is_tried_again(drive: Drive) -> None:
