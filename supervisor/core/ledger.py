@@ -3,8 +3,9 @@
 `suspects` are the file systems that may be frozen. One enters when the freeze worker reports that it is about to issue
 FIFREEZE (write-ahead), and leaves when FIFREEZE was refused, or a FITHAW proved it thawed. A killed worker may be
 inside FIFREEZE, which takes effect later, just before the worker dies. So until it is reaped, only a FITHAW that undid
-a freeze proves anything: EINVAL may come from a freeze that still waits for writers (freeze_super drops its lock
-meanwhile) and cannot be stopped. When the worker is reaped, all that it attempted is suspect again, and only a thaw
+its freeze proves anything: EINVAL may come from a freeze that still waits for writers (freeze_super drops its lock
+meanwhile) and cannot be stopped, and while its FIFREEZE is not known to have returned, what was undone may have been
+somebody else's. When the worker is reaped, all that it attempted is suspect again, and only a thaw
 worker that was forked after that (its number is over `proof_after`) proves anything (ADR 0014).
 """
 
@@ -71,7 +72,8 @@ class Mark(Struct):
 class Ledger:
     """The file systems of one freeze, by their index in the plan. Only the ledger changes its members.
 
-    `attempted` are those that a FIFREEZE was announced for, `refused` those of them where it failed. `held` are
+    `attempted` are those that a FIFREEZE was announced for, `returned` those of them where it froze, `refused` those
+    where it failed. `held` are
     frozen, and no worker of ours has begun to thaw them: if one is found thawed, someone else did it. `stolen` are
     those that someone else was found to have thawed. `thawed_by` maps those that a FITHAW of ours has thawed to its
     worker: until then they were frozen. `forgotten` are those that an operator said to suspect no more. `in_flight`
@@ -95,6 +97,7 @@ class Ledger:
         self.expedites = False
         self.attempted: set[int] = set()
         self.refused: set[int] = set()
+        self.returned: set[int] = set()
         self.suspects: set[int] = set()
         self.held: set[int] = set()
         self.stolen: set[int] = set()
@@ -170,22 +173,26 @@ class Ledger:
             self.at_rest.discard(index)
             self.thawed_by.pop(index, None)  # ADR 0031: what it thawed before proves nothing of this freeze
             self.refused.discard(index)
+            self.returned.discard(index)
             self.suspects.add(index)
             if state is MountState.FROZEN:
                 self.held.add(index)
+                self.returned.add(index)
         elif freezer and before is MountState.FREEZING and state in _NOT_FROZEN:
             self.refused.add(index)
             self._moves(index, now)
         elif state is MountState.THAWED:
             # ADR 0014: EINVAL proves nothing while the freeze worker is not reaped.
-            if freezer or (worker > self.proof_after and (self.reaped or step.errno == 0)):
+            undone = step.errno == 0 and index in self.returned
+            if freezer or (worker > self.proof_after and (self.reaped or undone)):
                 self._moves(index, now)
                 if freezer:
                     self.at_rest.add(index)
             else:
                 self._enter(index, MountState.THAWING)
                 mark.since = since if before is MountState.THAWING else now
-                mark.error = "not frozen yet, but its worker may still freeze it"
+                found = "not frozen yet" if step.errno else "thawed"
+                mark.error = f"{found}, but its worker may still freeze it"
         return by_another
 
     def _free_what_lies_on(self, failed: int, worker: int) -> None:

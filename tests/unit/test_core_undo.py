@@ -117,10 +117,11 @@ def test_nothing_to_thaw_is_no_proof_while_a_killed_worker_may_still_freeze(driv
     drive.wait(0.9)
     assert attempts(drive) > 1, "tried again before the worker is dead"
     assert drive.suspected(drive.newest) == {0}
-    drive.compensates()
     count = attempts(drive)
-    drive.wait(0.05)
-    assert attempts(drive) == count, "this one undid a freeze"
+    drive.compensates()
+    drive.wait(1)
+    assert attempts(drive) > count, "this one undid a freeze, perhaps somebody else's, and the worker's own comes later"
+    drive.compensates()
     drive.die(worker)
     drive.compensates()
     ended(drive)
