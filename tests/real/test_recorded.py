@@ -35,7 +35,7 @@ _MASKS = (
     (r"<double>(?!-1(\.0)?<)[^<]*", "<double>~"),
     (r"\b\d+\.\d+(e-?\d+)? s\b", "~ s"),
     (r"\b\d+ s left", "~ s left"),
-    (r"\b\d\d:\d\d:\d\d\b", "~:~:~"),
+    (r"\b\d\d:\d\d:\d\dZ", "~:~:~Z"),
     (r"Content-Length: \d+", "Content-Length: ~"),
     (r"version \d[\w.]*", "version ~"),
     (r"(_seconds|_bytes)=[\d.]+", r"\1=~"),
