@@ -38,6 +38,7 @@ _MASKS = (
     (r"\b\d\d:\d\d:\d\dZ", "~:~:~Z"),
     (r"Content-Length: \d+", "Content-Length: ~"),
     (r"version \d[\w.]*", "version ~"),
+    (r" synced_bytes=\d+", ""),
     (r"(_seconds|_bytes)=[\d.]+", r"\1=~"),
     (r'slowest="[^"]*"', "slowest=~"),
 )
@@ -93,7 +94,7 @@ class Conversation:
             return [self.value(inner, name) for inner in kept]
         if isinstance(value, xmlrpc.client.Binary):
             return {"binary": value.data.decode("latin-1")}
-        if name == "written_bytes":
+        if name in ("written_bytes", "synced_bytes"):
             return "~"  # not known of a sync that was over before anybody looked
         if isinstance(value, bool) or value is None or value in (-1, ""):
             return value
