@@ -274,6 +274,7 @@ def files_and_programs(talk: Conversation) -> None:
     talk.json("guest-file-read", {"handle": handle})
     talk.json("guest-file-flush", {"handle": handle})
     talk.json("guest-file-close", {"handle": handle})
+    nobody_works(talk)
     talk.json("guest-file-close", {"handle": handle})
     talk.json("guest-file-open", {"path": "/nowhere/at/all"})
     talk.xml("va.getfile", str(talk.note))
