@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.processes import until
 from harness.vm.disks import LOG_BLOCKS, assert_clean, copied, last_line, log_length, log_root, needs_recovery, snapshot
 from harness.vm.guest import FILE_SYSTEMS, Guest
+
+LINES = 30  # each is flushed, with a block beside it: by then the journals and logs hold much that is not in its place
 
 
 def load(guest: Guest) -> None:
@@ -32,6 +35,8 @@ def test_a_snapshot_of_a_frozen_guest_needs_no_recovery(guest: Guest, tmp_path: 
 def test_a_snapshot_without_a_freeze_needs_recovery(guest: Guest, tmp_path: Path) -> None:
     """Else the test above would show nothing."""
     load(guest)
+    before = guest.written()
+    until(lambda: all(n >= before[name] + LINES for name, n in guest.written().items()), 300, "logs to be replayed")
     images, _ = snapshot(guest, tmp_path)
     copied(guest)
     print(f"log of xfs: {log_length(images['xfs'])} blocks; log_root of btrfs: {log_root(images['btrfs'])}")
