@@ -3,7 +3,7 @@
 To a reader and to the type checker they are dataclasses with slots, and `dataclasses.replace`, `fields` and `asdict`
 take them as such. They differ at the start: the methods of a dataclass are generated and compiled again by each process
 that imports it, up to six for a class, and stay in memory. The daemon has some 140 such classes, which was a third of
-its start; here they share the methods of two base classes. Fields have annotations that are texts (PEP 563).
+its start; here they share the methods of two base classes (ADR 0041). Fields have annotations that are texts (PEP 563).
 """
 
 from __future__ import annotations
