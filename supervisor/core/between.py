@@ -11,7 +11,7 @@ from .pending import SETTLED, Call, Deferred, Pending
 from .turn import Turn
 from .writers import Writers
 
-REAPING = 0.05  # seconds for which a call that asks for the state waits, so that it is THAWED after a thaw
+REAPING = 0.5  # seconds for which a call that asks for the state waits, so that it is THAWED after a thaw
 
 T = TypeVar("T")
 

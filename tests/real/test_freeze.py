@@ -53,6 +53,7 @@ def test_twenty_times_without_a_leak(rig: Rig, three: list[LoopFs]) -> None:
     every = [*three, inner]
     assert host.va.fsfreeze() == 4
     assert host.va.fsthaw() == 4
+    assert host.va.fsstatus() == 0
     before = rig.footprint(daemon)
     memory = psutil.Process(daemon.pid).memory_info().rss
     for _ in range(20):
