@@ -19,7 +19,6 @@ from virtagent.supervisor.core import (
     engine,
     freeze,
     ledger,
-    machine,
     news,
     participation,
     pending,
@@ -250,18 +249,6 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
         Edit(freeze.Freeze.go, "transaction.let_go(turn.at_time(at))", "transaction.let_go(transaction.starts_at)"),
     ),
     # answers
-    "a good end is told though its evidence was not counted": (
-        Edit(freeze.Freeze._do_conclude_if_good, "and not transaction.doubt", ""),
-    ),
-    "a good end is told by a worker that was killed": (
-        Edit(freeze.Freeze._do_conclude_if_good, "freezer.state is WorkerState.REPORTED", "True"),
-    ),
-    "what was told good is broken later": (
-        Edit(machine.Machine.take, "transaction.may_end_badly", "transaction.outcome is Outcome.THAWED"),
-    ),
-    "what a keeper did not live to prove is told good when its writers are let go": (
-        Edit(freeze.Freeze._tell_end, "elif good and transaction.doubt", "elif False"),
-    ),
     "the thaw is answered before all is thawed": (Row(_F.FROZEN, _E.THAW_ASKED, {"action": "settle"}),),
     "a call that waits is forgotten when its worker dies": (
         Edit(engine.Engine._lost, "self._pending.answer(turn, worker.call, fault)", "pass"),
