@@ -146,6 +146,7 @@ def test_what_was_told_stands_whatever_becomes_of_the_keeper(drive: Drive, then:
         assert drive.ask("va.fsfreeze").code is Code.WRONG_STATE
     settled(drive, keeper)
     assert drive.core.freeze.history.last.outcome == "thawed"
+    assert not drive.logged("was broken")
     assert drive.ask("va.fsthaw").value == 0
     ended(drive, "thawed")
 
