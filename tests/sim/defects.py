@@ -52,10 +52,6 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
     "EINVAL is proof before the freeze worker is reaped": (
         Edit(ledger.Ledger.note, "(self.reaped or undone)", "True"),
     ),
-    "whatever freeze was undone is the worker's": (Edit(ledger.Ledger.note, "and index in self.returned", ""),),
-    "what lies on one that could not be thawed waits for the worker": (
-        Edit(ledger.Ledger.note, "self._free_what_lies_on(index, worker)", "pass"),
-    ),
     "a thaw worker forked before the reaping proves": (
         Edit(ledger.Ledger.freezer_reaped, "self.proof_after = last_worker", "pass"),
     ),
