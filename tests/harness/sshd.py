@@ -1,4 +1,4 @@
-"""A real sshd on loopback, with a port, keys and a configuration of its own, and an ssh that is configured for it."""
+"""A real sshd, on loopback unless told otherwise, with port, keys and configuration of its own, and an ssh for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import HarnessError
@@ -33,7 +33,9 @@ class Sshd:
     The relay is started through `relay`, a shell script of one line that finds the host's name in VA_HOST.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, address: str = "127.0.0.1", enter: Sequence[str] = ()) -> None:
+        """Start it on this address; `enter` is a command that enters the network namespace that has it."""
+        self._address, self._enter = address, enter
         folder.mkdir(mode=0o700)
         PRIVSEP.mkdir(mode=0o755, exist_ok=True)
         for key in ("host", "user"):
@@ -55,7 +57,7 @@ class Sshd:
         known = (folder / "host.pub").read_text().split()
         (folder / "known").write_text(f"va {known[0]} {known[1]}\n")
         (folder / "config").write_text(
-            f"Host *\n HostName 127.0.0.1\n Port {self.port}\n User root\n IdentityFile {folder}/user\n"
+            f"Host *\n HostName {address}\n Port {self.port}\n User root\n IdentityFile {folder}/user\n"
             " IdentitiesOnly yes\n"
             f" UserKnownHostsFile {folder}/known\n GlobalKnownHostsFile /dev/null\n HostKeyAlias va\n LogLevel ERROR\n"
             " ControlMaster no\n ControlPath none\n"
@@ -72,14 +74,14 @@ class Sshd:
             self.port = found.getsockname()[1]
         config = self.folder / "sshd_config"
         config.write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host\nPidFile none\nUsePAM no\n"
+            f"Port {self.port}\nListenAddress {self._address}\nHostKey {self.folder}/host\nPidFile none\nUsePAM no\n"
             f"AuthorizedKeysFile {self.folder}/user.pub\nStrictModes no\nPasswordAuthentication no\n"
             "KbdInteractiveAuthentication no\nPermitRootLogin yes\nAcceptEnv VA_HOST\nMaxStartups 200\nUseDNS no\n"
             "PermitUserEnvironment no\n"
         )
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [shutil.which("sshd", path=PATH) or "", "-D", "-e", "-f", str(config)],
+                [*self._enter, shutil.which("sshd", path=PATH) or "", "-D", "-e", "-f", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

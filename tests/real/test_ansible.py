@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import sshd
-from harness.daemon import Daemon
+from harness import netns, sshd
+from harness.daemon import NEWS_LIMIT, Daemon
 from harness.filesystems import LoopFs
 from harness.fixtures import unmet
 from harness.namespace import Area
+from harness.netns import NetworkNamespace
 from harness.questions import assert_well
 from harness.rig import Rig
 from harness.sshd import Sshd
@@ -54,13 +56,41 @@ PLAYBOOK = """\
       delegate_to: localhost
       run_once: true
 """
+TWO_NETWORKS = """\
+- hosts: guests
+  gather_facts: false
+  roles:
+    - role: virtagent.fleet.guest
+  tags: [roles]
+- hosts: hypervisors
+  gather_facts: false
+  roles:
+    - role: virtagent.fleet.hypervisor
+  tags: [roles]
+- hosts: guests
+  gather_facts: false
+  tags: [plan]
+  tasks:
+    - virtagent.fleet.virtagent_plan:
+        executable: "{{ virtagent_guest_executable }}"
+        agent: "{{ virtagent_guest_agent }}"
+        must_freeze: "{{ virtagent_guest_must_freeze }}"
+- hosts: hypervisors
+  gather_facts: false
+  tags: [snapshot]
+  tasks:
+    - virtagent.fleet.virtagent_snapshot:
+        executable: "{{ virtagent_hypervisor_executable }}"
+        on_each_host: "readlink /proc/self/ns/net >> {{ flag }}"
+        hold: 60
+"""
 
 
 @pytest.fixture(scope="module")
 def server(area: Area, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     """Start an sshd in the mount namespace of the tests; skip unless it is asked for: Ansible takes its time."""
     if not os.environ.get("VIRTAGENT_ANSIBLE"):
-        pytest.skip("set VIRTAGENT_ANSIBLE=1 to run the Ansible collection; some half a minute")
+        pytest.skip("set VIRTAGENT_ANSIBLE=1 to run the Ansible collection; some minutes")
     if shutil.which("ansible-playbook") is None:
         unmet("no ansible-playbook (Debian: ansible-core)")
     if why := sshd.missing():
@@ -131,6 +161,10 @@ class Play:
             }
         )
 
+    def through(self, ssh: Path) -> None:
+        """Let virtagentctl use this ssh."""
+        self._env = {**self._env, "VIRTAGENT_SSH": str(ssh)}
+
     def run(self, *words: str, **values: Any) -> tuple[str, dict[str, Any]]:
         """Run it; return what it printed, and what the snapshot returned, {} if there was none."""
         self.kept.unlink(missing_ok=True)
@@ -200,3 +234,77 @@ def test_a_broken_freeze_fails_the_task(play: Play, rig: Rig, guests: list[tuple
     assert (taken["rc"], taken["failed"]) == (1, True), taken
     for daemon, one_fs in ((one, fs), (two, other)):
         assert_well(rig, daemon, [one_fs])
+
+
+def changes(said: str) -> dict[str, int]:
+    """Return how many changes each host had, by the last lines of ansible-playbook."""
+    return {host: int(count) for host, count in re.findall(r"(?m)^(\w+) +: ok=\d+ +changed=(\d+)", said)}
+
+
+def test_hosts_in_two_networks(rig: Rig, play: Play, tmp_path: Path) -> None:
+    """A real sshd and a daemon in each; roles and plan twice; a snapshot is a deed and always a change."""
+    if why := netns.missing():
+        unmet(why)
+    with contextlib.ExitStack() as ends:
+        networks: list[NetworkNamespace] = []
+        daemons: list[tuple[Daemon, LoopFs]] = []
+        ssh = ['#!/bin/sh\nfor word; do [ "$before" = -- ] && host=$word; before=$word; done\ncase $host in']
+        hosts: dict[str, dict[str, Any]] = {"guests": {}, "hypervisors": {}}
+        for number in (1, 2):
+            network = NetworkNamespace(rig.area, number)
+            ends.callback(network.close)
+            server = Sshd(tmp_path / f"sshd{number}", network.address, network.enter)
+            ends.callback(server.close)
+            rig.area.guard(server.process.pid)
+            fs = rig.fs("ext4")
+            start = rig.area.fresh("start")
+            python = f"{sys.executable} -m virtagent.supervisor.main --news-limit {NEWS_LIMIT}"
+            start.write_text(f'#!/bin/sh\nexec {" ".join(network.enter)} {python} "$@"\n')
+            start.chmod(0o755)
+            daemon = rig.daemon([fs], program=str(start))
+            assert os.readlink(f"/proc/{daemon.pid}/ns/net") == network.name
+            networks.append(network)
+            daemons.append((daemon, fs))
+            reach = {"ansible_ssh_common_args": f"-F {server.folder}/config"}
+            reach["ansible_python_interpreter"] = "/usr/bin/python3"
+            hosts["guests"][f"guest{number}"] = reach | {
+                "virtagent_guest_agent": daemon.url,
+                "virtagent_guest_config": str(tmp_path / f"guest{number}"),
+                "virtagent_guest_must_freeze": [str(fs.path)],
+            }
+            hosts["hypervisors"][f"hv{number}"] = reach | {
+                "virtagent_agents": [daemon.url],
+                "virtagent_hypervisor_config": str(tmp_path / f"hypervisor{number}"),
+                "virtagent_hypervisor_agents": {f"vm{number}": daemon.url},
+            }
+            ssh.append(f'hv{number}) exec {server.folder}/ssh "$@" ;;')
+        script = tmp_path / "ssh"
+        script.write_text("\n".join([*ssh, "*) exit 255 ;;", "esac", ""]))
+        script.chmod(0o755)
+        values = json.loads((tmp_path / "vars.json").read_text())
+        for own in ("agent", "config", "must_freeze"):
+            del values[f"virtagent_guest_{own}"]
+        for own in ("agents", "config"):
+            del values[f"virtagent_hypervisor_{own}"]
+        (tmp_path / "vars.json").write_text(json.dumps(values))
+        (tmp_path / "hosts").unlink()
+        (tmp_path / "hosts").write_text(json.dumps({name: {"hosts": members} for name, members in hosts.items()}))
+        (tmp_path / "site.yml").write_text(TWO_NETWORKS)
+        play.through(script)
+
+        every = {"guest1", "guest2", "hv1", "hv2"}
+        said = changes(play.run("--check")[0])
+        assert set(said) == every
+        assert all(said[host] for host in every - {"hv2"}), said  # the snapshot runs once, on hv1
+        assert not any((tmp_path / name).exists() for name in ("guest1", "guest2", "hypervisor1", "flag"))
+        assert [daemon.status()["last"] for daemon, _ in daemons] == [{}, {}], "nothing was frozen"
+        first = changes(play.run("--tags", "roles,plan")[0])
+        assert set(first) == every
+        assert all(first.values()), first
+        assert changes(play.run("--tags", "roles,plan")[0]) == dict.fromkeys(every, 0)
+        assert changes(play.run("--check", "--tags", "roles,plan")[0]) == dict.fromkeys(every, 0)
+        for times in (1, 2):
+            assert sum(changes(play.run("--tags", "snapshot")[0]).values()) >= 1
+            assert sorted(play.flag.read_text().split()) == sorted([network.name for network in networks] * times)
+        for daemon, fs in daemons:
+            assert_well(rig, daemon, [fs])
