@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -40,6 +41,7 @@ def no_process() -> Iterator[None]:
     _refuses = True
     yield
     _refuses = False
+    threading.stack_size(0)  # a worker's threads have small ones, which are too small for those of other tests
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""MongoDB's lock may come after the death of the session that asked for it: it is waited for before it is undone."""
+"""MongoDB: its lock may come after the death of the session that asked for it, and its client may say anything."""
 
 from __future__ import annotations
 
@@ -65,3 +65,11 @@ def test_a_lock_that_does_not_come_in_time_stays_on_record(monkeypatch: pytest.M
         mongodb.undo(server, server.now + 3, "")
     assert server.record == RECORD
     assert server.closed == 1
+
+
+@pytest.mark.parametrize("word", ["va-json ", "va-error "])
+@pytest.mark.parametrize("said", ["[" * 100_000, "{", "7", ""])
+def test_an_answer_that_is_no_record_is_refused(word: str, said: str) -> None:
+    client: Any = SimpleNamespace(ask=lambda _statement, _until: [word + said])
+    with pytest.raises(Refused):
+        mongodb._command(client, {"ping": 1}, 0.0)

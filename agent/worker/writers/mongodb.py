@@ -163,7 +163,7 @@ def _command(client: Client, command: dict[str, Any], until: float) -> dict[str,
     found = _evaluate(client, f"EJSON.stringify(db.adminCommand({json.dumps(command)}))", until)
     try:
         answer = json.loads(found)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Refused(f"it answered {next(iter(command))} with {found!r:.100}") from None
     if not isinstance(answer, dict) or not answer.get("ok"):
         raise Refused(f"it answered {next(iter(command))} with {found!r:.100}")
@@ -178,7 +178,7 @@ def _evaluate(client: Client, expression: str, until: float) -> str:
     lines = client.ask(statement, until)
     for line in lines:
         if _ERROR in line:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 raise Refused(str(json.loads(line.partition(_ERROR)[2]))[:300])
             raise Refused(line[:300])
         if _VALUE in line:
