@@ -182,6 +182,9 @@ class WriterProcess(Process):
     # -- steps
 
     def _lock(self) -> None:
+        if self._read_end_closed:
+            self._finish(messages.Done("the next start lets go"))  # what is on record may be a later supervisor's
+            return
         self.locked = True
         if self.rpc == "unlatch":
             self._begin(Step.RELEASE, 0)

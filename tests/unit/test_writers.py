@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fakes.drive import Drive
-from virtagent.agent.api.errors import Code
+from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.records import Plan
 from virtagent.agent.api.states import Unlisted, following
 from virtagent.agent.api.writer_options import ordered, parse
@@ -24,6 +24,7 @@ from virtagent.agent.api.writers import (
     hold,
 )
 from virtagent.agent.worker import messages
+from virtagent.agent.worker.writers import life
 from virtagent.agent.worker.writers.calls import ignored
 from virtagent.agent.worker.writers.config import read_folder
 from virtagent.agent.worker.writers.drivers import DRIVERS
@@ -189,6 +190,31 @@ def test_a_latch_says_what_was_begun(tmp_path: Path) -> None:
     assert left(folder) == []
     latch.write({"type": "hook", "runs": [1]})
     assert latch.count(BEGUN) == 0
+
+
+class Orphan:
+    """What a worker may use whose supervisor, which had the pid before 1, is dead."""
+
+    supervisor = 0
+    control_fd = lifeline_fd = -1
+
+    def become_writer(self, name: str) -> None:
+        """Nobody looks."""
+
+    title = become_writer
+
+
+@pytest.mark.parametrize("rpc", ["writer", "unlatch"])
+def test_an_orphan_leaves_what_a_later_worker_set(rpc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by storm 8097178: it had not run since its fork; since then another freeze is held, whose writer died."""
+    monkeypatch.setattr(life.kernel, "lock_memory", lambda: None)
+    monkeypatch.setattr(life.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(life, "Orders", lambda _worker: None)
+    (tmp_path / "a").write_text('{"type": "hook", "runs": []}')
+    args = {"writer": WriterConfig("a", "hook"), "name": "a", "folder": str(tmp_path), "limit": 1.0, "at_most": 0.0}
+    with pytest.raises(Fault, match="its next start"):
+        {"writer": life.serve, "unlatch": life.unlatch}[rpc](Orphan(), args)  # type: ignore[operator]
+    assert left(str(tmp_path)) == ["a"]
 
 
 # -- the table
