@@ -2,7 +2,8 @@
 
 A device may come late, go and come back, or be used by someone else for a while. Nothing is polled: make a
 `PathWatch`, look, wait until it is readable, look again. Nothing is missed meanwhile, since each folder is watched
-before a name in it is looked up.
+before a name in it is looked up. What goes on in a folder wakes nobody, unless the way ends there or has a link there:
+one that it only passes tells when it is moved or removed itself.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _FOLDER = (
     | Inotify.MOVE_SELF
     | Inotify.ONLYDIR
 )
+_PASSED = Inotify.DELETE_SELF | Inotify.MOVE_SELF | Inotify.ONLYDIR
 _END = Inotify.CLOSE | Inotify.ATTRIB | Inotify.DELETE_SELF
 
 
@@ -76,28 +78,39 @@ class PathWatch:
     def _walk(self, path: str) -> None:
         here, links = "/", 0
         names = deque(path.split("/"))
-        while names:
-            name = names.popleft()
-            if name in ("", "."):
-                continue
-            if name == "..":
-                here = os.path.dirname(here)
-                continue
-            try:
-                self._names.setdefault(kernel.inotify_watch(self._fd, here, _FOLDER), set()).add(name)
+        way: list[tuple[int, str]] = []
+        matter: set[int] = set()
+        try:
+            while names and links <= LINKS_MAX:
+                name = names.popleft()
+                if name in ("", "."):
+                    continue
+                if name == "..":
+                    here = os.path.dirname(here)
+                    continue
+                watch = kernel.inotify_watch(self._fd, here, _FOLDER)
+                way.append((watch, here))
+                self._names.setdefault(watch, set()).add(name)
                 there = os.path.join(here, name)
                 mode = os.lstat(there).st_mode
-                if stat.S_ISLNK(mode):
+                if stat.S_ISDIR(mode) and names and names[0] != "..":
+                    here = there
+                    continue
+                matter.add(watch)
+                if stat.S_ISDIR(mode):
+                    here = there
+                elif stat.S_ISLNK(mode):
                     links += 1
                     target = os.readlink(there)
                     here = "/" if target.startswith("/") else here
                     names.extendleft(reversed(target.split("/")))
-                    if links > LINKS_MAX:
-                        return
-                elif stat.S_ISDIR(mode):
-                    here = there
                 else:
                     self._end = kernel.inotify_watch(self._fd, there, _END)
-                    return
-            except (FileNotFoundError, NotADirectoryError, PermissionError):
-                return  # the folder that was just watched reports when the name comes, or that the folder is gone
+                    break
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            # The folder watched last reports when the name comes or may be watched, or that the folder is gone.
+            matter.update(watch for watch, _ in way[-1:])
+        for watch, folder in way:
+            if watch not in matter:
+                with contextlib.suppress(OSError):  # it is gone, which its watch has told
+                    kernel.inotify_watch(self._fd, folder, _PASSED)

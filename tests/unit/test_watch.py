@@ -29,12 +29,17 @@ def watching(made: list[PathWatch], tmp_path: Path) -> Callable[[str], PathWatch
     return watch
 
 
+def woken(watch: PathWatch) -> bool:
+    """Whether it is readable, whatever for."""
+    return bool(select.select([watch], [], [], 0)[0])
+
+
 def told(watch: PathWatch) -> bool:
     """Whether it is readable and says that it was about the path; then nothing is left to read."""
-    ready = bool(select.select([watch], [], [], 0)[0])
+    ready = woken(watch)
     found = watch.happened()
     assert ready or not found
-    assert not select.select([watch], [], [], 0)[0]
+    assert not woken(watch)
     return found
 
 
@@ -47,6 +52,40 @@ def test_each_folder_on_the_way_is_watched(watching: Callable[[str], PathWatch],
         assert not told(watch), "that was about another"
         (tmp_path / made).mkdir() if made != path else (tmp_path / made).touch()
         assert told(watch)
+
+
+@pytest.mark.parametrize("path", ["a/b/port", "a/b/missing", "a/link", "a/missing/b/port", "a/b/../b/port"])
+def test_what_goes_on_in_a_folder_that_is_only_passed_wakes_nobody(
+    watching: Callable[[str], PathWatch], tmp_path: Path, path: str
+) -> None:
+    """A serial line of a folder in /tmp had an idle daemon woken by whoever else worked in /tmp."""
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/port").touch()
+    (tmp_path / "a/link").symlink_to("b/port")
+    watch = watching(path)
+    assert not told(watch)
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside/deeper").touch()
+    (tmp_path / "beside").chmod(0o700)
+    (tmp_path / "beside").rename(tmp_path / "elsewhere")
+    assert not woken(watch)
+    (tmp_path / "a").rename(tmp_path / "gone")
+    assert told(watch)
+
+
+def test_a_folder_that_is_replaced_by_a_link_is_told(watching: Callable[[str], PathWatch], tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    watch = watching("a/b/port")
+    (tmp_path / "a/b").rmdir()
+    assert told(watch)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "a/b").symlink_to("../c")
+    watch = watching("a/b/port")
+    (tmp_path / "c/port").touch()
+    assert told(watch)
+    watch = watching("a/b/port")
+    (tmp_path / "a/b").unlink()
+    assert told(watch)
 
 
 @pytest.mark.parametrize("gone", ["a/b/port", "a/b", "a"])
