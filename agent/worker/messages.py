@@ -26,6 +26,7 @@ class Rubbish(Exception):
 
 Shape = tuple[type | tuple[type, ...], ...]
 _NUMBER = (int, float)
+_PLAIN = frozenset({str, bytes, int})
 
 
 class Started(Value):
@@ -289,7 +290,7 @@ def encode(message: Report | Control) -> list[bytes]:
         packed: bytes = msgpack.packb([type(message).__name__, *fields], unicode_errors="surrogateescape")
     except (TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{type(message).__name__}: {error}") from None
-    if not all(map(_known, fields)):
+    if not all(type(value) in _PLAIN or _known(value) for value in fields):
         raise ValueError(f"{type(message).__name__} with a value that no field has")
     if len(packed) <= PIPE_BUF:
         return [packed]
@@ -351,6 +352,8 @@ class Decoder:
         if len(fields) != len(shape):
             raise Rubbish(f"{frame[0]} with {len(fields)} fields, expected {len(shape)}")
         for value, wanted in zip(fields, shape, strict=True):
+            if type(value) in _PLAIN and isinstance(value, wanted):
+                continue  # as nearly all of them
             if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not object) or not _known(value):
                 raise Rubbish(f"{frame[0]} with a field of type {type(value).__name__}, or in it what no field has")
         return kind(*fields)

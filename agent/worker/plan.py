@@ -11,6 +11,7 @@ milliseconds, one too few stops the guest.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from types import MappingProxyType
@@ -360,6 +361,7 @@ def _lies_on(
             return [index.get(uppers.get(info.device, ""))]
         return [] if info.fstype in IN_MEMORY else [None]
 
+    @functools.cache  # asked for each of them to the order, and again to its disks
     def below(node: _Node) -> list[_Node]:
         if node is None:
             return []

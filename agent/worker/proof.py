@@ -8,7 +8,7 @@ import stat
 
 from .mountinfo import is_long
 
-_CHUNK = 1 << 20
+_CHUNK = 16 << 10  # bytes; a read of mountinfo gives a page at the most, and each read makes room for all of it
 _STEP = 4000  # bytes of a path that are walked in one system call
 
 
@@ -36,11 +36,10 @@ def mount_id(fd: int) -> int:
 
     No two mounts have the same id at the same time, in whatever namespaces.
     """
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
-        for line in info:
-            if line.startswith("mnt_id:"):
-                return int(line.split()[1])
-    raise OSError(errno.ENODEV, "no mnt_id in fdinfo")
+    _, found, number = read_text(f"/proc/self/fdinfo/{fd}").partition("\nmnt_id:")
+    if not found:
+        raise OSError(errno.ENODEV, "no mnt_id in fdinfo")
+    return int(number.split(None, 1)[0])
 
 
 def is_folder_or_file(fd: int) -> bool:
@@ -54,7 +53,7 @@ def read_text(path: str) -> str:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            data = bytearray()  # a read of mountinfo gives a page at the most
+            data = bytearray()
             while more := os.read(fd, _CHUNK):
                 data += more
         finally:
