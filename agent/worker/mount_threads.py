@@ -12,6 +12,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import errno
+import fcntl
 import math
 import os
 import queue
@@ -44,6 +45,7 @@ THREADS = 32  # more of them freeze 256 file systems no sooner (docs/performance
 GROWS_AFTER = 0.01  # seconds without a result after which a call hangs
 GROWS_AGAIN = 0.05  # seconds until another attempt to start a thread
 _STACK = 256 << 10
+FILES = 2048  # open files: the descriptors and counters of 500 file systems, in a table of 16 KiB
 _SWITCH_INTERVAL = 0.0002  # seconds: a call that has returned would wait for 5 ms for the interpreter
 _WAKE_AGAIN = 0.05  # seconds
 _LONGEST = (1 << 31) - 1  # milliseconds that poll(2) takes
@@ -137,13 +139,18 @@ class CallThreads:
 
     def start(self, count: int) -> None:
         """Start so many threads; raise OSError if there are no more."""
-        for _ in range(count):
-            try:
+        if count <= 0:
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are for the main thread
+        try:
+            for _ in range(count):
                 # Not a threading.Thread, whose start waits until it runs.
                 _thread.start_new_thread(self._run, ())
-            except RuntimeError as error:
-                raise no_more(error) or error from None
-            self._count += 1
+                self._count += 1
+        except RuntimeError as error:
+            raise no_more(error) or error from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def order(self, calls: Iterable[MountCall], operation: Operation) -> None:
         """Make the threads do `operation` on all of these, which must be idle."""
@@ -170,7 +177,6 @@ class CallThreads:
                     self._post(self._orders.get_nowait().do())
 
     def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are for the main thread
         while True:
             call = self._orders.get()
             with contextlib.suppress(Exception):  # it is only for ps, and whatever happens the loop must get a result
@@ -193,6 +199,7 @@ class WorkerLoop:
         self._heard: list[messages.Control] = []
         self._terminated = False
         self._wake = self._supervisor = self._signalled = -1
+        self._woken = False
 
     def do(self, step: Step) -> Any:
         """Do a step and return its answer; raise what it raises."""
@@ -225,7 +232,7 @@ class WorkerLoop:
                 self._look(0)  # it may have died since the last wait
                 return self._alone()
             case steps.ReadPlan(rules):
-                _allow_open_files()
+                _make_room_for_files(self.worker.control_fd)
                 plan, self._opened = sysfs.open_plan(rules)
                 return plan
             case steps.Start(mounts, obeys):
@@ -253,7 +260,7 @@ class WorkerLoop:
         self._poll.register(self._wake, select.POLLIN)
         if obeys:
             self._obey()
-        _allow_open_files()
+        _make_room_for_files(self.worker.control_fd)
         threading.stack_size(_STACK)
         sys.setswitchinterval(_SWITCH_INTERVAL)
         self._calls = {
@@ -285,6 +292,9 @@ class WorkerLoop:
     def post(self, result: Result) -> None:
         """Take a result from a thread and wake the main thread; refused, that is tried until it is done."""
         self._results.put(result)
+        if self._woken:
+            return  # the main thread has not looked since, or somebody is at it
+        self._woken = True
         while True:
             try:
                 os.eventfd_write(self._wake, 1)
@@ -339,6 +349,7 @@ class WorkerLoop:
         for fd, _ in self._poll.poll(milliseconds):
             if fd == self._wake:
                 os.eventfd_read(self._wake)
+                self._woken = False  # before the results are taken: what comes now wakes again
             elif fd == self.worker.reporter.fd:
                 self._poll.unregister(fd)
             elif fd == self._signalled:
@@ -372,9 +383,15 @@ class WorkerLoop:
         return self._supervisor == GONE or self.worker.reporter.closed
 
 
-def _allow_open_files() -> None:
-    """Raise the limit of open files: each file system needs a descriptor, and without systemd 1,024 are usual."""
+def _make_room_for_files(fd: int) -> None:
+    """Raise the limit of open files, since each file system needs some, and make their table large by copying `fd`.
+
+    While there is one thread: when the table of several grows, the kernel waits for an RCU grace period each time
+    (expand_fdtable in fs/file.c), which was a fifth of the freeze of 256 file systems.
+    """
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed < most:
         with contextlib.suppress(ValueError):  # forbidden: the present limit has to do
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.suppress(OSError):  # so many are not allowed: it grows when it must
+        os.close(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FILES - 1))

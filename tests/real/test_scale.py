@@ -19,7 +19,7 @@ from harness.namespace import Area
 from harness.processes import kill, until
 from harness.rig import Rig
 from harness.terminal import CTL, Terminal
-from virtagent.agent.worker.mount_threads import THREADS
+from virtagent.agent.worker.mount_threads import FILES, THREADS
 
 FILE_SYSTEMS, MOUNTS = 256, 1000
 LEVELS = 8  # a flush of one is at least two flushes of the one below: twelve take 7 s, and sixty-four for ever
@@ -83,6 +83,12 @@ def keeper_of(daemon: Daemon) -> psutil.Process:
     return psutil.Process(pid)
 
 
+def fd_size(pid: int) -> int:
+    """Return for how many descriptors a process has room (proc(5), status)."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("FDSize:")]
+    return int(line.split()[1])
+
+
 def test_all_at_once_and_nothing_is_left(rig: Rig, many: list[str]) -> None:
     daemon = rig.daemon([every(many)])
     host = daemon.proxy(timeout=60)
@@ -98,6 +104,8 @@ def test_all_at_once_and_nothing_is_left(rig: Rig, many: list[str]) -> None:
         assert f"[frozen {FILE_SYSTEMS}/{FILE_SYSTEMS}" in daemon.titles()[daemon.pid]
         # One more for each call that hung for a moment: on a busy machine that may be all of them.
         assert THREADS < keeper_of(daemon).num_threads() <= FILE_SYSTEMS + 1
+        # Made so large before there were threads: when it grows while there are, each time takes a grace period.
+        assert fd_size(keeper_of(daemon).pid) >= FILES
         assert host.va.fsthaw() == FILE_SYSTEMS
         thawed(many)
         assert daemon.status()["last"]["outcome"] == "thawed"
