@@ -16,13 +16,14 @@ from .errors import FreezeBroken
 from .following import Following
 from .holding import CallOnOwnConnection, Freeze, Holding, Options, Pause, Script, Wanted, note
 from .methods import Methods
-from .transports import Endpoint, parse, refused
+from .transports import Endpoint, Far, parse, refused
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .libvirt_domain import Domain
     from .ssh_guest import SshGuest
+    from .ssh_process import Remote
 
 T = TypeVar("T")
 
@@ -81,7 +82,7 @@ class AsyncAgent(Methods):
         if (far := parse(self.url).far) is not None:
             from .hypervisor import frozen_alone  # rarely needed
 
-            async with frozen_alone(far, wanted) as freeze:
+            async with frozen_alone(far, wanted, relayed) as freeze:
                 yield freeze
             return
         holding = Holding(self.url, wanted)
@@ -130,6 +131,15 @@ class AsyncAgent(Methods):
                 return await (own if step.apart else self).carry_out(step.call, step.seconds)
 
             await drive_async(holding.extension(apart=apart), take)
+
+
+def relayed(far: Far, agent: str, remote: Remote) -> AsyncAgent:
+    """Return an agent of another host, asked through the connection that there is to the relay there."""
+    from .relayed import Through  # rarely needed
+
+    one = AsyncAgent(far.guest(agent))
+    one._connection = Connection(parse(one.url), Through(remote, agent))
+    return one
 
 
 class _Awaiting:

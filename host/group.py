@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..agent.api.errors import VirtagentError
-from .aio import AsyncAgent
+from .aio import AsyncAgent, relayed
 from .barrier import FREEZE_SECONDS, PREPARE_SECONDS, syncs_still
 from .calls import Texts, texts
 from .errors import FreezeBroken, GroupFailed, TooSkewed
@@ -24,6 +24,7 @@ from .holding import Freeze, Options, Span, Wanted, note
 from .hypervisor import Hypervisor
 from .member import Guest, Member, not_thawed
 from .methods import AgentOptions
+from .relayed import apart
 from .transports import Far, parse
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class AsyncAgentGroup:
         if not self.urls:
             raise ValueError("a group of no agents; name one at least")
         refuse_twice(self.urls)
+        self.not_followed: dict[str, str] = {}
+        """Why `progress` is not told of a guest (any more), by its URL, or by that of its host."""
         self._agents = [AsyncAgent(url, **options) for url in self.urls]
         self._connects, self._options = connects, options
         self._hosts = _one_a_host([far for url in self.urls if (far := parse(url).far) is not None])
@@ -150,7 +153,7 @@ class AsyncAgentGroup:
         following = self._following(wanted)
         await following.begin()
         try:
-            group = await self._begin(members, freeze_wait, max_skew)
+            group = await self._begin(members, following, freeze_wait, max_skew)
             for url, one in group.guests.items():
                 following.add(url, one.status)
             if wanted.extend:
@@ -197,7 +200,7 @@ class AsyncAgentGroup:
         following = self._following(wanted)
         await following.begin()
         try:
-            group = await self._begin(members, freeze_wait, max_skew)
+            group = await self._begin(members, following, freeze_wait, max_skew)
             for url, one in group.guests.items():
                 following.add(url, one.status)
             return group
@@ -207,13 +210,22 @@ class AsyncAgentGroup:
 
     def _members(self, wanted: Wanted) -> list[Member]:
         here: list[Member] = [Guest(agent, wanted) for agent in self._agents if parse(agent.url).far is None]
-        return [*here, *(Hypervisor(far, wanted) for far in self._hosts)]
+        return [*here, *(Hypervisor(far, wanted, relayed) for far in self._hosts)]
 
     def _following(self, wanted: Wanted) -> Following:
-        watching = [AsyncAgent(url, **self._options) for url in self.urls] if wanted.progress else []
-        return Following(watching, wanted.progress)
+        here = [url for url in self.urls if wanted.progress and parse(url).far is None]
+        self.not_followed.clear()
+        return Following([AsyncAgent(url, **self._options) for url in here], wanted.progress, self.not_followed)
 
-    async def _begin(self, members: list[Member], within: float, max_skew: float | None) -> GroupFreeze:
+    def _follow_there(self, members: Sequence[Member], following: Following) -> None:
+        """Follow the guests of other hosts through the relays that are reached."""
+        watches = [one for member in members for one in member.watches]
+        following.more(watches, apart(len(watches)))
+        self.not_followed.update({member.url: member.not_watched for member in members if member.not_watched})
+
+    async def _begin(
+        self, members: list[Member], following: Following, within: float, max_skew: float | None
+    ) -> GroupFreeze:
         """Connect to all, make all ready, and when the last one is, freeze all."""
         gate = asyncio.Semaphore(self._connects)
 
@@ -223,6 +235,7 @@ class AsyncAgentGroup:
 
         try:
             await self._together(members, "connect", connect)
+            self._follow_there(members, following)
             await self._get_ready(members)
             lead = max(member.lead for member in members)
             at = time.monotonic() + lead if lead else None

@@ -10,16 +10,18 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..agent.api.errors import VirtagentError
-from ..agent.api.records import Last, Misshapen, Status, load
+from ..agent.api.records import Last, Misshapen, MountStatus, Status, load
 from .barrier import FREEZE_SECONDS, PREPARE_SECONDS
 from .errors import BadReply, FreezeBroken, GroupFailed, HostError, NotThawed
+from .following import Following, Watches
 from .holding import Freeze, Options, Span, Wanted, note, only
 from .processes import OUTPUT_MAX
+from .relayed import apart
 from .ssh_process import CONNECT_SECONDS, Remote
 from .transports import AGENTS_MAX, Far
 
@@ -59,16 +61,23 @@ class Ran:
     error: str = ""
 
 
-class Hypervisor:
-    """The guests of one other host, as a member of a group."""
+Watch = Callable[[Far, str, Remote], Watches]
+"""From a host, the name of an agent there, and the connection to its relay, to what the agent is followed through."""
 
-    def __init__(self, far: Far, wanted: Wanted) -> None:
+
+class Hypervisor:
+    """The guests of one other host, as a member of a group. `watch` makes what one is followed through."""
+
+    def __init__(self, far: Far, wanted: Wanted, watch: Watch | None = None) -> None:
         self.url = far.name
         self.begun = self.ended = 0.0
         self.clock: Clock | None = None
         self.window = -1.0
         """How long all were frozen there, by the relay's figures."""
+        self.watches: Sequence[Watches] = ()
+        self.not_watched = ""
         self._far = far
+        self._watch_through = watch
         self._wanted = wanted
         self._remote = Remote(far)
         self._guests: dict[str, Freeze] = {}
@@ -108,6 +117,14 @@ class Hypervisor:
     async def connect(self) -> None:
         await self._remote.start()
         await self._remote.clock(CONNECT_SECONDS)
+        if self._wanted.progress is not None and self._watch_through is not None:
+            try:
+                found = await self._remote.agents(CONNECT_SECONDS)
+                self.watches = [self._watch_through(self._far, one, self._remote) for one in found]
+            except BadReply as error:
+                if not self._remote.open:
+                    raise
+                self.not_watched = str(error)  # what is wrong with the agents is for `prepare` to say
 
     async def prepare(self, within: float) -> None:
         agents = {"agents": list(self._far.agents)} if self._far.agents else {}
@@ -175,7 +192,9 @@ class Hypervisor:
                 raise ValueError(f"it does not say how {agent[:_SHOWN]} is frozen")
             if not first <= at <= last:
                 raise ValueError(f"{agent[:_SHOWN]} is not frozen")
-            status = Status("FROZEN", 2, -1, freeze_id=number, hold_left=left)
+            points = tuple(MountStatus(point, state="frozen") for point in mounts)
+            since = max(0.0, self.begun - (at - self.clock.offset))
+            status = Status("FROZEN", 2, -1, number, phase="hold", since=since, hold_left=left, mounts=points)
             guest = Freeze(count, number, mounts, at - offset, left, status)
             guest.cannot_wait = str(one.get("cannot_wait", ""))[:_SHOWN]
             self._guests[self._far.guest(agent)] = guest
@@ -282,24 +301,34 @@ class Hypervisor:
 
 
 @contextlib.asynccontextmanager
-async def frozen_alone(far: Far, wanted: Wanted) -> AsyncIterator[Freeze]:
+async def frozen_alone(far: Far, wanted: Wanted, watch: Watch) -> AsyncIterator[Freeze]:
     """Hold the one guest there that is meant frozen while the block runs; raises what `Agent.frozen` does."""
-    host = Hypervisor(far, wanted)
+    host = Hypervisor(far, wanted, watch)
+    following = Following((), wanted.progress)
     extender: asyncio.Future[None] | None = None
     try:
         await host.connect()
+        following.more(host.watches, apart(1))
         await host.prepare(PREPARE_SECONDS)
         await host.go(None, FREEZE_SECONDS)
         extender = asyncio.ensure_future(host.extend())
+        freeze = only(host.guests)
+        (url,) = host.guests
+        following.add(url, freeze.status)
         try:
-            yield only(host.guests)
+            yield freeze
         except BaseException as error:
             for one in await host.thaw():
                 note(error, one)
             raise
-        for one in await host.thaw():
-            raise one
+        else:
+            for one in await host.thaw():
+                raise one
+        finally:
+            following.add(url, freeze.ended)
+            freeze.not_followed = following.failed.get(url, host.not_watched)
     finally:
+        await following.end()
         if extender is not None:
             extender.cancel()
             await asyncio.wait([extender])

@@ -22,6 +22,7 @@ from .guest_status import GuestStatus
 
 REDRAW = 0.5  # seconds; in the picture times go on counting between two records
 DELAY = 0.25  # seconds; what takes less is not drawn
+_REST = 4  # times as long as a drawing took nothing is drawn: that of 10,000 guests must not delay their freeze
 
 
 class Picture:
@@ -86,18 +87,21 @@ class Picture:
         with contextlib.suppress(OSError):
             while True:
                 self._changed.clear()
+                began = time.monotonic()
                 width, height = self._drawing.size()
                 lines = picture.draw(
                     self._now(), doing=self._doing, width=width, height=height, clock=_clock, blind=self.blind
                 )
                 self._drawing.draw(lines)
+                await asyncio.sleep(_REST * (time.monotonic() - began))
                 again = asyncio.get_running_loop().call_later(REDRAW, self._changed.set)
                 await self._changed.wait()
                 again.cancel()
 
     def _now(self) -> list[GuestStatus]:
         """Return the records as they would be now if only time had passed since."""
-        known = [self._records[url] for url in self._urls if url in self._records]
+        urls = dict.fromkeys((*self._urls, *self._records))  # of another host, the guests are known by their records
+        known = [self._records[url] for url in urls if url in self._records]
         return [text.aged(record, time.monotonic() - at) for record, at in known]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ..agent.api.errors import Fault
 from .aio import AsyncAgent
 from .barrier import Barrier
 from .errors import FreezeBroken, NotThawed
+from .following import Watches
 from .holding import Freeze, Span, Wanted
 
 
@@ -19,6 +20,10 @@ class Member(Protocol):
     """What a group freezes: one guest, or all those of a hypervisor. `go` and `thaw` are called for all together."""
 
     url: str
+    watches: Sequence[Watches]
+    """What its guests are followed through from `connect` on, besides those that are reached from here."""
+    not_watched: str
+    """Why they cannot be followed, "" if they can."""
 
     @property
     def begun(self) -> float:
@@ -69,6 +74,9 @@ class Member(Protocol):
 
 class Guest:
     """A guest whose agent is reached from here."""
+
+    watches: Sequence[Watches] = ()
+    not_watched = ""
 
     def __init__(self, agent: AsyncAgent, wanted: Wanted) -> None:
         self.url = agent.url

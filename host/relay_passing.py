@@ -44,25 +44,28 @@ class Passing:
             self._say({"error": str(error)})
 
     def _begin(self, body: dict[str, Any]) -> None:
-        known("call", body, {"id", "agent", "text", "within"})
+        known("call", body, {"id", "agent", "text", "within", "most"})
         match body:
             case {"id": int(name), "agent": str(agent), "text": str(text)}:
                 within = number("call", body, "within", 60.0)
+                most = min(TEXT_MAX, int(number("call", body, "most", TEXT_MAX)))
             case _:
                 raise Bad("call: has a number (id), and two strings, agent and text")
         if len(self._tasks) >= CALLS_MAX:
             self._say({"called": {"id": name, "error": f"{CALLS_MAX} calls are under way", "kind": "Unreachable"}})
             return
-        task = asyncio.ensure_future(self._call(name, agent, text, within))
+        task = asyncio.ensure_future(self._call(name, agent, text, within, most))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _call(self, name: int, agent: str, text: str, within: float) -> None:
+    async def _call(self, name: int, agent: str, text: str, within: float, most: int) -> None:
         try:
             found = urls([agent])
             if len(found) != 1:
                 raise Bad(f"call: {agent[:80]} is {len(found)} agents, expected one")
             said = {"text": await self._pass_on(found[0], text, within)}
+            if (long := len(said["text"])) > most:
+                raise Bad(f"call: the answer has {long} characters, at most {most} are passed on")
         except (Bad, VirtagentError) as error:
             kind = "Unreachable" if isinstance(error, Bad) else type(error).__name__
             said = {"error": str(error), "kind": kind}
@@ -87,10 +90,7 @@ class Passing:
             answer = {"error": {"class": "GenericError", "desc": fault.text, "code": int(fault.code)}}
         finally:
             idle.append(one)
-        said = json.dumps({**answer, "id": tag})
-        if len(said) > TEXT_MAX:
-            raise Bad(f"call: the answer has {len(said)} characters, at most {TEXT_MAX} are passed on")
-        return said
+        return json.dumps({**answer, "id": tag})
 
     def close(self) -> None:
         """Give up what is under way."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from .answers import at
 from .errors import FreezeBroken, HostError
 from .following import Following
 from .group import AsyncAgentGroup, GroupFreeze
+from .guest_status import GuestStatus, Tell
 from .holding import notes
 from .hypervisor import Hypervisor, Ran
 from .observing import Observer, following
@@ -143,7 +145,10 @@ class Snapshot:
                 follow = None
                 if self._observer is not None:
                     await stack.enter_async_context(self._observer)
-                    follow = await stack.enter_async_context(following(self._observer, self._urls))
+                    if self._group is None:
+                        follow = await stack.enter_async_context(following(self._observer, self._urls))
+                    else:
+                        self._observer.blind = self._group.not_followed
                 try:
                     async with self._frozen() as report.freeze:
                         _catch_up(follow, {url: one.status for url, one in report.freeze.guests.items()})
@@ -170,7 +175,9 @@ class Snapshot:
     @contextlib.asynccontextmanager
     async def _frozen(self) -> AsyncIterator[GroupFreeze]:
         if self._group is not None:
-            async with self._group.frozen(max_skew=self._max_skew, **self._options) as group:
+            tells = [tell for tell in (self._options.get("progress"), self._observer and self._observer.put) if tell]
+            options = {**self._options, "progress": functools.partial(_tell, tells)} if tells else self._options
+            async with self._group.frozen(max_skew=self._max_skew, **options) as group:
                 yield group
             return
         (url,) = self._urls
@@ -235,6 +242,11 @@ class Snapshot:
             report.status = process.poll()
             report.seconds = time.monotonic() - began
             report.times.command_ended = time.time_ns()
+
+
+def _tell(tells: Sequence[Tell], record: GuestStatus) -> None:
+    for tell in tells:
+        tell(record)
 
 
 def _catch_up(follow: Following | None, statuses: Mapping[str, Status | None]) -> None:

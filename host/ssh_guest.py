@@ -123,10 +123,6 @@ def guests_of(far: Far, within: float = CONNECT_SECONDS) -> list[str]:
 
     async def ask() -> list[str]:
         remote = await shared.remote()
-        answer = await remote.ask(within, list={"agents": list(far.agents)} if far.agents else {})
-        found = answer.get("agents")
-        if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-            raise BadReply(f"{far.url} answered no list of agents; see that virtagent is of one version there")
-        return [far.guest(one) for one in found]
+        return [far.guest(one) for one in await remote.agents(within)]
 
     return _HUB.do(ask()).result()

@@ -22,7 +22,7 @@ from ..agent.api.errors import Fault
 from ..agent.wire import json_values
 from .errors import BadReply, HostError, Lost, TimedOut, Unreachable
 from .processes import end, gone
-from .transports import Far
+from .transports import AGENTS_MAX, Far, parse
 
 ANSWER_MAX = 8 << 20  # bytes of one line, as of a guest's answer
 TIME_MAX = 1e11  # seconds since the epoch
@@ -75,7 +75,7 @@ class Remote:
         self._heard = False
         self._failure: HostError | None = None
         self.late = False
-        """Whether an answer did not come in time."""
+        """Whether an answer of the relay's own did not come in time."""
 
     @property
     def open(self) -> bool:
@@ -104,13 +104,31 @@ class Remote:
                 return float(now)
         raise self._fail(BadReply(f"{self._far.name} answered no time; see that virtagent is of one version there"))
 
-    async def call(self, agent: str, text: str, within: float) -> str:
-        """Return the answer of one of its agents to a command in JSON; any number may be under way at the same time."""
+    async def agents(self, within: float) -> list[str]:
+        """Return which of its agents are meant, one by one, as they are called there."""
+        those = {"agents": list(self._far.agents)} if self._far.agents else {}
+        answer = await self.ask(within, list=those)
+        match answer.get("agents"):
+            case [_, *_] as found if len(found) <= AGENTS_MAX and all(isinstance(one, str) for one in found):
+                with contextlib.suppress(ValueError):
+                    for one in found:
+                        parse(self._far.guest(one))
+                    return [str(one) for one in found]
+        raise self._fail(
+            BadReply(f"{self._far.name} answered no list of agents; see that virtagent is of one version there")
+        )
+
+    async def call(self, agent: str, text: str, within: float, most: int | None = None) -> str:
+        """Return the answer of one of its agents to a command in JSON; any number may be under way at the same time.
+
+        The relay passes on no answer of over `most` characters.
+        """
         self._calls += 1
         number, reply = self._calls, asyncio.get_running_loop().create_future()
         self._called[number] = reply
         try:
-            self._send({"call": {"id": number, "agent": agent, "text": text, "within": within}})
+            bound = {} if most is None else {"most": most}
+            self._send({"call": {"id": number, "agent": agent, "text": text, "within": within, **bound}})
             answer = await self._wait(reply, within + 1, "a call")
         finally:
             self._called.pop(number, None)
@@ -129,7 +147,11 @@ class Remote:
         what = next(iter(record))
         self._send(record)
         waiting.append(reply)
-        answer: dict[str, Any] = await self._wait(reply, within, what)
+        try:
+            answer: dict[str, Any] = await self._wait(reply, within, what)
+        except TimedOut:
+            self.late = True
+            raise
         if isinstance(why := answer.get("error"), str):
             raise BadReply(f"{self._far.name} refused {what}: {why[:400]}")
         return answer
@@ -143,7 +165,6 @@ class Remote:
     async def _wait(self, reply: asyncio.Future[Any], within: float, what: str) -> Any:
         await asyncio.wait([reply], timeout=None if math.isinf(within) else within)
         if not reply.done():
-            self.late = True
             # Its place is kept, so that a late answer is not taken for that of another record.
             raise TimedOut(f"{self._far.name} did not answer {what} within {within:g} s")
         return reply.result()

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from ..agent.api.records import Status
 from . import calls
 from .errors import BadReply, TimedOut
-from .holding import Script
+from .holding import Pause, Script
 
 
-def watch_script(put: Callable[[Status], None], until: str | None, deadline: float) -> Script[None]:
+def watch_script(put: Callable[[Status], None], until: str | None, deadline: float, apart: float = 0.0) -> Script[None]:
     """Give each record of the agent to `put`, until the state is `until`; raise TimedOut at the deadline.
 
-    Sometimes a record comes without a change.
+    Sometimes a record comes without a change. With `apart`, so many seconds at least are between two.
     """
     record: Status = yield calls.status()
     put(record)
@@ -22,6 +22,9 @@ def watch_script(put: Callable[[Status], None], until: str | None, deadline: flo
         began = time.monotonic()
         if began >= deadline:
             raise TimedOut(f"the state is still {record.state}; watch again, or longer")
+        if apart:
+            yield Pause(apart)
+            began = time.monotonic()
         wait = min(calls.STATUS_WAIT, deadline - began)
         later: Status = yield calls.status(since=record.seq, wait=wait)
         if later.seq == record.seq and time.monotonic() - began < wait / 10:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from virtagent.host import ssh_process
 from virtagent.host.relay import Relay
+from virtagent.host.relay_passing import Passing
 from virtagent.host.relay_records import Bad
 from virtagent.host.transports import Far
 
@@ -35,7 +36,7 @@ class FakeRelays:
 
     `meddle(host, what, answer)` may return another answer to the record `what`, bytes to say instead, HANG, DIE or
     LATE; None leaves it. No command is run, all end with 0. `clocks` says by how many seconds a host's clock is ahead.
-    `asked` has each (host, what).
+    `asked` has each (host, what). `pass_on` may return what a guest answers to a call; None: as it does.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, meddle: Meddle = lambda host, what, answer: None) -> None:
@@ -43,6 +44,7 @@ class FakeRelays:
         self.clocks: dict[str, float] = {}
         self.started: list[str] = []
         self.meddle = meddle
+        self.pass_on: Callable[[str], Any] = lambda text: None
         self._ours: list[socket.socket] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -87,17 +89,22 @@ class FakeRelays:
 
     async def _serve(self, host: str, sock: socket.socket) -> None:
         relay = Relay()
+        passing = _Passing(self, lambda said: writer.write(json.dumps(said).encode() + b"\n"))
         reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 20)
         doing: asyncio.Future[None] | None = None
         try:
             while line := await reader.readline():
                 record = json.loads(line)
+                if "call" in record:
+                    self.asked.append((host, "call"))
+                    passing.take("call", record["call"])
+                    continue
                 if "thaw" in record and doing is not None and not doing.done():
                     doing.cancel()
                     await asyncio.wait([doing])
                     writer.write(b'{"error": "ended by thaw"}\n')
                 step = asyncio.ensure_future(self._answer(host, relay, record, writer))
-                if "clock" in record:
+                if "clock" in record or "list" in record:
                     await step
                 else:
                     doing = step
@@ -105,6 +112,7 @@ class FakeRelays:
             pass
         finally:
             writer.close()
+            passing.close()
             if doing is not None:
                 doing.cancel()
                 await asyncio.wait([doing])
@@ -118,6 +126,8 @@ class FakeRelays:
         self.asked.append((host, what))
         if what == "clock":
             answer: dict[str, Any] = {"clock": {"now": time.time() + ahead}}
+        elif what == "list":
+            answer = {"agents": record["list"].get("agents", [])}
         else:
             if "at" in record[what]:
                 record[what]["at"] -= ahead
@@ -140,3 +150,16 @@ class FakeRelays:
             return
         said = answer if said is None else said
         writer.write(said if isinstance(said, bytes) else json.dumps(said).encode() + b"\n")
+
+
+class _Passing(Passing):
+    def __init__(self, relays: FakeRelays, say: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(say)
+        self._relays = relays
+
+    async def _pass_on(self, url: str, text: str, within: float) -> str:
+        if (said := self._relays.pass_on(text)) is None:
+            return await super()._pass_on(url, text, within)
+        failed = {"error": {"class": "GenericError", "desc": str(said)}}
+        answer = failed if isinstance(said, Exception) else {"return": said}
+        return json.dumps({**answer, "id": json.loads(text)["id"]})

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.agent_socket import MOUNT, status_record
 from fakes.many_agents import ManyAgents
 from fakes.schema import faults
 from harness import sshd
@@ -24,6 +27,7 @@ from harness.processes import until
 from harness.questions import assert_frozen, assert_well
 from harness.rig import Rig
 from harness.sshd import Sshd
+from harness.terminal import Terminal
 from virtagent.host import Agent, AgentGroup
 
 pytestmark = pytest.mark.timeout(120)
@@ -104,6 +108,52 @@ def test_a_command_that_fails_on_one_host_is_named(rig: Rig, guests: Guests, inv
     assert last.endswith("the command ended with 3: full; all is thawed: throw away what it made")
     for daemon, fs in guests:
         assert_well(rig, daemon, [fs])
+
+
+def test_what_each_guest_does_is_told_through_the_one_ssh_of_its_host(
+    rig: Rig, guests: Guests, inventory: Path, server: Sshd
+) -> None:
+    ran = run(
+        "snapshot", "--inventory", str(inventory), "--events", "--", "pgrep", "-fc", f"^ssh .*{server.folder}/config"
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "2" in ran.stderr.splitlines(), "one ssh a host"
+    events = [json.loads(line) for line in ran.stdout.splitlines()]
+    urls = [f"ssh:hv{1 + n // 2}?agents={daemon.url}" for n, (daemon, _) in enumerate(guests)]
+    for url, (_, fs) in zip(urls, guests, strict=True):
+        mine = [event for event in events if event.get("agent") == url]
+        names = [event["event"] for event in mine]
+        assert (names[0], names[-1], names.count("held"), names.count("end")) == ("phase", "end", 1, 1)
+        assert [event["state"] for event in mine if event["event"] == "phase"][-1] == "THAWED"
+        assert {event["mountpoint"] for event in mine if event["event"] == "mount"} == {str(fs)}
+        assert mine[-1]["outcome"] == "thawed"
+    assert events[-1]["good"]
+    for daemon, fs in guests:
+        assert_well(rig, daemon, [fs])
+
+
+def test_a_picture_of_guests_behind_a_relay(server: Sshd, tmp_path: Path) -> None:
+    ready = threading.Event()
+    seqs = itertools.count(41)
+
+    def answer(n: int, method: str) -> Any:
+        if method != "va.fsstatus" or n or n not in those.waiting or ready.is_set():
+            return None
+        ready.wait(0.02)  # its barrier asks again at once
+        progress = {"dirty_bytes": 4 << 20, "flushed_bytes": 12 << 20, "bytes_per_second": 1e6, "eta": 4.0}
+        mounts = [MOUNT | {"state": "syncing", "source": "/dev/vdb"}]
+        return status_record(state="INPROGRESS", code=1, seq=next(seqs), phase="sync", mounts=mounts, progress=progress)
+
+    with ManyAgents(tmp_path, 3, answer) as those:
+        words = ["--agent", f"ssh:hv1?agents=unix:{tmp_path}/?", "snapshot", "--", "echo", "it ran"]
+        with Terminal([*CTL, *words]) as terminal:
+            terminal.read_until(
+                *("3 guests", "applications run in all", "ssh:hv1?agents=unix:/"),
+                *("~ SYNCING", "75%", "about 4 s", "waits for /srv/db /dev/vdb", "Ctrl-C cancels; nothing is frozen"),
+            )
+            ready.set()
+            assert terminal.wait() == 0
+            terminal.read_until("frozen 3 file systems of 3 guests within ", "it ran", "good: ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
