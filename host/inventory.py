@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from .transports import parse
 
 LINES_MAX = 100_000
+SIZE_MAX = 16 << 20  # characters
 
 
 def read(path: str) -> list[str]:
     """Return the URLs that the file names; raise ValueError with the line that is wrong, or if there is none."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            urls = list(parsed(file.read(), path))
+            text = file.read(SIZE_MAX + 1)
+            if len(text) > SIZE_MAX:
+                raise ValueError(f"the inventory {path} has over {SIZE_MAX} characters")
+            urls = list(parsed(text, path))
     except OSError as error:
         raise ValueError(f"the inventory {path} cannot be read ({error.strerror})") from None
     if not urls:
@@ -23,7 +27,9 @@ def read(path: str) -> list[str]:
 
 def parsed(text: str, path: str) -> Iterator[str]:
     """Return the URL of each line: as it is, or ssh:HOST with the agents that follow HOST; `#` begins a comment."""
-    for number, line in enumerate(text.splitlines()[:LINES_MAX], 1):
+    for number, line in enumerate(text.splitlines(), 1):
+        if number > LINES_MAX:
+            raise ValueError(f"{path} has over {LINES_MAX} lines; take several snapshots")
         first, *more = line.partition("#")[0].split() or [""]
         if not first:
             continue

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from ..agent.api import records
 from ..agent.api.errors import VirtagentError
 from .aio import AsyncAgent
-from .barrier import FREEZE_SECONDS, PREPARE_SECONDS, Barrier
+from .barrier import FREEZE_SECONDS, PREPARE_SECONDS, READY_SECONDS, Barrier
 from .errors import FreezeBroken
 from .group import CONNECTS, GroupFreeze
 from .holding import Freeze, notes
@@ -96,6 +96,8 @@ class Relay:
         async def freeze(url: str) -> None:
             freezes[url] = await self._agents[url].play(self._barriers[url].go(None, within))
 
+        if at is not None and at - time.time() > READY_SECONDS:
+            raise Bad(f"freeze: at is {at - time.time():.0f} s ahead, at most {READY_SECONDS:g}: guests wait no longer")
         if at is not None:
             await asyncio.sleep(at - time.time())  # ADR 0037: by the clock here, not a guest's
         if failed := await self._all(freeze):

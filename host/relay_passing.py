@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..agent.api.errors import Fault, VirtagentError
+from ..agent.wire import json_values
 from . import calls
 from .aio import AsyncAgent
 from .relay_records import Bad, known, named, number, urls
@@ -46,7 +47,7 @@ class Passing:
     def _begin(self, body: dict[str, Any]) -> None:
         known("call", body, {"id", "agent", "text", "within", "most"})
         match body:
-            case {"id": int(name), "agent": str(agent), "text": str(text)}:
+            case {"id": int(name), "agent": str(agent), "text": str(text)} if not isinstance(name, bool):
                 within = number("call", body, "within", 60.0)
                 most = min(TEXT_MAX, int(number("call", body, "most", TEXT_MAX)))
             case _:
@@ -73,10 +74,14 @@ class Passing:
 
     async def _pass_on(self, url: str, text: str, within: float) -> str:
         try:
-            command = json.loads(text)
+            command = json_values.load(text.encode(), lone_surrogates=True)
             method, tag, arguments = command["execute"], command.get("id"), command.get("arguments", [])
+        except Fault as fault:
+            raise Bad(f"call: text is no command in JSON ({fault.text.partition(', ')[2]})") from None
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             raise Bad("call: text is no command in JSON") from None
+        if not isinstance(method, str):
+            raise Bad("call: text is no command in JSON (execute is no string)")
         params = arguments if isinstance(arguments, list) else [arguments]
         idle = self._idle.setdefault(url, [])
         try:
@@ -84,7 +89,7 @@ class Passing:
         except ValueError as error:
             raise Bad(f"call: {error}") from None
         try:
-            value = await one.carry_out(calls.call(str(method), *params), within)
+            value = await one.carry_out(calls.call(method, *params), within)
             answer: dict[str, Any] = {"return": value}
         except Fault as fault:
             answer = {"error": {"class": "GenericError", "desc": fault.text, "code": int(fault.code)}}

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from ..agent.api.errors import Fault
+from ..agent.wire import json_values
+from .client_session import SECONDS_MAX
 from .group import refuse_twice
 from .holding import Options, Wanted
 from .named_agents import SYSTEM, everything, expand
@@ -15,10 +20,30 @@ from .transports import AGENTS_MAX, GLOB
 T = TypeVar("T")
 
 _OPTIONS = {name for name in Options.__annotations__ if name != "progress"}
+_SWITCHES = ("strict", "partial", "extend")
+_SECONDS = ("hold", "sync_limit", "freeze_limit", "thaw_wait")
+_WRITERS = ("all", "try", "none")
+_NO_CHARACTER = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 class Bad(Exception):
     """A record that cannot be carried out; nothing was done."""
+
+
+def loaded(line: bytes) -> Any:
+    """Return the value of a line; raise Bad with what is wrong with it.
+
+    Bytes of a path that are no UTF-8 come as half a surrogate pair each (PEP 383); no other half is one of a character.
+    """
+    try:
+        record = json_values.load(line, lone_surrogates=True)
+    except Fault as fault:
+        raise Bad(f"a line is no JSON ({fault.text.partition(', ')[2]})") from None
+    except RecursionError:
+        raise Bad("a line is no JSON that is carried out (it nests too deep)") from None
+    if b"\\u" in line and (half := _NO_CHARACTER.search(json.dumps(record, ensure_ascii=False))):
+        raise Bad(f"a line has \\u{ord(half[0]):04x}, which is not a valid Unicode character")
+    return record
 
 
 def known(what: str, body: Mapping[str, Any], names: set[str]) -> None:
@@ -33,8 +58,12 @@ def number(what: str, body: Mapping[str, Any], name: str, default: T) -> float |
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e11:
-        raise Bad(f"{what}: {name} is {str(value)[:40]}, expected a number over 0")
+        raise Bad(f"{what}: {name} is {_brief(value)}, expected a number over 0")
     return float(value)
+
+
+def _brief(value: Any) -> str:
+    return json.dumps(value)[:40]
 
 
 def wanted(options: Any) -> Wanted:
@@ -42,6 +71,17 @@ def wanted(options: Any) -> Wanted:
     if not isinstance(options, dict):
         raise Bad(f"prepare: options is {type(options).__name__}, expected an object")
     known("prepare: options", options, {"include", "exclude", *_OPTIONS})
+    for name, value in options.items():
+        if name in _SWITCHES and not isinstance(value, bool):
+            raise Bad(f"prepare: options: {name} is {_brief(value)}, expected true or false")
+        if name in ("include", "exclude") and not isinstance(value, str | list):
+            raise Bad(f"prepare: options: {name} is {_brief(value)}, expected a string or several")
+        if name == "writers" and value is not None and value not in _WRITERS:
+            raise Bad(f"prepare: options: writers is {_brief(value)}, expected {' or '.join(_WRITERS)}")
+        if name in _SECONDS and not (value is None and name != "thaw_wait"):
+            seconds = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= SECONDS_MAX
+            if not seconds:
+                raise Bad(f"prepare: options: {name} is {_brief(value)}, expected seconds up to {SECONDS_MAX:g}")
     try:
         return Wanted(**options)
     except (TypeError, ValueError) as error:
