@@ -25,6 +25,8 @@ from .ours import is_our_worker, start_time, why_not_ours, why_not_private
 VERSION = 1
 FIRST_HANDLE = 1000  # as in qemu-ga
 IN_MEMORY = ("tmpfs", "ramfs")
+_JOURNAL, _HANDLES, _FREEZE_ID = "journal", "handles", "freeze-id"
+_NEW = ".new"
 
 
 class BadStateDir(Exception):
@@ -110,6 +112,8 @@ class Journal:
             raise BadStateDir(f"state-dir {directory} is in use by another virtagentd") from None
         except OSError as error:
             raise self._bad(f"lock: {error.strerror}") from None
+        for name in (_JOURNAL, _HANDLES, _FREEZE_ID):
+            self._forget(name + _NEW)  # a death cut its writing short
 
     def _open_folder(self) -> int:
         """Return a descriptor of the folder, after all that can be wrong with it; raise BadStateDir, OSError."""
@@ -157,16 +161,24 @@ class Journal:
 
     def _replace(self, name: str, text: str) -> None:
         """Replace one of our files as a whole; raise OSError."""
-        fresh = f"{name}.new"
-        with open(fresh, "w", encoding="ascii", opener=self._create) as file:
-            file.write(text)
-        os.rename(fresh, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        fresh = name + _NEW
+        try:
+            with open(fresh, "w", encoding="ascii", opener=self._create) as file:
+                file.write(text)
+            os.rename(fresh, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        except OSError:
+            self._forget(fresh)
+            raise
+
+    def _forget(self, name: str) -> None:
+        with contextlib.suppress(OSError):  # it is not there; or `_create` will say what is in its way
+            os.unlink(name, dir_fd=self._folder)
 
     def _create(self, name: str, _flags: int) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             return os.open(name, flags, 0o600, dir_fd=self._folder)
-        except FileExistsError:  # a death cut a write short; whatever it is by now, nothing is written into it
+        except FileExistsError:  # whatever it is, nothing is written into it
             os.unlink(name, dir_fd=self._folder)
             return os.open(name, flags, 0o600, dir_fd=self._folder)
 
@@ -179,12 +191,12 @@ class Journal:
         """Replace the journal; `pid` is that of the freeze worker, 0 if there is no worker. Raises OSError."""
         whole = {"version": VERSION, "boot": boot_id(), "worker": [pid, start_time(pid)], **record}
         # json.dump does not use the encoder in C, and would take ten times as long.
-        self._replace("journal", json.dumps(whole))
+        self._replace(_JOURNAL, json.dumps(whole))
 
     def remove(self) -> None:
         """Remove the journal if there is one."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink("journal", dir_fd=self._folder)
+            os.unlink(_JOURNAL, dir_fd=self._folder)
 
     def read(self) -> JournalFound | None:
         """Return the journal of an earlier supervisor, None if there is no journal.
@@ -192,14 +204,14 @@ class Journal:
         Raises ValueError if it is bad, BadStateDir if it is not ours.
         """
         try:
-            text = self._read("journal")
+            text = self._read(_JOURNAL)
         except FileNotFoundError:
             return None
         return parse(text, boot_id())
 
     def keep_handle(self, number: int) -> None:
         """Remember the number for the next file that is opened for a host; raise OSError."""
-        self._replace("handles", f"{number}\n")
+        self._replace(_HANDLES, f"{number}\n")
 
     def next_handle(self) -> int:
         """Return the number for the next file that is opened for a host; numbers go on after a restart.
@@ -207,18 +219,18 @@ class Journal:
         Raises BadStateDir if the file is not ours.
         """
         try:
-            return max(FIRST_HANDLE, int(self._read("handles")[:32]))
+            return max(FIRST_HANDLE, int(self._read(_HANDLES)[:32]))
         except (FileNotFoundError, ValueError):
             return FIRST_HANDLE
 
     def keep_freeze(self, number: int) -> None:
         """Remember the number of the last freeze; raise OSError."""
-        self._replace("freeze-id", f"{number}\n")
+        self._replace(_FREEZE_ID, f"{number}\n")
 
     def last_freeze(self) -> int:
         """Return the number of the last freeze since the boot, 0 if there was none; raise BadStateDir as above."""
         try:
-            return max(0, int(self._read("freeze-id")[:32]))
+            return max(0, int(self._read(_FREEZE_ID)[:32]))
         except (FileNotFoundError, ValueError):
             return 0
 
@@ -228,7 +240,7 @@ class Journal:
         It also stays in its place until another is written, so that a start finds it again if this one dies before.
         """
         aside = f"journal.bad-{time.time_ns()}"
-        os.link("journal", aside, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        os.link(_JOURNAL, aside, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         return os.path.join(self._directory, aside)
 
 

@@ -169,8 +169,8 @@ def _install_journal(points: Points) -> None:
 
     def hooked(what: str, real: Any) -> Any:
         def call(*args: Any, **names: Any) -> Any:
-            if args[0] == "journal.new" and what == "remove":
-                return real(*args, **names)  # the rest of a write that a death cut short
+            if what == "remove" and args[0].endswith(".new"):
+                return real(*args, **names)  # the rest of a write that was cut short
             counts[what] += 1
             number = counts[what]
             points.passed(f"before journal {what} {number}")

@@ -83,9 +83,7 @@ def assert_well(
     until(lambda: not daemon.children(), 5, "no worker is left")
     if rest is not None:
         rig.assert_unchanged(rest, daemon)
-    left = sorted(
-        path.name for path in daemon.state_dir.iterdir() if path.name not in ("lock", "journal.new", "freeze-id")
-    )
+    left = sorted(path.name for path in daemon.state_dir.iterdir() if path.name not in ("lock", "freeze-id"))
     assert not left, f"left in the state folder: {left}"
     assert not log or not unwell(daemon.log()), unwell(daemon.log())
 

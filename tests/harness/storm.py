@@ -619,7 +619,7 @@ class Storm:
                 fs.thaw()
             fs.end_probes()
         until(lambda: self._ask("va.fsthaw").wait(BOUND) == 0, BOUND, "what was told is forgotten")
-        files = {path.name for path in self._daemon.state_dir.iterdir()} - {"lock", "journal.new", "freeze-id"}
+        files = {path.name for path in self._daemon.state_dir.iterdir()} - {"lock", "freeze-id"}
         if files:
             self._violation(f"left in the state folder: {sorted(files)}")
         rest = resting(self.rig, self._daemon)
