@@ -63,7 +63,7 @@ def number(what: str, body: Mapping[str, Any], name: str, default: T) -> float |
 
 
 def _brief(value: Any) -> str:
-    return json.dumps(value)[:40]
+    return (value if isinstance(value, str) else json.dumps(value))[:40]
 
 
 def wanted(options: Any) -> Wanted:
