@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
+import re
 import ssl
 import threading
 import time
@@ -24,9 +25,11 @@ T = TypeVar("T")
 REPLY_MAX = 8 << 20  # bytes
 PAGE = 100  # objects of one reply to a list
 PAGES_MAX = 100
+LISTS = 3  # times that one is begun
 SIMULTANEOUSLY = 32  # threads, not a client library: ADR 0035
 REQUEST_SECONDS = 10.0
 _SAID_MAX = 300  # characters of a server's message
+_HALF = re.compile("[\ud800-\udfff]")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -109,13 +112,51 @@ def request(
     if method == "PUT" or not text.strip():
         return None  # KubeVirt promises no body
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise BadReply(f"{what}: the reply is no JSON") from None
+        return _loaded(text)
+    except (ValueError, RecursionError) as error:
+        why = (
+            str(error) if isinstance(error, _Odd) else "it nests too deep" if isinstance(error, RecursionError) else ""
+        )
+        raise BadReply(f"{what}: the reply is no JSON" + (f" ({why})" if why else "")) from None
 
 
-def listed(server: Server, path: str, selector: str, *, seconds: float = REQUEST_SECONDS) -> Iterator[Any]:
-    """Yield the objects of a list that match a label selector, page by page. Raises KubeError."""
+class _Odd(ValueError):
+    """What the json module takes and JSON does not."""
+
+
+def _loaded(text: bytes) -> Any:
+    """Return the value of a JSON text; raise ValueError or RecursionError."""
+
+    def constant(name: str) -> Any:
+        raise _Odd(f"{name} is no number")
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise _Odd("it has a member twice")
+        return found
+
+    found = json.loads(text.decode(), parse_constant=constant, object_pairs_hook=members)
+    if b"\\u" in text and _HALF.search(json.dumps(found, ensure_ascii=False)):
+        raise _Odd("it has half of a surrogate pair")
+    return found
+
+
+def listed(server: Server, path: str, selector: str, *, seconds: float = REQUEST_SECONDS) -> list[Any]:
+    """Return the objects of a list that match a label selector. Raises KubeError.
+
+    A list whose next page has expired (410 Gone, after some minutes) is read again from its start.
+    """
+    for left in reversed(range(LISTS)):
+        try:
+            return list(_pages(server, path, selector, seconds))
+        except Refused as error:
+            if error.status != 410 or not left:
+                raise
+    raise AssertionError("the last one returns or raises")
+
+
+def _pages(server: Server, path: str, selector: str, seconds: float) -> Iterator[Any]:
     onward = ""
     for _ in range(PAGES_MAX):
         query = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})

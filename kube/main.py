@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import signal
 import sys
 import time
@@ -21,11 +20,11 @@ from typing import Any, NoReturn
 
 from .api import KubeError, NoAnswer, Server
 from .report import notes_of, report
+from .shapes import is_name
 from .transaction import Failed, Transaction, Wanted, labels
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 DONE, FAILED, UNREACHED, BROKEN, NOTHING = 0, 1, 3, 5, 6
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 HOLD_MAX = 3600.0
 
 
@@ -44,9 +43,14 @@ def main(words: Sequence[str] | None = None) -> int:
     work = Transaction(server, wanted)
     try:
         with _signals():
-            if options.command == "thaw":
-                return _thaw(work, options.none_ok)
-            return {"snapshot": _snapshot, "freeze": _freeze}[options.command](work)
+            try:
+                if options.command == "thaw":
+                    return _thaw(work, options.none_ok)
+                return {"snapshot": _snapshot, "freeze": _freeze}[options.command](work)
+            except Stopped:
+                _deaf()
+                work.thaw_once()  # a second signal may have come just where the thaw was to begin
+                raise
     except (KubeError, Failed, Stopped) as error:
         print(f"virtagent.kube: {error}", file=sys.stderr)
         return UNREACHED if isinstance(error, NoAnswer) else FAILED
@@ -163,9 +167,9 @@ def _wanted(options: argparse.Namespace) -> Wanted:
         except OSError:
             raise ValueError("name the namespace of the guests with --namespace") from None
     name = given.get("name") or time.strftime("virtagent-%Y%m%d-%H%M%S", time.gmtime())
-    for what, text in (("namespace", namespace), ("name", name)):
-        if not _NAME.fullmatch(text) or len(text) > 200:
-            raise ValueError(f"--{what} {text!r} is no name of Kubernetes: a-z, 0-9, - and . only")
+    for what, text, most in (("namespace", namespace, 63), ("name", name, 200)):
+        if not is_name(text) or len(text) > most or (what == "namespace" and "." in text):
+            raise ValueError(f"--{what} {text!r} is no name of Kubernetes: a-z, 0-9, - and . only, {most} at most")
     if given.get("volumes"):
         labels(given["volumes"])
     known = {key: value for key, value in given.items() if key in Wanted.__dataclass_fields__}

@@ -7,6 +7,7 @@ snapshot.storage.k8s.io/v1, VolumeGroupSnapshot of groupsnapshot.storage.k8s.io.
 from __future__ import annotations
 
 import datetime
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ class Guest:
 class Snapshot:
     """A VolumeSnapshot or VolumeGroupSnapshot: `cut` is its creationTime in seconds since 1970, None before it is.
 
+    Of which group it is, its owner (`group`, a uid) or its status (`group_name`) says, by the controller's version.
+
     Kubernetes writes it in whole seconds, so the cut was in the second that begins there.
     """
 
@@ -38,12 +41,22 @@ class Snapshot:
     error: str
     claim: str
     group: str
+    group_name: str = ""
+
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+NAME_MAX = 253
+
+
+def is_name(text: str) -> bool:
+    """Return whether objects may be called so: a subdomain of DNS (RFC 1123), which is the most that any may."""
+    return len(text) <= NAME_MAX and _NAME.fullmatch(text) is not None
 
 
 def guest(found: Any) -> Guest:
     """Return what a VirtualMachineInstance says. Raises BadReply."""
     metadata, spec, status = (_part(found, name, "a guest") for name in ("metadata", "spec", "status"))
-    name = _text(metadata, "name", "a guest", needed=True)
+    name = _own_name(metadata, "a guest")
     what = f"guest {name!r}"
     conditions = {_text(one, "type", what): _text(one, "status", what) for one in _items(status, "conditions", what)}
     phase = _text(status, "phase", what)
@@ -59,9 +72,9 @@ def guest(found: Any) -> Guest:
     for volume in _items(spec, "volumes", what):
         claim, made = volume.get("persistentVolumeClaim"), volume.get("dataVolume")
         if claim is not None:
-            claims.append(_text(_dict(claim, what), "claimName", what, needed=True))
+            claims.append(_own_name(_dict(claim, what), what, "claimName"))
         elif made is not None:
-            claims.append(_text(_dict(made, what), "name", what, needed=True))
+            claims.append(_own_name(_dict(made, what), what))
     return Guest(
         name,
         _text(metadata, "uid", what, needed=True),
@@ -75,7 +88,7 @@ def guest(found: Any) -> Guest:
 def snapshot(found: Any) -> Snapshot:
     """Return what a VolumeSnapshot or a VolumeGroupSnapshot says. Raises BadReply."""
     metadata = _part(found, "metadata", "a snapshot")
-    name = _text(metadata, "name", "a snapshot", needed=True)
+    name = _own_name(metadata, "a snapshot")
     what = f"snapshot {name!r}"
     spec, status = _part(found, "spec", what), _part(found, "status", what)
     error = _dict(status.get("error") or {}, what)
@@ -89,12 +102,13 @@ def snapshot(found: Any) -> Snapshot:
         _text(error, "message", what) or ("an error without a message" if error else ""),
         _text(_dict(spec.get("source") or {}, what), "persistentVolumeClaimName", what),
         group[0] if group else "",
+        _text(status, "volumeGroupSnapshotName", what),
     )
 
 
 def claim_name(found: Any) -> str:
     """Return the name of a PersistentVolumeClaim. Raises BadReply."""
-    return _text(_part(found, "metadata", "a claim"), "name", "a claim", needed=True)
+    return _own_name(_part(found, "metadata", "a claim"), "a claim")
 
 
 def _seconds(text: str, what: str) -> float:
@@ -122,6 +136,13 @@ def _items(found: dict[str, Any], name: str, what: str) -> list[dict[str, Any]]:
     if not isinstance(items, list):
         raise BadReply(f"{what} has {name} that are no list")
     return [_dict(one, f"{name} of {what}") for one in items]
+
+
+def _own_name(found: dict[str, Any], what: str, member: str = "name") -> str:
+    name = _text(found, member, what, needed=True)
+    if not is_name(name):
+        raise BadReply(f"{what} has {name[:80]!r} for its {member}, which is no name of Kubernetes")
+    return name
 
 
 def _text(found: dict[str, Any], name: str, what: str, *, needed: bool = False) -> str:

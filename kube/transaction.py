@@ -7,6 +7,7 @@ guest has a limit besides (guest-hold-limit). What is asked here ends a moment b
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import threading
 import time
@@ -77,6 +78,7 @@ class Transaction:
         self._server, self.wanted, self.done = server, wanted, Done()
         self._until = math.inf
         self._never = threading.Event()
+        self._thawed = False
 
     @property
     def _thaw_seconds(self) -> float:
@@ -140,7 +142,7 @@ class Transaction:
             for claim in sorted(self._claims()):
                 spec = {"source": {"persistentVolumeClaimName": claim}}
                 spec |= _named("volumeSnapshotClassName", wanted.snapshot_class)
-                name = f"{wanted.name}-{claim}"[:253].rstrip("-.")
+                name = snapshot_name(wanted.name, claim)
                 made[name] = self._create(SNAPSHOTS, "VolumeSnapshot", name, spec)
         # From now on there may be snapshots, whatever the answer: they are told apart by their annotation.
         found = {name: Snapshot(name, "", None, "", "", "") for name in made}
@@ -199,9 +201,15 @@ class Transaction:
             gone = {name for name, said in found.items() if isinstance(said, Refused) and said.status == 404}
             left = self.done.not_thawed.keys() - gone
             if time.monotonic() >= self._until:
-                return
+                break
             if left:
                 self._never.wait(LOOK_SECONDS)
+        self._thawed = True
+
+    def thaw_once(self) -> None:
+        """Unfreeze all, if that was not done to its end."""
+        if not self._thawed:
+            self.thaw()
 
     # -- afterwards
 
@@ -317,10 +325,13 @@ class Transaction:
     def _find_members(self) -> None:
         """Wait until the group has a snapshot of each volume, each with its time."""
         done, path = self.done, f"{self._in(SNAPSHOTS)}/volumesnapshots"
-        groups, wanted = {one.uid for one in done.groups}, len(self._claims())
+        uids, names = {one.uid for one in done.groups}, {one.name for one in done.groups}
+        claims = self._claims()
+        wanted = len(claims)
 
         def members() -> list[Snapshot]:
-            return [one for one in map(shapes.snapshot, listed(self._server, path, "")) if one.group in groups]
+            found = map(shapes.snapshot, listed(self._server, path, ""))
+            return [one for one in found if one.group in uids or (not one.group and one.group_name in names)]
 
         until = time.monotonic() + self.wanted.members_wait
         trouble = ""
@@ -338,6 +349,20 @@ class Transaction:
             self._never.wait(min(left, LOOK_SECONDS))
         if len(done.snapshots) < wanted:
             done.broken.append(f"the group has {len(done.snapshots)} snapshots of {wanted} volumes{trouble}")
+        elif missing := claims - {one.claim for one in done.snapshots} if all(o.claim for o in done.snapshots) else ():
+            done.broken.append(f"the group has no snapshot of {_few(sorted(missing))}")
+        for one in done.snapshots:
+            if one.error:
+                done.broken.append(f"snapshot {one.name!r} of the group failed: {one.error}")
+
+
+def snapshot_name(name: str, claim: str) -> str:
+    """Return NAME-CLAIM, or if that is too long its beginning and a number that no other claim has."""
+    whole = f"{name}-{claim}"
+    if len(whole) <= shapes.NAME_MAX:
+        return whole
+    mark = hashlib.sha256(whole.encode()).hexdigest()[:16]
+    return f"{whole[: shapes.NAME_MAX - 17].rstrip('-.')}-{mark}"
 
 
 def labels(selector: str) -> dict[str, str]:

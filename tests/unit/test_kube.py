@@ -221,6 +221,10 @@ WRONGS: dict[str, Fault] = {
     "leaves": leaves,
     "no JSON": raw(b'{"items": ['),
     "deep": raw(b"[" * 100_000),
+    "not a number": raw(b'{"items": [], "n": NaN}'),
+    "twice": raw(b'{"items": [], "items": [1]}'),
+    "half a pair": raw(b'{"items": ["\\ud800"]}'),
+    "another name": raw(b'{"items": [], "metadata": {"name": "../x", "uid": "1"}, "spec": {}, "status": {}}'),
     "another shape": raw(b'{"items": 3, "metadata": [], "status": "x"}'),
     "a string": raw(b'"x"'),
     "huge": huge,
@@ -241,6 +245,7 @@ EVERYWHERE = ("403", "500", "hangs")
 PAIRS = [(step, wrong) for wrong in EVERYWHERE for step in STEPS]
 PAIRS += [("looks at a guest", wrong) for wrong in WRONGS.keys() - EVERYWHERE]
 PAIRS += [("looks at the snapshot", "drips"), ("list of guests", "huge"), ("unfreeze", "leaves"), ("snapshot", "409")]
+PAIRS += [("list of guests", wrong) for wrong in ("not a number", "twice", "half a pair")]
 
 
 @pytest.mark.parametrize(("step", "wrong"), sorted(PAIRS))
