@@ -101,7 +101,8 @@ def _run(args: argparse.Namespace) -> int:
     try:
         try:
             args.agents = named_agents.expand(_wanted(args))
-            if args.command != "snapshot" and (args.command != "freeze" or len(args.agents) == 1):  # of a group, hosts
+            hosts = args.command == "snapshot" and not args.dry_run  # a group takes them as they are
+            if not hosts and (args.command != "freeze" or len(args.agents) == 1):
                 args.agents = [one for url in args.agents for one in _one_by_one(url)]
             args.agent = args.agents[-1]
             agent = Agent(args.agent, timeout=args.timeout)

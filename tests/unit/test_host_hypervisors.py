@@ -30,6 +30,7 @@ from virtagent.host import (
     hypervisor,
     inventory,
     outcome,
+    ssh_guest,
     ssh_process,
 )
 from virtagent.host.group import GroupFreeze
@@ -453,6 +454,17 @@ def test_the_command_line_refuses_before_anything_is_frozen(
         assert cli.main(words) == 2
         assert said in capsys.readouterr().err
     assert not fleet.guests.asked
+
+
+def test_a_dry_run_asks_each_guest_of_a_host(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Ansible's check mode does, which gives each host with all of its agents."""
+    fleet.guests._answer = lambda n, method: {"mounts": [], "left_out": []} if method == "va.fsplan" else None
+    assert cli.main(["--json", "--agent", fleet.urls[0], "snapshot", "--dry-run", "--", "true"]) == 0
+    plans = json.loads(capsys.readouterr().out)
+    assert list(plans) == [f"ssh:hv1?agents={url}" for url in fleet.guests.urls[:2]]
+    assert not fleet.guests.frozen
+    ssh_guest._HUB._close()  # as the end of the program does
+    ssh_guest._HUB._shared.clear()
 
 
 def test_calls_share_the_relay_of_their_host(fleet: Fleet) -> None:
