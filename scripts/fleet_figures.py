@@ -99,6 +99,10 @@ def compared(relays: int, agents: int, runs: int) -> None:
                 f"| {middle(times):.2f} | {middle(costs):.2f} |",
                 flush=True,
             )
+            if name != "one process, no relay":
+                a_relay = middle(costs) * agents / relays
+                paper = f"300 cost {0.3 * a_relay:.0f} s, and {10 * middle(costs):.0f} s if it grows with 10,000 guests"
+    print(f"\nload {os.getloadavg()[0]:.1f}; a relay with {agents // relays} guests cost {a_relay:.0f} ms, so {paper}")
 
 
 def real(rig: Rig, relays: int, count: int) -> None:
