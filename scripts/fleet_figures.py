@@ -105,6 +105,20 @@ def compared(relays: int, agents: int, runs: int) -> None:
     print(f"\nload {os.getloadavg()[0]:.1f}; a relay with {agents // relays} guests cost {a_relay:.0f} ms, so {paper}")
 
 
+def simulated(agents: int, runs: int) -> None:
+    """Print skew, window around an empty block and cost of a group of simulated guests, all in one other process."""
+    print(f"| {agents:,} simulated guests, {runs} runs | median | least | most |\n|---|---|---|---|")
+    found = []
+    with tempfile.TemporaryDirectory() as folder, fakes(Path(folder), agents) as urls:
+        for _ in range(runs):
+            cpu = processor()
+            with AgentGroup(urls).frozen(hold=60) as freeze:
+                pass
+            found.append((1000 * (processor() - cpu) / agents, 1000 * freeze.skew, 1000 * freeze.window))
+    for what, values in zip(("processor ms a guest", "skew ms", "window ms"), zip(*found, strict=True), strict=True):
+        print(f"| {what} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |", flush=True)
+
+
 def real(rig: Rig, relays: int, count: int) -> None:
     """Print what a snapshot of real daemons comes to, two with a database, and one whose coordinator is killed."""
     servers: list[Server] = []

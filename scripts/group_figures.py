@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import resource
 import statistics
 import sys
 import threading
@@ -129,7 +130,10 @@ def main() -> int:
     asked.add_argument("--relays", type=int, default=10, help="over an sshd on loopback; 0: none")
     asked.add_argument("--agents", type=int, default=100, help="fake ones, behind the relays")
     asked.add_argument("--daemons", type=int, default=20, help="real ones over 4 relays, two with a database; 0: none")
+    asked.add_argument("--simulated", type=int, default=1000, help="guests of one other process; 0: none")
     args = asked.parse_args()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     area = namespace.enter()
     rig = Rig(area)
     try:
@@ -138,6 +142,8 @@ def main() -> int:
                 fleet_figures.compared(args.relays, args.agents, args.runs)
                 if args.daemons:
                     fleet_figures.real(rig, 4, args.daemons)
+        if args.simulated:
+            fleet_figures.simulated(args.simulated, args.runs)
         if args.guests:
             groups(rig, args.guests, args.runs)
         if args.polls:

@@ -72,13 +72,14 @@ class Figures:
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
 
-    def keep(self, path: Path, settings: dict[str, object], notes: Iterable[str]) -> None:
-        """Keep all in a JSON file, and what that has of other parts."""
-        old = [f for f in Figures.load(path)[0].all if f.part not in self.parts()] if path.exists() else []
+    def keep(self, path: Path, settings: dict[str, object], notes: Iterable[str], *, aside: bool = False) -> None:
+        """Keep all in a JSON file, and what that has of other parts; `aside`: also its settings and notes."""
+        other, about = Figures.load(path) if path.exists() else (Figures(), {})
+        old = [f for f in other.all if f.part not in self.parts()]
+        if not (aside and about):
+            about = {"machine": machine(), "settings": settings, "notes": list(notes)}
         kept = {
-            "machine": machine(),
-            "settings": settings,
-            "notes": list(notes),
+            **about,
             "figures": [{**asdict(f), "values": [round(v, 4) for v in f.values]} for f in (*old, *self.all)],
         }
         path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

@@ -16,13 +16,13 @@ TREE = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(TREE / "tests"), str(TREE / "scripts")]
 
 from harness import HarnessError, Unmet, namespace  # noqa: E402
-from harness.filesystems import MIB  # noqa: E402
+from harness.filesystems import KINDS, MIB  # noqa: E402
 from harness.namespace import Area  # noqa: E402
 from harness.rig import Rig, closed  # noqa: E402
 
 from benching import cost, counts, latency, layouts, life, report, scaling, slow, stall, watched, watching  # noqa: E402
 from benching.figures import Figures, machine, progress, say  # noqa: E402
-from benching.ways import Bench, compile_still  # noqa: E402
+from benching.ways import Bench, compile_still, disk_of  # noqa: E402
 
 PARTS: dict[str, Callable[[Bench, Figures], None]] = {
     "stall": stall.measure,
@@ -51,6 +51,7 @@ def options() -> argparse.Namespace:
     asked.add_argument(
         "--images", type=Path, metavar="FOLDER", help="where the slow disk's image lies (default: memory)"
     )
+    asked.add_argument("--kinds", default=",".join(KINDS), metavar="TYPE,...", help="that the part stall is about")
     asked.add_argument("--json", type=Path, metavar="FILE", help="keep the figures")
     asked.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the figures there, as SVG")
     asked.add_argument("--report", action="store_true", help="measure nothing: put the figures of --json into the docs")
@@ -76,6 +77,7 @@ def measure(area: Area, chosen: argparse.Namespace, parts: list[str]) -> None:
         rig = Rig(area)
         try:
             bench = Bench(rig, rounds, chosen.disk_rate * MIB, chosen.images, notes, quick=chosen.quick)
+            bench.kinds = chosen.kinds.split(",")
             PARTS[part](bench, figures)
         finally:
             closed(rig)
@@ -83,7 +85,7 @@ def measure(area: Area, chosen: argparse.Namespace, parts: list[str]) -> None:
             if one not in shown:
                 say(f"\n### {one}\n\n{figures.table(one)}")
         if chosen.json:
-            figures.keep(chosen.json, settings, notes)
+            figures.keep(chosen.json, settings, notes, aside=bool(disk_of(chosen.disk_rate, chosen.images)))
         progress(f"{part} took {time.monotonic() - began:.0f} s")
     for note in notes:
         say(f"Note: {note}")
@@ -100,6 +102,9 @@ def main() -> int:
     parts = chosen.only.split(",") if chosen.only else list(PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
         print(f"scripts/bench: --only {unknown[0]}: not one of {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    if unknown := [kind for kind in chosen.kinds.split(",") if kind not in KINDS]:
+        print(f"scripts/bench: --kinds {unknown[0]}: not one of {', '.join(KINDS)}", file=sys.stderr)
         return 2
     if not chosen.report:
         code = count_or_measure(chosen, parts)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.filesystems import KINDS, MIB, LoopFs
+from harness.filesystems import MIB, LoopFs
 
 from .disk import Disk, Partition, sync
 from .figures import Figures, progress
@@ -27,7 +27,7 @@ _VM = Path("/proc/sys/vm")
 def measure(bench: Bench, figures: Figures) -> None:
     """The write stalls of each kind of file system."""
     with DirtyLimits(8 * DIRTY):
-        waited = [stalls(bench, figures, kind, 8) for kind in KINDS]
+        waited = [stalls(bench, figures, kind, 8) for kind in bench.kinds]
     if min(waited) < WAITS:
         bench.note(f"of the dirty data only {min(waited):.0%} were still in memory when one of the freezes began")
 
@@ -127,14 +127,14 @@ def _rounds(
         kept.clear()
     ways.rounds(rounds, once)
     for way in ways.all:
-        figures.add(PART, f"{what}: longest of all writers", way.name, "ms", stood[way.name])
+        figures.add(PART + bench.disk, f"{what}: longest of all writers", way.name, "ms", stood[way.name])
         if way.name in SYNCS:
-            figures.add(PART, f"{what}: of that, before the freeze", way.name, "ms", syncing[way.name])
+            figures.add(PART + bench.disk, f"{what}: of that, before the freeze", way.name, "ms", syncing[way.name])
         if way.name != "none":
-            figures.add(PART, f"{what}: of that, from the freeze on", way.name, "ms", frozen[way.name])
-        figures.add(PART, f"{what}: mean of the writers", way.name, "ms", mean[way.name])
+            figures.add(PART + bench.disk, f"{what}: of that, from the freeze on", way.name, "ms", frozen[way.name])
+        figures.add(PART + bench.disk, f"{what}: mean of the writers", way.name, "ms", mean[way.name])
         if way.name != "none":
-            figures.add("request to reply", f"{what}: freeze and thaw", way.name, "ms", replied[way.name])
+            figures.add("request to reply" + bench.disk, f"{what}: freeze and thaw", way.name, "ms", replied[way.name])
     return min(waits)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from harness import HarnessError, linux
-from harness.filesystems import LoopFs
+from harness.filesystems import KINDS, LoopFs
 from harness.namespace import Area
 from harness.peer import QemuGa, Talk
 from harness.processes import Child
@@ -179,12 +179,21 @@ class Bench:
     def __init__(self, rig: Rig, rounds: int, rate: int, images: Path | None, notes: list[str], *, quick: bool) -> None:
         self.rig, self.rounds, self.rate, self.images, self.notes = rig, rounds, rate, images, notes
         self.quick = quick
+        self.disk = disk_of(rate, images)
+        self.kinds: Sequence[str] = KINDS
         self.still = still(rig.area)
 
     def note(self, text: str) -> None:
         """Have it said below the tables, once."""
         if text not in self.notes:
             self.notes.append(text)
+
+
+def disk_of(rate: int, images: Path | None) -> str:
+    """Return what the tables add to their names where the disk is not the smooth one of the usual rate."""
+    if images:
+        return ", on a real disk"
+    return "" if rate else ", on a disk as fast as memory"
 
 
 def still(area: Area) -> str:

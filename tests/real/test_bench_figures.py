@@ -35,3 +35,5 @@ def test_what_is_kept_names_no_host_and_no_path(tmp_path: Path) -> None:
     assert figures.parts() == ["stall", "memory"]
     assert about["settings"] == {"rounds": 3}
     assert "### Memory\n" in report.section(figures, about)
+    later.keep(kept, {"rounds": 9}, ["another disk"], aside=True)
+    assert Figures.load(kept)[1] == about, "what is measured on another disk is added, and says nothing of the rest"
