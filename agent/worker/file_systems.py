@@ -134,10 +134,9 @@ class FileSystems:
             yield from self.order(free, Operation.THAW)
             if not self.busy:
                 return
-            yield from self.describe("thawing")
-            described = len(self.busy)
+            described = 0
             while self.busy:
-                # The title must show those that hang: it is set again when no more results come quickly.
+                # The title shows those that hang: it is set when no more results come quickly, and delays no FITHAW.
                 until = math.inf
                 if len(self.busy) != described:
                     until = (yield steps.Now()) + DESCRIBE_AFTER
