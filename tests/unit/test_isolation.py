@@ -576,7 +576,17 @@ def test_one_that_stands_by_and_dies_is_replaced_until_none_is_needed(nursery: N
         nursery.children.stand_by_again(key)
         nursery.now += children.AGAIN
     assert nursery.children._standby is not None
+    spare = nursery.children._standby
     nursery.children.dismiss()
+    nursery.children.stand_by()
+    assert nursery.children._standby is spare, (
+        "it is dismissed in the next turn, and nothing is forked for another freeze"
+    )
+    nursery.children.dismiss()
+    assert nursery.processes.killed == []
+    due = nursery.timers.take_due(nursery.now)
+    assert due is not None
+    nursery.children.stand_by_again(due)
     assert len(nursery.processes.killed) == 1
     nursery.processes.end()
     nursery.turn()
