@@ -99,22 +99,27 @@ ASKS: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "freeze-none": ("va.fsfreeze", ({"writers": "none"},)),
     "go": ("va.fsgo", ()),
 }
-AHEAD: Mapping[str, tuple[str, float]] = {
-    "freeze-at": ("va.fsfreeze", 3.0),
-    "freeze-far": ("va.fsfreeze", 40.0),
-    "freeze-past": ("va.fsfreeze", -1.0),
-    "go-at": ("va.fsgo", 2.0),
-    "go-late": ("va.fsgo", -2.0),
+AHEAD: Mapping[str, tuple[str, float, dict[str, Any]]] = {
+    "freeze-at": ("va.fsfreeze", 3.0, {}),
+    "freeze-far": ("va.fsfreeze", 40.0, {}),
+    "freeze-past": ("va.fsfreeze", -1.0, {}),
+    "go-at": ("va.fsgo", 2.0, {}),
+    "go-late": ("va.fsgo", -2.0, {}),
+    "freeze-attended": ("va.fsfreeze", 5.0, {"attended": True}),
+    "freeze-attended-far": ("va.fsfreeze", 40.0, {"attended": True}),
+    "freeze-attended-wait": ("va.fsfreeze", 9.0, {"attended": True, "wait": 0.3}),
 }
-"""What is asked for an instant, and how many seconds that is ahead."""
+"""What is asked for an instant, how many seconds that is ahead, and the other options."""
+ATTENDED = tuple(what for what, (_, _, options) in AHEAD.items() if options.get("attended"))
+"""Freezes that a host is to let go, and that are called off if it leaves before."""
 
 
 def _ask(world: World, what: str, connection: int | None = None) -> bool:
     params: tuple[Any, ...]
     if what in AHEAD:
-        method, ahead = AHEAD[what]
+        method, ahead, options = AHEAD[what]
         at = WALL + world.now + ahead
-        params = ({"at": at},) if method == "va.fsfreeze" else (at,)
+        params = ({"at": at, **options},) if method == "va.fsfreeze" else (at,)
     else:
         method, params = ASKS[what]
     if what == "watch" and world.supervisor is not None:

@@ -24,7 +24,7 @@ def ask(rng: random.Random, world: World) -> list[Action]:
     else:
         asks, weights = list(ASKS), [14, 2, 3, 4, 3, 1, 2, 1, 1, 1, 1, 1, 1, 0, 0, 0]
         if world.apps or rng.random() < 0.2:
-            asks, weights = [*asks, *AHEAD], [*weights[:-3], 2, 1, 1, 2, 1, 1, 1, 1]
+            asks, weights = [*asks, *AHEAD], [*weights[:-3], 2, 1, 1, 2, 1, 1, 1, 1, 2, 1, 1]
         what = rng.choices(asks, weights)[0]
     same = bool(world.connections) and rng.random() < 0.3
     return [("ask", what, rng.choice(sorted(world.connections)) if same else None)]

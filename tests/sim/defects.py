@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from virtagent.agent.api.states import FREEZE_TABLE, FreezeEvent, FreezeState
 from virtagent.agent.worker import freeze as script
 from virtagent.supervisor.core import (
+    between,
     compensation,
     engine,
     freeze,
@@ -25,6 +26,7 @@ from virtagent.supervisor.core import (
     recovery,
     reports,
     transaction,
+    waiting,
     writers,
 )
 
@@ -243,6 +245,21 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
     "the instant is not waited for": (Edit(freeze.Freeze._await_instant, "if left > 0 and", "if False and"),),
     "a later va.fsgo leaves the old instant": (
         Edit(freeze.Freeze.go, "transaction.let_go(turn.at_time(at))", "transaction.let_go(transaction.starts_at)"),
+    ),
+    "what a host was to let go goes on at its instant": (
+        Edit(freeze.Freeze.instant, "if self.current.attended_by:", "if False:"),
+    ),
+    "a freeze whose host has left waits for its instant": (
+        Edit(freeze.Freeze.disconnected, "self.current.attended_by == event.connection", "False"),
+    ),
+    "a freeze that waits begins although its host has left": (
+        Edit(waiting.Waiting.disconnected, "not one.attended or", "True or"),
+    ),
+    # between the end of a freeze and the reaping
+    "another freeze begins before the last worker is reaped": (Edit(between.Between.busy.fget, "or self.over", ""),),
+    "THAWED before the last worker is reaped": (Row(_F.THAWINPROGRESS, _E.DONE, {"state": _F.THAWED}),),
+    "what becomes of the keeper after the answer breaks the freeze": (
+        Edit(transaction.Transaction.may_end_badly.fget, " and not self.told", ""),
     ),
     # answers
     "the thaw is answered before all is thawed": (Row(_F.FROZEN, _E.THAW_ASKED, {"action": "settle"}),),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from virtagent.agent.api.states import Phase
 from virtagent.agent.worker.steps import Operation
 
 from .world import World
@@ -35,6 +36,20 @@ def goes_on(world: World) -> bool:
     return one is not None and not (one.ended or one.first_freeze) and bool(one.control) and world.journal is not None
 
 
+def is_over(world: World) -> bool:
+    """Whether a keeper has said that it has thawed all, and has not ended."""
+    return any(one.held and one.finished and not (one.ended or one.killed) for one in world.processes)
+
+
+def is_ready(world: World) -> bool:
+    """Whether a freeze waits for its instant."""
+    supervisor = world.supervisor
+    if supervisor is None or supervisor.engine.thawed:
+        return False
+    worker = supervisor.engine.freeze._freezer()
+    return worker is not None and worker.phase is Phase.READY
+
+
 MOMENTS: tuple[Callable[[World], bool], ...] = (
     lambda world: any_thread(world, Operation.FREEZE),
     freeze_is_back,
@@ -45,6 +60,7 @@ MOMENTS: tuple[Callable[[World], bool], ...] = (
     lambda world: any(one.rpc == "thaw" and one.pipe for one in world.processes),
     lambda world: any(one.killed and not one.ended for one in world.processes),
     lambda world: any(one.ended for one in world.processes),
+    is_over,
 )
 """Moments at which faults do most."""
 

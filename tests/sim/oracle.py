@@ -80,8 +80,9 @@ class Oracle:
     # -- what happens
 
     def begins(self) -> None:
-        """Take note that a freeze worker was forked."""
+        """Take note that a freeze worker was forked: none may be left that has frozen for the same supervisor."""
         self._pairing.begins()
+        self._nobody_has_frozen("another freeze begins")
 
     def app_held(self, app: App) -> None:
         """Take note that an application comes to be held."""
@@ -187,6 +188,8 @@ class Oracle:
             if isinstance(effect, events.Answer) and effect.value == 1:
                 self._pairing.answered(self._world.asked[effect.connection, effect.token])
             match effect:
+                case events.Log(text=text):
+                    self._not_after_all(text)
                 case events.Tell(worker, messages.Act(step=Step.RELEASE.value, verdict=verdict)) if verdict == GOOD:
                     self._pairing.told_good(worker, self._freeze)
         state = int(engine.freeze.state)
@@ -224,6 +227,7 @@ class Oracle:
         """Judge the state after the effects of an event."""
         if self._state == FreezeState.THAWED:
             self._nothing_frozen("state THAWED")
+            self._nobody_has_frozen("state THAWED")
             self._pairing.told_last(engine.freeze.history.last, self._freeze)
 
     def _nothing_frozen(self, when: str) -> None:
@@ -235,6 +239,12 @@ class Oracle:
                 raise Violation(f"promise 6: {when}, and process {process.name} may still freeze")
         if self._world.kernel.expedited:
             raise Violation(f"{when}, and grace periods are still expedited")
+
+    def _nobody_has_frozen(self, when: str) -> None:
+        supervisor = self._world.supervisor
+        for process in self._world.processes:
+            if process.first_freeze and process.exists and process.forked_by is supervisor is not None:
+                raise Violation(f"promise 6: {when}, and process {process.name}, which has frozen, is not reaped")
 
     def _order(self, effects: Sequence[events.Effect]) -> None:
         watched = False
@@ -269,9 +279,7 @@ class Oracle:
             self._world.count(f"thaw answered {value.code.name}")
             if value.code is Code.IN_PROGRESS:
                 return
-            for number in map(int, _BROKEN.findall(value.text)):
-                if number in self._told_good:
-                    raise Violation(f"promise 5: freeze {number} was said to be good, and now: {value.text}")
+            self._not_after_all(value.text)
             return
         self._world.count("thaw answered with a number" if value else "thaw answered 0")
         self._nothing_frozen("a thaw was answered")
@@ -286,6 +294,11 @@ class Oracle:
         if not freeze.is_broken:
             self._told_good.add(freeze.id)
 
+    def _not_after_all(self, text: str) -> None:
+        for number in map(int, _BROKEN.findall(text)):
+            if number in self._told_good:
+                raise Violation(f"promise 5: freeze {number} was said to be good, and now: {text}")
+
     def _over(self, freeze: Frozen) -> bool:
         """Return whether the news of a freeze was told for long enough."""
         return freeze.told is not None and self._world.now >= freeze.told + self._world.config.news_limit
@@ -299,6 +312,7 @@ class Oracle:
 
     def lost(self, connection: int, *, unread: bool) -> None:
         """Take note that the supervisor knows that a host is gone."""
+        self._pairing.lost(connection)
         freeze = self._freeze
         if freeze is not None and connection in freeze.told_by:
             freeze.told_by.discard(connection)

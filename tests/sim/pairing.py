@@ -2,7 +2,7 @@
 
 Each application that is held is let go, once, and not while anything is frozen. A freeze that is told good had every
 required one held from before the first FIFREEZE until after the last. None is told that a broken freeze was good.
-Nothing is held or frozen before the instant that the host has set.
+Nothing is held or frozen before the instant that the host has set, nor before it lets go a freeze that it attends.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from virtagent.agent.api.records import Last
-from virtagent.agent.api.states import Phase
+from virtagent.agent.api.states import FreezeState, Phase
 from virtagent.agent.api.writers import Step
 
 from .writer import App, WriterProcess
@@ -37,6 +37,9 @@ class Pairing:
         self._world = world
         self._wall = wall
         self._instant = 0.0
+        self._attended_by = 0
+        self._left = False
+        self._gone: set[int] = set()
         self._last: Last | None = None
 
     # -- the instant
@@ -45,15 +48,40 @@ class Pairing:
         """Take note that a freeze worker was forked."""
         freezer = self._world.freezer
         assert freezer is not None
-        self._instant = freezer.args["options"].at
+        options = freezer.args["options"]
+        self._instant = options.at
+        self._attended_by, self._left = self._host() if options.attended else 0, False
+        if self._attended_by in self._gone:
+            raise Violation("a freeze begins which a host is to let go that has left")
+
+    def _host(self) -> int:
+        supervisor = self._world.supervisor
+        assert supervisor is not None
+        transaction = supervisor.engine.freeze.transaction
+        if transaction is None or not transaction.attended_by:
+            raise Violation("a freeze begins which a host is to let go, and nobody knows which")
+        return transaction.attended_by
+
+    def lost(self, connection: int) -> None:
+        """Take note that the supervisor knows that a host is gone: what it was to let go is called off."""
+        self._gone.add(connection)
+        if connection == self._attended_by:
+            self._left = True
+            self._world.count("attended freeze left alone")
 
     def answered(self, call: Asked) -> None:
         """Take note that a call is to be answered with 1: it may have set the instant, by default to now."""
         if call.method == "va.fsgo":
             self._instant = float(call.params[0]) if call.params else 0.0
+            if self._left:
+                raise Violation("va.fsgo lets a freeze go whose host has left before")
+            self._world.count("attended freeze let go" if self._attended_by else "freeze let go")
+            self._attended_by = 0
 
     def not_before(self, what: str) -> None:
-        """Require that the instant has come."""
+        """Require that the instant has come, and that a host has let it go which was to do that."""
+        if self._attended_by:
+            raise Violation(f"{what}, and no host has let the freeze go")
         if self._wall + self._world.now < self._instant - EARLY:
             raise Violation(f"{what} before its instant")
 
@@ -122,6 +150,8 @@ class Pairing:
         ready = freezer is not None and freezer.phase is Phase.READY
         if ready and self._wall + self._world.now > self._instant + EARLY:
             raise Violation("the instant has come, and the freeze does not go on")
+        if self._left and engine.freeze.state is FreezeState.INPROGRESS:
+            raise Violation("the host has left which was to let the freeze go, and it is not called off")
         for one in self._workers():
             if engine.idle and one.app.held and not (one.stopped or one.app.hangs):
                 raise Violation(f"{one.app.name} is held, and no freeze is under way")

@@ -10,10 +10,11 @@ from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 from virtagent.agent.worker.steps import Operation
 
 from . import choices
-from .actions import Action
+from .actions import ATTENDED, Action
 from .kernel import FLOWS, STUCK, STUCK_FOR_WRITERS
-from .moments import MOMENTS, freeze_is_back, goes_on, is_held, thaw_is_back
+from .moments import MOMENTS, WRITERS_MOMENTS, freeze_is_back, goes_on, is_held, is_over, is_ready, thaw_is_back
 from .world import World
+from .writer import WriterProcess
 
 
 def stall(rng: random.Random, world: World) -> Iterator[Action]:
@@ -129,3 +130,90 @@ def lag(rng: random.Random, world: World) -> Iterator[Action]:
             if fs.disk != FLOWS:
                 yield ("disk", fs.index, FLOWS)
         yield ("steps", 60, None, str(rng.choice(back).name))
+
+
+def over(rng: random.Random, world: World) -> Iterator[Action]:
+    """Let something befall a keeper that has said that all is thawed, and that has not ended yet (ADR 0040)."""
+    yield ("ask", rng.choice(("freeze", "guest-freeze")), None)
+    yield ("steps", 150, is_held)
+    yield ("settle",)
+    yield ("ask", rng.choice(("thaw", "guest-thaw")), None)
+    yield ("steps", 100, is_over)
+    keeper = world.freezer
+    if keeper is None or not is_over(world):
+        return
+    name = str(keeper.name)
+    yield ("steps", rng.randint(0, 12), None, name)
+    for _ in range(rng.randint(1, 3)):
+        kinds = ("rubbish", "kill", "stop", "ask", "attended", "another", "death", "time")
+        what = rng.choices(kinds, (4, 3, 2, 3, 2, 1, 1, 1))[0]
+        if what == "rubbish":
+            yield ("rubbish", name)
+        elif what in ("kill", "stop"):
+            yield ("signal", name, int(SIGKILL if what == "kill" else SIGSTOP))
+        elif what == "ask":
+            yield ("ask", rng.choice(("freeze", "guest-freeze", "guest-status", "thaw", "sync")), None)
+        elif what == "attended":
+            yield ("ask", rng.choice(ATTENDED), None)
+            host = max(world.connections, default=0)
+            if rng.random() < 0.7:
+                yield ("steps", rng.randint(1, 6), None, name)
+                yield from [("time",)] * rng.randint(0, 2)
+                yield ("steps", rng.randint(1, 6), None, name)
+                yield ("hang up", host, rng.random() < 0.5)
+        elif what == "another":
+            yield from choices.another(rng, world)
+        elif what == "death":
+            yield from choices.death(rng, world)
+        else:
+            yield ("time",)
+        yield ("steps", rng.randint(1, 12), None, name)
+
+
+def orphan(rng: random.Random, world: World) -> Iterator[Action]:
+    """Let a writer's worker outlive one supervisor or two, and run when a later one has begun to freeze."""
+    if not world.apps:
+        return
+    yield ("start",)
+    yield ("ask", rng.choice(("freeze", "freeze", "freeze-try")), None)
+    yield ("steps", 150, rng.choice(WRITERS_MOMENTS))
+    if rng.random() < 0.5:
+        yield from choices.holder(rng, world)
+        yield ("steps", 40, lambda world: any(one.rpc == "unlatch" for one in world.processes))
+    late = set[str]()
+    for _ in range(rng.randint(1, 2)):
+        those = [one for one in world.processes if isinstance(one, WriterProcess) and not (one.ended or one.killed)]
+        if those:
+            last = str(those[-1].name if rng.random() < 0.5 else rng.choice(those).name)
+            late.add(last)
+            yield ("signal", last, int(SIGSTOP))
+        yield ("signal", "S", int(SIGKILL))
+        yield from choices.steps(rng, world)
+        yield ("start",)
+        yield from choices.steps(rng, world)
+    yield ("ask", "freeze", None)
+    yield ("steps", 200, rng.choice((is_held, *WRITERS_MOMENTS)))
+    if rng.random() < 0.5:
+        yield from choices.holder(rng, world)
+    for name in sorted(late):
+        yield ("signal", name, int(SIGCONT))
+    yield from choices.steps(rng, world)
+
+
+def attended(rng: random.Random, world: World) -> Iterator[Action]:
+    """Let a host ask for a freeze that it is to let go, and leave, be late, or let it go (ADR 0039)."""
+    yield ("ask", rng.choice(ATTENDED), None)
+    host = max(world.connections, default=0)
+    if rng.random() < 0.8:
+        yield ("steps", 120, is_ready)
+    else:
+        yield from choices.steps(rng, world)
+    for what in rng.choices(("leave", "go", "steps", "time", "signal", "ask"), (4, 6, 3, 2, 1, 1), k=rng.randint(1, 4)):
+        if what == "leave":
+            yield ("hang up", host, rng.random() < 0.5)
+        elif what == "go":
+            yield ("ask", rng.choice(("go", "go-at")), host if rng.random() < 0.5 else None)
+        elif what == "time":
+            yield from [("time",)] * rng.randint(1, 4)
+        else:
+            yield from {"steps": choices.steps, "signal": choices.signal, "ask": choices.ask}[what](rng, world)

@@ -54,6 +54,7 @@ def test_storms_reach_what_they_are_for() -> None:
         ),
         *("thaw answered FREEZE_BROKEN", "thaw answered FAILED", "thaw answered with a number", "hang up"),
         *("writer held", "writer let go", "fork of unlatch", "app", "ask freeze-at", "ask go"),
+        *("attended freeze left alone", "attended freeze let go"),
         *("fault forks_fail", "fault journal_fails", "fault pipes_full", "fault no_threads"),
     ):
         assert counts[what], what
