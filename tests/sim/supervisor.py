@@ -226,9 +226,13 @@ class Supervisor:
         child = next((c for c in self.children.values() if c.process.name == name and not c.eof), None)
         if child is None or child.rubbish or self.stopped:
             return False
-        child.rubbish = child.process.distrusted = True
-        self._ready.append((self.feed, events.RubbishReported(child.number, "cannot be read")))
+        child.rubbish = True
+        self._ready.append((self._take_rubbish, child))
         return True
+
+    def _take_rubbish(self, child: Child) -> None:
+        child.process.distrusted = True  # only now is it known
+        self.feed(events.RubbishReported(child.number, "cannot be read"))
 
     def _next(self, queue: deque[events.Event]) -> events.Event | None:
         key = self.timers.take_due(self.world.now, "core")
