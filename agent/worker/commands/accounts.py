@@ -17,7 +17,7 @@ import pwd
 import signal
 import stat
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ...api.errors import Code, Fault
 from .. import kernel, programs
@@ -153,16 +153,28 @@ def _rights_of(user: pwd.struct_passwd) -> Iterator[None]:
 def open_off_procfs(path: str, flags: int) -> int:
     """Open what is no file of procfs, without a magic link on the way; raise OSError."""
     fd = open_plain(os.fsencode(path), flags)
-    if kernel.is_procfs(fd):
+    try:
+        if kernel.is_procfs(fd):
+            raise OSError(errno.EACCES, "it leads to procfs, where the agent itself is")
+    except OSError:
         os.close(fd)
-        raise OSError(errno.EACCES, "it leads to procfs, where the agent itself is")
+        raise
     return fd
+
+
+def _file(fd: int, mode: str) -> IO[bytes]:
+    """Return a file that owns the descriptor; close that and raise OSError if there can be none."""
+    try:
+        return open(fd, mode)
+    except OSError:
+        os.close(fd)
+        raise
 
 
 def _read(place: _Place, absent: list[bytes] | None = None) -> list[bytes]:
     """Return the lines of the file; `absent`, if given, when there is no file."""
     try:
-        with open(open_off_procfs(place.file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
+        with _file(open_off_procfs(place.file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise Fault(Code.FAILED, f"failed to read '{place.file}': not a regular file")
             text = file.read(KEYS_MAX + 1)
@@ -209,12 +221,13 @@ def _write(place: _Place, lines: list[bytes]) -> None:
 def _write_in(folder: int, new: str, text: bytes) -> None:
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
     try:
-        with open(fd, "wb") as file:
+        with _file(fd, "wb") as file:
             os.fchmod(fd, 0o600)
             file.write(text)
             file.flush()
             os.fsync(fd)
         os.rename(new, _NAME, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError:
-        os.unlink(new, dir_fd=folder)
+        with contextlib.suppress(OSError):  # what went wrong first is told
+            os.unlink(new, dir_fd=folder)
         raise

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..context import Args, Worker
 
 HWCLOCK = "/sbin/hwclock"
+_SCARCE = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _TIME_MAX = 3155760000 * 10**9  # 2070: from then on a real-time clock with two digits means 19xx
 
 # Each mode of suspend in systemctl, as its unit, in pm-utils (test, program), and in /sys/power/state.
@@ -79,9 +80,11 @@ def set_vcpus(_worker: Worker, args: Args, *, root: str = "/sys/devices/system/c
 def _set_vcpu(root: str, number: int, online: bool) -> None:
     folder = f"{root}/cpu{number}/"
     path, said = f"{folder}online", f"{folder}/online"  # in the text with two slashes, as in qemu-ga
-    if not os.path.isdir(folder):
-        raise Fault(Code.FAILED, f'open("{folder}"): {os.strerror(errno.ENOENT)}')
     doing = "open"
+    try:
+        os.stat(folder)
+    except OSError as error:
+        raise Fault(Code.FAILED, f'{doing}("{folder}"): {error.strerror}') from None
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -119,10 +122,12 @@ def set_memory_blocks(_worker: Worker, args: Args, *, root: str = "/sys/devices/
 
 
 def _set_memory_block(root: str, index: int, online: bool) -> tuple[str, int]:
-    if not os.path.isdir(root):
-        return "operation-not-supported", errno.ENOENT
-    if not os.path.isdir(f"{root}/memory{index}"):
-        return "not-found", errno.ENOENT
+    for folder, response in ((root, "operation-not-supported"), (f"{root}/memory{index}", "not-found")):
+        try:
+            os.stat(folder)
+        except OSError as error:
+            missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+            return (response, errno.ENOENT) if missing else ("operation-failed", error.errno or errno.EIO)
     path = f"{root}/memory{index}/state"
     try:
         with open(path, "rb", buffering=0) as file:
@@ -238,10 +243,15 @@ def suspend(worker: Worker, mode: str, *, state: str = "/sys/power/state") -> di
 
 
 def _code(command: list[str]) -> int:
-    """Return the exit code of a program that says what is supported, -1 if it is not there."""
+    """Return the exit code of a program that says what is supported, -1 if it is not there.
+
+    Raises Fault FAILED if the system has no process to give.
+    """
     try:
         return programs.run(command)[0]
-    except OSError:
+    except OSError as error:
+        if error.errno in _SCARCE:
+            raise Fault(Code.FAILED, f"failed to create child process, error '{error.strerror}'") from None
         return -1
 
 
@@ -264,8 +274,10 @@ def _has_word(path: str, word: str) -> bool:
     try:
         with open(path, encoding="ascii") as file:
             return word in file.read().split()
-    except OSError:
-        return False
+    except FileNotFoundError:
+        return False  # this kernel cannot suspend
+    except OSError as error:
+        raise Fault(Code.FAILED, f"suspend: cannot read '{path}': {error.strerror}") from None
 
 
 def _child_failed(doing: str, code: int, said: str) -> Fault:

@@ -6,10 +6,13 @@ bytes, as in the reports of workers.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 
 from ...api.errors import Code, Fault
+
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def refused(error: OSError, doing: str) -> Fault:
@@ -32,19 +35,30 @@ def read_needed(path: str) -> str:
 
 
 def read_if_any(path: str) -> str:
-    """Return the text of a file without its last newline; "" if it cannot be read, since a device may vanish."""
+    """Return the text of a file without its last newline; "" if it cannot be read, since a device may vanish.
+
+    Raises Fault FAILED if the system is short of descriptors or memory: what is there is not to be left out.
+    """
     try:
         return read(path).removesuffix("\n")
-    except OSError:
+    except OSError as error:
+        not_scarce(error, f'open("{path}")')
         return ""
 
 
 def names_in(folder: str) -> list[str]:
-    """Return the sorted names in a folder, [] if it cannot be read."""
+    """Return the sorted names in a folder, [] if it cannot be read; raise Fault as `read_if_any`."""
     try:
         return sorted(os.listdir(folder))
-    except OSError:
+    except OSError as error:
+        not_scarce(error, f'Can\'t open directory "{folder}"')
         return []
+
+
+def not_scarce(error: OSError, doing: str) -> None:
+    """Raise Fault FAILED if the error says that the system is short of descriptors or memory."""
+    if error.errno in _SCARCE:
+        raise refused(error, doing) from None
 
 
 def is_number(text: str) -> bool:

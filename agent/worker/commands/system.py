@@ -7,7 +7,8 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-from .reading import read
+from ...api.errors import Code, Fault
+from .reading import not_scarce, read
 
 if TYPE_CHECKING:
     from ..context import Args, Worker
@@ -30,7 +31,8 @@ def get_osinfo(_worker: Worker, _args: Args) -> dict[str, str]:
     for path in (override,) if override is not None else OS_RELEASE:
         try:
             text = read(path)
-        except OSError:
+        except OSError as error:
+            not_scarce(error, f'open("{path}")')
             continue  # not every system has it; uname alone is an answer, too
         return info | os_release(text)
     return info
@@ -69,7 +71,8 @@ def get_users(_worker: Worker, _args: Args) -> list[dict[str, Any]]:
     try:
         with open(UTMP, "rb") as file:
             records = file.read()
-    except OSError:
+    except OSError as error:
+        not_scarce(error, f'open("{UTMP}")')
         return []  # unknown on systems without utmp; qemu-ga, too, says nobody
     return logins(records, os.uname().machine)
 
@@ -106,5 +109,9 @@ def get_time(_worker: Worker, _args: Args) -> int:
 
 
 def get_load(_worker: Worker, _args: Args) -> dict[str, float]:
-    """Return the load averages of 1, 5 and 15 minutes."""
-    return dict(zip(("load1m", "load5m", "load15m"), os.getloadavg(), strict=True))
+    """Return the load averages of 1, 5 and 15 minutes; raise Fault FAILED without procfs."""
+    try:
+        averages = os.getloadavg()
+    except OSError:  # getloadavg(3) sets no errno
+        raise Fault(Code.FAILED, "cannot query load average") from None
+    return dict(zip(("load1m", "load5m", "load15m"), averages, strict=True))
