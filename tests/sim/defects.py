@@ -137,6 +137,7 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
     "a hold that passed is no break": (
         Row(_F.FROZEN, _E.EXPIRED, {"outcome": None}),
         Row(_F.FROZEN, _E.HOLD_PASSED, {"outcome": None}),
+        Row(_F.THAWINPROGRESS, _E.EXPIRED, {"outcome": None}),
     ),
     "SIGTERM to the daemon is no break": (Row(_F.FROZEN, _E.STOPPING, {"outcome": None}),),
     "a keeper that gave up is no break": (Row(_F.FROZEN, _E.GAVE_UP, {"outcome": None}),),
