@@ -97,6 +97,7 @@ class Pairing:
                 if other.app.name in app.config.after and not (other.failed or other.quiesced):
                     raise Violation(f"{app.name} is held before {other.app.name}")
         self._world.count("writer held")
+        app.before = app.since, app.confirmed
         app.since, app.confirmed = self._world.moment, 0
 
     def let_go(self, app: App, worker: WriterProcess) -> None:
@@ -118,7 +119,8 @@ class Pairing:
 
     def held_over(self, app: App, freezer: Process) -> bool:
         """Return whether it was held from before the first FIFREEZE of that worker until after the last."""
-        return 0 < app.since < freezer.first_freeze and app.confirmed > freezer.last_freeze
+        holds = (app.since, app.confirmed), app.before  # it may be held anew when the last freeze is summed up
+        return any(0 < since < freezer.first_freeze and confirmed > freezer.last_freeze for since, confirmed in holds)
 
     def told_frozen(self, freezer: Process) -> None:
         """Require that all that are required have held: a host is told that all is frozen."""

@@ -199,6 +199,8 @@ class Supervisor:
         while (taken := self._next(queue)) is not None:
             if world.trace is not None:
                 world.note(f"    {_short(taken)}")
+            if isinstance(taken, events.RubbishReported):
+                self.children[taken.worker].process.distrusted = True  # only now is it known
             effects = self.engine.handle(taken, world.now)
             world.oracle.decided(self.engine, taken, effects)
             for effect in effects:
@@ -231,7 +233,6 @@ class Supervisor:
         return True
 
     def _take_rubbish(self, child: Child) -> None:
-        child.process.distrusted = True  # only now is it known
         self.feed(events.RubbishReported(child.number, "cannot be read"))
 
     def _next(self, queue: deque[events.Event]) -> events.Event | None:

@@ -31,11 +31,12 @@ class App:
 
     `holder` is the worker whose session holds it, `latched`: something is set that nobody ends by itself. `recorded`:
     memory has a record of what is, or is about to be, set. It is held since `since`, and its worker has proved that at
-    `confirmed`; both are of its last hold. `required`: the present freeze does not go on without it.
+    `confirmed`; both are of its last hold, and `before` of the one before that. `required`: the present freeze does not
+    go on without it.
     """
 
     __slots__ = (
-        *("config", "confirmed", "hangs", "holder", "latched"),
+        *("before", "config", "confirmed", "hangs", "holder", "latched"),
         *("recorded", "refuses", "required", "since", "undo_fails"),
     )
 
@@ -46,6 +47,7 @@ class App:
         self.refuses = self.hangs = self.undo_fails = False
         self.required = config.required
         self.since = self.confirmed = 0
+        self.before = 0, 0
 
     @property
     def name(self) -> str:

@@ -220,3 +220,20 @@ def test_what_is_found_while_writers_are_let_go_breaks_the_freeze(what: str) -> 
         drive.exit(keeper)
     assert drive.status().last.outcome == "broken"
     assert state(drive) is FreezeState.THAWED
+
+
+def test_no_journal_is_left_of_what_was_told_long_before_all_is_thawed() -> None:
+    """Found by storm 60018799: a thaw worker, which a keeper's rubbish asked for, was stuck longer than news last."""
+    drive, thaw, keeper, writer = writer_over()
+    drive.feed(events.RubbishReported(keeper, "x"))
+    drive.report(writer, messages.Acted("release", "ok", "", {}))
+    drive.exit(writer)
+    drive.exit(keeper)
+    thaw.refused(Code.FREEZE_BROKEN)
+    drive.take(thaw)
+    drive.wait(120)
+    assert state(drive) is not FreezeState.THAWED
+    settled(drive, keeper)
+    assert state(drive) is FreezeState.THAWED
+    assert drive.ask("va.fsthaw").value == 0
+    assert drive.journal is None
