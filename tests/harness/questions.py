@@ -76,7 +76,7 @@ def assert_well(
     assert_writable(every)
     forgets(daemon)
     assert not (daemon.state_dir / "journal").exists(), "the journal is left"
-    assert call(daemon, "va.fsfreeze") == len(every)
+    assert call(daemon, "va.fsfreeze", {"hold_limit": 3}) == len(every)  # a busy machine takes its time to look
     assert_frozen(every)
     assert call(daemon, "va.fsthaw") == len(every)
     assert_writable(every)
