@@ -36,6 +36,8 @@ def resting(rig: Rig, daemon: Daemon) -> Footprint:
     def same() -> bool:
         # Whether grace periods are expedited is of the whole machine: another agent on it may freeze just now.
         prints.append(replace(rig.footprint(daemon), expedited=()))
+        if daemon.children():
+            return False  # who stood by for the thaw is dismissed after its answer, and ends in its own time
         return len(prints) > 3 and prints[-1] == prints[-2] == prints[-3]
 
     until(same, 30, "a daemon at rest")
