@@ -364,7 +364,8 @@ class Freeze(Between):
         if not self.current.concluded:
             self._conclude(turn)
         elif not self.releasing:
-            self._keep_news(turn)  # what was to be told may have passed meanwhile
+            if self.current.outcome is not Outcome.THAWED:  # a good end has removed the journal already
+                self._keep_news(turn)  # what was to be told may have passed meanwhile
             self.news.tell(turn, 0)  # who asked after it was told that all is thawed: there was nothing more to thaw
             self._on_settled(turn)
 

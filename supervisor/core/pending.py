@@ -137,10 +137,10 @@ class Pending:
                 self._record(turn, call, "abandoned", None)
 
     def answer_all(self, turn: Turn, fault: Fault) -> None:
-        """Answer all who wait: with `fault`, but those who ask for the state, who are told the present one."""
-        self._tell_settled(turn)
-        for number in [number for number in self._open if number not in self._since]:
+        """Answer all who wait: with `fault`, but those who ask for the state, who are told the present one, last."""
+        for number in [number for number in self._open if number not in self._since and number not in self._unsettled]:
             self.answer(turn, number, fault)
+        self._tell_settled(turn)
         self._tell(turn, list(self._since))
 
     def _record(self, turn: Turn, call: Call, outcome: str, fault: Fault | None) -> None:

@@ -39,12 +39,14 @@ def test_the_thaw_is_answered_before_the_keeper_is_reaped(drive: Drive, ask: str
     thaw, keeper = over(drive, ask=ask)
     assert thaw.value == 2
     assert state(drive) is FreezeState.THAWINPROGRESS
+    assert len(drive.of(events.RemoveJournal)) == 1
     assert drive.journal is None
     answer = next(i for i, e in enumerate(drive.effects) if isinstance(e, events.Answer) and e.token == thaw.token)
     assert isinstance(drive.effects[answer - 1], events.RemoveJournal), "success is told when nothing contradicts it"
     assert drive.core.freeze.history.last.outcome == "thawed"
     drive.exit(keeper)
     assert state(drive) is FreezeState.THAWED
+    assert len(drive.of(events.RemoveJournal)) == 1
     ended(drive, "thawed")
 
 
@@ -152,12 +154,17 @@ def test_what_was_told_stands_whatever_becomes_of_the_keeper(drive: Drive, then:
 
 
 def test_the_end_of_the_agent_comes_when_it_is_reaped(drive: Drive) -> None:
+    """Who wanted to freeze is answered before who only asked for the state (promise 12; storm 80063755)."""
     _, keeper = over(drive)
     asked = drive.ask("va.fsstatus")
+    freeze = drive.ask("va.fsfreeze")
     drive.feed(events.Stopped("SIGTERM"))
     assert not drive.of(events.Quit)
     drive.exit(keeper)
     assert asked.value == 0
+    assert freeze.code is Code.WRONG_STATE
+    tokens = [answer.token for answer in drive.of(events.Answer)]
+    assert tokens.index(freeze.token) < tokens.index(asked.token)
     assert drive.of(events.Quit)
 
 
