@@ -108,11 +108,15 @@ class Oracle:
         return self._freeze is not None and self._freeze.is_broken
 
     def counts_on(self, index: int) -> bool:
-        """Return whether it would hide a break, from whoever can know of it, if somebody else froze this one now."""
+        """Return whether it would hide a break, from whoever can know of it, if somebody else froze this one now.
+
+        What was thawed before its counters were read first, and frozen again after they were read last, cannot be seen.
+        """
         those = [p for p in self._world.processes if index in p.held]
         if self._freeze is not None and self._state != FreezeState.THAWED and index in self._freeze.process.held:
             those.append(self._freeze.process)
-        return not all(process.counters for process in those)
+        unseen = [p for p in those if p.has_counted and index in (p.thawed_before or ())]
+        return bool(unseen) or not all(process.counters for process in those)
 
     def enters(self, process: Process, index: int, operation: Operation) -> None:
         """Take note that a call enters the kernel: of FITHAW it must be the only one, before FIFREEZE all is noted."""

@@ -64,7 +64,8 @@ class Process:
     """One worker. `name` is its number in the storm, the same in each run of that storm.
 
     `counters`: it could read what is written to the disks, None if it has not looked; `told_counts`: what it read then
-    and when it began to thaw is in its pipe. `first_freeze` and `last_freeze` are the moments of its first FIFREEZE's
+    and when it began to thaw is in its pipe; `thawed_before`: what was thawed before it looked first, None if it has
+    not, `has_counted`: it has looked again. `first_freeze` and `last_freeze` are the moments of its first FIFREEZE's
     begin and its last one's success. `tells_thawed`: it has ended, and says so to the writers.
     """
 
@@ -90,6 +91,8 @@ class Process:
         self.granted: set[float] = set()
         self.thaws = self.distrusted = False
         self.counters: bool | None = None
+        self.thawed_before: set[int] | None = None
+        self.has_counted = False
         self.told_counts = self.tells_thawed = False
         self.first_freeze = self.last_freeze = 0
         self.stopped = False
@@ -335,6 +338,9 @@ class Process:
                 if self.counters is None:
                     self.counters = not self.world.no_counters
                 every = self.world.kernel.every if self.counters else ()
+                self.has_counted = self.thawed_before is not None
+                if self.thawed_before is None:
+                    self.thawed_before = {i for i in self.froze if self.world.kernel.every[i].frozen != self.pid}
                 self._answer = {f"loop{fs.index}": fs.written for fs in every}
             case steps.Identify(mounts):
                 self._answer = [mount.device for mount in mounts]
