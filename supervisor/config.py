@@ -6,25 +6,18 @@ import argparse
 import math
 import os
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from ..agent.api import qemu
 from ..agent.api.methods import RPCS, allows
-from ..agent.api.params import seconds
 from ..agent.api.structs import Value, replace
 from ..agent.api.writers import BadWriter, Step, WriterConfig
 from ..agent.worker.writers import config as writer_files
-from . import taking_part
+from . import convert, taking_part
 
 CONFIG_FILE = "/etc/virtagent/virtagentd.conf"
 STATE_DIR = "/run/virtagent"
-LEVELS = ("err", "warning", "notice", "info", "debug")
-TARGETS = ("stderr", "syslog", "journal")
-SOCKET_PATH_MAX = 107  # bytes in the address of a unix socket
-PORT_MAX = 2**32 - 2  # of vsock; the next number means any port
-NESTING_MAX = 256  # repr and other recursive functions can go as deep
 
 
 class BadConfig(Exception):
@@ -105,131 +98,33 @@ class Option(Value):
     """The text that it has if it is given without a value."""
 
 
-def _text(name: str, text: str) -> str:
-    if not text or "\0" in text:
-        raise ValueError(f"{name} is empty or has a NUL")
-    return text
-
-
-def _limit(name: str, text: str) -> float:
-    try:
-        return seconds(name, float(text))
-    except ValueError:
-        raise ValueError(f"{name} is {text!r:.60}, expected seconds, 0 for none") from None
-
-
-def _over_zero(name: str, text: str) -> float:
-    value = _limit(name, text)
-    if not value:
-        raise ValueError(f"{name} is {text!r:.60}, expected seconds over 0")
-    return value
-
-
-def _count(name: str, text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 1 << 30:
-        raise ValueError(f"{name} is {text!r:.60}, expected a whole number over 0")
-    return int(text)
-
-
-def _depth(name: str, text: str) -> int:
-    value = _count(name, text)
-    if value > NESTING_MAX:
-        raise ValueError(f"{name} is {value}, expected at most {NESTING_MAX}")
-    return value
-
-
-def _level(name: str, text: str) -> str:
-    if text not in LEVELS:
-        raise ValueError(f"{name} is {text!r:.60}, expected one of {', '.join(LEVELS)}")
-    return text
-
-
-def _qga_version(name: str, text: str) -> str:
-    try:
-        qemu.version(text)
-    except ValueError as error:
-        raise ValueError(f"{name} is {error}") from None
-    return text
-
-
-def _target(name: str, text: str) -> str:
-    scheme, _, path = text.partition(":")
-    if text not in TARGETS and not (scheme == "file" and path.startswith("/") and "\0" not in path):
-        raise ValueError(
-            f"{name} is {text!r:.200}, expected one of {', '.join(TARGETS)}, or file: and an absolute path"
-        )
-    return text
-
-
-def _channel(name: str, text: str) -> str:
-    scheme, colon, rest = text.partition(":")
-    good = rest.startswith("/") and "\0" not in rest
-    match scheme:
-        case "unix" if not good:
-            raise ValueError(f"{name} is {text!r:.200}, expected unix:PATH with an absolute path")
-        case "unix" if len(rest.encode(errors="surrogateescape")) > SOCKET_PATH_MAX:
-            raise ValueError(f"{name}: the path is over the {SOCKET_PATH_MAX} bytes that a unix socket's address holds")
-        case "vsock" if not (rest.isdecimal() and rest.isascii() and 0 < int(rest) <= PORT_MAX):
-            raise ValueError(f"{name} is {text!r:.200}, expected vsock:PORT with a port from 1 to {PORT_MAX}")
-        case "virtio" if colon and not good:
-            raise ValueError(f"{name} is {text!r:.200}, expected virtio or virtio:PATH with an absolute path")
-        case "serial" if not good:
-            raise ValueError(f"{name} is {text!r:.200}, expected serial:PATH with an absolute path")
-        case "unix" | "vsock" | "virtio" | "serial":
-            return text
-    raise ValueError(f"{name} is {text!r:.200}, expected unix:PATH, vsock:PORT, virtio[:PATH] or serial:PATH")
-
-
-def _absolute(name: str, text: str) -> str:
-    if not text.startswith("/") or "\0" in text:
-        raise ValueError(f"{name} is {text!r:.200}, expected an absolute path")
-    return text
-
-
-def _rpcs(name: str, text: str) -> tuple[str, ...]:
-    names = tuple(filter(None, (item.strip() for item in text.split(","))))
-    if not names:
-        raise ValueError(f"{name} is {text!r:.60}, expected names of RPCs")
-    for rpc in names:
-        if rpc not in RPCS or not RPCS[rpc].public:
-            raise ValueError(f"{name}: there is no RPC {rpc!r:.80}")
-    return names
-
-
-def _command(name: str, text: str) -> tuple[str, ...]:
-    try:
-        words = tuple(shlex.split(text))
-    except ValueError as error:
-        raise ValueError(f"{name} is {text!r:.60}: {error}") from None
-    if not words:
-        raise ValueError(f"{name} is empty, expected a program and its arguments")
-    return words
-
-
 OPTIONS: Mapping[str, Option] = {
     "channel": Option(
-        _channel,
+        convert.to_channel,
         "SPEC",
         "serve hosts here: unix:PATH (default unix:STATE-DIR/virtagentd.sock), vsock:PORT, virtio[:PATH], serial:PATH",
         repeats=True,
     ),
     "include": Option(
-        _text, "GLOB", "freeze only file systems that match: a mount point, type:GLOB or dev:PATH", repeats=True
+        convert.to_text,
+        "GLOB",
+        "freeze only file systems that match: a mount point, type:GLOB or dev:PATH",
+        repeats=True,
     ),
-    "exclude": Option(_text, "GLOB", "never freeze file systems that match", repeats=True),
-    "plan-limit": Option(_over_zero, "S", "limit of the plan phase"),
-    "sync-limit": Option(_limit, "S", "limit of the sync phase, and the most that a request may ask for"),
-    "freeze-limit": Option(_limit, "S", "limit of the freeze phase, and the most that a request may ask for"),
-    "hold-limit": Option(_limit, "S", "how long a freeze is held unless the request says otherwise"),
-    "hold-limit-max": Option(_limit, "S", "the longest hold that a request may ask for"),
+    "exclude": Option(convert.to_text, "GLOB", "never freeze file systems that match", repeats=True),
+    "plan-limit": Option(convert.to_over_zero, "S", "limit of the plan phase"),
+    "sync-limit": Option(convert.to_limit, "S", "limit of the sync phase, and the most that a request may ask for"),
+    "freeze-limit": Option(convert.to_limit, "S", "limit of the freeze phase, and the most that a request may ask for"),
+    "hold-limit": Option(convert.to_limit, "S", "how long a freeze is held unless the request says otherwise"),
+    "hold-limit-max": Option(convert.to_limit, "S", "the longest hold that a request may ask for"),
     "guest-hold-limit": Option(
-        _limit, "S", "how long a freeze by guest-fsfreeze-* is held; as default at most hold-limit-max"
+        convert.to_limit, "S", "how long a freeze by guest-fsfreeze-* is held; as default at most hold-limit-max"
     ),
-    "thaw-limit": Option(_over_zero, "S", "limit of one attempt to thaw"),
-    "prepare-limit": Option(_over_zero, "S", "limit in which writers prepare: connect, check, flush"),
-    "quiesce-limit": Option(_over_zero, "S", "limit in which writers hold their applications' writes"),
-    "confirm-limit": Option(_over_zero, "S", "limit in which writers prove that they held over the freeze"),
-    "release-limit": Option(_over_zero, "S", "limit in which writers let their applications go"),
+    "thaw-limit": Option(convert.to_over_zero, "S", "limit of one attempt to thaw"),
+    "prepare-limit": Option(convert.to_over_zero, "S", "limit in which writers prepare: connect, check, flush"),
+    "quiesce-limit": Option(convert.to_over_zero, "S", "limit in which writers hold their applications' writes"),
+    "confirm-limit": Option(convert.to_over_zero, "S", "limit in which writers prove that they held over the freeze"),
+    "release-limit": Option(convert.to_over_zero, "S", "limit in which writers let their applications go"),
     "hook": Option(
         taking_part.to_hook,
         "PATH",
@@ -248,31 +143,37 @@ OPTIONS: Mapping[str, Option] = {
     "writers": Option(
         taking_part.to_choice, "WHICH", "all: as configured; try: freeze without those that refuse; none: also no hooks"
     ),
-    "writers-dir": Option(_absolute, "DIR", "the files NAME.conf of this folder describe writers"),
+    "writers-dir": Option(convert.to_absolute, "DIR", "the files NAME.conf of this folder describe writers"),
     "news-limit": Option(
-        _limit,
+        convert.to_limit,
         "S",
         "how long after it was first told a broken freeze is told again to every thaw; 0: until the next freeze",
     ),
-    "patience": Option(_limit, "S", "how long a file system that is slow to freeze may make others stand still"),
-    "busy-wait": Option(_limit, "S", "how long to try to freeze what someone else has frozen"),
-    "exec-limit": Option(_limit, "S", "how long a program of guest-exec may run; then SIGTERM, 10 s later SIGKILL"),
-    "exit-grace": Option(_over_zero, "S", "how long a worker may live after its report"),
-    "kill-grace": Option(_over_zero, "S", "how long after SIGKILL a worker is called stuck"),
-    "state-dir": Option(_absolute, "DIR", "journal and default socket; must be on tmpfs"),
-    "allow-rpcs": Option(_rpcs, "A,B", "admit only these RPCs"),
-    "block-rpcs": Option(_rpcs, "A,B", "refuse these RPCs"),
-    "log-level": Option(_level, "L", f"one of {', '.join(LEVELS)}"),
-    "log-target": Option(_target, "T", f"{', '.join(TARGETS)} or file:PATH"),
-    "qga-version": Option(_qga_version, "V", "the qemu-ga that hosts are told, with its commands and texts"),
-    "max-workers": Option(_count, "N", "workers at once"),
-    "max-clients": Option(_count, "N", "clients a listening channel"),
-    "max-header": Option(_count, "BYTES", "longest request header"),
-    "max-body": Option(_count, "BYTES", "longest request body"),
-    "max-nesting": Option(_depth, "N", "deepest nesting in a request"),
-    "message-age": Option(_over_zero, "S", "how old half a message may grow"),
-    "audit-ring": Option(_count, "N", "audit records kept while frozen"),
-    "shutdown-command": Option(_command, "COMMAND", "program that va.shutdown runs with -H, -P or -r and now"),
+    "patience": Option(
+        convert.to_limit, "S", "how long a file system that is slow to freeze may make others stand still"
+    ),
+    "busy-wait": Option(convert.to_limit, "S", "how long to try to freeze what someone else has frozen"),
+    "exec-limit": Option(
+        convert.to_limit, "S", "how long a program of guest-exec may run; then SIGTERM, 10 s later SIGKILL"
+    ),
+    "exit-grace": Option(convert.to_over_zero, "S", "how long a worker may live after its report"),
+    "kill-grace": Option(convert.to_over_zero, "S", "how long after SIGKILL a worker is called stuck"),
+    "state-dir": Option(convert.to_absolute, "DIR", "journal and default socket; must be on tmpfs"),
+    "allow-rpcs": Option(convert.to_rpcs, "A,B", "admit only these RPCs"),
+    "block-rpcs": Option(convert.to_rpcs, "A,B", "refuse these RPCs"),
+    "log-level": Option(convert.to_level, "L", f"one of {', '.join(convert.LEVELS)}"),
+    "log-target": Option(convert.to_target, "T", f"{', '.join(convert.TARGETS)} or file:PATH"),
+    "qga-version": Option(convert.to_qga_version, "V", "the qemu-ga that hosts are told, with its commands and texts"),
+    "max-workers": Option(convert.to_count, "N", "workers at once"),
+    "max-clients": Option(convert.to_count, "N", "clients a listening channel"),
+    "max-header": Option(convert.to_count, "BYTES", "longest request header"),
+    "max-body": Option(convert.to_count, "BYTES", "longest request body"),
+    "max-nesting": Option(convert.to_depth, "N", "deepest nesting in a request"),
+    "message-age": Option(convert.to_over_zero, "S", "how old half a message may grow"),
+    "audit-ring": Option(convert.to_count, "N", "audit records kept while frozen"),
+    "shutdown-command": Option(
+        convert.to_command, "COMMAND", "program that va.shutdown runs with -H, -P or -r and now"
+    ),
 }
 _WRITER_LIMITS = ("prepare_limit", "quiesce_limit", "confirm_limit", "release_limit")
 FIXED = ("channel", "vsock_any", "state_dir", "log_target", "writers_dir")
