@@ -237,12 +237,6 @@ class Engine:
         worker = self._worker(event.worker)
         self._ended(turn, worker, self._workers.death(turn, worker, event.signal, event.code))
 
-    def _report_ended(self, turn: Turn, event: events.ReportEnded) -> None:
-        self._workers.change(turn, self._worker(event.worker), WorkerEvent.REPORT_END)
-
-    def _rubbish_reported(self, turn: Turn, event: events.RubbishReported) -> None:
-        self._rubbish(turn, self._worker(event.worker), event.why)
-
     def _reported(self, turn: Turn, event: events.Reported) -> None:
         worker, message = self._worker(event.worker), event.message
         wrong = self._workers.receive(turn, worker, message)
@@ -331,13 +325,7 @@ class Engine:
         else:
             self._kill(turn, worker, WorkerEvent.LIMIT, f": its limit of {worker.limit:g} s passed", Code.OVERRUN)
 
-    # -- the journal
-
-    def _journaled(self, turn: Turn, event: events.Journaled) -> None:
-        self._freeze_reports.journaled(turn, event.freeze, None)
-
-    def _journal_failed(self, turn: Turn, event: events.JournalFailed) -> None:
-        self._freeze_reports.journaled(turn, event.freeze, event.error)
+    # -- what an earlier agent left
 
     def _latches_found(self, turn: Turn, event: events.LatchesFound) -> None:
         self._writers.found(turn, event.names)
@@ -418,14 +406,16 @@ class Engine:
         events.Taken: lambda self, turn, event: self._freeze.news.taken(turn, event.connection, event.token),
         events.Disconnected: _disconnected,
         events.Reported: _reported,
-        events.RubbishReported: _rubbish_reported,
-        events.ReportEnded: _report_ended,
+        events.RubbishReported: lambda self, turn, event: self._rubbish(turn, self._worker(event.worker), event.why),
+        events.ReportEnded: lambda self, turn, event: self._workers.change(
+            turn, self._worker(event.worker), WorkerEvent.REPORT_END
+        ),
         events.Spawned: _spawned,
         events.SpawnFailed: _spawn_failed,
         events.Exited: _exited,
         events.Probed: _probed,
-        events.Journaled: _journaled,
-        events.JournalFailed: _journal_failed,
+        events.Journaled: lambda self, turn, event: self._freeze_reports.journaled(turn, event.freeze, None),
+        events.JournalFailed: lambda self, turn, event: self._freeze_reports.journaled(turn, event.freeze, event.error),
         events.JournalFound: _journal_found,
         events.LatchesFound: _latches_found,
         events.Reload: _reload,
