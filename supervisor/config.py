@@ -52,6 +52,7 @@ class Config(Value):
     news_limit: float = 60
     patience: float = 1
     busy_wait: float = 2
+    sync_requests: int = 0
     exec_limit: float = 86400
     exit_grace: float = 1
     kill_grace: float = 1
@@ -81,6 +82,11 @@ class Config(Value):
     def latches(self) -> str:
         """The folder in memory with the records of what writers have set."""
         return f"{self.state_dir}/writers"
+
+    @property
+    def queues(self) -> str:
+        """The folder in memory with the record of how long the request queues of disks were before a sync."""
+        return f"{self.state_dir}/queues"
 
     def allows(self, rpc: str) -> bool:
         """Return whether the configuration lets a host call this RPC, by this name."""
@@ -153,6 +159,11 @@ OPTIONS: Mapping[str, Option] = {
         convert.to_limit, "S", "how long a file system that is slow to freeze may make others stand still"
     ),
     "busy-wait": Option(convert.to_limit, "S", "how long to try to freeze what someone else has frozen"),
+    "sync-requests": Option(
+        convert.to_requests,
+        "N",
+        "while syncing, let at most so many requests queue up at a disk, from 4 to 128; 0: as many as always",
+    ),
     "exec-limit": Option(
         convert.to_limit, "S", "how long a program of guest-exec may run; then SIGTERM, 10 s later SIGKILL"
     ),

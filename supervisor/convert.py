@@ -12,6 +12,7 @@ LEVELS = ("err", "warning", "notice", "info", "debug")
 TARGETS = ("stderr", "syslog", "journal")
 SOCKET_PATH_MAX = 107  # bytes in the address of a unix socket
 PORT_MAX = 2**32 - 2  # of vsock; the next number means any port
+REQUESTS_MIN, REQUESTS_MAX = 4, 128  # BLKDEV_MIN_RQ, BLKDEV_DEFAULT_RQ of the kernel (include/linux/blkdev.h)
 NESTING_MAX = 256  # repr and other recursive functions can go as deep
 
 
@@ -51,6 +52,13 @@ def to_depth(name: str, text: str) -> int:
     if value > NESTING_MAX:
         raise ValueError(f"{name} is {value}, expected at most {NESTING_MAX}")
     return value
+
+
+def to_requests(name: str, text: str) -> int:
+    """Return the length of a request queue, 0 for that which it has; raise ValueError."""
+    if not text.isdecimal() or not (int(text) == 0 or REQUESTS_MIN <= int(text) <= REQUESTS_MAX):
+        raise ValueError(f"{name} is {text!r:.60}, expected 0 or a whole number from {REQUESTS_MIN} to {REQUESTS_MAX}")
+    return int(text)
 
 
 def to_level(name: str, text: str) -> str:

@@ -22,7 +22,7 @@ from ..agent.api.records import Estimate, Plan, PlannedWriter
 from ..agent.api.states import Reason
 from ..agent.api.structs import replace
 from ..agent.api.text import printable
-from ..agent.worker import handlers, kernel, methods, namespaces, progress, rcu, sysfs
+from ..agent.worker import handlers, kernel, methods, namespaces, progress, queues, rcu, sysfs
 from ..agent.worker.writers import latch
 from .channels.char_device import CharDevice
 from .channels.listener import Listener
@@ -30,7 +30,7 @@ from .config import BadConfig, Config, load
 from .core import inline, ledger
 from .core.engine import Engine
 from .core.estimates import in_force
-from .core.events import JournalFound, LatchesFound, Stopped, Woken
+from .core.events import JournalFound, LatchesFound, QueuesSeen, Stopped, Woken
 from .core.options import freeze_options
 from .io import journal, process
 from .io.log import Log, Sink, Stderr, syslog
@@ -163,6 +163,8 @@ def serve(
     loop.feed(found or Woken())
     if left := latch.left(config.latches):
         loop.feed(LatchesFound(left))
+    if queues.left(config.queues):
+        loop.feed(QueuesSeen(left=True))
     if recover_only:
         loop.feed(Stopped("it was asked to recover only"))
         return loop.run()

@@ -270,6 +270,16 @@ _ROWS = (
         outlives=True,
     ),
     Rpc(
+        "lengthen",
+        "queues.put_back",
+        _W,
+        Disk.NONE,
+        "Put the request queues back that the dead worker of a freeze or sync may have left short.",
+        "what was done",
+        public=False,
+        outlives=True,
+    ),
+    Rpc(
         "reload",
         "methods.read_options",
         _W,

@@ -34,6 +34,8 @@ class Options(Value):
     they were held for `held_at_most`. `patience` is how long one file system may make others stand still, `busy_wait`
     how long to try to freeze what someone else has frozen. Nothing is quiesced or frozen before the time of day `at`
     (seconds of CLOCK_REALTIME, 0: at once). `attended`: a host is to let it go before that, else it is called off.
+    While syncing the disks' request queues are as long as `sync_requests` at most (0: as they are); what they were is
+    on record in the folder `queue_records`.
     """
 
     rules: Rules
@@ -49,3 +51,5 @@ class Options(Value):
     busy_wait: float = 2.0
     at: float = 0.0
     attended: bool = False
+    sync_requests: int = 0
+    queue_records: str = ""

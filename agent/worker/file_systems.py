@@ -110,6 +110,22 @@ class FileSystems:
             fs.refused = event.operation is Operation.THAW and fs.state is MountState.FAILED
         return event
 
+    def with_short_queues(self, folder: str, number: int, script: Script[None]) -> Script[None]:
+        """Run the script while the request queues of the disks below all are `number` long; 0: as they are.
+
+        What they were is on record in `folder`.
+        """
+        if not number:
+            return (yield from script)
+        disks = {disk for fs in self._all.values() for disk in fs.mount.bottom}
+        yield steps.ShortenQueues(folder, tuple(sorted(disks)), number)
+        try:
+            yield from script
+        except Exception:
+            yield steps.LengthenQueues()
+            raise
+        yield steps.LengthenQueues()
+
     def describe(self, what: str) -> Script[None]:
         """Show in the title what is in flight, and where."""
         at = [fs.mount.mountpoint for fs in self.at_work()]

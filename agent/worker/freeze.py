@@ -73,6 +73,10 @@ class _Together:
         yield from self._mounts.start(obeys=obeys)
 
     def _sync_rounds(self, limit: Limit) -> Script[None]:
+        short = self._options.queue_records, self._options.sync_requests
+        yield from self._mounts.with_short_queues(*short, self._rounds(limit))
+
+    def _rounds(self, limit: Limit) -> Script[None]:
         """Sync all in rounds until another round is not worth while.
 
         One after another on each disk, since a writer that waits for its journal would wait behind the data of all of

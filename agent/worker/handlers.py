@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..api.methods import RPCS
 from ..api.rpc import Runs
-from . import methods
+from . import methods, queues
 from .commands import accounts, cpus, disks, exec, files, machine, network, system
 from .context import WorkerHandler
 from .resource import ResourceHandler
@@ -44,6 +44,7 @@ HANDLERS: Mapping[str, WorkerHandler] = {
     "methods.thaw": methods.thaw,
     "network.network_get_interfaces": network.network_get_interfaces,
     "network.network_get_route": network.network_get_route,
+    "queues.put_back": queues.put_back,
     "system.get_host_name": system.get_host_name,
     "system.get_load": system.get_load,
     "system.get_osinfo": system.get_osinfo,

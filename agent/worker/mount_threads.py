@@ -31,7 +31,7 @@ import setproctitle
 from ..api import records
 from ..api.errors import no_more
 from ..api.text import printable
-from . import kernel, messages, rcu, steps, sysfs
+from . import kernel, messages, queues, rcu, steps, sysfs
 from .open_fs import FileSystemOpener, SuperblockGone
 from .progress import WritebackMeter
 from .steps import Event, Gone, Operation, Result, Script, Step, Taken, Timeout, Told
@@ -200,6 +200,7 @@ class WorkerLoop:
         self._terminated = False
         self._wake = self._supervisor = self._signalled = -1
         self._woken = False
+        self._queues: queues.Queues | None = None
 
     def do(self, step: Step) -> Any:
         """Do a step and return its answer; raise what it raises."""
@@ -249,6 +250,11 @@ class WorkerLoop:
                 self._grace.begin()
             case steps.EndExpedite():
                 self._grace.end()
+            case steps.ShortenQueues(folder, disks, number):
+                self._queues = queues.shortened(folder, disks, number)
+            case steps.LengthenQueues():
+                if self._queues is not None:
+                    self._queues.put_back(queues.PUTS_BACK)
             case steps.PutBack():
                 with contextlib.suppress(OSError):  # that is not a reason not to thaw
                     rcu.put_back()

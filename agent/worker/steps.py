@@ -192,6 +192,18 @@ class EndExpedite(Struct):
     """Put back what `Expedite` changed, if anything; raise OSError."""
 
 
+class ShortenQueues(Struct):
+    """Shorten the request queues of these disks to `number`, where they are longer; the record is in `folder`."""
+
+    folder: str
+    disks: tuple[str, ...]
+    number: int
+
+
+class LengthenQueues(Struct):
+    """Put the request queues back that `ShortenQueues` has shortened."""
+
+
 class PutBack(Struct):
     """Make grace periods normal, if allowed, after a worker that died between `Expedite` and `EndExpedite`."""
 
@@ -217,6 +229,8 @@ Step = (
     | PrepareToExpedite
     | Expedite
     | EndExpedite
+    | ShortenQueues
+    | LengthenQueues
     | PutBack
 )
 T = TypeVar("T")

@@ -26,6 +26,7 @@ from .options import additions, freeze_options, limit_of
 from .participation import Participation
 from .pending import DEFERRED, Call, Deferred, Pending
 from .presync import Presync
+from .queues import Queues
 from .reloading import Reloading
 from .reports import FreezeReports
 from .resources import Resources
@@ -69,6 +70,7 @@ class Engine:
         self._participation = Participation(self._freeze, self._workers, self._writers)
         self._freeze_reports = FreezeReports(self._freeze, self._workers, self._participation)
         self._resources = Resources(self._workers, self._pending)
+        self._queues = Queues(self._workers)
         self._handle = next_handle
         self._waiting = Waiting(self._freeze, self._pending, self.refusal, self._fork)
         self._presync = Presync(self._freeze, self._writers, self._pending, self._spawn)
@@ -87,6 +89,8 @@ class Engine:
         """
         turn = Turn(now, now + self._wall_offset, self._deadlines)
         self._HANDLERS[type(event)](self, turn, event)
+        if self._queues.awaited:
+            self._quit(turn)
         if not (isinstance(event, events.Reported) and event.more):
             self._show(turn)
         return turn.effects
@@ -297,6 +301,7 @@ class Engine:
             self._writers.exited(turn, worker, death)
         else:
             self._lost(turn, worker, Fault(Code.WORKER_DIED, death))
+        self._queues.ended(turn, worker, death)
 
     def _lost(self, turn: Turn, worker: Worker, fault: Fault) -> None:
         """Answer those who wait for the worker, since it will not."""
@@ -344,6 +349,7 @@ class Engine:
         self._freeze.configure(config.hold_limit_max, config.thaw_limit, config.news_limit)
         self._audit.configure(config.audit_ring)
         self._writers.configure(config.every_writer, config.latches, config.release_limit)
+        self._queues.configure(config.queues, used=config.sync_requests > 0)
 
     def _reload(self, turn: Turn, _event: events.Reload) -> None:
         self._reloading.asked(turn, self._config, idle=self.idle)
@@ -364,6 +370,8 @@ class Engine:
                 self._writers.due(turn, name)
             case ("core", "poll", int(number)):
                 self._pending.poll_due(turn, number)
+            case ("core", "queues"):
+                self._queues.put_back(turn)
             case ("core", "warn"):
                 self._warnings.due(turn)
             case ("watchers",):
@@ -395,7 +403,7 @@ class Engine:
 
     def _quit(self, turn: Turn) -> None:
         # In ERROR it goes on trying: the daemon ends only when the guest is thawed and the writers are let go.
-        if self.idle:
+        if self.idle and not self._queues.wait(turn):
             ending.end(turn, self._pending, self._workers, self._resources, self._stopping)
 
     _HANDLERS: ClassVar[Mapping[type, Callable[[Engine, Turn, Any], None]]] = {
@@ -418,6 +426,7 @@ class Engine:
         events.JournalFailed: lambda self, turn, event: self._freeze_reports.journaled(turn, event.freeze, event.error),
         events.JournalFound: _journal_found,
         events.LatchesFound: _latches_found,
+        events.QueuesSeen: lambda self, turn, event: self._queues.seen(turn, left=event.left),
         events.Reload: _reload,
         events.ShowStatus: lambda self, turn, _: turn.do(events.LogStatus(self._records.record(turn))),
         events.Stopped: _stopped,

@@ -15,7 +15,7 @@ LOOKED_AT = 20  # freezes
 NAMES = (
     *("include", "exclude", "strict", "partial", "writers", "plan-limit", "prepare-limit", "sync-limit"),
     *("quiesce-limit", "freeze-limit", "confirm-limit", "hold-limit", "hold-limit-max", "thaw-limit"),
-    *("release-limit", "patience", "busy-wait"),
+    *("release-limit", "patience", "busy-wait", "sync-requests"),
 )
 """The options that count for a freeze, in the order of its phases."""
 _ASKED = ("strict", "partial", "writers", "sync-limit", "freeze-limit", "hold-limit")

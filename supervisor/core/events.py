@@ -175,6 +175,12 @@ class LatchesFound(Struct):
     names: list[str]
 
 
+class QueuesSeen(Struct):
+    """Request queues of disks are on record as shortened, by a worker that may be dead, if `left`."""
+
+    left: bool
+
+
 class Reload(Struct):
     """The daemon was told to read its configuration again."""
 
@@ -217,6 +223,7 @@ Event = (
     | JournalFailed
     | JournalFound
     | LatchesFound
+    | QueuesSeen
     | Reload
     | ShowStatus
     | Stopped
@@ -338,6 +345,12 @@ class KeepFreeze(Struct):
     number: int
 
 
+class LookAtQueues(Struct):
+    """Look whether request queues are on record in that folder; draws QueuesSeen."""
+
+    folder: str
+
+
 class Quit(Struct):
     """Flush, close and end with this exit code."""
 
@@ -359,5 +372,6 @@ Effect = (
     | RemoveJournal
     | KeepHandle
     | KeepFreeze
+    | LookAtQueues
     | Quit
 )

@@ -90,6 +90,8 @@ def freeze_options(
         busy_wait=config.busy_wait,
         at=near(method, given.get("at") or 0.0, wall),
         attended=bool(given.get("attended")),
+        sync_requests=config.sync_requests,
+        queue_records=config.queues,
     )
 
 

@@ -15,7 +15,7 @@ from ...agent.api.methods import RPCS, Disk
 from ...agent.api.records import Status
 from ...agent.api.text import printable
 from ...agent.wire.xmlrpc import Shared
-from ...agent.worker import context
+from ...agent.worker import context, queues
 from ..channels.connections import Connections
 from ..core import events, status
 from .children import Children
@@ -59,6 +59,7 @@ class Effects:
             events.Configured: self._configured,
             events.WriteJournal: self._write_journal,
             events.RemoveJournal: self._remove_journal,
+            events.LookAtQueues: lambda effect: events.QueuesSeen(queues.left(effect.folder)),
             events.Quit: self._quit,
         }
 

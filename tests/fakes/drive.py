@@ -98,6 +98,7 @@ class Drive:
         self.journal: dict[str, Any] | None = None
         self.journal_error: OSError | None = None
         self.fork_error: OSError | None = None
+        self.queues_left = False
         self._seq = 0
 
     # -- the loop
@@ -161,6 +162,8 @@ class Drive:
                 self.live.add(worker)
             case events.RemoveJournal():
                 self.journal = None
+            case events.LookAtQueues():
+                return events.QueuesSeen(self.queues_left)
         return None
 
     def wait(self, seconds: float) -> None:

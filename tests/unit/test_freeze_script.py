@@ -14,6 +14,7 @@ from virtagent.agent.api.bounds import bounded
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.records import LeftOut, Mount, Plan
 from virtagent.agent.api.states import MountState
+from virtagent.agent.api.structs import replace
 from virtagent.agent.worker import freeze, messages, steps
 from virtagent.agent.worker.freeze import Flush, FreezeScript, thaw_again
 from virtagent.agent.worker.steps import Event, Gone, Operation, Told, judge
@@ -649,3 +650,55 @@ def test_the_script_has_no_clock_and_no_io(module: Any) -> None:
         if isinstance(node, ast.ImportFrom):
             names = [node.module or "", *(a.name for a in node.names)]
         assert not {"os", "time", "select", "threading", "fcntl", "kernel", "sysfs", "rcu", "progress"} & set(names)
+
+
+# A shorter request queue
+
+
+def short_queues(driven: Driven) -> list[str]:
+    """Return the names of these steps and of what they are about, in order."""
+    kinds = (steps.ShortenQueues, steps.LengthenQueues, steps.Order)
+    named = [type(step).__name__ for step in driven.did if isinstance(step, kinds)]
+    return [name for at, name in enumerate(named) if named[at - 1 : at] != [name]]
+
+
+def short(plan: Plan = TWO) -> tuple[Plan, Any]:
+    mounts = tuple(replace(mount, bottom=(f"sd{index}", "sdz")) for index, mount in enumerate(plan.mounts))
+    return replace(plan, mounts=mounts), replace(options(), sync_requests=8, queue_records="/run/q")
+
+
+def test_request_queues_are_short_only_while_syncing() -> None:
+    plan, request = short()
+    driven = freezing(plan)
+    assert driven.run(FreezeScript(request).run()) == 2
+    assert short_queues(driven) == ["ShortenQueues", "Order", "LengthenQueues", "Order"]
+    (step,) = [step for step in driven.did if isinstance(step, steps.ShortenQueues)]
+    assert step == steps.ShortenQueues("/run/q", ("sd0", "sd1", "sdz"), 8)
+    at = [type(step).__name__ for step in driven.did].index("LengthenQueues")
+    synced = steps.Post((messages.Synced(),))
+    assert synced in driven.did[at:], "the supervisor hears that all is synced when that is over"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"errors": {(0, SYNC): [errno.EIO]}}, {"comes": [(0.5, CANCEL)]}, {"comes": [(0.5, DIED)]}],
+    ids=["an error", "cancelled", "alone"],
+)
+def test_request_queues_are_put_back_however_the_sync_ends(broken: dict[str, Any]) -> None:
+    plan, request = short()
+    driven = Driven(plan, **{"comes": [], "lasts": {(1, SYNC): [1]}} | broken)
+    fault_of(driven, request)
+    assert short_queues(driven) == ["ShortenQueues", "Order", "LengthenQueues"]
+
+
+def test_request_queues_are_short_for_va_fssync_too() -> None:
+    plan, request = short()
+    driven = Driven(plan, [])
+    assert driven.run(Flush(request).run()) == 2
+    assert short_queues(driven) == ["ShortenQueues", "Order", "LengthenQueues"]
+
+
+def test_request_queues_stay_as_they_are_without_the_option() -> None:
+    driven = freezing(short()[0])
+    driven.run(FreezeScript(options()).run())
+    assert short_queues(driven) == ["Order"]

@@ -14,6 +14,8 @@ import json
 import os
 from typing import Any
 
+from ...api.errors import Code, Fault
+
 LOCK, NEW = ".lock", ".new"
 BEGUN, UNDONE = ".begun", ".undone"
 """The counts: of the programs that set something, and of those that undo it."""
@@ -22,14 +24,21 @@ BEGUN, UNDONE = ".begun", ".undone"
 class Latch:
     """The record of one writer, which this process has locked. `record` is None if nothing is set."""
 
-    def __init__(self, folder: str, name: str) -> None:
-        """Wait until no other process has the lock, and read the record; raise OSError, or ValueError if it is bad."""
+    def __init__(self, folder: str, name: str, *, wait: bool = True) -> None:
+        """Wait until no other process has the lock, and read the record; raise OSError, or ValueError if it is bad.
+
+        Unless it is to `wait`, it raises BlockingIOError.
+        """
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self.name = name
         self._path = os.path.join(folder, name)
         self._lock = os.open(self._path + LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.record = self._read()
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            self.record = self._read()
+        except (OSError, ValueError):
+            os.close(self._lock)
+            raise
 
     def _read(self) -> dict[str, Any] | None:
         try:
@@ -57,6 +66,10 @@ class Latch:
         self.record = None
         self._forget_counts()
 
+    def unlock(self) -> None:
+        """Let another process have the lock; this one is not used any more."""
+        os.close(self._lock)
+
     def _forget_counts(self) -> None:
         for which in (BEGUN, UNDONE):
             with contextlib.suppress(FileNotFoundError):
@@ -82,6 +95,18 @@ class Latch:
     def take_back(self, which: str) -> None:
         """Count one less: the program could not be executed."""
         os.truncate(self._path + which, self.count(which) - 1)
+
+
+def locked(supervisor: int, folder: str, name: str, *, wait: bool = True) -> Latch:
+    """Return that record, locked; raise OSError, ValueError, or Fault FAILED if the supervisor has died.
+
+    Who comes to the lock after that may find what a later supervisor's worker has set: it is not ours to undo. What the
+    dead one left, the next start finds.
+    """
+    latch = Latch(folder, name, wait=wait)
+    if os.getppid() != supervisor:
+        raise Fault(Code.FAILED, "the agent died: what is on record is let go by its next start")
+    return latch
 
 
 def left(folder: str) -> list[str]:

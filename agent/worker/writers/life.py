@@ -21,7 +21,7 @@ from ...api.errors import Code, Fault
 from ...api.writers import TYPES, Step, WriterConfig
 from .. import kernel, messages, sysfs
 from .drivers import DRIVERS, Driver, undo
-from .latch import Latch
+from .latch import Latch, locked
 from .orders import Gone, Interrupted, Orders
 from .step import Refused, TooSlow, wait
 
@@ -45,7 +45,7 @@ def serve(worker: Worker, args: Args) -> str:
         kernel.lock_memory()
     worker.title("starting")
     orders = Orders(worker)
-    latch = _lock(worker, args["folder"], config.name)
+    latch = locked(worker.supervisor, args["folder"], config.name)
     return _Life(worker, config, orders, latch, args["at_most"]).run()
 
 
@@ -57,25 +57,13 @@ def unlatch(worker: Worker, args: Args) -> str:
     worker.become_writer(args["name"])
     worker.title("letting go for one that died")
     try:
-        latch = _lock(worker, args["folder"], args["name"])
+        latch = locked(worker.supervisor, args["folder"], args["name"])
     except (OSError, ValueError) as error:
         raise Fault(Code.FAILED, str(error)) from None
     try:
         return undo(latch, time.monotonic() + args["limit"], BAD)
     except Refused as error:
         raise Fault(Code.FAILED, str(error)) from None
-
-
-def _lock(worker: Worker, folder: str, name: str) -> Latch:
-    """Return the record of that writer, locked; raise OSError, ValueError, or Fault FAILED if the supervisor has died.
-
-    Who comes to the lock after that may find what a later supervisor's worker has set: it is not ours to undo. What the
-    dead one left, the next start finds.
-    """
-    latch = Latch(folder, name)
-    if os.getppid() != worker.supervisor:
-        raise Fault(Code.FAILED, "the agent died: what is on record is let go by its next start")
-    return latch
 
 
 def devices_of(paths: Collection[str]) -> dict[str, str]:
