@@ -111,13 +111,13 @@ class FileSystems:
         return event
 
     def with_short_queues(self, folder: str, number: int, script: Script[None]) -> Script[None]:
-        """Run the script while the request queues of the disks below all are `number` long; 0: as they are.
+        """Run the script while the request queues of their disks are `number` long; 0: as they are.
 
         What they were is on record in `folder`.
         """
         if not number:
             return (yield from script)
-        disks = {disk for fs in self._all.values() for disk in fs.mount.bottom}
+        disks = {disk for fs in self._all.values() for disk in fs.mount.disks}
         yield steps.ShortenQueues(folder, tuple(sorted(disks)), number)
         try:
             yield from script

@@ -51,7 +51,7 @@ class Queues:
 
     def shorten(self, disks: Iterable[str], number: int, seconds: float) -> None:
         """Shorten the queues of these disks, where they are longer; wait for that for so many seconds at most."""
-        asked = set(map(disk_of, disks))
+        asked = set[str]().union(*map(disks_of, disks))
         left = self._record.keys() - asked  # by an earlier worker that died: not to be waited for
         self._start(self._lengthen, left)
         self._start(lambda disk: self._be_short(disk, number), asked)
@@ -216,10 +216,20 @@ def left(folder: str) -> bool:
     return os.path.exists(os.path.join(folder, NAME))
 
 
-def disk_of(name: str) -> str:
-    """Return the name in sysfs of a disk, or of that which a partition is on."""
+def disks_of(name: str) -> set[str]:
+    """Return the names in sysfs of the disks at which the requests for a device queue up.
+
+    That is the disk of a partition, and what the device-mapper or md has made the device of, which have no queue. What
+    the file of a loop device lies on has one more, which other programs wait in: it stays as it is.
+    """
     found = os.path.realpath(os.path.join(BLOCK, name.replace("/", "!")))
-    return os.path.basename(os.path.dirname(found) if os.path.exists(os.path.join(found, "partition")) else found)
+    if os.path.exists(os.path.join(found, "partition")):
+        found = os.path.dirname(found)
+    try:
+        below = os.listdir(os.path.join(found, "slaves"))
+    except OSError:
+        below = []
+    return set[str]().union(*map(disks_of, below)) if below else {os.path.basename(found)}
 
 
 def _opened(latch: Latch, say: Callable[[str], None]) -> Queues:

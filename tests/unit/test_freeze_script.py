@@ -663,7 +663,7 @@ def short_queues(driven: Driven) -> list[str]:
 
 
 def short(plan: Plan = TWO) -> tuple[Plan, Any]:
-    mounts = tuple(replace(mount, bottom=(f"sd{index}", "sdz")) for index, mount in enumerate(plan.mounts))
+    mounts = tuple(replace(mount, disks=(f"sd{index}", "sdz")) for index, mount in enumerate(plan.mounts))
     return replace(plan, mounts=mounts), replace(options(), sync_requests=8, queue_records="/run/q")
 
 

@@ -45,7 +45,7 @@ class Disks:
         (self.block / disk / "queue" / NAME).write_text(f"{number}\n")
 
     def has(self, disk: str) -> int:
-        return int((self.block / disk / "queue" / NAME).read_text())
+        return int((self.block / disk / "queue" / NAME).read_text() or "-1")  # read between truncation and write
 
     @property
     def record(self) -> Any:
@@ -149,6 +149,18 @@ def test_a_partition_counts_as_its_disk_which_is_shortened_once(disks: Disks) ->
     assert disks.record == {"sda": [128, 8]}
     made.put_back(LONG)
     assert disks.written == [("sda", 8), ("sda", 128)]
+
+
+def test_what_is_made_of_disks_counts_as_these(disks: Disks) -> None:
+    for name, below in (("md0", ("sda1", "dm-0")), ("dm-0", ("sdb",))):
+        (disks.block / name / "queue").mkdir(parents=True)
+        disks.set(name, 128)
+        for one in below:
+            (disks.block / name / "slaves" / one).mkdir(parents=True)
+    made = disks.shorten("md0", "sdc")
+    assert disks.record == {"sda": [128, 8], "sdb": [64, 8]}
+    made.put_back(LONG)
+    assert disks.has("md0") == disks.has("dm-0") == 128
 
 
 def test_a_slash_in_the_name_of_a_disk_is_an_exclamation_mark_in_sysfs(disks: Disks) -> None:
