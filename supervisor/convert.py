@@ -56,7 +56,7 @@ def to_depth(name: str, text: str) -> int:
 
 def to_requests(name: str, text: str) -> int:
     """Return the length of a request queue, 0 for that which it has; raise ValueError."""
-    if not text.isdecimal() or not (int(text) == 0 or REQUESTS_MIN <= int(text) <= REQUESTS_MAX):
+    if not (text.isascii() and text.isdecimal()) or not (int(text) == 0 or REQUESTS_MIN <= int(text) <= REQUESTS_MAX):
         raise ValueError(f"{name} is {text!r:.60}, expected 0 or a whole number from {REQUESTS_MIN} to {REQUESTS_MAX}")
     return int(text)
 

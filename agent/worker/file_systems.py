@@ -122,7 +122,7 @@ class FileSystems:
         try:
             yield from script
         except Exception:
-            yield steps.LengthenQueues()
+            yield steps.LengthenQueues(ends=True)
             raise
         yield steps.LengthenQueues()
 

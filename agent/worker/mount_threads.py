@@ -252,9 +252,9 @@ class WorkerLoop:
                 self._grace.end()
             case steps.ShortenQueues(folder, disks, number):
                 self._queues = queues.shortened(folder, disks, number)
-            case steps.LengthenQueues():
+            case steps.LengthenQueues(ends):
                 if self._queues is not None:
-                    self._queues.put_back(queues.PUTS_BACK)
+                    self._queues.put_back(queues.ENDS if ends else queues.PUTS_BACK)
             case steps.PutBack():
                 with contextlib.suppress(OSError):  # that is not a reason not to thaw
                     rcu.put_back()

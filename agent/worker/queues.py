@@ -31,6 +31,7 @@ BLOCK = "/sys/class/block"
 NAME, BAD = "nr_requests", "nr_requests.bad"
 SHORTENS = 0.25  # seconds after which the sync begins all the same
 PUTS_BACK = 1.0  # seconds after which the freeze goes on all the same
+ENDS = 0.25  # seconds after which a worker that gives up ends all the same: it is to say why before it is killed
 UNDOES = 5.0  # seconds that a worker has that puts back for another one
 _GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 
@@ -44,6 +45,7 @@ class Queues:
         self._say = say
         self._changed = threading.Condition()
         self._busy: set[str] = set()
+        self._short: set[str] = set()
         self._over = self._unlocked = False
         self._record = _checked(latch.record or {})
         self.put: list[str] = []
@@ -64,7 +66,7 @@ class Queues:
         """
         with self._changed:
             self._over = True
-            self._busy |= self._record.keys()
+            self._busy |= self._short
             if not alone:
                 self._changed.notify_all()
         if alone:
@@ -107,6 +109,7 @@ class Queues:
             self._say(f"{_path(disk)} stays as it is: {error.strerror}")
         if short:
             with self._changed:
+                self._short.add(disk)
                 if not self._over:
                     self._rest(disk)
                 self._changed.wait_for(lambda: self._over)

@@ -201,7 +201,9 @@ class ShortenQueues(Struct):
 
 
 class LengthenQueues(Struct):
-    """Put the request queues back that `ShortenQueues` has shortened."""
+    """Put the request queues back that `ShortenQueues` has shortened. `ends`: nothing is frozen after that."""
+
+    ends: bool = False
 
 
 class PutBack(Struct):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import xmlrpc.client
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,13 @@ def test_the_worker_dies(scene: Scene, method: str) -> None:
     assert scene.short(), "it is in the kernel still, and has the record"
     scene.put_back()
     until(lambda: "nr_requests was put back" in scene.daemon.log(), 10, "that is in the log")
+
+
+def test_a_sync_that_overruns_says_where(scene: Scene) -> None:
+    scene.stall.stall()
+    with pytest.raises(xmlrpc.client.Fault, match=f"while syncing {scene.stall.fs.path}; nothing was frozen"):
+        scene.daemon.proxy().va.fssync({"sync_limit": 1})
+    scene.put_back()
 
 
 def test_the_supervisor_dies(scene: Scene) -> None:

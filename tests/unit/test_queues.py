@@ -346,6 +346,25 @@ def test_what_cannot_be_put_back_stays_on_record(
     assert disks.record == {"sda": [128, 8], "sdb": [64, 8]}
 
 
+def test_what_could_not_be_put_back_is_not_waited_for(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
+    disks.left(sdb=[64, 8])
+    disks.set("sdb", 8)
+    refused = threading.Event()
+    write = queues._write
+
+    def refuse(disk: str, number: int) -> None:
+        if disk == "sdb":
+            refused.set()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        write(disk, number)
+
+    monkeypatch.setattr(queues, "_write", refuse)
+    made = disks.shorten("sda")
+    assert refused.wait(LONG)
+    assert made.put_back(10 * LONG) == ["sdb"], "the time limit of the test says the rest"
+    assert disks.record == {"sdb": [64, 8]}
+
+
 # Disks that hang
 
 
