@@ -21,7 +21,7 @@ from ..agent.api.errors import Fault
 from ..agent.api.text import took
 from . import calls, guest_checks, text
 from . import doctor as examination
-from .errors import HostError, NothingFrozen, Unreachable, Unsupported
+from .errors import HostError, NothingFrozen, Unreachable, Unsendable, Unsupported
 from .exits import DONE, FAILED, NOTHING_TO_THAW
 from .holding import Script
 from .options import PROG, included
@@ -185,9 +185,20 @@ def call(args: argparse.Namespace, url: str) -> Script[Said]:
 
 def _argument(argument: str) -> Any:
     try:
-        return json.loads(argument)
+        return json.loads(argument, object_pairs_hook=_members)
+    except Unsendable:
+        raise
     except (ValueError, RecursionError):
         return argument
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in members:
+            raise Unsendable(f"the key {json.dumps(name)} stands twice in an object")
+        members[name] = value
+    return members
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, str], Script[Said]]] = {

@@ -393,7 +393,7 @@ def test_call(run: Run) -> None:
     assert json.loads(run("call", "--json", "va.x", answer=returning(b"\0\xff"))[1]) == "AP8="
 
 
-@pytest.mark.parametrize("argument", ["[" * 90 + "]" * 90, "\udcff", "9" * 400])
+@pytest.mark.parametrize("argument", ["[" * 90 + "]" * 90, "\udcff", "9" * 400, '{"a": 1, "a": 2}'])
 def test_an_argument_that_cannot_travel(run: Run, argument: str) -> None:
     code, out, err = run("call", "va.x", argument, answer=returning(1))
     assert (code, out) == (2, "")
