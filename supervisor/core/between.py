@@ -7,8 +7,12 @@ from typing import TypeVar
 
 from ...agent.api.states import FreezeEvent
 from .machine import Machine
+from .news import News
 from .pending import SETTLED, Call, Deferred, Pending
+from .recovery import died
+from .transaction import Transaction
 from .turn import Turn
+from .workers import Worker, Workers
 from .writers import Writers
 
 REAPING = 0.5  # seconds for which a call that asks for the state waits, so that it is THAWED after a thaw
@@ -20,12 +24,16 @@ class Between(Machine):
     """What keeps a new freeze waiting although nothing is frozen.
 
     `preparing`: the writers do, and no freeze follows; the agent's or the guest's end has `cut_short` that, "" if not.
-    `releasing`: nothing is frozen, and the writers are let go before that is told.
+    `releasing`: nothing is frozen, and the writers are let go before that is told. `news` is what hosts that thaw are
+    told; the journal has it, too.
     """
 
-    def __init__(self, pending: Pending, writers: Writers) -> None:
+    def __init__(self, workers: Workers, pending: Pending, writers: Writers, last_id: int) -> None:
         super().__init__(pending)
+        self._workers = workers
         self._writers = writers
+        self._last_id = last_id
+        self.news = News(pending, self._keep_news)
         self.preparing = self.releasing = False
         self.cut_short = ""
 
@@ -58,3 +66,25 @@ class Between(Machine):
     def settled(self, turn: Turn, call: Call) -> str | Deferred:
         """Return "thawed" or "frozen"; while neither is true, answer when one of them is."""
         return SETTLED[self.state] or self._pending.when_settled(turn, call, lambda _: SETTLED[self.state])
+
+    # -- the journal
+
+    def _freezer(self) -> Worker | None:
+        """Return the freeze worker, None if it is reaped."""
+        return self._workers.get(self.current.ledger.freezer)
+
+    def _keep_news(self, turn: Turn) -> None:
+        """Let the journal have what is to be told; while something may be frozen, it stays as it is."""
+        transaction, nothing_yet = self.transaction, self._nothing_frozen
+        if not (self.thawed or self.over or nothing_yet):
+            return
+        if transaction is None or transaction.told or not (transaction.journaled or transaction.recovered):
+            self.news.keep(turn, self._last_id - nothing_yet)  # by its own number a freeze would go on
+        elif transaction.journaled:
+            self._write_journal(turn, transaction)
+
+    def _write_journal(self, turn: Turn, transaction: Transaction) -> None:
+        freezer = self._freezer()
+        unreported = self.news.with_unreported(died(transaction.id))
+        record = transaction.ledger.journal(transaction.id, unreported, transaction.synced_at)
+        turn.journal(transaction.id, freezer.pid if freezer else 0, record)

@@ -27,9 +27,8 @@ from .history import History
 from .learnt import Edges
 from .ledger import Ledger
 from .machine import NOTHING_FROZEN, Cause
-from .news import News
 from .pending import DEFERRED, Call, Deferred, Pending
-from .recovery import adopted, apart, died, told_of, why_not
+from .recovery import adopted, apart, told_of, why_not
 from .transaction import Transaction
 from .turn import Turn
 from .workers import Worker, Workers, while_clause
@@ -41,21 +40,18 @@ REACT_GRACE = 2.0  # seconds until the keeper must have said that it thaws; then
 class Freeze(Between):
     """What is done about each event.
 
-    `news` is what hosts that thaw are told, `thaws_asked` how many thaws hosts have asked for, of whatever is frozen.
+    `thaws_asked` is how many thaws hosts have asked for, of whatever is frozen.
     `on_settled` is called when the freeze is thawed, or cannot be thawed for now.
     """
 
     def __init__(
         self, workers: Workers, pending: Pending, writers: Writers, on_settled: Callable[[Turn], None], last_id: int
     ) -> None:
-        super().__init__(pending, writers)
-        self._workers = workers
+        super().__init__(workers, pending, writers, last_id)
         self._on_settled = on_settled
         self.history = History()
-        self.news = News(pending, self._keep_news)
         self.thaws_asked = 0
         self.learnt = Edges()
-        self._last_id = last_id
         self._undo = Compensation(workers)
         self._hold_max = self.thaw_limit = 0.0
 
@@ -165,10 +161,6 @@ class Freeze(Between):
         self.transaction = adopted(turn, found, options, self._workers)
         self.take(turn, FreezeEvent.JOURNAL, own)
 
-    def _keep_news(self, turn: Turn) -> None:
-        if (self.thawed or self.over) and not self.releasing:  # else it is that of a freeze, and names them
-            self.news.keep(turn, self._last_id)
-
     # -- its workers
 
     def owns(self, worker: Worker) -> bool:
@@ -229,12 +221,8 @@ class Freeze(Between):
         pass
 
     def _do_journal(self, turn: Turn, _cause: Cause) -> None:
-        transaction = self.current
-        freezer = self._workers.get(transaction.ledger.freezer)
-        assert freezer is not None
-        transaction.note_synced(turn.now)
-        unreported = self.news.with_unreported(died(transaction.id))
-        turn.journal(transaction.id, freezer.pid, transaction.ledger.journal(transaction.id, unreported, turn.now))
+        self.current.note_synced(turn.now)
+        self._write_journal(turn, self.current)
 
     def _do_await_instant(self, turn: Turn, _cause: Cause) -> None:
         transaction = self.current
@@ -427,10 +415,6 @@ class Freeze(Between):
     }
 
     # -- on the way to THAWED
-
-    def _freezer(self) -> Worker | None:
-        """Return the freeze worker, None if it is reaped."""
-        return self._workers.get(self.current.ledger.freezer)
 
     def kill(self, turn: Turn, worker: Worker, why: str) -> None:
         """Kill a worker of this freeze whose limit has passed, and compensate."""

@@ -203,7 +203,7 @@ class FreezeReports:
 
     def journaled(self, turn: Turn, freeze: int, refused: OSError | None) -> None:
         """Let the worker go on to freeze if the journal was written; otherwise nothing is frozen."""
-        if self._freeze.expects(FreezeEvent.JOURNALED) and freeze == self._freeze.current.id:
+        if self._freeze.expects(FreezeEvent.JOURNALED) and self._freeze.current.awaits(freeze):
             if refused is None:
                 self._freeze.take(turn, FreezeEvent.JOURNALED)
             else:

@@ -102,6 +102,10 @@ class Transaction(Struct):
         """Take note that the worker has synced, and asks to proceed."""
         self.asks, self.synced_at = True, now
 
+    def awaits(self, journal: int) -> bool:
+        """Return whether it waits for that journal: each freeze does so once."""
+        return journal == self.id and not self.journaled
+
     def note_proceeds(self, now: float) -> None:
         """Take note that the worker is told to proceed: from now on it may have frozen something."""
         self.may_have_frozen, self.proceeded_at = True, now

@@ -155,7 +155,7 @@ class Pairing:
         if self._left and engine.freeze.state is FreezeState.INPROGRESS:
             raise Violation("the host has left which was to let the freeze go, and it is not called off")
         for one in self._workers():
-            if engine.idle and one.app.held and not (one.stopped or one.app.hangs):
+            if engine.idle and one.app.held and not (one.stopped or one.app.hangs or one.unheard):
                 raise Violation(f"{one.app.name} is held, and no freeze is under way")
 
     # -- the end

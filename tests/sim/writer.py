@@ -117,6 +117,11 @@ class WriterProcess(Process):
             return self._until
         return self._held_since + self._at_most if self._held_since and self._at_most else math.inf
 
+    @property
+    def unheard(self) -> bool:
+        """Whether it has ended its work, and cannot say so."""
+        return self._finished and self._sends
+
     # -- what can go on
 
     def main_can(self) -> bool:

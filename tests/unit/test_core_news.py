@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from fakes.drive import Asked, Drive
 from fakes.scenarios import NEWS_LIMIT, ended, keeper_died, played
 from virtagent.agent.api.errors import Code
 from virtagent.agent.api.records import Plan
+from virtagent.agent.worker import messages
 from virtagent.supervisor.core import events
 
 BROKEN = "freeze 1 was broken"
@@ -139,6 +142,32 @@ def test_the_journal_of_a_freeze_under_way_is_left_alone(drive: Drive) -> None:
     drive.hang_up(slow, unread=True)
     assert drive.journal == plan
     drive.frozen(keeper, 0, 1)
+
+
+@pytest.mark.parametrize("until", ["planning", "syncing", "synced"])
+@pytest.mark.parametrize("what", ["broken", "failed"])
+def test_the_journal_has_what_is_left_unread_while_the_next_freeze_begins(drive: Drive, until: str, what: str) -> None:
+    """Found by storm 120088576: it said that this was told, and an agent that died then forgot it."""
+    if what == "broken":
+        broken(drive)
+        call, text = thaw(drive), BROKEN
+    else:
+        call, text = drive.ask("va.fsfreeze"), "SIGKILL"
+        drive.die(drive.newest)
+    _, worker = played(drive, until, options={"at": 1.7e9 + 100})
+    drive.hang_up(call, unread=True)
+    assert drive.journal is not None
+    assert text in drive.journal["untold"]
+    assert not drive.journal["told_at"]
+    assert bool(drive.journal["plan"]["mounts"]) is (until == "synced")
+    assert (worker, messages.Proceed()) not in drive.told, "that journal is not the one that the freeze waits for"
+    if until == "synced":
+        number = drive.core.freeze.current.id
+        drive.feed(events.JournalFailed(number, OSError(errno.ENOSPC, "No space left on device")))
+        assert drive.status().phase == "ready", "the journal that it needs is there"
+        assert drive.ask("va.fsgo").value == 1
+        assert drive.told.count((worker, messages.Proceed())) == 1
+        assert drive.journal["freeze"] == number
 
 
 def test_no_limit_means_until_the_next_freeze() -> None:
