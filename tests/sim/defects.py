@@ -148,8 +148,8 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
     "the worker goes on before the plan is in the journal": (
         Edit(
             freeze.Freeze._do_journal,
-            "turn.journal(",
-            "transaction.goes = True; self.proceed_if_ready(turn); turn.journal(",
+            "self._write_journal(",
+            "self.current.goes = True; self.proceed_if_ready(turn); self._write_journal(",
         ),
     ),
     "what was told to proceed counts as one that froze nothing": (
@@ -162,7 +162,7 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
     "a journal that could not be written does not matter": (
         Row(_F.INPROGRESS, _E.JOURNAL_FAILED, {"state": _F.INPROGRESS, "action": "proceed", "outcome": None}),
     ),
-    "the journal says nothing of the freeze worker": (Edit(freeze.Freeze._do_journal, "freezer.pid", "0"),),
+    "the journal says nothing of the freeze worker": (Edit(between.Between._write_journal, "freezer.pid", "0"),),
     "a freeze that a start finds in the journal counts as good": (
         Edit(recovery.adopted, "outcome=Outcome.BROKEN, fault=broken", "outcome=Outcome.THAWED"),
     ),
