@@ -4,8 +4,8 @@ What may not go wrong here is the order: a file system that is frozen while anot
 deadlocks the machine. So "lies on" is followed through everything that can carry writes down (loop devices, dm, md,
 partitions, btrfs members, journals and logs, overlays), also through file systems that are not frozen themselves, and
 by device numbers, never by the text of a path, which may lead elsewhere by now. What is not understood (a loop file on
-FUSE or on a network file system, nbd, drbd) lies on all that was mounted before it: an edge too many costs some
-milliseconds, one too few stops the guest.
+FUSE or on a network file system, nbd, drbd) lies on all that was mounted before it, but for what lies on that very
+device: an edge too many costs some milliseconds, one too few stops the guest.
 """
 
 from __future__ import annotations
@@ -13,41 +13,22 @@ from __future__ import annotations
 import fnmatch
 import functools
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from types import MappingProxyType
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from ..api.errors import Code, Fault
 from ..api.options import Rules
 from ..api.records import LeftOut, Mount, Plan
 from ..api.states import Reason
 from ..api.structs import Value
-from ..api.text import listed
-from .learnt import add_learnt
 from .mountinfo import MountInfo, Server, Superblock, is_anonymous, named_devices, served_device, server_of, superblocks
+from .reach import Node, bits, bottom_of, reach_of
 
 DAMAGED = frozenset({"emergency_ro", "shutdown"})  # options of a superblock that writes no more, after an error
 IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "rootfs", "hugetlbfs"})
 NOTHING: Mapping[str, str] = MappingProxyType({})
 NOBODY: Set[str] = frozenset()
-
-
-T = TypeVar("T", bound=Hashable)
-
-
-def walk_down(start: Iterable[T], below: Callable[[T], Iterable[T]]) -> Iterator[T]:
-    """Yield what is given and everything that it lies on, each once, depth first.
-
-    `below` returns what one lies on directly. Circles do no harm.
-    """
-    seen = set()
-    pending = [*start][::-1]
-    while pending:
-        here = pending.pop()
-        if here not in seen:
-            seen.add(here)
-            yield here
-            pending += [*below(here)][::-1]
 
 
 class BlockDevice(Value):
@@ -125,7 +106,7 @@ class Survey:
         self._check_wanted(found, reasons)
         below = _lies_on(found, self._devices, self._members, uppers)
         planned = [i for i, (reason, _) in enumerate(reasons) if reason is None]
-        reach, notes = _reach(found, planned, below, self._learnt)
+        reach, notes = reach_of(found, planned, below, self._learnt)
         return Plan(self._ordered(found, planned, reach, below), _left_out(found, reasons), tuple(notes))
 
     def _check_wanted(self, found: Sequence[Superblock], reasons: Sequence[tuple[Reason | None, bool]]) -> None:
@@ -149,11 +130,11 @@ class Survey:
         found: Sequence[Superblock],
         planned: Sequence[int],
         reach: Sequence[int],
-        below: Callable[[_Node], list[_Node]],
+        below: Callable[[Node], list[Node]],
     ) -> tuple[Mount, ...]:
         level = [0] * len(planned)
         # What lies on another one has that one and all its hosts: so from the most hosts to the fewest is inside out.
-        hosts = [_bits(mask) for mask in reach]
+        hosts = [bits(mask) for mask in reach]
         for at in sorted(range(len(planned)), key=lambda at: -len(hosts[at])):
             for host in hosts[at]:
                 level[host] = max(level[host], level[at] + 1)
@@ -165,7 +146,7 @@ class Survey:
             under = tuple(sorted(place[host] for host in hosts[at]))
             disks = tuple(dict.fromkeys((d.disk or d.name).replace("!", "/") for d in self._disks[planned[at]]))
             about = (info.device, info.fstype, info.source)
-            bottom, own = _bottom(planned[at], below), self._own[planned[at]]
+            bottom, own = bottom_of(planned[at], below), self._own[planned[at]]
             dm = _other_name(info, self._disks[planned[at]])
             names = (mountpoint, tuple(aliases), *about)
             return Mount(*names, level[at], under, disks, bottom, namespace=namespace, devices=own, dm=dm)
@@ -292,7 +273,6 @@ def _nature(
     return None, False
 
 
-_Node = int | str | None
 """A file system (its index), a block device (its name), or what is not understood (None)."""
 
 
@@ -345,12 +325,12 @@ def _lies_on(
     devices: Sequence[BlockDevice],
     members: Sequence[tuple[list[str], bool]],
     uppers: Mapping[str, str],
-) -> Callable[[_Node], list[_Node]]:
+) -> Callable[[Node], list[Node]]:
     """Return what gives that on which a node lies directly."""
     by_name = {d.name: d for d in devices}
     index = {s.info.device: i for i, s in enumerate(found)}
 
-    def below_file_system(i: int) -> list[_Node]:
+    def below_file_system(i: int) -> list[Node]:
         info = found[i].info
         names, whole = members[i]
         if names or not is_anonymous(info):
@@ -362,7 +342,7 @@ def _lies_on(
         return [] if info.fstype in IN_MEMORY else [None]
 
     @functools.cache  # asked for each of them to the order, and again to its disks
-    def below(node: _Node) -> list[_Node]:
+    def below(node: Node) -> list[Node]:
         if node is None:
             return []
         if isinstance(node, int):
@@ -371,66 +351,9 @@ def _lies_on(
         device = by_name.get(node)
         if device is None:  # it vanished meanwhile
             return [None]
-        nodes: list[_Node] = [name for name in (device.disk, *device.slaves) if name]
+        nodes: list[Node] = [name for name in (device.disk, *device.slaves) if name]
         if device.file_on:
             nodes.append(index.get(device.file_on))
         return nodes if device.understood else [*nodes, None]
 
     return below
-
-
-def _reach(
-    found: Sequence[Superblock],
-    planned: Sequence[int],
-    below: Callable[[_Node], list[_Node]],
-    learnt: Mapping[str, Sequence[str]],
-) -> tuple[list[int], list[str]]:
-    """Return for each planned file system all those that it lies on, and notes on what was learnt or not assumed.
-
-    Both are places in `planned` (in the order of mounting), those below as bits. Known edges come first, then what was
-    `learnt` of superblocks; then what is not understood lies on all that was mounted before it. An edge that would
-    close a circle is left out. Raises Fault for a circle of known edges.
-    """
-    place = {i: at for at, i in enumerate(planned)}
-    direct: list[list[int]] = []
-    unknown: dict[int, str] = {}
-    for at, i in enumerate(planned):
-        # What lies below another planned one is that one's own.
-        nodes = list(walk_down(below(i), lambda node: () if node in place else below(node)))
-        direct.append([place[node] for node in nodes if isinstance(node, int) and node in place and node != i])
-        if None in nodes:
-            devices = listed(node for node in nodes if isinstance(node, str))
-            unknown[at] = f"{found[i].points[0]}{devices and f' ({devices})'}"
-    hosts = [set(walk_down(below_it, direct.__getitem__)) - {at} for at, below_it in enumerate(direct)]
-    for at, those in enumerate(hosts):
-        if circle := [other for other in those if at in hosts[other]]:
-            names = listed(found[planned[other]].points[0] for other in sorted([at, *circle]))
-            why = f"{names} lie on each other in a circle; exclude one of them"
-            raise Fault(Code.FREEZE_FAILED, f"no order of freezing: {why}; nothing was frozen")
-
-    reach = [sum(1 << host for host in those) for those in hosts]
-    notes = add_learnt(reach, [found[i] for i in planned], learnt)
-    for at, name in unknown.items():
-        on_it = [other for other, mask in enumerate(reach) if mask >> at & 1]
-        earlier = [other for other in range(at) if not reach[other] >> at & 1]
-        for other in earlier:
-            reach[at] |= reach[other] | 1 << other
-        if earlier:
-            notes.append(f"{name} is taken to lie on all that was mounted before it: what it lies on is not understood")
-        for other in on_it:
-            reach[other] |= reach[at]
-        if refused := [found[planned[other]].points[0] for other in on_it if other < at]:
-            what = f"{found[planned[at]].points[0]} is not taken to lie on {listed(refused)}"
-            notes.append(f"{what}: mounted before it, but known to lie on it")
-    return reach, notes
-
-
-def _bottom(node: _Node, below: Callable[[_Node], list[_Node]]) -> tuple[str, ...]:
-    """Return the devices that a file system lies on in the end: those that lie on nothing else that is known."""
-    devices = (one for one in walk_down([node], below) if isinstance(one, str))
-    return tuple(name.replace("!", "/") for name in devices if all(on is None for on in below(name)))
-
-
-def _bits(mask: int) -> list[int]:
-    text = bin(mask)[:1:-1]
-    return [at for at, bit in enumerate(text) if bit == "1"]

@@ -152,9 +152,10 @@ def memory(bench: Bench, figures: Figures) -> None:
         talk.ask("guest-ping")
         _memory(figures, "idle", {"virtagentd": [daemon.pid], "qemu-ga": [peer.process.pid]})
         agent.freeze()
-        workers = [child.pid for child in daemon.children()]
+        keeper, stands_by = sorted(child.pid for child in daemon.children())  # in the order in which they were forked
         _memory(figures, "frozen, 8 file systems: supervisor", {"virtagentd": [daemon.pid]})
-        _memory(figures, "frozen, 8 file systems: keeper", {"virtagentd": workers})
+        _memory(figures, "frozen, 8 file systems: keeper", {"virtagentd": [keeper]})
+        _memory(figures, "frozen, 8 file systems: stands by for the thaw", {"virtagentd": [stands_by]})
         agent.thaw()
         talk.ask("guest-fsfreeze-freeze-list", points)
         _memory(figures, "frozen, 8 file systems: supervisor", {"qemu-ga": [peer.process.pid]})

@@ -30,7 +30,8 @@ from virtagent.agent.worker.mountinfo import (
     superblocks,
     upper_folder,
 )
-from virtagent.agent.worker.plan import BlockDevice, Survey, build_plan, walk_down
+from virtagent.agent.worker.plan import BlockDevice, Survey, build_plan
+from virtagent.agent.worker.reach import walk_down
 from virtagent.agent.worker.view import View
 
 BLOCK_TYPES = frozenset({"ext4", "xfs", "btrfs", "vfat", "fuseblk", "bcachefs", "squashfs"})
@@ -746,6 +747,35 @@ def test_what_is_not_understood_lies_on_all_that_was_mounted_before(
     pool = mount("0:80", "/pool", "fuse.mergerfs", source="/early:/late")
     found = plan([EARLY, pool, *mounts, LATE], devices)
     assert lies_on(found) == {"/x": {"/", "/early"}, "/": set(), "/early": set(), "/late": set()}
+
+
+ON_FUSE = mount("0:80", "/pool", "fuse.mergerfs", source="/early:/late")
+OVER_FUSE = loop(0, "/pool/x")
+HALVES = [BlockDevice(f"half{i}", f"259:{i}", disk="loop0") for i in (1, 2)]
+ON_BOTH = [BlockDevice("dm-0", "253:0", slaves=("nbd0",)), BlockDevice("dm-1", "253:1", slaves=("nbd0", "nbd1"))]
+NBD1 = BlockDevice("nbd1", "43:1", understood=False)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "devices", "ordered"),
+    [
+        pytest.param(("259:1", "259:2"), [OVER_FUSE, *HALVES], False, id="two partitions of one disk"),
+        pytest.param(("7:0", "7:1"), [OVER_FUSE, loop(1, "/pool/y")], True, id="two files on FUSE"),
+        pytest.param(("43:0", "43:1"), [UNKNOWN, NBD1], True, id="two disks"),
+        pytest.param(("0:70", "0:71"), [], True, id="no known device"),
+        pytest.param(("253:1", "253:0"), [UNKNOWN, NBD1, *ON_BOTH], False, id="the first lies on more"),
+        pytest.param(("253:0", "253:1"), [UNKNOWN, NBD1, *ON_BOTH], True, id="the second lies on more"),
+    ],
+)
+def test_what_lies_on_a_device_is_not_taken_to_be_under_it(
+    numbers: tuple[str, str], devices: list[BlockDevice], ordered: bool
+) -> None:
+    """Where such a device has its data cannot be on what lies on it: its file systems are frozen together."""
+    first, second = (mount(number, f"/{i}") for i, number in enumerate(numbers))
+    found = plan([EARLY, ON_FUSE, first, second], devices)
+    assert lies_on(found)["/0"] == {"/", "/early"}
+    assert lies_on(found)["/1"] == {"/", "/early"} | ({"/0"} if ordered else set())
+    assert any("/1 " in note and "but for what lies on the same device" in note for note in found.notes) is not ordered
 
 
 def test_a_device_that_sysfs_no_longer_knows_is_not_understood() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ...api.structs import Value
-from ..plan import walk_down
+from ..reach import walk_down
 from .reading import names_in, numbered, read_if_any
 
 _PCI = re.compile(r"/([0-9a-f]{4,}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])(?=/)")
