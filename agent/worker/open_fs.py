@@ -17,7 +17,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from ..api import records
@@ -56,26 +56,22 @@ class FileSystemOpener:
         self._elsewhere = elsewhere
         self._view = view
 
-    def open_all(self, devices: Iterable[str]) -> tuple[dict[str, Opened], set[str]]:
+    def open_all(self, devices: Iterable[str], until: float = math.inf) -> tuple[dict[str, Opened], set[str]]:
         """Return what could be opened of these superblocks (major:minor), and those to which no way leads.
 
-        What is in neither may be opened later: its disk is slow, or the system refused.
+        What is in neither may be opened later: its disk is slow, or the system refused. What hangs is waited for until
+        that CLOCK_MONOTONIC second at the longest.
         """
         devices = list(devices)
         view = self._view or self._view_since(time.monotonic())  # whatever is opened by it is proved by a later one
         first = {device: way.mountpoint for device in devices if (way := view.way(device))}
-        handles = ask(
-            {d: functools.partial(_or_error, functools.partial(open_path, p)) for d, p in first.items()}, _drop
-        )
-        now, opened = time.monotonic(), {}
-        for device, handle in handles.items():
-            if isinstance(handle, int):
-                found = _or_error(functools.partial(self._proved, handle, device, now))
-                if isinstance(found, int):
-                    opened[device] = Opened(found, first[device])
-        hang = first.keys() - handles.keys()
+        asked = {d: functools.partial(_or_error, functools.partial(open_path, p)) for d, p in first.items()}
+        found = self._proved_all(ask(asked, _drop, until=until), time.monotonic(), until)
+        hang = first.keys() - found.keys()
+        opened = {device: Opened(fd, first[device]) for device, fd in found.items() if isinstance(fd, int)}
         left = [device for device in devices if device not in opened and device not in hang]
-        others = ask({d: functools.partial(_or_error, functools.partial(self.open, d)) for d in left}, _drop, PATIENCE)
+        ways = {d: functools.partial(_or_error, functools.partial(self.open, d)) for d in left}
+        others = ask(ways, _drop, PATIENCE, until)
         opened |= {device: found for device, found in others.items() if isinstance(found, Opened)}
         refused = {device: found for device, found in others.items() if isinstance(found, OSError)}
         return opened, {device for device, error in refused.items() if error.errno == errno.ENODEV}
@@ -163,6 +159,29 @@ class FileSystemOpener:
 
     def _proved(self, handle: int, device: str, opened_at: float) -> int:
         return _if_proved(handle, device, lambda: self._view_since(opened_at))
+
+    def _proved_all(
+        self, handles: Mapping[str, int | OSError], opened_at: float, until: float
+    ) -> dict[str, int | OSError]:
+        """Return what `_proved` does for each; absent are those that hang.
+
+        To open a folder of XFS for reading takes its lock, which whoever makes a file in it has while he waits for the
+        disk (xfs_dir_open in fs/xfs/xfs_file.c); and nothing can end a wait for that.
+        """
+        waiting = {device: handle for device, handle in handles.items() if isinstance(handle, int)}
+
+        def prove(device: str) -> int | OSError:
+            handle = waiting.pop(device, None)
+            if handle is None:  # it was closed below, just now
+                return OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+            return _or_error(functools.partial(self._proved, handle, device, opened_at))
+
+        found = ask({device: functools.partial(prove, device) for device in waiting}, _drop, until=until)
+        for device in [*waiting]:
+            handle = waiting.pop(device, None)
+            if handle is not None:
+                os.close(handle)
+        return found | {device: error for device, error in handles.items() if isinstance(error, OSError)}
 
     def _view_since(self, at: float) -> View:
         """Return what is mounted, read after that CLOCK_MONOTONIC second: what was open then keeps its mount id."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import functools
+import math
 import os
 import stat
 import threading
@@ -36,9 +37,13 @@ class Backing(NamedTuple):
 class Probe:
     """What this process can find out about the mounts that it sees."""
 
-    def __init__(self, view: View, elsewhere: Iterable[str] = ()) -> None:
-        """`elsewhere` are the superblocks that are mounted only in other mount namespaces."""
+    def __init__(self, view: View, elsewhere: Iterable[str] = (), until: float = math.inf) -> None:
+        """`elsewhere` are the superblocks that are mounted only in other mount namespaces.
+
+        No answer is waited for after `until` (CLOCK_MONOTONIC, seconds).
+        """
         self._view = view
+        self._until = until
         self._numbers = {*elsewhere, *view.devices}
 
     def loops(self, devices: Iterable[tuple[str, str, str]]) -> Mapping[str, Backing]:
@@ -48,7 +53,7 @@ class Probe:
         waits for it could not be ended. What it lies on would not be understood anyway.
         """
         local = [(name, number) for name, number, path in devices if path[:1] != "/" or self._view.is_safe_path(path)]
-        asked = ask({name: functools.partial(_status_of, name, number) for name, number in local})
+        asked = ask({name: functools.partial(_status_of, name, number) for name, number in local}, until=self._until)
         found = {}
         for name, (st_dev, rdev) in asked.items():
             if rdev:
@@ -67,7 +72,7 @@ class Probe:
             overlays = {m.device: m for m in self._view.mounts if m.device in pending and m.fstype == "overlay"}
             paths = {device: upper_folder(m) for device, m in overlays.items()}
             safe = {d: path for d, path in paths.items() if path.startswith("/") and self._view.is_safe_path(path)}
-            ids = ask({device: functools.partial(mount_at, path) for device, path in safe.items()})
+            ids = ask({device: functools.partial(mount_at, path) for device, path in safe.items()}, until=self._until)
             pending = set()
             for device, (mount, _) in ids.items():
                 upper = self._view.by_id.get(mount)
@@ -88,7 +93,8 @@ class Probe:
             for m in self._view.mounts
             if m.fstype in ("btrfs", "overlay") and self._view.is_shown(m) and self._view.is_safe(m)
         }
-        opened = ask({point: functools.partial(mount_at, point) for point in dict.fromkeys(points.values())})
+        asked = {point: functools.partial(mount_at, point) for point in dict.fromkeys(points.values())}
+        opened = ask(asked, until=self._until)
         return {
             _number(st_dev): self._view.by_id[mount].device
             for mount, st_dev in opened.values()
@@ -104,8 +110,9 @@ def ask(
     questions: Mapping[str, Callable[[], T]],
     late: Callable[[T], None] = lambda _: None,
     patience: float = PATIENCE,
+    until: float = math.inf,
 ) -> dict[str, T]:
-    """Return the answers that come within `patience` seconds. None of them delays another one.
+    """Return the answers that come within `patience` seconds, and before `until`. None of them delays another one.
 
     One thread asks them all; while no answer comes, there are more and more. Absent are those that raised OSError, and
     those that still hang, or for which there are no more threads; `late` gets what they answer in the end.
@@ -136,7 +143,7 @@ def ask(
                     elif found is not None:
                         late(found)
 
-    until = time.monotonic() + patience
+    until = min(time.monotonic() + patience, until)
     threads, before = 0, 0
     while len(answers) < len(questions) and (left := until - time.monotonic()) > 0:
         count = len(answers)

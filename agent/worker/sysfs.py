@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import errno
 import functools
+import math
 import os
 import re
 import stat
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -37,6 +39,7 @@ from .proof import read_text
 from .view import View
 
 LOOP = "7:"
+PATIENCE = 4.0  # seconds for all that hangs: the default limit of the plan is 5
 _TOLD_BY_THE_KERNEL = ("loop", "dm-", "md", "ram", "zram", "nullb", "bcache", "nvme")
 _SERVED = re.compile("/session[0-9]+/|/devices/rbd/")  # iSCSI, Ceph
 _VANISHED = (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR)
@@ -72,9 +75,10 @@ def open_plan(rules: Rules) -> tuple[Plan, dict[str, int]]:
 
     What has none may still be opened: its disk is slow, or the system refused.
     """
-    found = _read(rules, ask=True)
+    until = time.monotonic() + PATIENCE
+    found = _read(rules, ask=True, until=until)
     uppers = found.probe.uppers(d.file_on for d in found.devices if d.file_on)
-    opened, unreachable = FileSystemOpener(found.elsewhere, found.view).open_all(found.survey.chosen)
+    opened, unreachable = FileSystemOpener(found.elsewhere, found.view).open_all(found.survey.chosen, until)
     fds = {device: one.fd for device, one in opened.items()}
     try:
         plan = found.survey.plan(uppers, {device: one.point for device, one in opened.items()}, unreachable)
@@ -85,7 +89,7 @@ def open_plan(rules: Rules) -> tuple[Plan, dict[str, int]]:
     return replace(plan, notes=(*found.notes, *plan.notes)), fds
 
 
-def _read(rules: Rules, *, ask: bool = False) -> Reading:
+def _read(rules: Rules, *, ask: bool = False, until: float = math.inf) -> Reading:
     try:
         mountinfo = read_mountinfo()
         block_types = parse_filesystems(read_text("/proc/filesystems"))
@@ -94,7 +98,7 @@ def _read(rules: Rules, *, ask: bool = False) -> Reading:
         shown = [device for device in view.devices if view.way(device)]
         elsewhere, notes = namespaces.others(shown, block_types)
         only_there = list(namespaces.only_there(elsewhere, view.devices, block_types))
-        probe = Probe(view, (one.info.device for one in only_there))
+        probe = Probe(view, (one.info.device for one in only_there), until)
         devices = read_devices([*mountinfo, *(one.info for one in only_there)], probe if ask else None)
     except OSError as error:
         raise failed(error, f"read {error.filename}") from error

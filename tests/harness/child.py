@@ -13,6 +13,7 @@ import sys
 from harness import linux
 
 DIRTY = 4 << 20
+CROWD = 4096  # folders: more inodes than are read when a file system is mounted
 
 
 def act(action: str, path: str) -> str:
@@ -33,6 +34,11 @@ def act(action: str, path: str) -> str:
         elif action == "dirty":
             with open(os.path.join(path, "stalled"), "wb", buffering=0) as file:
                 file.write(os.urandom(DIRTY))
+        elif action == "open":
+            os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        elif action == "crowd":
+            for number in range(CROWD):
+                os.mkdir(f"{path}/{number}")
         else:
             raise SystemExit(f"unknown action {action!r}")
     except OSError as error:
