@@ -22,7 +22,7 @@ from .machine import AGENT, COMMAND, KERNEL_LINE, Machine, Result
 
 NAME = "guest"
 VIRTAGENT, QEMU_GA = AGENTS = "virtagent", "qemu-ga"
-HOLD, SYNC, FREEZE = 8, 6, 4  # seconds: short limits, to be waited for
+HOLD, SYNC, FREEZE = 8, 15, 15  # seconds: short limits, to be waited for, and longer than a busy machine's disk stalls
 CONF = f"channel virtio\nhold-limit {HOLD}\nguest-hold-limit {HOLD}\nsync-limit {SYNC}\nfreeze-limit {FREEZE}\n"
 ADDRESS = "192.0.2.7"
 DEVICES = {"root": "vda", **dict(zip(SIZES, ("vdb", "vdc", "vdd"), strict=True))}
