@@ -220,7 +220,12 @@ LIMITS = (
     ("clients over these that are told BUSY; more of them wait to be accepted", "REFUSED_MAX", "", ""),
     ("calls under way on one connection", "CALLS_MAX", "", ""),
     ("calls under way whose replies may be tens of megabytes", "BULKY_MAX", "", ""),
-    ("killed workers that a disk does not let end: so many of freezes, and so many of other RPCs", "DYING_MAX", "", ""),
+    (
+        "killed workers that a disk does not let end, of freezes, of shutdowns and of other RPCs each",
+        "DYING_MAX",
+        "",
+        "",
+    ),
     ("calls of `va.fshold` under way", "HOLDS_MAX", "", ""),
     ("JSON messages of one connection that wait for their turn; no more are read", "WAITING_MAX", "session", ""),
     (

@@ -72,7 +72,7 @@ class Engine:
         self._resources = Resources(self._workers, self._pending)
         self._queues = Queues(self._workers)
         self._handle = next_handle
-        self._waiting = Waiting(self._freeze, self._pending, self.refusal, self._fork)
+        self._waiting = Waiting(self._freeze, self._pending, self.refusal, self._fork, self._spawn)
         self._presync = Presync(self._freeze, self._writers, self._pending, self._spawn)
         self._stopping = ""
         self._warnings = Warnings(self._freeze, self._workers)
@@ -153,6 +153,7 @@ class Engine:
             if value is not DEFERRED:
                 self._pending.answer(turn, call.id, value)
         elif row.thaws_first and (self._freeze.under_way or self._freeze.busy):
+            room_for_worker(row, self._workers, self._config.max_workers)  # refused before the freeze is ended
             self._waiting.add(call, row, args)
             self._freeze.stop(turn, f"{row.name} was called")
         elif (self._freeze.busy and (row.disk is Disk.FREEZES or row.prepares)) or self._waiting.takes(row):

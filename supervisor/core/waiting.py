@@ -32,7 +32,10 @@ class _Waits(NamedTuple):
 
 
 class Waiting:
-    """These calls, oldest first. `refusal` says why a row is not admitted now, `begin` begins a call."""
+    """These calls, oldest first. `refusal` says why a row is not admitted now, `begin` begins a call if there is room.
+
+    A call that has ended the freeze was admitted before that, and `goes_on` whatever has changed since.
+    """
 
     def __init__(
         self,
@@ -40,11 +43,13 @@ class Waiting:
         pending: Pending,
         refusal: Callable[[Rpc], Fault | None],
         begin: Callable[[Turn, Call, Rpc, dict[str, Any]], None],
+        goes_on: Callable[[Turn, Call, Rpc, dict[str, Any]], None],
     ) -> None:
         self._freeze = freeze
         self._pending = pending
         self._refusal = refusal
         self._begin = begin
+        self._goes_on = goes_on
         self._calls: list[_Waits] = []
 
     def add(self, call: Call, row: Rpc, args: dict[str, Any]) -> None:
@@ -84,6 +89,9 @@ class Waiting:
             thawed = one.thaws_asked != self._freeze.thaws_asked and not self._pending.waits(call.id)
             if freezes and (call.abandoned or thawed):
                 continue  # nobody would thaw it, or somebody has called it off
+            if row.thaws_first:
+                self._goes_on(turn, call, row, args)
+                continue
             try:
                 if (refused := self._refusal(row)) is not None:
                     raise refused

@@ -1,4 +1,4 @@
-"""Freezes of the QEMU protocol that come while another is on its way: they wait for what becomes of it (H9)."""
+"""Calls that wait for what becomes of a freeze: freezes of the QEMU protocol (H9), and a shutdown, which ends it."""
 
 from __future__ import annotations
 
@@ -121,3 +121,74 @@ def test_at_the_end_those_who_act_are_answered_before_those_who_watch(drive: Dri
     assert tokens.index(acts.token) < tokens.index(watcher.token)
     assert acts.code is Code.WRONG_STATE
     assert watcher.value.state == "THAWED"
+
+
+# -- a shutdown, which ends a freeze first: whatever refuses it does that before
+
+
+SHUTDOWNS = ("va.shutdown", "guest-shutdown")
+
+
+def overrun(drive: Drive, method: str, *params: str) -> None:
+    """Have eight workers overrun that a dead disk does not let end."""
+    before = len(drive.killed)
+    for _ in range(8):
+        drive.ask(method, *params)
+    drive.wait(40)
+    assert len(drive.killed) == before + 8
+
+
+@pytest.mark.parametrize("method", SHUTDOWNS)
+@pytest.mark.parametrize("frozen", ["frozen", "thawed"])
+def test_a_guest_with_a_dead_disk_can_be_shut_down(method: str, frozen: str) -> None:
+    drive = Drive()
+    overrun(drive, "va.getfile", "/dead/file")
+    keeper = drive.hold(1)[1] if frozen == "frozen" else 0
+    call = drive.ask_by_name(method, {"mode": "halt"})
+    if keeper:
+        drive.thaws(keeper, 1)
+    assert not call.answered
+    assert drive.workers(method)
+
+
+@pytest.mark.parametrize("method", SHUTDOWNS)
+@pytest.mark.parametrize("workers", ["run", "hang"])
+def test_a_shutdown_for_which_there_is_no_room_thaws_nothing(method: str, workers: str) -> None:
+    drive = Drive()
+    if workers == "hang":
+        overrun(drive, "va.shutdown", "halt")
+    _, keeper = drive.hold(1)
+    if workers == "run":
+        for _ in range(8):
+            drive.ask("va.getdmesg")
+    told = list(drive.told)
+    drive.ask_by_name(method, {"mode": "halt"}).refused(Code.BUSY, f"{method}: 8 workers")
+    assert (drive.state, drive.told) == (FreezeState.FROZEN, told)
+    thaw = drive.ask("va.fsthaw")
+    drive.thaws(keeper, 1)
+    assert thaw.value == 1
+
+
+@pytest.mark.parametrize("method", SHUTDOWNS)
+@pytest.mark.parametrize("meanwhile", ["all places are taken", "the ring is full", "it is blocked"])
+def test_a_shutdown_that_has_ended_a_freeze_is_not_refused_any_more(method: str, meanwhile: str) -> None:
+    drive = Drive(audit_ring=4)
+    if meanwhile == "it is blocked":
+        drive.feed(events.Reload())
+    _, keeper = drive.hold(1)
+    call = drive.ask_by_name(method, {"mode": "halt"})
+    drive.die(keeper)
+    if meanwhile == "all places are taken":
+        for _ in range(8):
+            drive.ask("va.getdmesg")
+        assert drive.ask("va.getdmesg").code is Code.BUSY
+    elif meanwhile == "the ring is full":
+        for _ in range(4):
+            drive.ask("va.nothing")
+        assert drive.ask("va.getdmesg").code is Code.AUDIT_FULL
+    else:
+        options = {"options": "block-rpcs va.shutdown\n", "writers": {}}
+        drive.report(*drive.workers("reload"), messages.Started(1), messages.Done(options))
+    drive.compensates(*drive.workers("thaw"))
+    assert not call.answered
+    assert drive.workers(method)
