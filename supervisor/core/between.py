@@ -75,13 +75,14 @@ class Between(Machine):
 
     def _keep_news(self, turn: Turn) -> None:
         """Let the journal have what is to be told; while something may be frozen, it stays as it is."""
-        transaction, nothing_yet = self.transaction, self._nothing_frozen
+        nothing_yet = self._nothing_frozen
         if not (self.thawed or self.over or nothing_yet):
             return
-        if transaction is None or transaction.told or not (transaction.journaled or transaction.recovered):
+        untold = self.transaction if self.transaction is not None and not self.transaction.told else None
+        if untold and (untold.journaled or (nothing_yet and untold.asks)):
+            self._write_journal(turn, untold)  # also while it is being written: by that the freeze goes on
+        elif not (untold and untold.recovered):
             self.news.keep(turn, self._last_id - nothing_yet)  # by its own number a freeze would go on
-        elif transaction.journaled:
-            self._write_journal(turn, transaction)
 
     def _write_journal(self, turn: Turn, transaction: Transaction) -> None:
         freezer = self._freezer()

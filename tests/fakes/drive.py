@@ -97,6 +97,7 @@ class Drive:
         self.told: list[tuple[int, messages.Control]] = []
         self.journal: dict[str, Any] | None = None
         self.journal_error: OSError | None = None
+        self.writing_takes = 0.0
         self.fork_error: OSError | None = None
         self.queues_left = False
         self._seq = 0
@@ -153,6 +154,7 @@ class Drive:
                 if self.journal_error is not None:
                     return events.JournalFailed(effect.freeze, self.journal_error)
                 self.journal = effect.record
+                self.now += self.writing_takes  # so that a deadline may pass before it is told that it is written
                 return events.Journaled(effect.freeze)
             case events.Probe(worker):
                 state = "disk-sleep" if worker in self.in_kernel else "sleeping"

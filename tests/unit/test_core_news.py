@@ -170,6 +170,30 @@ def test_the_journal_has_what_is_left_unread_while_the_next_freeze_begins(drive:
         assert drive.journal["freeze"] == number
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_the_plan_stays_in_the_journal_if_news_are_over_while_it_is_written(drive: Drive, other: bool) -> None:
+    """It was removed, or replaced by other news, and the worker was told to proceed without it (promise 4)."""
+    broken(drive)
+    thaw(drive)
+    told = drive.now
+    if other:
+        drive.hang_up(call := drive.ask("va.fsfreeze"))
+        drive.die(drive.newest)
+        assert not call.answered
+    _, worker = played(drive, "syncing")
+    drive.wait(told + NEWS_LIMIT - 0.001 - drive.now)
+    drive.writing_takes = 0.002
+    drive.sync(worker, 2)
+    assert drive.told.count((worker, messages.Proceed())) == 1
+    assert drive.journal is not None
+    assert len(drive.journal["plan"]["mounts"]) == 2
+    assert BROKEN not in drive.journal["untold"]
+    assert ("SIGKILL" in drive.journal["untold"]) is other
+    drive.freezes(worker, 0, 1)
+    drive.frozen(worker, 0, 1)
+    assert len(drive.journal["plan"]["mounts"]) == 2
+
+
 def test_no_limit_means_until_the_next_freeze() -> None:
     drive = Drive(news_limit=0)
     broken(drive)
