@@ -285,9 +285,12 @@ class Engine:
         self._workers.kill(turn, worker, event, why)
         if self._freeze.owns(worker):
             self._freeze.killed(turn, worker)
+            return
+        ran = turn.now - worker.phase_since
+        text = f"{worker.name}{while_clause(worker)} was killed after {ran:.1f} s{why}"
+        if self._writers.owns(worker):
+            self._writers.killed(turn, worker, text)
         else:
-            ran = turn.now - worker.phase_since
-            text = f"{worker.name}{while_clause(worker)} was killed after {ran:.1f} s{why}"
             self._lost(turn, worker, Fault(code, text))
 
     def _ended(self, turn: Turn, worker: Worker, death: str) -> None:

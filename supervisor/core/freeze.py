@@ -329,6 +329,10 @@ class Freeze(Between):
 
     def _do_tell_error(self, turn: Turn, cause: Cause) -> None:
         transaction = self.current
+        if transaction.concluded:  # ADR 0040: how it went is known, whatever the worker does after that
+            self._do_answer_thaw(turn, cause)
+            self._on_settled(turn)
+            return
         still = f"{cause.why}; not yet thawed: {transaction.ledger.what_is_left()}; trying again"
         fault = transaction.fault
         if fault is not None and self.news.tell_caller(
@@ -376,7 +380,7 @@ class Freeze(Between):
         else:
             self._keep_news(turn)  # what was to be told may have passed meanwhile
             self._do_answer_thaw(turn, Cause("", Fault(Code.INTERNAL, ""), None))
-        if self.thawed:
+        if self.thawed or self.expects(FreezeEvent.RETRY):
             self._on_settled(turn)
 
     def _tell_end(self, turn: Turn, transaction: Transaction) -> None:

@@ -237,15 +237,14 @@ class Writers:
 
     def owns(self, worker: Worker) -> bool:
         """Return whether the worker is one of a writer."""
-        return self._of(worker) is not None
+        return any(writer.worker == worker.id for writer in self._all.values())
 
-    def _of(self, worker: Worker) -> Writer | None:
-        return next((writer for writer in self._all.values() if writer.worker == worker.id), None)
+    def _of(self, worker: Worker) -> Writer:
+        return next(writer for writer in self._all.values() if writer.worker == worker.id)
 
     def receive(self, turn: Turn, worker: Worker, message: messages.Report) -> str:
         """Take a report of a writer's worker; return what is wrong with it, "" if nothing is."""
         writer = self._of(worker)
-        assert writer is not None
         if isinstance(message, messages.Acted):
             if not worker.alive:
                 return ""
@@ -295,7 +294,7 @@ class Writers:
     def _fails(self, turn: Turn, writer: Writer, event: WriterEvent, why: str) -> None:
         """Take note that it refuses, overran or is lost: that refuses the freeze if it is required and not too late."""
         before = writer.state
-        if before in (*_FAILED, _S.RELEASING, _S.STUCK):
+        if writer.let_go or before in (*_FAILED, _S.RELEASING, _S.STUCK):
             return
         self._take(turn, writer, event, why)
         if writer.config.required and before is not _S.CONFIRMED:
@@ -316,7 +315,6 @@ class Writers:
     def exited(self, turn: Turn, worker: Worker, death: str) -> None:
         """Take note that a writer's worker, or one that undid, was reaped; `death` is the sentence for that."""
         writer = self._of(worker)
-        assert writer is not None
         writer.worker, writer.asked = 0, None
         undid = worker.row is RPCS["unlatch"]
         if isinstance(worker.outcome, messages.Failed) and not worker.killed:
@@ -346,11 +344,15 @@ class Writers:
 
     def limit_passed(self, turn: Turn, worker: Worker) -> None:
         """Kill a worker that does not keep its own limit, or an undo that does not end."""
-        writer = self._of(worker)
-        assert writer is not None
+        asked = self._of(worker).asked
         self._workers.kill(turn, worker, WorkerEvent.LIMIT, f": its limit of {worker.limit - LATER:g} s passed")
-        if worker.row is not RPCS["unlatch"] and writer.state not in (*_FAILED, _S.RELEASING):
-            self._fails(turn, writer, _E.OVERRAN, f"it did not {writer.asked.value if writer.asked else 'end'} in time")
+        self.killed(turn, worker, f"it did not {asked.value if asked else 'end'} in time", _E.OVERRAN)
+
+    def killed(self, turn: Turn, worker: Worker, why: str, event: WriterEvent = _E.LOST) -> None:
+        """Take note that a worker got SIGKILL, which it may not die of; `event` is what that is to its writer."""
+        if worker.row is not RPCS["unlatch"]:
+            why = worker.outcome.text if isinstance(worker.outcome, messages.Failed) else why
+            self._fails(turn, self._of(worker), event, why)
         self._advance(turn)
 
     def due(self, turn: Turn, name: str) -> None:

@@ -426,6 +426,83 @@ def test_one_that_has_let_go_and_does_not_end_is_waited_for_no_longer_than_the_o
     assert not again.answered
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_one_that_hangs_when_it_has_let_go_is_killed_and_the_thaw_is_answered(good: bool) -> None:
+    """It had reported neither its end nor anything wrong; its limit has passed, and there was no row for that."""
+    played, _, freezer = confirmed(config("a"))
+    drive = played.drive
+    thaw = drive.ask("va.fsthaw")
+    if good:
+        drive.report(freezer, messages.Thawing("", drive.now), messages.Step(0, "thawed"), messages.Done(1))
+        drive.exit(freezer)
+    else:
+        drive.die(freezer)
+        drive.compensates()
+    played.acted("a", "release")
+    assert played.writer("a").state == "released"
+    drive.wait(22)
+    assert played.worker("a") in drive.killed, "and it does not die"
+    assert thaw.answered
+    assert not good or thaw.value == 1
+    assert played.writer("a").state == "released"
+    assert not played.writer("a").error
+
+
+@pytest.mark.parametrize("how", ["rubbish", "does not end"])
+def test_a_worker_that_was_killed_and_does_not_die_refuses_the_freeze_at_once(how: str) -> None:
+    """Another application is held meanwhile."""
+    played = Played(config("a"), config("b"))
+    drive = played.drive
+    call, freezer = played.begin("a", "b")
+    played.acted("a", "prepare")
+    played.acted("b", "prepare")
+    synced(played, freezer)
+    played.acted("a", "quiesce")
+    if how == "rubbish":
+        drive.feed(events.RubbishReported(played.worker("b"), "nonsense"))
+        said = "nonsense"
+    else:
+        said = "gone mad"
+        drive.report(played.worker("b"), messages.Failed(int(Code.INTERNAL), said))
+        drive.wait(1.5)
+    assert played.worker("b") in drive.killed
+    assert played.writer("b").state == "lost"
+    assert said in played.writer("b").error
+    drive.die(freezer)
+    drive.wait(0.1)
+    assert [order.step for order in played.orders("a")][-1] == "release"
+    played.acted("a", "release")
+    drive.wait(22)
+    call.refused(Code.VETOED, "b was lost", said)
+
+
+@pytest.mark.parametrize("method", ["va.fsthaw", "guest-fsfreeze-thaw"])
+def test_a_good_thaw_stays_good_if_the_keeper_does_not_end_while_writers_let_go(method: str) -> None:
+    """It was answered FAILED, as if something were frozen; and a freeze that waited was never answered (ADR 0040)."""
+    played, _, keeper = confirmed(config("a"))
+    drive = played.drive
+    thaw = drive.ask_by_name(method, {})
+    drive.report(keeper, messages.Thawing("", drive.now), messages.Step(0, "thawed"), messages.Done(1))
+    waits = drive.ask("va.fsfreeze")
+    drive.wait(3)
+    assert (drive.state.name, keeper in drive.killed) == ("ERROR", True)
+    assert not thaw.answered
+    assert not waits.answered
+    later = drive.ask_by_name(method, {})
+    drive.wait(1)
+    played.acted("a", "release")
+    drive.exit(played.worker("a"))
+    assert thaw.value == 1
+    assert later.value == 1
+    waits.refused(Code.WRONG_STATE, "ERROR")
+    assert drive.ask_by_name(method, {}).value == 0
+    assert drive.status().last.outcome == "thawed"
+    drive.die(keeper)
+    assert drive.state.name == "THAWED"
+    assert drive.ask_by_name(method, {}).value == 0
+    assert drive.journal is None
+
+
 def test_after_is_the_order_of_quiesce_and_backwards_of_release() -> None:
     played = Played(config("a"), config("b", after=("a",)))
     _, freezer = played.begin("a", "b")
