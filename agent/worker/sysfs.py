@@ -205,7 +205,9 @@ def read_devices(
 
     def with_journal(device: BlockDevice) -> BlockDevice:
         journal = "" if device.name in inside else _journal_of(device.name, journals, sysfs, procfs)
-        return device if journal == "" else replace(device, journal=journal or "", understood=journal is not None)
+        if journal is None:
+            return replace(device, understood=False)
+        return replace(device, journal=journal) if journal else device
 
     folders = [f"{sysfs}/dev/block/{m.device}" for m in mounts if not is_anonymous(m)]
     names = {*pools, *(name_of(path) for m in mounts for path in named_devices(m))}
@@ -224,13 +226,12 @@ def read_devices(
         backings = probe.loops(loops) if probe and loops else {}
         for name, *_ in loops:
             backing = backings.get(name)
-            if backing is None:
-                new[name] = replace(new[name], understood=False)
-            elif backing.superblock:
+            if backing and backing.superblock:
                 new[name] = replace(new[name], file_on=backing.superblock)
+            elif backing and (below := _read_device(f"{sysfs}/dev/block/{backing.device}", pools)):
+                new[name] = replace(new[name], slaves=(below.name,))
             else:
-                below = _read_device(f"{sysfs}/dev/block/{backing.device}", pools)
-                new[name] = replace(new[name], slaves=(below.name,) if below else (), understood=below is not None)
+                new[name] = replace(new[name], understood=False)
         found |= new
         for device in new.values():
             names |= {device.disk, device.journal, *device.slaves}

@@ -116,14 +116,22 @@ def test_what_a_program_or_another_machine_serves_is_not_understood(
     assert found.understood is understood
 
 
-def journal(root: Path, task: str, comm: str, *journals: str) -> BlockDevice:
-    """Return the device md0 with an ext4 whose journal's thread is told as in sysfs and procfs."""
-    for path, text in (("fs/ext4/md0/journal_task", task), ("proc/17/comm", comm)):
+def journal(
+    root: Path,
+    task: str,
+    comm: str,
+    *journals: str,
+    device: str = "md0",
+    number: str = "9:0",
+    probe: Probe | None = None,
+) -> BlockDevice:
+    """Return a device with an ext4 whose journal's thread is told as in sysfs and procfs."""
+    for path, text in ((f"fs/ext4/{device}/journal_task", task), ("proc/17/comm", comm)):
         (root / path).parent.mkdir(parents=True)
         (root / path).write_text(f"{text}\n")
     for name in journals:
         (root / "proc/fs/jbd2" / name).mkdir(parents=True)
-    return read(root, mount("9:0"))["md0"]
+    return read(root, mount(number), probe=probe)[device]
 
 
 @pytest.mark.parametrize(
@@ -146,6 +154,21 @@ def test_the_journal_of_an_ext4(
     add("loop0", "7:0")
     found = journal(tmp_path, task, comm, *journals)
     assert (found.journal, found.understood) == (name, understood)
+
+
+def test_a_known_journal_makes_no_served_disk_understood(add: Add, tmp_path: Path) -> None:
+    add("nbd0", "43:0")
+    add("loop0", "7:0")
+    found = journal(tmp_path, "17", "jbd2/loop0", "loop0", device="nbd0", number="43:0")
+    assert found == BlockDevice("nbd0", "43:0", journal="loop0", understood=False)
+
+
+def test_a_known_device_below_makes_no_unknown_journal_understood(add: Add, tmp_path: Path) -> None:
+    add("loop0", "7:0")
+    add("md0", "9:0")
+    probe = Answers(loop0=Backing(device="9:0"))
+    found = journal(tmp_path, "17", "jbd2/???", "x", device="loop0", number="7:0", probe=probe)
+    assert found == BlockDevice("loop0", "7:0", slaves=("md0",), understood=False)
 
 
 def test_the_device_with_a_journal_is_read_too(add: Add, tmp_path: Path) -> None:
