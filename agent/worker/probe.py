@@ -76,7 +76,7 @@ class Probe:
             pending = set()
             for device, (mount, _) in ids.items():
                 upper = self._view.by_id.get(mount)
-                if upper and self._firsts[upper.device] < self._firsts[device]:
+                if upper and self._places[mount] < self._firsts[device]:
                     wanted[device] = upper.device
                     pending |= {upper.device} - wanted.keys()
         return wanted
@@ -100,6 +100,10 @@ class Probe:
             for mount, st_dev in opened.values()
             if mount in points  # what was mounted there since tells nothing
         }
+
+    @functools.cached_property
+    def _places(self) -> Mapping[int, int]:
+        return {m.mount_id: at for at, m in enumerate(self._view.mounts)}
 
     @functools.cached_property
     def _firsts(self) -> Mapping[str, int]:

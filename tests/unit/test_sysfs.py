@@ -316,6 +316,24 @@ def test_a_loop_device_whose_file_is_behind_a_server_is_not_asked(monkeypatch: p
     assert found == {"loop0": Backing("8:1"), "loop3": Backing("8:1")}
 
 
+OVERLAID = [
+    MountInfo(20, 1, "8:1", "/", "/", "ext4", "/dev/sda1", "rw"),
+    MountInfo(21, 20, "8:16", "/", "/a", "ext4", "/dev/sdb", "rw"),
+    MountInfo(22, 20, "8:32", "/", "/b", "ext4", "/dev/sdc", "rw"),
+    MountInfo(23, 20, "0:50", "/", "/o", "overlay", "overlay", "rw,lowerdir=/l,upperdir=/a/u,workdir=/a/w"),
+]
+BOUND = [MountInfo(30, 21, "8:32", "/", "/a", "ext4", "/dev/sdc", "rw")]  # mount --bind /b /a, after the overlay
+
+
+@pytest.mark.parametrize(("later", "found"), [([], {"0:50": "8:16"}), (BOUND, {})])
+def test_an_upper_layer_is_what_its_path_led_to_before_the_overlay(
+    monkeypatch: pytest.MonkeyPatch, later: list[MountInfo], found: dict[str, str]
+) -> None:
+    view = View([*OVERLAID, *later])
+    monkeypatch.setattr(probe_module, "mount_at", lambda _: (view.leads_to["/a"], 0))
+    assert Probe(view).uppers(["0:50"]) == found
+
+
 # Superblocks that have the same number one after another
 
 
