@@ -86,7 +86,7 @@ ROWS = (
                 "test_layers_of_devices_freeze_inside_out",
             ),
             (
-                "drbd, zvol, ublk, Ceph's rbd, iSCSI",
+                "drbd, zvol, ublk, Ceph's rbd, iSCSI, NVMe over fabrics, LIO's tcm_loop",
                 "planned before all that was mounted before it (no test freezes one)",
                 UNIT + "test_mounts.py",
                 "test_what_is_not_understood_lies_on_all_that_was_mounted_before",

@@ -41,7 +41,9 @@ from .view import View
 LOOP = "7:"
 PATIENCE = 4.0  # seconds for all that hangs: the default limit of the plan is 5
 _TOLD_BY_THE_KERNEL = ("loop", "dm-", "md", "ram", "zram", "nullb", "bcache", "nvme")
-_SERVED = re.compile("/session[0-9]+/|/devices/rbd/")  # iSCSI, Ceph
+_SERVED = re.compile(r"/session[0-9]+/|/devices/rbd/|/tcm_loop_|/nvme-fabrics/|/(dummy|vhci)_hcd\.")  # iSCSI, Ceph, ...
+_NVME_PATHS = re.compile("(.*/nvme-subsystem/[^/]+)/")
+_NVME_BUSES = frozenset({"pcie", "apple-nvme"})
 _VANISHED = (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR)
 
 
@@ -260,10 +262,17 @@ def _read_device(folder: str, pools: dict[str, tuple[str, ...]]) -> BlockDevice 
 
 
 def _is_understood(folder: str, disk: str) -> bool:
-    """Return whether the kernel tells on what a disk lies: not of one that a program or another machine serves."""
-    if "/devices/virtual/" in folder:
-        return disk.startswith(_TOLD_BY_THE_KERNEL)
-    return _SERVED.search(folder) is None
+    """Return whether the kernel tells on what a disk lies: not of one that a program or another machine serves.
+
+    That other machine may be this one, with the disk in a file of its own (LIO, nvmet, the gadgets of USB).
+    """
+    if _SERVED.search(folder):
+        return False
+    if several := _NVME_PATHS.match(folder):  # any number of ways lead to the disk, each by a controller
+        controllers = [name for name in _list(several[1]) if re.fullmatch("nvme[0-9]+", name)]
+        transports = {_read_if_any(f"{several[1]}/{name}/transport") for name in controllers}
+        return bool(transports) and transports <= _NVME_BUSES
+    return "/devices/virtual/" not in folder or disk.startswith(_TOLD_BY_THE_KERNEL)
 
 
 def _journal_of(name: str, journals: frozenset[str], sysfs: str, procfs: str) -> str | None:

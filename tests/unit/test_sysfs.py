@@ -97,11 +97,15 @@ def test_a_loop_device_over_a_device_that_has_vanished(add: Add, tmp_path: Path)
         ("virtual/block/zd16", False),
         ("virtual/block/ublkb0", False),
         ("virtual/block/zloop0", False),
-        ("virtual/nvme-subsystem/nvme-subsys0/nvme0n1", True),
+        ("virtual/nvme-fabrics/ctl/nvme0/nvme0n1", False),
+        ("pci0000:00/0000:00:04.0/nvme/nvme0/nvme0n1", True),
         ("pci0000:00/0000:00:05.0/virtio2/block/vda", True),
         ("pci0000:00/0000:00:1f.2/ata1/host0/target0:0:0/0:0:0:0/block/sda", True),
         ("platform/host2/session1/target2:0:0/2:0:0:1/block/sdb", False),
         ("rbd/0/block/rbd0", False),
+        ("tcm_loop_0/tcm_loop_adapter_0/host2/target2:0:1/2:0:1:0/block/sda", False),
+        ("platform/dummy_hcd.0/usb1/1-1/1-1:1.0/host3/target3:0:0/3:0:0:0/block/sdc", False),
+        ("platform/vhci_hcd.0/usb3/3-1/3-1:1.0/host4/target4:0:0/4:0:0:0/block/sdd", False),
     ],
 )
 def test_what_a_program_or_another_machine_serves_is_not_understood(
@@ -113,6 +117,43 @@ def test_what_a_program_or_another_machine_serves_is_not_understood(
     (tmp_path / "dev/block").mkdir(parents=True)
     (tmp_path / "dev/block/1:0").symlink_to(f"../../devices/{path}")
     (found,) = read(tmp_path, mount("1:0")).values()
+    assert found.understood is understood
+
+
+@pytest.mark.parametrize(
+    ("transports", "understood"),
+    [
+        (["pcie\n"], True),
+        (["pcie\n", "pcie\n"], True),
+        (["apple-nvme\n"], True),
+        (["loop\n"], False),
+        (["tcp\n"], False),
+        (["pcie\n", "rdma\n"], False),
+        (["pcie\n", ""], False),
+        ([], False),
+    ],
+)
+@pytest.mark.parametrize("partition", [False, True])
+def test_an_nvme_disk_is_understood_if_each_way_to_it_is_a_bus(
+    tmp_path: Path, transports: list[str], understood: bool, partition: bool
+) -> None:
+    """With multipath, the default, such a disk is a folder of its subsystem, whose controllers are links there."""
+    subsystem = tmp_path / "devices/virtual/nvme-subsystem/nvme-subsys0"
+    folder = subsystem / ("nvme0n1/nvme0n1p1" if partition else "nvme0n1")
+    folder.mkdir(parents=True)
+    (folder / "dev").write_text("259:1\n")
+    if partition:
+        (folder / "partition").write_text("1\n")
+    (subsystem / "subsystem").symlink_to("../../../../class")
+    for number, transport in enumerate(transports):
+        controller = tmp_path / f"devices/pci0000:00/0000:00:0{number}.0/nvme/nvme{number}"
+        controller.mkdir(parents=True)
+        if transport:
+            (controller / "transport").write_text(transport)
+        (subsystem / f"nvme{number}").symlink_to(controller)
+    (tmp_path / "dev/block").mkdir(parents=True)
+    (tmp_path / "dev/block/259:1").symlink_to(f"../../{folder.relative_to(tmp_path)}")
+    (found,) = read(tmp_path, mount("259:1")).values()
     assert found.understood is understood
 
 
