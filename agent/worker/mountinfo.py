@@ -97,19 +97,20 @@ def is_anonymous(mount: MountInfo) -> bool:
 
 
 def named_devices(mount: MountInfo) -> list[str]:
-    """Return the paths of devices that a file system itself names, beyond its device number.
+    """Return the paths of devices that a file system itself names, beyond its device number, as they were written.
 
-    The source of a FUSE or network file system is whatever its user wrote.
+    Any of them may be a link, or lead nowhere by now. The source of a FUSE or network file system is whatever its user
+    wrote, and so may be the options of others: only these types say a device there.
     """
-    if server_of(mount.fstype) is not Server.KERNEL:
-        return []
-    paths = []
-    if mount.fstype in ("btrfs", "bcachefs"):
-        paths = mount.source.split(":") if mount.fstype == "bcachefs" else [mount.source]
-    if "dev=" in mount.super_options:
-        options = (option.partition("=") for option in mount.super_options.split(","))
-        paths += [unescape(value) for key, _, value in options if key in ("logdev", "rtdev")]
-    return [path for path in paths if path.startswith("/dev/")]
+    match mount.fstype:
+        case "btrfs":
+            return [mount.source] if mount.source.startswith("/dev/") else []  # sysfs knows the devices
+        case "bcachefs":
+            return mount.source.split(":")
+        case "xfs" | "reiserfs" if "dev=" in mount.super_options:
+            options = (option.partition("=") for option in mount.super_options.split(","))
+            return [unescape(value) for key, _, value in options if key in ("logdev", "rtdev", "jdev")]
+    return []
 
 
 def served_device(mount: MountInfo) -> str:

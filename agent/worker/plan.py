@@ -26,6 +26,7 @@ from .mountinfo import MountInfo, Server, Superblock, is_anonymous, named_device
 from .reach import Node, bits, bottom_of, reach_of
 
 DAMAGED = frozenset({"emergency_ro", "shutdown"})  # options of a superblock that writes no more, after an error
+HIDE_DEVICES = frozenset({"f2fs", "jfs"})  # may have several, or an external log, and nothing tells
 IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "rootfs", "hugetlbfs"})
 NOTHING: Mapping[str, str] = MappingProxyType({})
 NOBODY: Set[str] = frozenset()
@@ -293,7 +294,7 @@ def _members_of(
         named = named_devices(info)
         on = [by_number.get(info.device), *map(by_path.get, named)]
         members = [d for d in on if d]
-        whole = len(members) == len(named) + (not is_anonymous(info))
+        whole = len(members) == len(named) + (not is_anonymous(info)) and info.fstype not in HIDE_DEVICES
         if info.fstype == "btrfs" and not members:
             # Its source is a name that sysfs does not know (/dev/root, a link): an edge too many is better than none.
             members, whole = unclaimed, bool(unclaimed)

@@ -198,12 +198,14 @@ def read_devices(
 
     @functools.cache
     def mapped() -> dict[str, str]:
-        return {_read_if_any(f"{sysfs}/class/block/{n}/dm/name"): n for n in known if n.startswith("dm-")}
+        names = {_read_if_any(f"{sysfs}/class/block/{n}/dm/name"): n for n in known if n.startswith("dm-")}
+        names.pop("", None)  # it vanished
+        return names
 
     def name_of(path: str) -> str:
         if path.startswith("/dev/mapper/"):
             return mapped().get(path.removeprefix("/dev/mapper/"), "")
-        return path.removeprefix("/dev/").replace("/", "!")
+        return path.removeprefix("/dev/").replace("/", "!") if path.startswith("/dev/") else ""
 
     def with_journal(device: BlockDevice) -> BlockDevice:
         journal = "" if device.name in inside else _journal_of(device.name, journals, sysfs, procfs)

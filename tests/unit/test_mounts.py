@@ -34,7 +34,7 @@ from virtagent.agent.worker.plan import BlockDevice, Survey, build_plan
 from virtagent.agent.worker.reach import walk_down
 from virtagent.agent.worker.view import View
 
-BLOCK_TYPES = frozenset({"ext4", "xfs", "btrfs", "vfat", "fuseblk", "bcachefs", "squashfs"})
+BLOCK_TYPES = frozenset({"ext4", "xfs", "btrfs", "vfat", "fuseblk", "bcachefs", "squashfs", "f2fs", "jfs", "reiserfs"})
 ROOT = MountInfo(1, 0, "8:1", "/", "/", "ext4", "/dev/sda1", "rw")
 IDS = itertools.count(10_000)
 SDA = BlockDevice("sda", "8:0")
@@ -691,6 +691,28 @@ def test_xfs_lies_on_its_log_device_too() -> None:
     assert set(disks(found, "/db")) == {"loop0", "loop1"}
 
 
+def test_reiserfs_lies_on_its_journal_device_too() -> None:
+    devices = [loop(0, "/srv/0.img"), loop(1, "/home/journal.img")]
+    found = plan([*HOSTS, mount("7:0", "/db", "reiserfs", super_options="rw,jdev=/dev/loop1")], devices)
+    assert lies_on(found)["/db"] == {"/srv", "/home"}
+
+
+@pytest.mark.parametrize(
+    ("fstype", "options", "devices"),
+    [
+        ("xfs", "rw", ("sdb",)),
+        ("xfs", "rw,logdev=/dev/sda", ("sdb", "sda")),
+        ("xfs", "rw,logdev=/srv/links/log", ()),
+        ("reiserfs", "rw,jdev=/srv/links/log", ()),
+        ("f2fs", "rw", ()),
+        ("jfs", "rw", ()),
+    ],
+)
+def test_the_devices_of_a_file_system_are_known_if_all_are(fstype: str, options: str, devices: tuple[str, ...]) -> None:
+    found = plan([mount("8:16", "/x", fstype, super_options=options)], [BlockDevice("sdb", "8:16")])
+    assert [m.devices for m in found.mounts if m.mountpoint == "/x"] == [devices]
+
+
 def test_what_is_left_out_passes_on_what_it_lies_on() -> None:
     mounts = [
         *HOSTS,
@@ -736,6 +758,17 @@ UNKNOWN = BlockDevice("nbd0", "43:0", understood=False)
         ([mount("253:0", "/x")], [BlockDevice("dm-0", "253:0", slaves=("nbd0",)), UNKNOWN]),
         ([mount("0:70", "/x", "btrfs", source="/dev/root")], []),
         ([mount("8:16", "/x", "xfs", super_options="rw,logdev=/dev/gone")], [BlockDevice("sdb", "8:16")]),
+        *(
+            (
+                [mount("8:16", "/x", fstype, super_options=f"rw,{option}={path}")],
+                [BlockDevice("sdb", "8:16"), loop(5, "/late/5")],
+            )
+            for fstype, option in (("xfs", "logdev"), ("xfs", "rtdev"), ("reiserfs", "jdev"))
+            for path in ("/srv/links/log", "dev/loop5", "//dev/loop5", "/./dev/loop5", "loop5", "")
+        ),
+        ([mount("0:70", "/x", "bcachefs", source="/dev/sdb:/srv/links/other")], [BlockDevice("sdb", "8:16")]),
+        ([mount("8:16", "/x", "f2fs")], [BlockDevice("sdb", "8:16")]),
+        ([mount("8:16", "/x", "jfs")], [BlockDevice("sdb", "8:16")]),
         ([mount("8:16", "/x")], [BlockDevice("sdb", "8:16", journal="nbd0"), UNKNOWN]),
         ([mount("0:70", "/up", "overlay", super_options="rw,upperdir=u"), mount("7:0", "/x")], [loop(0, "/up/x")]),
         ([mount("0:70", "/e", "ecryptfs", source="/late"), mount("7:0", "/x")], [loop(0, "/e/x")]),
@@ -822,6 +855,8 @@ def test_an_upper_folder_is_unescaped_after_the_options_are_split() -> None:
 @pytest.mark.parametrize("fstype", ["nfs", "fuse.x", "tmpfs", "overlay"])
 def test_a_source_that_a_user_may_write_names_no_device(fstype: str) -> None:
     assert named_devices(mount("0:60", "/m", fstype, source="/dev/sda1", super_options="rw,x=1")) == []
+    options = "rw,upperdir=/a,logdev=/dev/sda1,rtdev=/dev/sda1,jdev=/dev/sda1"  # a kernel that does not escape commas
+    assert named_devices(mount("0:60", "/m", fstype, super_options=options)) == []
 
 
 # The order

@@ -268,6 +268,15 @@ def test_btrfs_on_a_mapped_device(add: Add, tmp_path: Path) -> None:
     assert set(read(tmp_path, mount("0:40", "btrfs", "/dev/mapper/vg-x"))) == {"dm-3"}
 
 
+@pytest.mark.parametrize("path", ["loop1", "dev/loop1", "//dev/loop1", "/dev/../loop1", "/dev/", "/dev/mapper/", ""])
+def test_a_text_that_is_no_path_below_dev_names_no_device(add: Add, tmp_path: Path, path: str) -> None:
+    add("loop0", "7:0")
+    add("loop1", "7:1")
+    add("dm-0", "253:0", **{"dm/name": ""})
+    for info in (mount("7:0", "xfs", options=f"rw,logdev={path}"), mount("0:40", "bcachefs", f"/dev/loop0:{path}")):
+        assert set(read(tmp_path, info)) == {"loop0"}
+
+
 @pytest.mark.parametrize("source", ["/dev/..", "/dev/../../etc", "/dev/" + "x" * 5000, "/dev/", "/dev/mapper/"])
 def test_a_source_that_a_user_made_up_names_no_device(add: Add, tmp_path: Path, source: str) -> None:
     assert read(tmp_path, mount("0:40", "fuse.x", source)) == {}
