@@ -81,13 +81,17 @@ class News:
     def _for_all(self) -> list[Item]:
         return [item for item in self._items if not item.channel and not (item.owed and item.told)]
 
-    def add(self, turn: Turn, text: str, told_at: float = 0.0, *, channel: str = "") -> Item:
-        """Remember this for whoever thaws, or thaws by that channel; `told_at` is when it was first told before."""
-        item = Item(text, channel, surely=told_at > 0, told_at=told_at)
+    def add(self, turn: Turn, text: str, told_at: float = 0.0, *, channel: str = "", owed: bool = False) -> Item:
+        """Remember this for whoever thaws, or thaws by that channel; `told_at` is when it was first told before.
+
+        Of too many the first to go is an answer that its host has, then one that is on its way to it, then what was
+        told: hosts whose freezes fail do not wear out the news of a broken one.
+        """
+        item = Item(text, channel, owed, surely=told_at > 0, told_at=told_at)
         self._items.append(item)
         self._arm(turn)
         if len(self._items) > NEWS_MAX:
-            self._forget(turn, self._items[:1])
+            self._forget(turn, [min(self._items, key=lambda one: (not one.owed, not one.told))])  # of equals the oldest
         return item
 
     def drop(self, turn: Turn, channel: str) -> None:
@@ -97,7 +101,8 @@ class News:
     def _forget(self, turn: Turn, items: list[Item]) -> None:
         for item in items:
             if not item.told:
-                turn.log("warning", f"nobody was told: {item.text}")
+                who = "it is told only to the host that asked for that freeze" if item.owed else "nobody was told"
+                turn.log("warning", f"{who}: {item.text}")
             self._items.remove(item)
         self._arm(turn)
 
@@ -133,8 +138,7 @@ class News:
         call = self._pending.get(number)
         if call is None:
             return False
-        item = self.add(turn, fault.text)
-        item.owed = True
+        item = self.add(turn, fault.text, owed=True)
         self._on_its_way[call.reply] = [item]
         self._pending.answer(turn, call.id, fault, receipt=True)
         return True

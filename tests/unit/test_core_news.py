@@ -227,3 +227,44 @@ def test_news_without_end_is_bounded(drive: Drive) -> None:
     assert len(drive.core._freeze.news._items) <= 16
     assert len(thaw(drive).fault.text) < 4000
     assert drive.logged("nobody was told")
+
+
+@pytest.mark.parametrize("told", ["told", "untold"])
+@pytest.mark.parametrize("reads", ["read", "unread"])
+def test_failed_tries_do_not_wear_out_the_news_of_a_broken_freeze(drive: Drive, reads: str, told: str) -> None:
+    """Each of these hosts is answered how its own freeze failed: that is news for nobody else."""
+    broken(drive)
+    if told == "told":
+        thaw(drive).refused(Code.FREEZE_BROKEN, BROKEN)
+    for _ in range(40):
+        call = drive.ask("va.fsfreeze", connection=77, reads=reads == "read")
+        drive.die(drive.newest)
+        assert call.code is Code.WORKER_DIED
+    assert drive.journal is not None
+    assert BROKEN in drive.journal["untold"]
+    thaw(drive).refused(Code.FREEZE_BROKEN, BROKEN)
+    assert not drive.logged("nobody was told: ")
+    if reads == "read":
+        ended(drive, "failed", tells=[BROKEN])
+
+
+def test_what_was_told_is_forgotten_before_what_was_not(drive: Drive) -> None:
+    broken(drive)
+    thaw(drive).refused(Code.FREEZE_BROKEN, BROKEN)
+    for _ in range(16):
+        call = drive.ask("va.fsfreeze")
+        drive.hang_up(call)
+        drive.die(drive.newest)
+    assert not drive.logged("nobody was told")
+    assert BROKEN not in thaw(drive).fault.text
+
+
+def test_what_its_host_has_yet_to_take_outlasts_what_was_taken(drive: Drive) -> None:
+    for reads in (False, *[True] * 16):
+        call = drive.ask("va.fsfreeze", reads=reads)
+        drive.report(drive.newest, messages.Started(1), messages.Failed(12, "no"))
+        drive.exit(drive.newest)
+        if not reads:
+            first = call
+    drive.hang_up(first)
+    thaw(drive).refused(Code.FREEZE_BROKEN, "no; nothing was frozen")
