@@ -72,6 +72,16 @@ class Writer(Struct):
         """Return for how long its application stands still, or did; 0 if it was not told to."""
         return self.stood or (now - self.still_since if self.still_since else 0.0)
 
+    def patience_left(self, since: float, now: float) -> float:
+        """Return for how many seconds it may yet be held for a file system that was found slow to freeze at `since`."""
+        return since + self.config.quiesce_limit - now
+
+    @property
+    def out_of_patience(self) -> str:
+        """Why it is held for that file system no longer."""
+        slow = "while a file system that is slow to freeze was waited for"
+        return f"it was held for its quiesce limit of {self.config.quiesce_limit:g} s {slow}"
+
     def status(self, now: float) -> WriterStatus:
         """Return its record."""
         held = now - self.quiesced_at if self.quiesced_at and self.set else -1.0

@@ -52,7 +52,7 @@ class Writers:
         self._on_change = on_change
         self._configured: tuple[WriterConfig, ...] = ()
         self._folder = ""
-        self._release_limit = 0.0
+        self._release_limit = self._slow_since = 0.0
         self._all: dict[str, Writer] = {}
         self._step: Step | None = None
         self._verdict = GOOD
@@ -125,20 +125,21 @@ class Writers:
 
     def be_patient(self, turn: Turn) -> None:
         """Take note that a file system is slow to freeze: each that holds is held for its quiesce limit from now on."""
+        self._slow_since = turn.now
+        self._arm_patience(turn)
+
+    def _arm_patience(self, turn: Turn) -> None:
         if held := self._in(_S.QUIESCED):
-            turn.arm(PATIENCE, min(writer.config.quiesce_limit for writer in held))
+            turn.arm(PATIENCE, max(min(writer.patience_left(self._slow_since, turn.now) for writer in held), 1e-3))
 
     def patience_due(self, turn: Turn) -> None:
         """Hold no longer those whose quiesce limit has passed since a file system was found to be slow to freeze."""
-        held = self._in(_S.QUIESCED)
-        least = min((writer.config.quiesce_limit for writer in held), default=0.0)
-        for writer in held:
-            if writer.config.quiesce_limit <= least:
-                slow = "while a file system that is slow to freeze was waited for"
-                self._fails(turn, writer, _E.OVERRAN, f"it was held for its quiesce limit of {least:g} s {slow}")
+        for writer in self._in(_S.QUIESCED):
+            if writer.patience_left(self._slow_since, turn.now) <= 0:
+                self._fails(turn, writer, _E.OVERRAN, writer.out_of_patience)
                 if not writer.config.required:
                     self._begin_release(turn, writer)
-        self.be_patient(turn)
+        self._arm_patience(turn)
         self._advance(turn)
 
     def confirm(self, turn: Turn, devices: Iterable[str]) -> None:

@@ -782,6 +782,32 @@ def test_none_is_held_for_a_slow_disk_over_its_quiesce_limit() -> None:
     call.refused(Code.VETOED, "b refused the freeze: it was held for its quiesce limit of 4 s", "slow to freeze")
 
 
+@pytest.mark.parametrize("first", [4, 7])
+def test_each_is_held_for_a_slow_disk_for_its_own_limit_from_when_that_was_found(first: int) -> None:
+    """One that the freeze goes on without does not begin the others' time anew."""
+    played, _, freezer = slow_disk(config("a", required=False, quiesce_limit=first), config("b", quiesce_limit=8))
+    drive = played.drive
+    drive.wait(first + 0.1)
+    assert played.writer("a").error.startswith(f"it was held for its quiesce limit of {first} s while")
+    assert freezer not in drive.killed
+    played.acted("a", "release")
+    drive.exit(played.worker("a"))
+    drive.wait(7.9 - first - 0.1)
+    assert freezer not in drive.killed
+    drive.wait(0.2)
+    assert freezer in drive.killed
+    assert played.writer("b").error.startswith("it was held for its quiesce limit of 8 s while")
+
+
+def test_a_late_wake_up_ends_all_whose_limit_has_passed() -> None:
+    played, _, freezer = slow_disk(config("a", quiesce_limit=4), config("b", quiesce_limit=5))
+    played.drive.now += 5.5
+    played.drive.feed()
+    assert freezer in played.drive.killed
+    for name, limit in (("a", 4), ("b", 5)):
+        assert played.writer(name).error.startswith(f"it was held for its quiesce limit of {limit} s while"), name
+
+
 def test_a_slow_disk_that_comes_in_time_is_no_reason() -> None:
     played, call, freezer = slow_disk(config("a"))
     drive = played.drive
