@@ -61,15 +61,25 @@ class History:
         return by
 
     def amend(self, turn: Turn, transaction: Transaction, writers: Writers) -> None:
-        """Take note of how the writers of the last freeze were let go, which is after its end."""
+        """Take note of how the writers of the last freeze were let go, which is after its end: its times stand."""
         assert self.last is not None
-        last = self.last = replace(transaction.summary(turn, writers), at=self.last.at)
+        now = transaction.summary(turn, writers)
+        self.last = replace(
+            self.last,
+            outcome=now.outcome,
+            held_continuously=now.held_continuously,
+            error=now.error,
+            consistency=now.consistency,
+            verdict=now.verdict,
+            writers=now.writers,
+            app_stall_seconds=now.app_stall_seconds,
+        )
         self._past[-1] = replace(
             self._past[-1],
-            outcome=last.outcome,
-            held_continuously=last.held_continuously,
-            error=last.error,
-            app_stall_seconds=last.app_stall_seconds,
+            outcome=now.outcome,
+            held_continuously=now.held_continuously,
+            error=now.error,
+            app_stall_seconds=now.app_stall_seconds,
         )
 
     def past(self) -> tuple[PastFreeze, ...]:

@@ -746,6 +746,47 @@ def test_without_writers_no_application_stands_still() -> None:
     assert (last.consistency, last.writers, last.app_stall_seconds) == ("file-system", (), -1)
 
 
+def records(drive: Drive) -> list[Any]:
+    status = drive.ask("va.fsstatus", {"history": True}).value
+    return [status.last, status.history[-1]]
+
+
+FIGURES = ("sync_seconds", "freeze_seconds", "thaw_seconds", "held_seconds", "stall_seconds", "at")
+
+
+def test_letting_the_writers_go_is_no_part_of_the_thaw() -> None:
+    played, _, freezer = confirmed(config("a"))
+    drive = played.drive
+    drive.ask("va.fsthaw")
+    drive.report(freezer, messages.Thawing("", drive.now), messages.Step(0, "thawing"))
+    drive.wait(0.01)
+    drive.report(freezer, messages.Step(0, "thawed"), messages.Done(1))
+    drive.exit(freezer)
+    before = drive.ask("va.fsstatus", {}).value.last
+    drive.wait(9)
+    played.acted("a", "release")
+    drive.exit(played.worker("a"))
+    for record in records(drive):
+        assert record.thaw_seconds == pytest.approx(0.01)
+        assert [getattr(record, name) for name in FIGURES] == [getattr(before, name) for name in FIGURES]
+
+
+def test_letting_the_writers_go_is_no_part_of_a_sync_that_fails() -> None:
+    played = Played(config("a"))
+    drive = played.drive
+    _, freezer = drive.begin(1)
+    drive.report(played.worker("a"), messages.Started(1))
+    played.acted("a", "prepare")
+    drive.report(freezer, messages.Progress("sync", 1), messages.Step(0, "syncing"))
+    drive.wait(3)
+    drive.report(freezer, messages.Failed(12, "EIO"))
+    drive.exit(freezer)
+    drive.wait(9)
+    played.acted("a", "release")
+    drive.exit(played.worker("a"))
+    assert [record.sync_seconds for record in records(drive)] == [pytest.approx(3), pytest.approx(3)]
+
+
 def slow_disk(*writers: WriterConfig) -> tuple[Played, Any, int]:
     """Return a core whose freeze has found a file system slow, and thaws the other, 3 s after all were quiesced."""
     played = Played(*writers)
