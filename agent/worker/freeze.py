@@ -232,9 +232,13 @@ class FreezeScript(_Together):
     def _sync(self) -> Script[None]:
         while not self._prepared:
             self._attend((yield from self._mounts.wait()))
+        early = bool(self._options.sync_requests)  # while a disk's queue changes, a read of its settings may wait
+        if early:
+            yield steps.OpenCounters()
         yield from self._sync_rounds(Limit())  # the supervisor kills at the limit
         yield steps.Post((messages.Synced(),))
-        yield steps.OpenCounters()  # here, while the supervisor writes the journal
+        if not early:
+            yield steps.OpenCounters()  # here, while the supervisor writes the journal
         self._figures = yield steps.Measure(Phase.FREEZE, 0)
         while not self._proceed:  # ADR 0003: not before the plan is in the journal
             self._attend((yield from self._mounts.wait()))

@@ -679,6 +679,23 @@ def test_request_queues_are_short_only_while_syncing() -> None:
     assert synced in driven.did[at:], "the supervisor hears that all is synced when that is over"
 
 
+def test_counters_are_opened_while_no_request_queue_changes() -> None:
+    """On kernels of about 4.11 to 6.10 a read of queue/iostats waits for a write of nr_requests, so for the disk."""
+    plan, request = short()
+    driven = freezing(plan)
+    assert driven.run(FreezeScript(request).run()) == 2
+    kinds = [type(step) for step in driven.did]
+    assert kinds.count(steps.OpenCounters) == 1
+    assert kinds.index(steps.OpenCounters) < kinds.index(steps.ShortenQueues)
+
+
+def test_counters_are_opened_while_the_supervisor_writes_the_journal() -> None:
+    driven = freezing(short()[0])
+    assert driven.run(FreezeScript(options()).run()) == 2
+    at = driven.did.index(steps.Post((messages.Synced(),)))
+    assert [n for n, step in enumerate(driven.did) if isinstance(step, steps.OpenCounters)] == [at + 1]
+
+
 @pytest.mark.parametrize(
     "broken",
     [{"errors": {(0, SYNC): [errno.EIO]}}, {"comes": [(0.5, CANCEL)]}, {"comes": [(0.5, DIED)]}],
