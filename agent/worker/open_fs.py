@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import math
 import os
 import threading
@@ -29,6 +30,7 @@ from .proof import is_folder_or_file, mount_id, open_path, read_text
 from .view import View
 
 NOT_MOUNTED = "not mounted any more"
+WAYS_MAX = 64  # behind servers in other namespaces; each has a thread if the others hang
 PATIENCE = 2.5  # seconds for all ways that are tried after the first
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)  # no other way would do better
 T = TypeVar("T")
@@ -110,7 +112,14 @@ class FileSystemOpener:
         return self._first(device, view.ways(device, safe=True))
 
     def _elsewhere_by_path(self, device: str, _view: View) -> Opened:
-        return self._first_elsewhere(device, safe=True)
+        refused = OSError(errno.ENODEV, NOT_MOUNTED)
+        for namespace in self._others():
+            for mount in namespace.view.ways(device, safe=True):
+                try:
+                    return _open_there(device, namespace, mount)
+                except OSError as error:
+                    refused = error
+        raise refused
 
     def _uncovered(self, device: str, view: View) -> Opened:
         if not view.covered(device):
@@ -121,8 +130,11 @@ class FileSystemOpener:
         ways: dict[str, Callable[[], Opened | OSError]] = {}
         for mount in view.ways(device, safe=False):
             ways[mount.mountpoint] = functools.partial(_or_error, functools.partial(self._first, device, [mount]))
-        elsewhere = functools.partial(self._first_elsewhere, device, safe=False)
-        ways[""] = functools.partial(_or_error, elsewhere)
+        there = [[(one, mount) for mount in one.view.ways(device, safe=False)] for one in self._others()]
+        in_turn = (way for tier in itertools.zip_longest(*there) for way in tier if way)  # the first of each first
+        for namespace, mount in itertools.islice(in_turn, WAYS_MAX):
+            asked = functools.partial(_or_error, functools.partial(_open_there, device, namespace, mount))
+            ways[f"{namespace.pid}{mount.mountpoint}"] = asked
         answers = ask(ways, _drop)
         found = [one for path in ways if isinstance(one := answers.get(path), Opened)]
         for one in found[1:]:
@@ -141,18 +153,6 @@ class FileSystemOpener:
                 return Opened(self._proved(handle, device, time.monotonic()), mount.mountpoint)
             except OSError as error:
                 refused = error
-        raise refused
-
-    def _first_elsewhere(self, device: str, *, safe: bool) -> Opened:
-        refused = OSError(errno.ENODEV, NOT_MOUNTED)
-        for namespace in self._others():
-            for mount in namespace.view.ways(device, safe=safe):
-                try:
-                    handle = open_path(namespace.path(mount))
-                    fresh = functools.partial(_read_view, namespace.pid)
-                    return Opened(_if_proved(handle, device, fresh))
-                except OSError as error:
-                    refused = error
         raise refused
 
     # -- what is mounted
@@ -196,6 +196,12 @@ class FileSystemOpener:
             if self._elsewhere is None:
                 self._elsewhere, _ = namespaces.others((), parse_filesystems(read_text("/proc/filesystems")))
             return self._elsewhere
+
+
+def _open_there(device: str, namespace: Namespace, mount: MountInfo) -> Opened:
+    """Open a superblock by its mount in another namespace; raise OSError, ENODEV if it is another one."""
+    handle = open_path(namespace.path(mount))
+    return Opened(_if_proved(handle, device, functools.partial(_read_view, namespace.pid)))
 
 
 def _read_view(process: str | int) -> View:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from virtagent.agent.worker import open_fs, probe
+from virtagent.agent.worker.mountinfo import MountInfo
+from virtagent.agent.worker.namespaces import Namespace
 from virtagent.agent.worker.open_fs import FileSystemOpener, Opened
 from virtagent.agent.worker.view import View
 
@@ -111,3 +115,87 @@ def test_no_answer_is_waited_for_when_the_time_is_over(root: Root) -> None:
     opened, unreachable = FileSystemOpener((), root.view).open_all(root.points, time.monotonic() - 1)
     assert (opened, unreachable) == ({}, set())
     assert probe.ask({"one": root.go_on.wait}, until=time.monotonic() - 1) == {}
+
+
+# Ways that are only in other namespaces, behind servers
+
+HERE = View([MountInfo(1, 0, "8:1", "/", "/", "ext4", "/dev/sda1", "rw")])
+
+
+def behind_a_server(pid: int, ways: int = 1) -> Namespace:
+    """Return a namespace in which so many paths below a FUSE lead to 7:0, the first of them to its root."""
+    fuse = [
+        MountInfo(1, 0, f"0:{pid}", "/", "/", "ext4", "x", "rw"),
+        MountInfo(2, 1, f"0:9{pid}", "/", "/f", "fuse", "x", "rw"),
+    ]
+    binds = [MountInfo(3 + n, 2, "7:0", "/", f"/f/{n}", "ext4", "/dev/loop0", "rw") for n in range(ways)]
+    return Namespace(pid, View([*fuse, *binds]))
+
+
+def behind_servers(monkeypatch: pytest.MonkeyPatch, opens: Callable[[str], int], *namespaces: Namespace) -> Opened:
+    monkeypatch.setattr(open_fs, "open_path", opens)
+    monkeypatch.setattr(open_fs, "_if_proved", lambda handle, *_: handle)
+    return FileSystemOpener(namespaces)._behind_servers("7:0", HERE)
+
+
+def test_a_server_that_hangs_hides_no_way_in_another_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    other_opened = threading.Event()
+
+    def opens(path: str) -> int:
+        if path == "/proc/101/root/f/0":
+            other_opened.wait(30)
+            raise OSError(errno.ENOTCONN, "hung")
+        assert path == "/proc/102/root/f/0"
+        fd = os.open("/", os.O_PATH)
+        other_opened.set()
+        return fd
+
+    found = behind_servers(monkeypatch, opens, behind_a_server(101), behind_a_server(102))
+    os.close(found.fd)
+    assert found.point == ""
+
+
+def test_of_what_several_namespaces_led_to_one_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    handles: list[int] = []
+
+    def opens(_path: str) -> int:
+        handles.append(os.open("/", os.O_PATH))
+        return handles[-1]
+
+    closed: list[int] = []
+    close = os.close
+    monkeypatch.setattr(os, "close", lambda fd: (closed.append(fd), close(fd)))
+    found = behind_servers(monkeypatch, opens, behind_a_server(101), behind_a_server(102), behind_a_server(103, 2))
+    os.close(found.fd)
+    assert len({*handles}) == 4
+    assert sorted(closed) == sorted(handles)
+    assert closed[-1] == found.fd
+
+
+def test_whether_a_server_did_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+
+    def opens(path: str) -> int:
+        if path.startswith("/proc/101/"):
+            go_on.wait(30)
+        raise OSError(errno.ENOENT, "no")
+
+    monkeypatch.setattr(open_fs, "ask", functools.partial(probe.ask, patience=0.05))
+    with pytest.raises(OSError, match="not mounted any more"):
+        behind_servers(monkeypatch, opens, behind_a_server(102), behind_a_server(103))
+    with pytest.raises(OSError, match="does not answer"):
+        behind_servers(monkeypatch, opens, behind_a_server(101), behind_a_server(102))
+    go_on.set()
+
+
+def test_a_namespace_of_many_ways_takes_no_turn_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def opens(path: str) -> int:
+        asked.append(path)
+        raise OSError(errno.ENOENT, "no")
+
+    with pytest.raises(OSError, match="not mounted any more"):
+        behind_servers(monkeypatch, opens, behind_a_server(101, 500), behind_a_server(102, 2))
+    assert len(asked) == open_fs.WAYS_MAX
+    assert {"/proc/101/root/f/0", "/proc/102/root/f/0", "/proc/102/root/f/1"} <= {*asked}
