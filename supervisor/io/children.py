@@ -353,16 +353,28 @@ class Children:
         if taken is None:
             return False
         said, wrong, end = taken
-        for left, message in zip(range(len(said), 0, -1), said, strict=True):
-            self._feed(events.Reported(child.id, message, more=left > 1))
-        if wrong:
-            self._feed(events.RubbishReported(child.id, wrong))
+        if child.id != NOBODY:
+            for left, message in zip(range(len(said), 0, -1), said, strict=True):
+                self._feed(events.Reported(child.id, message, more=left > 1))
+            if wrong:
+                self._feed(events.RubbishReported(child.id, wrong))
+        elif (said or wrong) and child is self._standby:
+            if not end:
+                spoke = messages.Rubbish(wrong or type(said[0]).__name__)
+                self._tell(child, "it stands by, says something all the same, and is killed", spoke)
+            self._give_up_standby()
+            self._kill(child)
         if end:
             self._poller.unregister(child.report_fd)
             child.close_report()
             if child.id != NOBODY:
                 self._feed(events.ReportEnded(child.id))
         return not end
+
+    def _give_up_standby(self) -> None:
+        """Have another one a second later, or as soon as a freeze needs it."""
+        self._standby = None
+        self._timers.arm(STANDBY, self._clock() + AGAIN)
 
     def _reap(self, child: Child) -> None:
         """Reap the child if it has ended, and forget it."""
@@ -376,6 +388,8 @@ class Children:
         if ended is None:
             return
         self._by_id.pop(child.id, None)
+        if child is self._standby:
+            self._give_up_standby()
         # What it wrote before it died is true, and comes first.
         while child.report_fd >= 0 and self._report(child):
             pass
@@ -387,9 +401,6 @@ class Children:
         child.close()
         if child.id != NOBODY:
             self._feed(events.Exited(child.id, ended.signal, ended.code))
-        elif child is self._standby:
-            self._standby = None
-            self._timers.arm(STANDBY, self._clock() + AGAIN)
         self._ended()
 
 

@@ -601,6 +601,84 @@ def test_one_that_cannot_be_had_is_said_so(nursery: Nursery) -> None:
         nursery.children.stand_by()
 
 
+def replaced(nursery: Nursery) -> Child:
+    """Require that another one is forked a second after trouble with the one that stood by; return it."""
+    assert nursery.children._standby is None
+    nursery.turn()
+    assert nursery.children._standby is None, "not at once: that would loop without bound"
+    nursery.now += children.AGAIN
+    key = nursery.timers.take_due(nursery.now)
+    assert key is not None
+    nursery.children.stand_by_again(key)
+    assert nursery.timers.nearest() is None
+    assert nursery.children._standby is not None
+    return nursery.children._standby
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("error", [failing(errno.EIO), failing(errno.ENOMEM), *UNEXPECTED], ids=repr)
+def test_one_that_stands_by_and_cannot_be_read_is_replaced(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch, error: Exception, ended: bool
+) -> None:
+    def fail(_self: Child) -> None:
+        raise type(error)(*error.args)
+
+    nursery.children.stand_by()
+    for count in (1, 2, 3):
+        if ended:
+            nursery.processes.end()
+        with monkeypatch.context() as patched:
+            patched.setattr(Child, "read", fail)
+            nursery.turn()
+        assert (len(nursery.processes.killed), nursery.troubles.count) == (count, count)
+        nursery.processes.error["fork"] = failing(errno.EAGAIN)
+        with pytest.raises(OSError, match="temporarily"):
+            nursery.children.spawn(thaw_job())  # one that is killed does not thaw
+        replaced(nursery)
+    nursery.processes.end()
+    nursery.turn()
+    assert nursery.fed == []
+
+
+@pytest.mark.parametrize("said", [b"\xc1\xc1\xc1", *messages.encode(messages.Started(1))])
+@pytest.mark.parametrize("ended", [False, True])
+def test_one_that_stands_by_and_says_anything_is_replaced(nursery: Nursery, said: bytes, ended: bool) -> None:
+    nursery.children.stand_by()
+    spare = nursery.children._standby
+    assert spare is not None
+    writer = os.open(f"/proc/self/fd/{spare.report_fd}", os.O_WRONLY)
+    os.write(writer, said)
+    os.write(writer, said)
+    if ended:
+        nursery.processes.end()
+    nursery.turn()
+    assert nursery.troubles.count == len(nursery.processes.killed) == 1
+    os.write(writer, said) if not ended else None
+    nursery.processes.end()
+    nursery.turn()
+    os.close(writer)
+    replaced(nursery)
+    assert nursery.fed == []
+    assert nursery.troubles.count == 1
+
+
+def test_a_freeze_has_another_at_once_where_one_that_stands_by_is_killed(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nursery.children.stand_by()
+    with monkeypatch.context() as patched:
+        patched.setattr(Child, "read", lambda _: 1 // 0)
+        nursery.turn()
+    nursery.children.stand_by()
+    spare = nursery.children._standby
+    assert spare is not None
+    nursery.now += children.AGAIN
+    key = nursery.timers.take_due(nursery.now)
+    assert key is not None
+    nursery.children.stand_by_again(key)
+    assert nursery.children._standby is spare
+
+
 # -- the worker that a dead supervisor left
 
 
