@@ -346,17 +346,14 @@ class Engine:
 
     # -- configuration
 
-    def _configure(self, config: Config) -> None:
+    def _configure(self, config: Config, turn: Turn | None = None) -> None:
         self._config = config
         self.qga_version, self.qga = config.qga_version, qemu.version(config.qga_version)
         self._workers.configure(config.exit_grace, config.kill_grace)
-        self._freeze.configure(config.hold_limit_max, config.thaw_limit, config.news_limit)
+        self._freeze.configure(turn, config.hold_limit_max, config.thaw_limit, config.news_limit)
         self._audit.configure(config.audit_ring)
         self._writers.configure(config.every_writer, config.latches, config.release_limit)
         self._queues.configure(config.queues, used=config.sync_requests > 0)
-
-    def _reload(self, turn: Turn, _event: events.Reload) -> None:
-        self._reloading.asked(turn, self._config, idle=self.idle)
 
     # -- the rest
 
@@ -431,7 +428,7 @@ class Engine:
         events.JournalFound: _journal_found,
         events.LatchesFound: _latches_found,
         events.QueuesSeen: lambda self, turn, event: self._queues.seen(turn, left=event.left),
-        events.Reload: _reload,
+        events.Reload: lambda self, turn, _: self._reloading.asked(turn, self._config, idle=self.idle),
         events.ShowStatus: lambda self, turn, _: turn.do(events.LogStatus(self._records.record(turn))),
         events.Stopped: _stopped,
         events.Due: _due,

@@ -61,9 +61,9 @@ class Freeze(Between):
         freezer = self._workers.get(transaction.ledger.freezer) if transaction else None
         entries.tell(turn, text, self.state, ended, transaction, freezer, self._writers.refused_by)
 
-    def configure(self, hold_max: float, thaw_limit: float, news_limit: float) -> None:
+    def configure(self, turn: Turn | None, hold_max: float, thaw_limit: float, news_limit: float) -> None:
         """Set the longest hold that a host may ask for, how long a thaw may take, and how long news are told again."""
-        self.news.configure(news_limit)
+        self.news.configure(turn, news_limit)
         self._hold_max, self.thaw_limit = hold_max, thaw_limit
         self._undo.configure(thaw_limit)
 

@@ -59,9 +59,11 @@ class News:
         self._on_its_way: dict[Reply, list[Item]] = {}
         self._limit = 0.0
 
-    def configure(self, limit: float) -> None:
+    def configure(self, turn: Turn | None, limit: float) -> None:
         """Set for how many seconds after it was first told something is told again; 0 means no limit."""
         self._limit = limit
+        if turn is not None:  # there is none before anything could be told
+            self._arm(turn)
 
     def wait_for_thaw(self, call: int) -> None:
         """Let the call wait for the end of a thaw."""

@@ -19,7 +19,7 @@ class Reloading:
     `take_over` gets the new configuration.
     """
 
-    def __init__(self, workers: Workers, take_over: Callable[[Config], None]) -> None:
+    def __init__(self, workers: Workers, take_over: Callable[[Config, Turn], None]) -> None:
         self._workers = workers
         self._take_over = take_over
         self._asked = False
@@ -70,4 +70,4 @@ class Reloading:
         for note in fresh.notes:
             turn.log("notice", note)
         turn.log("notice", f"the configuration {fresh.file} was read again{needs}")
-        self._take_over(fresh)
+        self._take_over(fresh, turn)

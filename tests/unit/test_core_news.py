@@ -203,6 +203,32 @@ def test_no_limit_means_until_the_next_freeze() -> None:
     assert not drive.timers.nearest()
 
 
+def reconfigure(drive: Drive, text: str) -> None:
+    drive.feed(events.Reload())
+    (reload,) = drive.workers("reload")
+    drive.report(reload, messages.Started(1), messages.Done({"options": text, "writers": {}}))
+    drive.exit(reload)
+
+
+@pytest.mark.parametrize(("before", "after"), [(60, 0), (60, 600), (600, 60), (0, 60), (600, 5)])
+def test_another_limit_holds_from_when_it_is_read(before: float, after: float) -> None:
+    drive = Drive(news_limit=before)
+    broken(drive)
+    thaw(drive)
+    drive.wait(20)
+    reconfigure(drive, f"news-limit {after}\n")
+    left = after - 20 if after else 1e6
+    if left > 0:
+        drive.wait(left - 0.1)
+        assert drive.journal is not None
+    if after:
+        drive.wait(0.2)
+        assert drive.journal is None
+        assert thaw(drive).value == 0
+    else:
+        thaw(drive).refused(Code.FREEZE_BROKEN, BROKEN)
+
+
 def test_it_goes_on_after_a_restart(drive: Drive) -> None:
     broken(drive)
     thaw(drive)
