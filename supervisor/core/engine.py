@@ -306,6 +306,7 @@ class Engine:
         else:
             self._lost(turn, worker, Fault(Code.WORKER_DIED, death))
         self._queues.ended(turn, worker, death)
+        self._reloading.ended(turn, self._config, worker, idle=self.idle)
 
     def _lost(self, turn: Turn, worker: Worker, fault: Fault) -> None:
         """Answer those who wait for the worker, since it will not."""

@@ -10,7 +10,7 @@ from ...agent.worker import messages
 from ..config import BadConfig, Config, reread
 from . import events
 from .turn import Turn
-from .workers import Workers
+from .workers import Worker, Workers
 
 
 class Reloading:
@@ -45,6 +45,11 @@ class Reloading:
         if idle:
             self.go_on(turn, config)
         return True
+
+    def ended(self, turn: Turn, config: Config, worker: Worker, *, idle: bool) -> None:
+        """Take note that a worker was reaped: one that read nothing makes way for the next."""
+        if worker.row.name == "reload" and idle:
+            self.go_on(turn, config)
 
     def go_on(self, turn: Turn, config: Config) -> None:
         """Do what was put off: nothing is frozen, and no writer is held."""

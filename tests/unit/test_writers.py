@@ -900,6 +900,36 @@ def test_what_was_read_when_a_freeze_began_is_taken_over_after_it() -> None:
     assert drive.spawned[max(drive.spawned)].args["options"].hold_limit == 7
 
 
+@pytest.mark.parametrize("frozen", ["thawed", "frozen"])
+def test_a_second_sighup_outlives_a_reader_that_hangs(frozen: str) -> None:
+    drive = Drive()
+    drive.feed(events.Reload())
+    (first,) = drive.workers("reload")
+    drive.report(first, messages.Started(1))
+    drive.wait(5)
+    drive.feed(events.Reload())
+    assert drive.workers("reload") == [first], "it may have read what was changed since"
+    drive.wait(6)
+    assert first in drive.killed
+    keeper = drive.hold(1)[1] if frozen == "frozen" else 0
+    drive.die(first)
+    if keeper:
+        assert not drive.workers("reload"), "it is put off"
+        drive.ask("va.fsthaw")
+        drive.thaws(keeper, 1)
+    read_again(drive, "hold-limit 7\n")
+    drive.begin(1)
+    assert drive.spawned[max(drive.spawned)].args["options"].hold_limit == 7
+    assert [one.rpc for one in drive.spawned.values()].count("reload") == 2
+
+
+def test_a_reader_that_dies_is_not_replaced_unasked() -> None:
+    drive = Drive()
+    drive.feed(events.Reload())
+    drive.die(*drive.workers("reload"))
+    assert not drive.workers("reload")
+
+
 # -- va.fssync
 
 
