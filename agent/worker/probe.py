@@ -1,7 +1,7 @@
 """Asks what lies below a file system where only an opened device or folder tells: loop devices, overlays, subvolumes.
 
-What is asked may hang: the server of a loop device's file, the disk of a folder. So it is asked in threads, and has a
-second to answer in; what does not answer is not understood. Never in the supervisor.
+What is asked may hang: the server of a loop device's file, the disk of a folder, what a link leads to. So it is asked
+in threads, and has a second to answer in; what does not answer is not understood. Never in the supervisor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 from . import kernel
-from .mountinfo import upper_folder
+from .mountinfo import is_long, upper_folder
 from .proof import mount_id
 from .view import View
 
@@ -80,6 +80,16 @@ class Probe:
                     wanted[device] = upper.device
                     pending |= {upper.device} - wanted.keys()
         return wanted
+
+    def block_devices(self, paths: Iterable[str]) -> Mapping[str, str]:
+        """Return the paths of the block devices that paths below /dev lead to, "" where that is none.
+
+        Absent are those on whose way a server may stand, which are not walked, and those that do not answer: any user
+        can make a link in /dev/shm.
+        """
+        ways = {path: os.path.normpath(path) for path in paths if not is_long(path)}
+        safe = {path: way for path, way in ways.items() if way.startswith("/dev/") and self._view.is_safe_path(way)}
+        return ask({path: functools.partial(_block_device, way) for path, way in safe.items()}, until=self._until)
 
     def _superblock(self, st_dev: str) -> str:
         """Return the superblock, as mountinfo has it, of files with that device number; "" if none is known."""
@@ -176,6 +186,13 @@ def _status_of(name: str, number: str) -> tuple[int, int]:
         return kernel.loop_backing(fd)
     finally:
         os.close(fd)
+
+
+def _block_device(path: str) -> str:
+    try:
+        return os.path.realpath(path) if stat.S_ISBLK(os.stat(path).st_mode) else ""
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: no name of a file can be that
+        return ""
 
 
 def mount_at(path: str) -> tuple[int, int]:

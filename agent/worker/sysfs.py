@@ -12,7 +12,6 @@ import functools
 import math
 import os
 import re
-import stat
 import time
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from ..api.errors import Fault, failed
 from ..api.options import Edge, Rules
 from ..api.records import Plan
 from ..api.structs import replace
+from ..api.text import listed
 from . import namespaces
 from .mountinfo import (
     MountInfo,
@@ -39,6 +39,7 @@ from .proof import read_text
 from .view import View
 
 LOOP = "7:"
+FUSE = "/dev/fuse"  # the source of a server that names none
 PATIENCE = 4.0  # seconds for all that hangs: the default limit of the plan is 5
 _TOLD_BY_THE_KERNEL = ("loop", "dm-", "md", "ram", "zram", "nullb", "bcache", "nvme")
 _SERVED = re.compile(r"/session[0-9]+/|/devices/rbd/|/tcm_loop_|/nvme-fabrics/|/(dummy|vhci)_hcd\.")  # iSCSI, Ceph, ...
@@ -108,8 +109,9 @@ def _read(rules: Rules, *, ask: bool = False, until: float = math.inf) -> Readin
     if namespaces.is_own():
         notes.insert(0, namespaces.OF_ITS_OWN)
     rules = replace(rules, learnt=_of_living(rules.learnt, (one.info for one in found)))
-    survey = Survey(found, block_types, devices, rules, _links(rules, mountinfo) if ask else {})
-    return Reading(survey, view, probe, devices, elsewhere, tuple(notes))
+    links, unknown = _links(rules, mountinfo, probe) if ask else ({}, [])
+    survey = Survey(found, block_types, devices, rules, links)
+    return Reading(survey, view, probe, devices, elsewhere, (*notes, *unknown))
 
 
 def superblock_id(number: str, fstype: str, source: str, sysfs: str = "/sys") -> str:
@@ -126,8 +128,10 @@ def superblock_id(number: str, fstype: str, source: str, sysfs: str = "/sys") ->
 
 def _birth(number: str, fstype: str, source: str, sysfs: str) -> str:
     if number.startswith("0:"):
-        of = os.path.basename(os.path.realpath(source)) if source.startswith("/dev/") else ""
-        pools = (f"{sysfs}/fs/btrfs/{uuid}" for uuid in _list(f"{sysfs}/fs/btrfs") if of and fstype == "btrfs")
+        if fstype != "btrfs" or not source.startswith("/dev/"):  # of other types it may be any user's text
+            return ""
+        of = os.path.basename(os.path.realpath(source))
+        pools = (f"{sysfs}/fs/btrfs/{uuid}" for uuid in _list(f"{sysfs}/fs/btrfs"))
         return next((_inode(pool) for pool in pools if of in _list(f"{pool}/devices")), "")
     name = os.path.basename(os.path.realpath(f"{sysfs}/dev/block/{number}"))
     for family in (fstype, "ext4"):  # that also serves ext2 and ext3
@@ -159,22 +163,18 @@ def _of_living(learnt: Iterable[Edge], mounted: Iterable[MountInfo]) -> tuple[Ed
     return tuple((number, others) for number, others in living if number and others)
 
 
-def _links(rules: Rules, mountinfo: Iterable[MountInfo]) -> dict[str, str]:
-    """Return where the paths below /dev that selectors and FUSE servers name lead to; any other path could hang."""
+def _links(rules: Rules, mountinfo: Iterable[MountInfo], probe: Probe) -> tuple[dict[str, str], list[str]]:
+    """Return where the paths below /dev that selectors and FUSE servers name lead to, and notes on what is not known.
+
+    Any other path could hang.
+    """
     selectors = (*rules.include, *rules.exclude, *rules.request_include, *rules.request_exclude)
-    paths = (one.removeprefix("dev:") for one in selectors if one.startswith("dev:/dev/"))
-    links = {path: os.path.realpath(path) for path in paths if os.path.islink(path)}
-    served = {served_device(mount) for mount in mountinfo if mount.fstype.startswith("fuse")} - {""}
-    return {path: _block_device(path) for path in served} | links
-
-
-def _block_device(path: str) -> str:
-    try:
-        return os.path.realpath(path) if stat.S_ISBLK(os.stat(path).st_mode) else ""
-    except OSError as error:
-        if error.errno in _VANISHED:
-            return ""
-        raise
+    paths = [one.removeprefix("dev:") for one in selectors if one.startswith("dev:/dev/")]
+    served = {served_device(mount) for mount in mountinfo if mount.fstype.startswith("fuse")} - {"", FUSE}
+    links = probe.block_devices({*paths, *served})
+    left = listed(f"dev:{path}" for path in dict.fromkeys(paths) if path not in links)
+    notes = [f"{left} was not looked up: a server that does not answer may stand on the way"] if left else []
+    return {FUSE: "", **links}, notes
 
 
 def read_mountinfo() -> list[MountInfo]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -384,6 +386,75 @@ def test_an_upper_layer_is_what_its_path_led_to_before_the_overlay(
     assert Probe(view).uppers(["0:50"]) == found
 
 
+# Where paths below /dev lead
+
+DEV = View(
+    [
+        MountInfo(1, 0, "8:1", "/", "/", "ext4", "/dev/sda1", "rw"),
+        MountInfo(2, 1, "0:5", "/", "/dev", "devtmpfs", "devtmpfs", "rw"),
+        MountInfo(3, 2, "0:20", "/", "/dev/shm", "tmpfs", "tmpfs", "rw"),
+        MountInfo(4, 3, "0:60", "/", "/dev/shm/me/m", "fuse.x", "x", "rw,user_id=1000"),
+        MountInfo(5, 1, "0:61", "/", "/mnt/nfs", "nfs4", "server:/x", "rw"),
+    ]
+)
+SERVED = ["/dev/../mnt/nfs/x", "/dev/shm/me/m", "/dev/shm/me/m/x", "/dev/shm/../shm/me/m/x", "/dev/..", "/dev/"]
+LONG = "/dev/" + "a/" * 3000
+
+
+@pytest.fixture
+def walked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    found: list[str] = []
+
+    def block_device(path: str) -> str:
+        found.append(path)
+        return "/dev/sdb"
+
+    monkeypatch.setattr(probe_module, "_block_device", block_device, raising=False)
+    return found
+
+
+def no_thread(*_: object) -> int:
+    raise AssertionError("a thread is started")
+
+
+def test_only_ways_that_ask_nobody_are_walked_below_dev(walked: list[str]) -> None:
+    found = Probe(DEV).block_devices(["/dev/disk/by-id/x", "/dev/shm/x", "/dev/a/../b", LONG, *SERVED])
+    assert found == {"/dev/disk/by-id/x": "/dev/sdb", "/dev/shm/x": "/dev/sdb", "/dev/a/../b": "/dev/sdb"}
+    assert sorted(walked) == ["/dev/b", "/dev/disk/by-id/x", "/dev/shm/x"]
+
+
+def test_a_way_below_dev_that_hangs_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(probe_module, "_block_device", lambda _: str(go_on.wait(30)), raising=False)
+    assert Probe(DEV, until=time.monotonic() + 0.05).block_devices(["/dev/shm/x"]) == {}
+    go_on.set()
+
+
+def test_what_is_no_block_device_leads_to_none() -> None:
+    for path in ("/dev/null", "/dev/that-is-not-there", "/dev/null/x", "/dev/\0", "/dev/\ud800"):
+        assert probe_module._block_device(path) == ""
+
+
+def test_selectors_and_servers_are_asked_about_at_once_and_what_is_not_known_is_noted(walked: list[str]) -> None:
+    rules = Rules(exclude=("dev:/dev/vg/lv", "/x"), request_include=("dev:/dev/../mnt/nfs/x", "dev:8:1", "type:ext4"))
+    served = [
+        mount("0:70", "fuse", "/dev/vg/other", "rw,user_id=0"),
+        mount("0:71", "fuse", "/dev/fuse", "rw,user_id=0"),
+        mount("0:72", "fuse", "/dev/shm/me/m", "rw,user_id=1000"),
+    ]
+    links, notes = sysfs._links(rules, served, Probe(DEV))
+    assert links == {"/dev/vg/lv": "/dev/sdb", "/dev/vg/other": "/dev/sdb", "/dev/fuse": ""}
+    assert len(walked) == 2
+    (note,) = notes
+    assert note.startswith("dev:/dev/../mnt/nfs/x ")
+
+
+def test_a_plan_with_no_path_to_look_up_starts_no_thread_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_module._thread, "start_new_thread", no_thread)
+    served = [mount("0:71", "fuse", "/dev/fuse", "rw,user_id=0"), mount("0:72", "fuse.x", "/dev/sdb", "rw,user_id=7")]
+    assert sysfs._links(Rules(include=("/srv/*", "dev:8:1", "type:xfs")), served, Probe(DEV)) == ({"/dev/fuse": ""}, [])
+
+
 # Superblocks that have the same number one after another
 
 
@@ -415,6 +486,15 @@ def test_a_btrfs_is_known_by_the_folder_of_its_pool(tmp_path: Path) -> None:
     for source in ("/dev/loop3", "loop2", "none", ""):
         assert sysfs.superblock_id("0:47", "btrfs", source, str(tmp_path)) == "0:47@"
     assert sysfs.superblock_id("0:47", "bcachefs", "/dev/loop2", str(tmp_path)) == "0:47@"
+
+
+@pytest.mark.parametrize("fstype", ["fuse", "bcachefs", "overlay", "nfs4"])
+def test_a_text_that_may_be_a_users_is_not_walked(monkeypatch: pytest.MonkeyPatch, fstype: str) -> None:
+    walked: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "realpath", lambda path: walked.append(path) or path)
+        assert sysfs.superblock_id("0:47", fstype, "/dev/shm/me/m") == "0:47@"
+    assert walked == []
 
 
 def test_other_types_are_known_by_their_disk(add: Add, tmp_path: Path) -> None:
