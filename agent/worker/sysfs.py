@@ -45,7 +45,7 @@ _TOLD_BY_THE_KERNEL = ("loop", "dm-", "md", "ram", "zram", "nullb", "bcache", "n
 _SERVED = re.compile(r"/session[0-9]+/|/devices/rbd/|/tcm_loop_|/nvme-fabrics/|/(dummy|vhci)_hcd\.")  # iSCSI, Ceph, ...
 _NVME_PATHS = re.compile("(.*/nvme-subsystem/[^/]+)/")
 _NVME_BUSES = frozenset({"pcie", "apple-nvme"})
-_VANISHED = (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR)
+_VANISHED = (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR, errno.ESRCH)
 
 
 class Reading(NamedTuple):
@@ -198,7 +198,7 @@ def read_devices(
 
     @functools.cache
     def mapped() -> dict[str, str]:
-        names = {_read_if_any(f"{sysfs}/class/block/{n}/dm/name"): n for n in known if n.startswith("dm-")}
+        names = {_mapper_of(f"{sysfs}/class/block/{n}"): n for n in known if n.startswith("dm-")}
         names.pop("", None)  # it vanished
         return names
 
@@ -251,7 +251,7 @@ def _read_device(folder: str, pools: dict[str, tuple[str, ...]]) -> BlockDevice 
         return BlockDevice(
             name=name,
             number=read_text(f"{real}/dev").strip(),
-            mapper=_read_if_any(f"{real}/dm/name") if name.startswith("dm-") else "",
+            mapper=_mapper_of(real) if name.startswith("dm-") else "",
             disk=disk,
             slaves=tuple(_list(f"{real}/slaves")),
             pool=pools.get(name, ()),
@@ -260,6 +260,15 @@ def _read_device(folder: str, pools: dict[str, tuple[str, ...]]) -> BlockDevice 
     except OSError as error:
         if error.errno in _VANISHED:
             return None
+        raise
+
+
+def _mapper_of(folder: str) -> str:
+    try:
+        return _read_if_any(f"{folder}/dm/name")
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # it is being deleted (dm_attr_show in drivers/md/dm-sysfs.c)
+            return ""
         raise
 
 

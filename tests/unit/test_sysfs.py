@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import os
 import threading
 import time
@@ -289,6 +290,40 @@ def test_devices_may_vanish(add: Add, tmp_path: Path) -> None:
     (tmp_path / "devices/virtual/block/loop0/dev").unlink()
     (tmp_path / "dev/block/7:1").symlink_to("../../devices/virtual/block/loop1")
     assert read(tmp_path, mount("7:0"), mount("7:1"), mount("7:2")) == {}
+
+
+@pytest.mark.parametrize("source", ["/dev/mapper/vg-y", "/dev/dm-7", "/dev/mapper/"])
+def test_a_mapped_device_that_is_being_deleted_has_no_name(
+    add: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    add("dm-0", "253:0", **{"dm/name": "vg-x\n"})
+    add("dm-7", "253:7", **{"dm/name": "vg-y\n"})
+    refuse(monkeypatch, "dm-7/dm/name", errno.EINVAL)
+    found = read(tmp_path, mount("0:40", "btrfs", "/dev/mapper/vg-x"), mount("0:41", "btrfs", source))
+    assert {name: device.mapper for name, device in found.items()} == {
+        "dm-0": "vg-x",
+        **({"dm-7": ""} if source == "/dev/dm-7" else {}),
+    }
+
+
+def test_a_journal_whose_thread_ends_while_it_is_read_is_not_known(
+    add: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("md0", "9:0")
+    refuse(monkeypatch, "/comm", errno.ESRCH)
+    assert not journal(tmp_path, "17", "jbd2/md0", "md0").understood
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, end: str, number: int) -> None:
+    """Have the kernel refuse to read the files whose paths end so."""
+
+    def read_text(path: str) -> str:
+        if path.endswith(end):
+            raise OSError(number, os.strerror(number), path)
+        return real(path)
+
+    real = sysfs.read_text
+    monkeypatch.setattr(sysfs, "read_text", read_text)
 
 
 def test_any_other_error_ends_the_plan_and_names_the_file(add: Add, tmp_path: Path) -> None:
