@@ -377,6 +377,7 @@ class Engine:
             case ("core", "warn"):
                 self._warnings.due(turn)
             case ("watchers",):
+                self._waiting.held(turn)  # between two reports of one read the state may have changed unseen
                 self._pending.tell_some(turn, self._records.seq)
             case ("core", "news"):
                 self._freeze.news.due(turn)

@@ -93,3 +93,16 @@ def test_a_freeze_is_told_to_those_who_watch_as_soon_as_it_is_answered(drive: Dr
     drive.tells_watchers = True
     drive.feed()
     assert told(drive, watchers) == MANY
+
+
+def test_a_freeze_that_waits_is_refused_before_those_who_watch_are_told(drive: Drive) -> None:
+    """Found by storm 400000140: they were told between two reports that were read at once."""
+    freeze, worker = played(drive, "frozen")
+    waits = drive.ask_by_name("guest-fsfreeze-freeze", {})
+    watchers = watching(drive, brief=True)
+    before = len(drive.effects)
+    drive.feed(events.Reported(worker, messages.Frozen(2, drive.now, drive.now + 60), more=True), events.Due(WATCHERS))
+    answers = [(e.connection, e.token) for e in drive.effects[before:] if isinstance(e, events.Answer)]
+    told_first = [next(a for a in drive.asked if (a.connection, a.token) == key) for key in answers[:2]]
+    assert told_first == [freeze, waits]
+    assert told(drive, watchers) > 0
