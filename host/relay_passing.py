@@ -27,6 +27,7 @@ class Passing:
         self._say = say
         self._tasks: set[asyncio.Future[None]] = set()
         self._idle: dict[str, list[AsyncAgent]] = {}
+        self._closed = False
 
     def take(self, what: str, body: Any) -> None:
         """Answer, or begin to."""
@@ -95,10 +96,13 @@ class Passing:
             answer = {"error": {"class": "GenericError", "desc": fault.text, "code": int(fault.code)}}
         finally:
             idle.append(one)
+            if self._closed:
+                one.close()
         return json.dumps({**answer, "id": tag})
 
     def close(self) -> None:
         """Give up what is under way."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         for idle in self._idle.values():

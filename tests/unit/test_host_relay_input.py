@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fakes.many_agents import ManyAgents
-from virtagent.host import inventory, relay_talk
+from virtagent.host import inventory, relay_passing, relay_talk
 from virtagent.host.relay import Relay
 from virtagent.host.relay_passing import Passing
 from virtagent.host.relay_records import Bad, loaded
@@ -148,3 +148,30 @@ def test_an_inventory_is_taken_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
     path.write_text("#" * 31)
     with pytest.raises(ValueError, match="has over 30 characters"):
         inventory.read(str(path))
+
+
+def test_a_connection_of_a_call_that_is_given_up_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+
+    class Hangs:
+        def __init__(self, url: str) -> None:
+            self.url = url
+
+        async def carry_out(self, *_: object) -> None:
+            await asyncio.Event().wait()
+
+        def close(self) -> None:
+            closed.append(self.url)
+
+    async def run() -> None:
+        passing = Passing(said.append)
+        passing.take("call", {"id": 1, "agent": "unix:/run/a", "text": '{"execute": "ping"}'})
+        (task,) = passing._tasks
+        await asyncio.sleep(0)
+        passing.close()
+        await asyncio.wait([task])
+
+    said: list[Any] = []
+    monkeypatch.setattr(relay_passing, "AsyncAgent", Hangs)
+    asyncio.run(run())
+    assert (closed, said) == (["unix:/run/a"], [])
