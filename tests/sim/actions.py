@@ -179,6 +179,14 @@ def _slow(world: World, effects: int) -> bool:
     return True
 
 
+def _late_in(world: World, effects: int) -> bool:
+    if world.supervisor is None:
+        return False
+    world.note(f"time passes before the {effects}. effect from now")
+    world.late_in = effects
+    return True
+
+
 def _start(world: World) -> bool:
     return world.start()
 
@@ -246,6 +254,7 @@ APPLY: Mapping[str, Callable[..., bool]] = {
     "signal": _signal,
     "die in": _die_in,
     "slow": _slow,
+    "late in": _late_in,
     "start": _start,
     "disk": _disk,
     "error": _error,

@@ -162,6 +162,9 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
     "a journal that could not be written does not matter": (
         Row(_F.INPROGRESS, _E.JOURNAL_FAILED, {"state": _F.INPROGRESS, "action": "proceed", "outcome": None}),
     ),
+    "news that are over take the plan out of the journal": (
+        Edit(between.Between._keep_news, "(nothing_yet and untold.asks)", "False"),
+    ),
     "the journal says nothing of the freeze worker": (Edit(between.Between._write_journal, "freezer.pid", "0"),),
     "a freeze that a start finds in the journal counts as good": (
         Edit(recovery.adopted, "outcome=Outcome.BROKEN, fault=broken", "outcome=Outcome.THAWED"),
@@ -231,6 +234,7 @@ DEFECTS: Mapping[str, tuple[Edit | Row, ...]] = {
     "an undo that failed is not tried again": (
         Edit(writers.Writers._not_undone, "turn.arm(writer.key, writer.backoff)", "pass"),
     ),
+    "a writer that has let go and hangs has overrun": (Edit(writers.Writers._fails, "writer.let_go or ", ""),),
     "what an earlier agent left set is forgotten": (Edit(writers.Writers.found, "writer.set = True", "pass"),),
     "writers are told that a broken freeze was good": (
         Edit(freeze.Freeze._conclude, "GOOD if transaction.verdict_good else BAD", "GOOD"),

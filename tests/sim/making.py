@@ -81,6 +81,8 @@ _CHOICES: Mapping[str, tuple[float, Callable[[random.Random, World], Iterable[Ac
     "another": (1.5, choices.another),
     "fault": (1, choices.fault),
     "slow": (0.5, lambda rng, _: [("slow", rng.randint(1, 40))]),
+    "late in": (0.5, lambda rng, _: [("late in", rng.randint(1, 20))]),
+    "lapse": (0.5, scenes.lapse),
     "rubbish": (0.4, choices.rubbish),
     "tear": (0.5, choices.tear),
     "app": (2, choices.app),

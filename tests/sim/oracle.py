@@ -71,6 +71,7 @@ class Oracle:
         self._world = world
         self._state = int(FreezeState.THAWED)
         self._freeze: Frozen | None = None
+        self._decided_at = 0.0
         self._ids: dict[int, int] = {}
         self._told_good: set[int] = set()
         self._alone: set[int] = set()
@@ -185,6 +186,7 @@ class Oracle:
     def decided(self, engine: Engine, event: events.Event, effects: Sequence[events.Effect]) -> None:
         """Judge what the core has decided."""
         self._order(effects)
+        self._decided_at = self._world.now
         for effect in effects:
             if isinstance(effect, events.WriteJournal) and effect.pid and effect.pid not in self._ids:
                 self._ids[effect.pid] = effect.freeze
@@ -325,7 +327,7 @@ class Oracle:
                 freeze.told = None
 
     def _hold_answered(self, seconds: float) -> None:
-        freeze, until = self._freeze, self._world.now + seconds
+        freeze, until = self._freeze, self._decided_at + seconds
         granted = freeze is not None and any(abs(until - its_word) < 1e-6 for its_word in freeze.process.granted)
         if seconds and not granted:
             raise Violation(f"promise 5: a hold of {seconds} s was granted that the keeper does not keep")

@@ -93,6 +93,20 @@ def late(_rng: random.Random, _world: World) -> Iterator[Action]:
     yield ("settle",)
 
 
+def lapse(rng: random.Random, world: World) -> Iterator[Action]:
+    """Let time pass between two effects of a freeze that begins when a host was told that the one before was broken."""
+    yield ("ask", "freeze", None)
+    yield ("steps", 120, is_held)
+    yield ("signal", str(world.processes[-1].name) if world.processes else "S", int(SIGKILL))
+    yield ("settle",)
+    yield ("ask", "thaw", None)
+    yield ("settle",)
+    yield ("ask", "freeze", None)
+    yield ("steps", rng.randint(1, 40), None)
+    yield ("late in", rng.randint(1, 8))
+    yield ("settle",)
+
+
 def stuck_thaw(rng: random.Random, world: World) -> Iterator[Action]:
     """Let the keeper get stuck in its FITHAWs, and one of them fail when its disk works again."""
     yield ("ask", "freeze", None)

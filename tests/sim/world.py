@@ -84,7 +84,7 @@ class World:
         self.asked: dict[tuple[int, int], Asked] = {}
         self.connections: set[int] = set()
         self._last_connection = self._last_token = 0
-        self.dies_in = self.slow_for = 0
+        self.dies_in = self.slow_for = self.late_in = 0
         self.counts: dict[str, int] = {}
 
     def note(self, line: str) -> None:
@@ -215,12 +215,16 @@ class World:
         return True
 
     def effect_comes(self) -> None:
-        """Die if that was to be before this effect; or let all others go on before it, if it takes its time."""
+        """Die if that was to be before this effect; or let others go on, or time pass, if that was to be before it."""
         if self.slow_for:
             self.slow_for -= 1
             while found := [name for name in self.runnable() if name != "S"]:
                 for name in found:
                     self.let(name)
+        if self.late_in:
+            self.late_in -= 1
+            if not self.late_in and self.jump(amid=True):
+                self.count("time passed between two effects")
         if self.dies_in:
             self.dies_in -= 1
             if not self.dies_in:
@@ -334,8 +338,11 @@ class World:
             soonest = min(soonest, one.due())
         return soonest
 
-    def jump(self, until: float = math.inf) -> bool:
-        """Let time pass until the nearest deadline that has not passed; return False if there is none by `until`."""
+    def jump(self, until: float = math.inf, *, amid: bool = False) -> bool:
+        """Let time pass until the nearest deadline that has not passed; return False if there is none by `until`.
+
+        `amid`: between two effects, where nobody is at rest.
+        """
         later = math.inf
         if self.supervisor is not None:
             later = min((at for at in self.supervisor.timers.times() if at > self.now), default=math.inf)
@@ -344,7 +351,7 @@ class World:
                 later = one.due()
         if later == math.inf or later > until:
             return False
-        if not self.runnable():
+        if not amid and not self.runnable():
             self.oracle.quiet()
         self.now = later
         self.moment += 1
@@ -375,7 +382,7 @@ class World:
         self.note("calm: no more faults")
         self.no_threads = self.forks_fail = self.journal_fails = self.pipes_full = self.hosts_slow = False
         self.no_counters = False
-        self.dies_in = 0
+        self.dies_in = self.late_in = 0
         for app in self.apps.values():
             app.refuses = app.hangs = app.undo_fails = False
         for fs in self.kernel.every:

@@ -82,7 +82,7 @@ class WriterProcess(Process):
         super().__init__(world, name, pid, number, rpc, args)
         self.app = world.apps[args["writer"].name if rpc == "writer" else args["name"]]
         self.lifeline: Process | None = None
-        self.failed = self.locked = False
+        self.failed = self.locked = self._let_go = False
         if rpc == "writer":
             self.app.required = args["writer"].required
         self._todo: deque[Callable[[], None]] = deque()
@@ -155,6 +155,8 @@ class WriterProcess(Process):
         app, now = self.app, self.world.now
         if not self.locked:
             return None if any(self._locks_out(one) for one in self.world.processes) else self._lock
+        if self._let_go:
+            return lambda: self._finish(messages.Done(""))
         if self._todo:
             if self._doing is not Step.RELEASE and self._interrupted:
                 return self._interrupt
@@ -259,7 +261,7 @@ class WriterProcess(Process):
         if step is Step.RELEASE:
             if self.rpc == "writer":
                 self._post((messages.Acted(step.value, "ok", "", {}),))
-            self._finish(messages.Done(""))
+            self._let_go = True
             return
         lost = step is Step.CONFIRM and not app.latch and app.holder is not self
         if app.refuses or lost:
