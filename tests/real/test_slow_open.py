@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from harness.daemon import Daemon
 from harness.filesystems import LoopFs
 from harness.fuse_programs import pool, require, served
 from harness.rig import Rig
@@ -32,6 +33,11 @@ def standing_still(process: int, fs: LoopFs) -> Iterator[None]:
         fs.end_probes()
 
 
+def wait_let_go(daemon: Daemon) -> None:
+    """Wait until no worker of the daemon has a file system open."""
+    daemon.wait_status(lambda record: record["state"] == "THAWED" and not record["workers"])
+
+
 @pytest.fixture
 def scene(rig: Rig) -> Iterator[tuple[LoopFs, LoopFs, int]]:
     """A file system on a disk that can stand still, one that is well, and the process that is the disk."""
@@ -53,6 +59,7 @@ def test_a_plan_does_not_wait_to_open_it(rig: Rig, scene: tuple[LoopFs, LoopFs, 
     daemon = rig.daemon([inner, well], LIMITS)
     with standing_still(disk, inner):
         plan = daemon.proxy().va.fsplan()
+    wait_let_go(daemon)
     assert {mount["mountpoint"] for mount in plan["mounts"]} == {str(inner), str(well)}
 
 
@@ -70,3 +77,4 @@ def test_a_freeze_waits_in_its_sync_and_goes_on(rig: Rig, scene: tuple[LoopFs, L
     assert freezing.answer() == 2
     inner.assert_frozen()
     assert daemon.proxy().va.fsthaw() == 2
+    wait_let_go(daemon)
