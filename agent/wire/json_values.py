@@ -15,7 +15,8 @@ from ..api.errors import Code, Fault
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _NUMBER = re.compile(r"(-?(?:0|[1-9]\d*))(\.\d+)?([eE][+-]?\d+)?$")
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|([][{}])', re.DOTALL)
+_BRACKET = re.compile(r"[][{}]")
+_PIECE = 64 << 10  # characters that are searched for brackets in one go: a long text is never copied as a whole
 _LITERALS = ("true", "false", "null")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -112,13 +113,25 @@ def _behind_a_value(text: str, at: int, rest: str) -> str:
             return f"stray '{number[0]}{rest[:2]}'" if whole else "stray '.'"
         if rest[:1] in ("e", "E") and number[3] is None and number[0] not in ("0", "-0"):
             return f"stray '{number[0]}{rest[: 3 if rest[1:2] in ('+', '-') else 2]}'"
+    return f"expected separator in {'list' if _innermost(text, at) == '[' else 'dict'}"
+
+
+def _innermost(text: str, end: int) -> str:
+    """Return the bracket that was opened last and is not closed before `end`; up to there the text is JSON."""
     open_ones = [""]
-    for bracket in filter(None, (found[1] for found in _BRACKETS.finditer(text, 0, at))):
-        if bracket in "[{":
-            open_ones.append(bracket)
-        else:
-            open_ones.pop()
-    return f"expected separator in {'list' if open_ones[-1] == '[' else 'dict'}"
+    quoted, left = False, ""
+    for at in range(0, end, _PIECE):
+        piece = (left + text[at : min(at + _PIECE, end)]).replace("\\\\", "")
+        left = "\\" if piece.endswith("\\") else ""  # what that escapes comes with the next piece
+        piece = piece.removesuffix("\\")
+        for index, part in enumerate(piece.replace('\\"', "").split('"')):
+            quoted ^= index > 0
+            for bracket in () if quoted else _BRACKET.findall(part):
+                if bracket in "[{":
+                    open_ones.append(bracket)
+                else:
+                    open_ones.pop()
+    return open_ones[-1]
 
 
 def _refuse_lone_surrogates(value: Any, text: str) -> None:

@@ -37,9 +37,13 @@ LARGE_MAX = (48 << 20) + 4096
 """Bytes of a guest-file-write: 48 MiB of base64 and the rest; its name must be in the first LARGE_WITHIN bytes."""
 LARGE_WITHIN = 4096
 
-# A run that opens and closes nothing; the inside of a string, by its quote; a word outside of strings; a number.
+# A run that opens and closes nothing; the inside of a string, by its quote, with some escapes, since a match takes
+# memory for each; a word outside of strings; a number.
 _PLAIN = re.compile(rb"[0-9a-zE+\-., :\t\r\n]*")
-_IN_STRING = {ord('"'): re.compile(rb'[^"\\\x00-\x1f\xff]*'), ord("'"): re.compile(rb"[^'\\\x00-\x1f\xff]*")}
+_IN_STRING = {
+    ord('"'): re.compile(rb'[^"\\\x00-\x1f\xff]*(?:\\[^\x00-\x1f\xff][^"\\\x00-\x1f\xff]*){0,64}'),
+    ord("'"): re.compile(rb"[^'\\\x00-\x1f\xff]*(?:\\[^\x00-\x1f\xff][^'\\\x00-\x1f\xff]*){0,64}"),
+}
 _WORD = re.compile(rb"[0-9a-zE+\-.]*")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 WORD_MAX = 64
@@ -201,10 +205,14 @@ class Message:
         return "", False
 
     def _wrong_so_far(self) -> str:
+        rest = self._text[self._at :]
+        del self._text[self._at :]  # and not a copy of what may be long
         try:
-            json_values.load(self._text[: self._at])
+            json_values.load(self._text)
         except Fault as fault:
             return fault.text
+        finally:
+            self._text += rest
         raise AssertionError("its last bracket does not match")
 
     def _outside(self) -> str | None:

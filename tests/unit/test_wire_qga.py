@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes.counting import assert_linear
+from fakes.counting import assert_linear, calls
 from fakes.json_cases import BAD, READ, WRITTEN
 from hypothesis import given
 from hypothesis import strategies as st
 from virtagent.agent.api.errors import Code, Fault
-from virtagent.agent.wire import qmp
+from virtagent.agent.wire import json_values, qmp
 from virtagent.agent.wire.messages import Abandoned, Incoming, Limits, Refused, Request
 from virtagent.agent.wire.session import WAITING_MAX, Session
 
@@ -482,6 +482,36 @@ def test_a_large_message_that_would_grow_is_refused_for_its_memory(data: bytes) 
     event = fed(data)
     assert isinstance(event, Refused)
     assert event.text == "JSON token size limit exceeded"
+
+
+@pytest.mark.parametrize("inside", [b"A", b"\\\\", b'\\"', b"\\n"])
+@pytest.mark.parametrize("wrong", [b'{"a":"%b" "b":1}', b'{"a":["%b" "b"]}', b'{"a":"%b","b":1]'])
+def test_what_is_wrong_behind_a_long_string_is_found_in_less_than_four_times_the_memory(
+    wrong: bytes, inside: bytes
+) -> None:
+    data = wrong % (inside * (1_900_000 // len(inside)))
+    tracemalloc.start()
+    try:
+        event = fed(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(event, Refused)
+    assert peak < 4 * len(data), f"{peak / len(data):.1f} times the message"
+
+
+@pytest.mark.parametrize("string", ['"["', r'"\\"', r'"\\\"["', r'"\n\\\\"', r'"\"{"', '"]}"'])
+@pytest.mark.parametrize("at_once", [1, 2, 3, 64])
+def test_brackets_in_strings_are_none(string: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_values, "_PIECE", at_once)
+    for text, inside in ((f'{{"a":[{string} 1]}}', "list"), (f'{{"a":[{string}],"b":{{{string}:1 2}}}}', "dict")):
+        with pytest.raises(Fault, match=rf"expected separator in {inside} \["):
+            json_values.load(text.encode())
+
+
+def test_escapes_in_a_string_are_looked_at_many_at_once() -> None:
+    data = b'{"execute":"guest-file-write","arguments":{"handle":1,"buf-b64":"' + b"\\n" * 500_000 + b'"}}'
+    assert calls(lambda: fed(data)) < 100_000
 
 
 def test_each_of_many_messages_costs_what_it_costs_alone() -> None:
