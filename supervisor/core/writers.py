@@ -283,8 +283,8 @@ class Writers:
                 writer.place(self._frozen)
             else:
                 writer.info[name] = str(value)
-        if acted.outcome != "ok":
-            self._fails(turn, writer, _WRONG[acted.outcome], acted.text)
+        if acted.outcome != "ok" or writer.state in _FAILED:  # lost as it was told to confirm, it stays so
+            self._fails(turn, writer, _WRONG.get(acted.outcome, _E.LOST), acted.text)
             return ""
         if step is Step.QUIESCE:
             writer.quiesced_at, writer.set = turn.now, True

@@ -1053,6 +1053,28 @@ def test_one_that_has_let_go_and_says_more_is_killed(step: str, outcome: str, af
     assert worker in played.drive.killed
 
 
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize("outcome", ["ok", "refused"])
+def test_one_that_is_lost_as_it_is_told_to_confirm_stays_lost_whatever_it_answers(outcome: str, required: bool) -> None:
+    """A program that says a line of its own, and then `ok` to `confirm`: that ended the supervisor."""
+    played = Played(config("a", "live", required=required))
+    drive = played.drive
+    call, freezer = played.begin("a")
+    played.acted("a", "prepare")
+    synced(played, freezer)
+    played.acted("a", "quiesce")
+    drive.freezes(freezer, 0)
+    drive.report(freezer, messages.Step(0, "frozen"), messages.Frozen(1, drive.now, drive.now + 60))
+    assert played.orders("a")[-1].step == "confirm"
+    played.acted("a", "held", "lost", "it said 'x' while it held")
+    played.acted("a", "confirm", outcome)
+    assert played.worker("a") not in drive.killed
+    writer = played.writer("a")
+    assert (writer.state, writer.error) == ("lost", "it said 'x' while it held")
+    assert call.answers == ([] if required else [1])
+    assert (freezer in drive.killed) is required
+
+
 # -- what is found out when it is let go
 
 
