@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from virtagent.agent.api.writers import WriterConfig
 from virtagent.agent.worker.writers import calls as listing
+from virtagent.agent.worker.writers import hook
 from virtagent.agent.worker.writers.calls import Call, calls
+from virtagent.agent.worker.writers.hook_program import Command, Ended, NotStarted
+from virtagent.agent.worker.writers.latch import BEGUN, UNDONE, Latch
 
 
 def program(path: Path, mode: int = 0o755) -> str:
@@ -82,3 +86,38 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path, old: Path) -> None:
         calls(WriterConfig("x", "vmware", path=str(tmp_path / "none")))
     assert missing.value.filename == str(tmp_path / "none")
     assert not old.exists()
+
+
+class Killed(BaseException):
+    """The worker that undoes is killed here."""
+
+
+def test_a_counterpart_that_is_gone_is_counted_so_that_none_is_called_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    dies = ["a"]
+
+    def run(command: Command, latch: Latch, count: str, *_: Any) -> Ended:
+        name = command.words[0]
+        if name in dies:
+            dies.remove(name)
+            raise Killed
+        called.append(name)
+        if name == "c":
+            raise NotStarted("c: it is gone")
+        latch.add(count)
+        return Ended("")
+
+    monkeypatch.setattr(hook.hook_program, "run", run)
+    latch = Latch(str(tmp_path), "hooks")
+    words = {"user": "", "shell": False, "froze": [0, 0], "thawed": [0, 0]}
+    latch.write({"type": "hook-dir", "runs": [{"undo": {"good": [n], "bad": [n]}, **words} for n in "abc"]})
+    for _ in "abc":
+        latch.add(BEGUN)
+    with pytest.raises(Killed):
+        hook.undo(latch, 0.0, "bad")
+    assert latch.count(UNDONE) == 2
+    assert hook.undo(latch, 0.0, "bad") == ""
+    assert called == ["c", "b", "a"]
+    assert latch.record is None

@@ -113,6 +113,7 @@ def undo(latch: Latch, until: float, verdict: str) -> str:
             ended = hook_program.run(command, latch, UNDONE, _noting(latch, runs, run), wait, until)
         except NotStarted as error:
             wrong.append(str(error))
+            latch.add(UNDONE)  # else whoever goes on after our death would take the next one for this one
             continue
         wrong += [f"{command} {ended.wrong}"] if ended.wrong else []
     latch.clear()

@@ -73,6 +73,7 @@ def run(
     Raises NotStarted, Refused if its user does not exist, OSError if there can be no more processes, or what `waits`
     raises: then it was ended before.
     """
+    before = latch.count(count)
     pid, gate, failed = _fork(command, account(command.user) if command.user else None, latch.open_count(count))
     program = Program(pid, _stat(pid)[0])
     try:
@@ -94,7 +95,8 @@ def run(
         os.close(failed)
     if said:
         os.waitpid(pid, 0)
-        latch.take_back(count)
+        if latch.count(count) > before:  # else it failed before it had counted itself
+            latch.take_back(count)
         number = int(said)
         raise NotStarted(f"{command.words[0]}: {os.strerror(number)} ({errno.errorcode.get(number, number)})")
     if not ended:
