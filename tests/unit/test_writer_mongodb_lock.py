@@ -6,8 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from virtagent.agent.api.writers import WriterConfig
 from virtagent.agent.worker.writers import mongodb
-from virtagent.agent.worker.writers.step import Refused
+from virtagent.agent.worker.writers.step import Refused, wait
 
 RECORD = {"client": "", "user": "", "socket": "", "login_script": "", "client_options": []}
 
@@ -73,3 +74,10 @@ def test_an_answer_that_is_no_record_is_refused(word: str, said: str) -> None:
     client: Any = SimpleNamespace(ask=lambda _statement, _until: [word + said])
     with pytest.raises(Refused):
         mongodb._command(client, {"ping": 1}, 0.0)
+
+
+def test_a_socket_whose_path_is_not_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(mongodb, "Client", lambda command, *_, **__: called.extend(command))
+    mongodb._connect(WriterConfig("db", "mongodb", socket="/run/gr\udcfc\udcdfe.sock"), wait, 0.0)
+    assert called[-1] == "mongodb://%2Frun%2Fgr%FC%DFe.sock/admin?directConnection=true"

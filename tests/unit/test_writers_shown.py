@@ -164,6 +164,14 @@ def test_a_preview_names_a_user_that_is_not_there() -> None:
         assert planned.error == "there is no user nobody-of-that-name"
 
 
+@pytest.mark.parametrize("socket", ["db..local:6379", f"{'x' * 64}:6379", "\udcfc:6379", "/\ud8ff"])
+def test_a_name_that_can_be_none_is_told_and_hides_no_other(socket: str) -> None:
+    writers = (WriterConfig("a", "redis", socket=socket), WriterConfig("b", "hook", path="/nothing/there"))
+    a, b = preview.preview(writers, (), required=True)
+    assert a.error.startswith(f"{socket}: ")
+    assert b.error == "/nothing/there: No such file or directory"
+
+
 def test_every_type_is_asked() -> None:
     assert preview.LOOKS.keys() == TYPES.keys()
 

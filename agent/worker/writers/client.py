@@ -101,7 +101,8 @@ class Client:
         assert self._process.stdin is not None
         try:
             sentinel = self._sentinel.format(mark)
-            self._process.stdin.write(f"{statement}{self._end}\n{sentinel}{self._end}\n".encode())
+            said = f"{statement}{self._end}\n{sentinel}{self._end}\n"
+            self._process.stdin.write(said.encode(errors="surrogateescape"))
         except OSError:
             raise Refused(self.last_words([])) from None
         lines: list[str] = []

@@ -144,7 +144,9 @@ def _connect(config: WriterConfig, waits: Waits, until: float) -> Client:
     where = config.socket or DEFAULT
     if where.startswith("/") and not where.endswith(".sock"):
         raise Refused(f"{where}: its client takes only what ends in .sock for a socket")
-    host = "".join(c if c in _PLAIN else "".join(f"%{octet:02X}" for octet in c.encode()) for c in where)
+    host = "".join(
+        c if c in _PLAIN else "".join(f"%{octet:02X}" for octet in c.encode(errors="surrogateescape")) for c in where
+    )
     uri = f"mongodb://{host if where.startswith('/') else where}/admin?directConnection=true"
     # Its log and its history would be written to HOME, which may be frozen.
     command = [config.client or "mongosh", "--quiet", "--norc", *config.client_options, uri]

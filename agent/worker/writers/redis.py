@@ -164,7 +164,7 @@ class Redis:
             else:
                 host, _, port = where.rpartition(":")
                 self._socket = socket.create_connection((host.strip("[]"), whole(port, "its port")), seconds)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:  # the last: what can be the name of no host, or no path
             raise Refused(f"{where}: {getattr(error, 'strerror', None) or error}") from None
         self._socket.setblocking(False)
 
