@@ -30,7 +30,7 @@ class WriteCounters:
     def __init__(self, mounts: Iterable[Mount], sysfs: str = "/sys", procfs: str = "/proc") -> None:
         self._procfs = procfs
         self._swaps = _swap_files(procfs)
-        swapped = _superblocks_of(self._swaps) if self._swaps else frozenset()
+        swapped = _superblocks_of(self._swaps) if self._swaps else self._swaps
         names = {
             name: None
             for mount in mounts
@@ -85,12 +85,17 @@ def _open(folder: str) -> int:
         return -1  # vanished, forbidden, or no more descriptors: no evidence, and that is told
 
 
-def _swap_files(procfs: str) -> frozenset[str]:
-    """Return the paths of the active swap files, as /proc/swaps (proc(5)) has them; a swap partition is no file."""
+def _swap_files(procfs: str) -> frozenset[str] | None:
+    """Return the paths of the active swap files, as /proc/swaps (proc(5)) has them; a swap partition is no file.
+
+    None if that cannot be known.
+    """
     try:
         lines = read_text(f"{procfs}/swaps").splitlines()[1:]
     except FileNotFoundError:  # a kernel without swap
         return frozenset()
+    except OSError:
+        return None  # forbidden, or no more descriptors: no evidence, but no reason to refuse or break a freeze
     return frozenset(line.split()[0] for line in lines if line.split()[1:2] == ["file"])
 
 

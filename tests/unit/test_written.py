@@ -420,6 +420,15 @@ def test_a_kernel_without_swap(tree: Tree) -> None:
     same(tree.counters("vda").read(), vda=5)
 
 
+def test_swap_files_that_may_not_be_known_take_all_evidence_and_end_no_freeze(tree: Tree) -> None:
+    tree.disk("vda", 5)
+    counters = tree.counters("vda")
+    (tree.procfs / "swaps").unlink()
+    (tree.procfs / "swaps").mkdir()  # any other error than a missing file
+    same(counters.read())
+    same(tree.counters("vda").read())
+
+
 def test_counters_leave_room_for_the_file_systems(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     tree.disk("vda", 5)
     tree.disk("vdb", 5)
