@@ -14,7 +14,8 @@ from typing import Any
 
 from .structs import Value, field
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(r"(?!.*\.(lock|new|begun|undone)\Z)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""A writer's name. With one of those ends its record would be a part of another one's (worker/writers/latch.py)."""
 HOOK = "hook"
 """The name of the writer that the options --hook and --hook-dir make."""
 

@@ -123,6 +123,23 @@ def test_a_folder(tmp_path: Path) -> None:
         read_folder(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["orders.new", "db.lock", "db.begun", "a.b.undone"])
+def test_no_writer_has_the_name_of_another_ones_record(name: str, tmp_path: Path) -> None:
+    """What it had set would be undone by nobody: no start takes such a file for a record."""
+    (tmp_path / f"{name}.conf").write_text("type redis\n")
+    with pytest.raises(BadWriter, match=r"does not end in \.lock, \.new, \.begun or \.undone"):
+        read_folder(str(tmp_path))
+    with pytest.raises(BadWriter, match="is no name of a writer"):
+        parse("x", f"type redis\nafter {name}\n", "f")
+    Latch(str(tmp_path / "w"), name).write({})
+    assert left(str(tmp_path / "w")) == [], "which is why"
+
+
+def test_names_that_are_like_those() -> None:
+    for name in ("new", "x.new.db", "lock", "db-new", "db.locks"):
+        assert parse("x", f"type redis\nafter {name}\n", "f").after == (name,)
+
+
 @pytest.mark.parametrize("sample", sorted(SAMPLES.glob("*.sample")), ids=lambda path: path.name)
 def test_each_sample_is_good_also_with_what_it_comments_out(sample: Path) -> None:
     lines = sample.read_text().splitlines()

@@ -6,6 +6,7 @@ import os
 import stat
 
 from ...api.writers import NAME, BadWriter
+from .latch import BEGUN, LOCK, NEW, UNDONE
 
 FILE_MAX = 64 << 10
 
@@ -30,7 +31,9 @@ def read_folder(folder: str) -> dict[str, str]:
 def _read(path: str) -> str | None:
     """Return the text of a file; None if it is masked."""
     if not NAME.fullmatch(os.path.basename(path).removesuffix(".conf")):
-        raise BadWriter(f"{path}: a writer's name has letters, digits, dots, underscores and hyphens, at most 64")
+        means = "has letters, digits, dots, underscores and hyphens, at most 64"
+        ends = f"{', '.join((LOCK, NEW, BEGUN))} or {UNDONE}"
+        raise BadWriter(f"{path}: a writer's name {means}, and does not end in {ends}")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         with open(fd, "rb") as opened:
