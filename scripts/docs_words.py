@@ -250,6 +250,7 @@ LIMITS = (
     ),
     ("a message of `guest-file-write`, whatever `max-body` says", "LARGE_MAX", "", "bytes"),
     ("commas and brackets of a JSON request, or elements of an XML one", "ITEMS_MAX", "", ""),
+    ("a tag with its attributes, or a comment, of an XML request", "TOKEN_MAX", "", "bytes"),
     ("a text parameter", "TEXT_MAX", "", "characters"),
     ("globs in a request", "GLOBS_MAX", "", ""),
     ("a number of seconds in a request", "SECONDS_MAX", "", "s"),

@@ -20,6 +20,8 @@ from ..api.structs import Struct, Value, field
 from .messages import ITEMS_MAX
 
 METHOD_NAME_MAX = 256
+TOKEN_MAX = 16 << 10
+"""Bytes of a tag or comment that may have come without its end."""
 
 
 def dump_call(method: str, params: Sequence[Any]) -> bytes:
@@ -123,16 +125,21 @@ class CallReader:
     """Reads one methodCall as it comes in, at most `nesting` arrays and structs deep and ITEMS_MAX elements long.
 
     Both methods raise Fault: PARSE if it is not well-formed XML or has a DTD, REQUEST if it is no methodCall or over a
-    limit, PARAMS for what stands inside <params>.
+    limit, PARAMS for what stands inside <params>. A text comes in pieces; but a tag with its attributes, or a comment,
+    is looked at only when it is whole, and then at one go, so it must be short.
     """
 
     def __init__(self, nesting: int) -> None:
         self._reader = _Reader(_CALL, nesting, ITEMS_MAX)
         self._parser = self._reader.parser()
+        self._fed = 0
 
     def feed(self, data: bytes | bytearray) -> None:
         """Take more of it; not too little: expat before 2.6 reads a long token anew for each piece (CVE-2023-52425)."""
         _parse(self._parser, data, last=False)
+        self._fed += len(data)
+        if self._fed - self._parser.CurrentByteIndex > TOKEN_MAX:
+            raise Fault(Code.REQUEST, f"a tag or comment is over the limit of {TOKEN_MAX} bytes")
 
     def close(self) -> tuple[str, list[Any]]:
         """Return method name and parameters."""

@@ -554,3 +554,34 @@ def test_a_body_of_many_elements_or_chunks_takes_linear_work_in_slices() -> None
     data = post(body)
     worst = max(calls(lambda at=at: receive(stream, data[at : at + 16384])) for at in range(0, len(data), 16384))  # type: ignore[misc]
     assert worst < 3 * whole / (len(data) / 16384)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "<methodName " + " ".join(f'a{i:x}=""' for i in range(200_000)) + ">m</methodName>",
+        f"<methodName><!--{'-' * 5 + ' ' * 1_900_000}--></methodName>".replace("-----", ""),
+        f"<methodName><?x {'y' * 1_900_000}?>m</methodName>",
+        f"<{'m' * 1_900_000}/>",
+    ],
+    ids=["attributes", "comment", "instruction", "name"],
+)
+def test_what_expat_would_read_at_one_go_is_short(tag: str) -> None:
+    """It keeps a tag until that is whole, and then makes Python objects of all its attributes at once."""
+    data = post(f"<methodCall>{tag}</methodCall>".encode())
+    stream = Session()
+    [event] = [event for at in range(0, len(data), 16384) for event in receive(stream, data[at : at + 16384])]
+    assert event == Refused(Code.REQUEST, "a tag or comment is over the limit of 16384 bytes")
+    assert receive(stream, PING), "the connection goes on"
+
+
+@pytest.mark.parametrize("at_once", [1000, 16384, 1 << 20])
+@pytest.mark.parametrize("form", ["{}", "<string>{}</string>", "<![CDATA[{}]]>", "<string a='{:.16000}'>{}</string>"])
+def test_long_texts_and_a_tag_that_is_nearly_too_long_are_read(form: str, at_once: int) -> None:
+    text, space = "ABC \n" * 100_000, " \n" * 20_000
+    inner = form.format(text) if form.count("{") == 1 else form.format(text, text)
+    data = post(space.encode() + value(f"{space * inner.startswith('<str')}{inner}") + space.encode())
+    stream = Session()
+    [event] = [event for at in range(0, len(data), at_once) for event in receive(stream, data[at : at + at_once])]
+    assert isinstance(event, Request), event
+    assert event.params == [text]
