@@ -48,6 +48,16 @@ ITEMS_MAX = 100_000
 """Commas and brackets, or elements, of one request: what is made of them costs time, and memory many times theirs."""
 
 
+class Shared(dict[str, Any]):
+    """A value that is told to many and does not change: it keeps what is sent of it, once that is made.
+
+    That is the pieces of a reply in XML, and its line of JSON.
+    """
+
+    pieces: tuple[bytes, ...] = ()
+    line: bytes = b""
+
+
 class Limits(Value):
     """What one session may cost: bytes of a header and of a body, levels of nesting. `qga`: whose texts it speaks."""
 

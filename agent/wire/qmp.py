@@ -17,7 +17,7 @@ from typing import Any
 from ..api import qemu
 from ..api.errors import Code, Fault
 from . import json_values
-from .messages import ITEMS_MAX, Limits, Refused, Request
+from .messages import ITEMS_MAX, Limits, Refused, Request, Shared
 
 SYNCS = frozenset({"guest-sync", "guest-sync-delimited"})
 """What a host sends when it has given up on all that it asked for before."""
@@ -119,11 +119,18 @@ class Message:
         if self._method in SILENT:
             return
         try:
-            line = json_values.dump({"return": value, **self._echo})
+            line = self._line(value)
         except (TypeError, ValueError, RecursionError) as error:
             self.fault(Fault(Code.INTERNAL, f"the reply cannot be sent as JSON: {error}"))
             return
         self._write((b"\xff" if self._method == "guest-sync-delimited" else b"") + line)
+
+    def _line(self, value: Any) -> bytes:
+        if not isinstance(value, Shared):
+            return json_values.dump({"return": value, **self._echo})
+        value.line = value.line or json_values.dump(dict(value))
+        rest = b", " + json_values.dump(self._echo)[1:] if self._echo else b"}\n"
+        return b'{"return": ' + value.line[:-1] + rest
 
     def fault(self, fault: Fault) -> None:
         """Send `fault` with qemu-ga's class and text, for our own methods also with its number and name."""

@@ -17,7 +17,7 @@ from xml.parsers import expat
 
 from ..api.errors import Code, Fault, reported_by_other
 from ..api.structs import Struct, Value, field
-from .messages import ITEMS_MAX
+from .messages import ITEMS_MAX, Shared
 
 METHOD_NAME_MAX = 256
 TOKEN_MAX = 16 << 10
@@ -36,12 +36,6 @@ def dump_call(method: str, params: Sequence[Any]) -> bytes:
         out.append(b"</param>")
     out.append(b"</params></methodCall>\n")
     return b"".join(out)
-
-
-class Shared(dict[str, Any]):
-    """A value that is told to many and does not change: it keeps the pieces of its reply, once these are made."""
-
-    pieces: tuple[bytes, ...] = ()
 
 
 def dump_reply(value: Any) -> list[bytes]:

@@ -14,7 +14,7 @@ from ...agent.api import timeofday
 from ...agent.api.methods import RPCS, Disk
 from ...agent.api.records import Status
 from ...agent.api.text import printable
-from ...agent.wire.xmlrpc import Shared
+from ...agent.wire.messages import Shared
 from ...agent.worker import context, queues
 from ..channels.connections import Connections
 from ..core import events, status

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from fakes.drive import Asked, Drive
 from fakes.scenarios import played
-from virtagent.agent.wire import xmlrpc
+from virtagent.agent.wire import json_values, xmlrpc
+from virtagent.agent.wire.messages import Request, Shared
+from virtagent.agent.wire.session import Session
 from virtagent.agent.worker import messages
 from virtagent.supervisor.core import events
 from virtagent.supervisor.core.pending import WATCHERS, WATCHERS_A_TURN, WATCHERS_LATER
@@ -31,11 +35,36 @@ def test_all_of_one_turn_get_the_same_record(drive: Drive) -> None:
 
 def test_a_shared_value_is_encoded_once() -> None:
     value = {"state": "FROZEN", "seq": 7, "mounts": [{"mountpoint": "/srv"}]}
-    shared = xmlrpc.Shared(value)
+    shared = Shared(value)
     assert xmlrpc.dump_reply(shared) == xmlrpc.dump_reply(value)
     kept = shared.pieces
     assert xmlrpc.dump_reply(shared) == [*kept]
     assert shared.pieces is kept
+
+
+@pytest.mark.parametrize("id_", ["", ', "id": {"a": [1]}'])
+def test_a_shared_value_is_made_json_once_whatever_the_id_is(id_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    dump = json_values.dump
+
+    def noted(value: object) -> bytes:
+        made.append(value)
+        return dump(value)
+
+    monkeypatch.setattr(json_values, "dump", noted)
+    value = {"state": "FROZEN", "mounts": [{"mountpoint": "/srv/\udcff"}]}
+    lines = []
+    for record in (value, Shared(value)):
+        stream = Session()
+        for _ in range(3):
+            stream.receive_data(f'{{"execute": "va.fsstatus"{id_}}}'.encode())
+            [request] = iter(stream.next_event, None)
+            assert isinstance(request, Request)
+            stream.reply(request.token, record)
+            lines.append(bytes(stream.pending()))
+            stream.wrote(len(lines[-1]))
+    assert len(set(lines)) == 1, "the same as one that is told to nobody else"
+    assert sum("mounts" in str(one) for one in made) == 3 + 1
 
 
 def told(drive: Drive, watchers: list[Asked]) -> int:
