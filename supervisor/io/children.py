@@ -22,7 +22,7 @@ from ..core.timing import Deadlines, Key
 from . import poller as ranks
 from .ours import is_our_worker
 from .poller import Poller
-from .process import Ended, Processes
+from .process import Ended, Processes, is_unreaped
 from .troubles import Troubles
 
 READ = 64 << 10
@@ -210,7 +210,7 @@ class Children:
             raise
 
     def _fork(self, number: int, body: Body, lifeline: Lifeline | None) -> Child:
-        self._lost = [pid for pid in self._lost if _is_unreaped(pid)]
+        self._lost = [pid for pid in self._lost if is_unreaped(pid)]
         fds: list[int] = []
         held = -1
         supervisor = os.getpid()
@@ -409,14 +409,6 @@ def _close(fds: Iterable[int]) -> None:
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)
-
-
-def _is_unreaped(pid: int) -> bool:
-    """Reap the child if it has ended; return whether it is to be reaped later."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == 0
-    except ChildProcessError:
-        return False
 
 
 def _widen(fd: int) -> None:

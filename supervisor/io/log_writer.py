@@ -27,7 +27,7 @@ from ...agent.worker import context, kernel
 from ...agent.worker.links import open_plain
 from ..core.events import Entry
 from .ours import why_not_ours
-from .process import Ended, Processes
+from .process import Ended, Processes, is_unreaped
 
 AGAIN = 1.0  # seconds from the death of a writer to the next one
 PIPE_SIZE = 1 << 20  # bytes that the pipe stores while the disk is stuck; more waits in the supervisor
@@ -45,6 +45,7 @@ class LogFile:
         self.path = path
         self.pidfd = -1
         self.pid = -1
+        self._lost: list[int] = []
         self._processes = processes
         self._read, self._write = os.pipe2(os.O_CLOEXEC)  # ADR 0018: the reading end stays open for the next writer
         os.set_blocking(self._write, False)
@@ -53,7 +54,8 @@ class LogFile:
         self.start()
 
     def start(self) -> None:
-        """Fork the writer; raise OSError."""
+        """Fork the writer; raise OSError. One of which no descriptor can be had is killed: there must be only one."""
+        self._lost = [pid for pid in self._lost if is_unreaped(pid)]
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = self._processes.fork()
@@ -61,8 +63,13 @@ class LogFile:
                 _run(self._read, self.path)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            self.pidfd = self._processes.open_pidfd(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            self._lost.append(pid)
+            raise
         self.pid = pid
-        self.pidfd = self._processes.open_pidfd(pid)
 
     def reap(self) -> Ended | None:
         """Reap the writer; return None if it has not ended."""

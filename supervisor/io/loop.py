@@ -180,7 +180,10 @@ class Loop:
         waits = self._log.sink.waits_while_frozen and not self._core.thawed
         more = not waits and self._log.write()
         if more and not self._log_waits:
-            self._poller.register(self._log.sink.fileno(), WRITES, WRITE, self._write_log)
+            try:
+                self._poller.register(self._log.sink.fileno(), WRITES, WRITE, self._write_log)
+            except OSError:
+                return  # what waits is written in a later turn
         elif self._log_waits and not more:
             self._poller.unregister(self._log.sink.fileno())
         self._log_waits = more
@@ -200,9 +203,9 @@ class Loop:
     def _start_writer(self, key: timing.Key) -> None:
         assert self._log_file is not None
         try:
-            self._log_file.start()
+            if self._log_file.pid < 0:
+                self._log_file.start()
+            self._watch_writer()
         except OSError as error:
-            self._log.add("warning", f"the log writer could not be started: {error.strerror}")
+            self._log.add("warning", f"the log writer could not be started or watched: {error.strerror}")
             self._timers.arm(key, self._clock() + AGAIN)
-            return
-        self._watch_writer()

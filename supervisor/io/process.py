@@ -126,6 +126,14 @@ def _thread_state(stat: str) -> str:
         os.close(fd)
 
 
+def is_unreaped(pid: int) -> bool:
+    """Reap the child if it has ended; return whether it is to be reaped later."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == 0
+    except ChildProcessError:
+        return False
+
+
 def monotonic() -> float:
     """Return the time of the loop's clock, CLOCK_MONOTONIC in seconds, which the keeper uses, too."""
     return time.monotonic()
