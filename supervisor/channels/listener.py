@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import struct
 
 from ..core.events import Peer
@@ -212,6 +213,8 @@ def _unlink_stale(path: str) -> None:
         except FileNotFoundError:
             return
         except ConnectionRefusedError:
+            if not stat.S_ISSOCK(os.stat(path).st_mode):  # connect(2) refuses what is no socket, too
+                raise OSError(errno.EEXIST, "there is something already, and it is no socket") from None
             os.unlink(path)
             return
         except BlockingIOError:

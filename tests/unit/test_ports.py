@@ -344,6 +344,19 @@ class Sock:
             sock.close()
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "fifo"])
+def test_what_is_no_socket_is_not_removed_to_make_room_for_one(tmp_path: Path, kind: str) -> None:
+    """connect(2) refuses a file as it refuses a socket on which nobody listens."""
+    path, file = tmp_path / "there", tmp_path / "file"
+    file.write_text("precious")
+    path.symlink_to(file) if kind == "link" else os.mkfifo(path) if kind == "fifo" else path.write_text("precious")
+    with pytest.raises(OSError, match="it is no socket") as raised:
+        Listener.open(f"unix:{path}")
+    assert raised.value.errno == errno.EEXIST
+    assert os.path.lexists(path)
+    assert file.read_text() == "precious"
+
+
 def test_only_the_host_may_connect_and_a_stranger_is_named_once() -> None:
     sock: Any = Sock((2, 900), (3, 900), (3, 901), (1, 5), (2, 7))
     listener = Listener("vsock:5", sock)
