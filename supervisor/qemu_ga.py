@@ -6,6 +6,7 @@ in virtagentd.conf, or in the file that VIRTAGENT_CONF names.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -154,7 +155,8 @@ def daemonize(settings: Settings, config: Config, notes: Sequence[str]) -> int:
     try:
         return serve(config, process.System(), notes=notes, ready=_detach(write))
     finally:
-        os.unlink(path)
+        with contextlib.suppress(OSError):  # somebody has removed it, or its file system is read-only by now
+            os.unlink(path)
 
 
 def _lock_pid_file(path: str) -> None:

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 from virtagent.supervisor import qemu_ga, state_dir, taking_part
-from virtagent.supervisor.config import BadConfig
+from virtagent.supervisor.config import BadConfig, Config
 from virtagent.supervisor.ga_options import BadUsage, Settings, load
 from virtagent.supervisor.io import journal
 from virtagent.supervisor.key_file import BadKeyFile, form, parse, text_of
@@ -442,3 +442,17 @@ def test_what_is_said(
     assert said.out.startswith(out)
     assert said.err.startswith(err)
     assert said.err.count("\n") == bool(err)
+
+
+def test_a_daemon_whose_pid_file_was_removed_ends_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pid"
+
+    def served(*_: object, **__: object) -> int:
+        assert path.read_text() == f"{os.getpid()}\n"
+        path.unlink()
+        return 0
+
+    for name in ("fork", "setsid"):
+        monkeypatch.setattr(os, name, lambda: 0)
+    monkeypatch.setattr(qemu_ga, "serve", served)
+    assert qemu_ga.daemonize(Settings(pidfile=str(path)), Config(), []) == 0
