@@ -412,7 +412,7 @@ class Engine:
     _HANDLERS: ClassVar[Mapping[type, Callable[[Engine, Turn, Any], None]]] = {
         Requested: _requested,
         events.Malformed: lambda self, _, event: self._audit.add(audit.malformed(event)),
-        events.GivenUp: lambda self, turn, event: self._pending.abandon(turn, event.connection, event.token),
+        events.GivenUp: lambda self, turn, event: self._freeze.news.given_up(turn, event.connection, event.token),
         events.NewsCut: lambda self, turn, event: self._pending.cut(turn, event.connection),
         events.Taken: lambda self, turn, event: self._freeze.news.taken(turn, event.connection, event.token),
         events.Disconnected: _disconnected,

@@ -189,6 +189,12 @@ class News:
         if first:
             self._on_change(turn)
 
+    def given_up(self, turn: Turn, connection: int, token: int) -> None:
+        """Close that call; if it is answered already, nobody takes the reply."""
+        self._pending.abandon(turn, connection, token)
+        for item in self._on_its_way.pop((connection, token), []):
+            item.owed = False
+
     def disconnected(self, turn: Turn, connection: int, *, unread: bool) -> None:
         """Take note that the connection has ended, with replies unread or not."""
         before = [item.told_at for item in self._items]

@@ -113,6 +113,15 @@ def test_a_host_that_does_not_take_how_its_freeze_failed_leaves_it_to_the_next_t
     ended(drive, "failed", tells=["SIGKILL", "nothing was frozen"])
 
 
+def test_a_host_that_gave_up_just_before_its_freeze_failed_leaves_that_to_its_next_thaw(drive: Drive) -> None:
+    """A deadline comes before what the host said; its answer is dropped by the session, which has heard it."""
+    call = drive.ask("va.fsfreeze", reads=False)
+    drive.die(drive.newest)
+    drive.feed(events.GivenUp(call.connection, call.token))
+    told = drive.ask("va.fsthaw", connection=call.connection)
+    told.refused(Code.FREEZE_BROKEN, "nothing was frozen")
+
+
 def test_a_host_that_leaves_unread_how_its_freeze_failed_leaves_it_to_the_next_thaw(drive: Drive) -> None:
     call = drive.ask("va.fsfreeze")
     drive.die(drive.newest)
