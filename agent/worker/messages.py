@@ -202,7 +202,7 @@ class Thaw(Value):
 
 
 class Hold(Value):
-    """To the keeper: hold until this CLOCK_MONOTONIC second."""
+    """To the keeper: hold until this CLOCK_MONOTONIC second. To a writer: let go by itself only after it."""
 
     shape: ClassVar[Shape] = (_NUMBER,)
     until: float

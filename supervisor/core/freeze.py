@@ -32,6 +32,7 @@ from .recovery import adopted, apart, told_of, why_not
 from .transaction import Transaction
 from .turn import Turn
 from .workers import Worker, Workers, while_clause
+from .writer import HELD_LATER
 from .writers import BAD, GOOD, Writers
 
 REACT_GRACE = 2.0  # seconds until the keeper must have said that it thaws; then it is considered stopped
@@ -280,6 +281,8 @@ class Freeze(Between):
         keeper = self._workers.get(transaction.ledger.freezer)
         assert keeper is not None
         self._workers.limit(turn, keeper, transaction.hold_ends)
+        if transaction.options.held_at_most:
+            self._writers.extend(turn, transaction.hold_ends + self.thaw_limit + HELD_LATER)
         self._pending.answer(turn, call, max(0.0, transaction.hold_ends - turn.now))
 
     def _do_kill_freezer(self, turn: Turn, cause: Cause) -> None:

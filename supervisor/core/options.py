@@ -13,8 +13,8 @@ from ...agent.api.records import PastFreeze
 from ...agent.worker.freeze import OWN_LIMIT_LATER
 from ..config import Config
 from . import estimates
+from .writer import HELD_LATER
 
-HELD_LATER = 60.0  # seconds after all limits of a freeze until a writer lets go by itself
 INSTANT_MAX = 300.0  # seconds of which the instant of a freeze may be ahead
 EXEC_GRACE = 10.0  # seconds that a program over its limit has between SIGTERM and SIGKILL
 
@@ -69,6 +69,8 @@ def freeze_options(
         raise Fault(Code.PARAMS, f"{method}: attended needs at, the instant by which va.fsgo is to come")
     writers = given.get("writers") or config.writers
     longest = (config.freeze_limit, config.hold_limit_max, config.thaw_limit)
+    steps = [one.quiesce_limit for one in config.every_writer]  # one after another, and they confirm together
+    steps += [max((one.confirm_limit for one in config.every_writer), default=0.0), HELD_LATER]
     return Options(
         rules=Rules(
             config.include,
@@ -85,7 +87,7 @@ def freeze_options(
         partial=partial,
         writers=writers,
         waits=bool(config.every_writer) and writers != "none",
-        held_at_most=sum(longest) + HELD_LATER if all(longest) else 0,
+        held_at_most=sum(longest) + sum(steps) if all(longest) else 0,
         patience=config.patience,
         busy_wait=config.busy_wait,
         at=near(method, given.get("at") or 0.0, wall),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ...agent.api.records import WriterSeconds, WriterStatus
 from ...agent.api.structs import Struct, field
 from ...agent.api.writers import TYPES, Hold, Step, WriterConfig, WriterState, hold
 from .timing import OWNER, Key
 
 RETRY_FIRST = 1.0  # seconds until an undo that failed is tried again
+HELD_LATER = 60.0  # seconds after all limits of a freeze until a writer lets go by itself
 
 
 class Writer(Struct):
@@ -63,6 +67,15 @@ class Writer(Struct):
         if not self.confirmed or self.not_frozen:
             return False
         return self.state is not WriterState.LOST or hold(self.config) is Hold.LATCH or bool(self.devices)
+
+    def note(self, info: Mapping[str, Any], frozen: frozenset[str] | None) -> None:
+        """Take note of what it tells; `frozen` is as in `place`."""
+        for name, value in info.items():
+            if name == "devices" and isinstance(value, dict):
+                self.devices = {str(path): str(device) for path, device in value.items()}
+                self.place(frozen)
+            else:
+                self.info[name] = str(value)
 
     def place(self, frozen: frozenset[str] | None) -> None:
         """Take note of which devices are frozen, or will be; None if there is no freeze."""

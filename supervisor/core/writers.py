@@ -84,10 +84,8 @@ class Writers:
 
     def stuck(self) -> str:
         """Return the sentence that refuses a freeze because a writer could not be let go; "" if there is none."""
-        for writer in self._all.values():
-            if writer.state is _S.STUCK:
-                return f"{writer.name} refuses the freeze: it could not be let go before: {writer.error}"
-        return ""
+        refuses = (f"{w.name} refuses the freeze: it could not be let go before: {w.error}" for w in self._in(_S.STUCK))
+        return next(refuses, "")
 
     def takes_part(self, choice: str) -> bool:
         """Return whether any writer takes part in a freeze with this choice ("all", "try", "none")."""
@@ -150,6 +148,13 @@ class Writers:
             writer.place(self._frozen)
         for writer in self._in(_S.QUIESCED):
             self._tell(turn, writer, Step.CONFIRM, writer.config.confirm_limit)
+
+    def extend(self, turn: Turn, until: float) -> None:
+        """Let each that holds hold until that second: the freeze is held for longer than was foreseen."""
+        for writer in self._in(*_HELD, *_FAILED):  # one that is lost lets go by itself then, too
+            worker = self._workers.get(writer.worker)
+            if worker is not None and worker.alive:
+                turn.tell(worker.id, messages.Hold(until))
 
     def release(self, turn: Turn, verdict: str) -> None:
         """Let all go: nothing is frozen any more. `verdict` is good or bad."""
@@ -260,7 +265,6 @@ class Writers:
     def _acted(self, turn: Turn, writer: Writer, acted: messages.Acted) -> str:
         if writer.let_go:
             return f"{acted.step[:20]} {acted.outcome[:20]} from a writer that has let go"
-        took = turn.now - writer.since
         if acted.step == "held" and acted.outcome == "lost":
             self._fails(turn, writer, _E.LOST, acted.text)
             return ""
@@ -276,13 +280,8 @@ class Writers:
             return f"{acted.step[:20]} {acted.outcome[:20]} from a writer that was asked to {writer.asked}"
         step, writer.asked = writer.asked, None
         self._limit(turn, writer, Phase.RUN, 0)
-        writer.seconds[step.value] = took
-        for name, value in acted.info.items():
-            if name == "devices" and isinstance(value, dict):
-                writer.devices = {str(path): str(device) for path, device in value.items()}
-                writer.place(self._frozen)
-            else:
-                writer.info[name] = str(value)
+        writer.seconds[step.value] = turn.now - writer.since
+        writer.note(acted.info, self._frozen)
         if acted.outcome != "ok" or writer.state in _FAILED:  # lost as it was told to confirm, it stays so
             self._fails(turn, writer, _WRONG.get(acted.outcome, _E.LOST), acted.text)
             return ""

@@ -91,6 +91,7 @@ class WriterProcess(Process):
         self._held_since = 0.0
         self._at_most: float = args.get("at_most", 0.0)
         self._told_lost = False
+        self._held_until = 0.0
 
     @property
     def busy(self) -> bool:
@@ -115,7 +116,8 @@ class WriterProcess(Process):
             return math.inf
         if self._todo:
             return self._until
-        return self._held_since + self._at_most if self._held_since and self._at_most else math.inf
+        ends = self._held_since + self._at_most if self._held_since and self._at_most else math.inf
+        return max(ends, self._held_until)
 
     @property
     def unheard(self) -> bool:
@@ -203,6 +205,9 @@ class WriterProcess(Process):
 
     def _obey(self) -> None:
         order = self.control.popleft()
+        if isinstance(order, messages.Hold):
+            self._held_until = max(self._held_until, order.until)
+            return
         assert isinstance(order, messages.Act)
         self._begin(Step(order.step), order.limit)
 

@@ -103,6 +103,20 @@ def test_the_pause_is_on_record_until_it_is_ended(server: Fake, latch: Latch) ->
     assert server.asked.count("CLIENT UNPAUSE") == 1
 
 
+def test_a_longer_hold_is_a_longer_pause_and_on_record(server: Fake, latch: Latch) -> None:
+    writer = paused(server, latch)
+    ends = time.monotonic() + 5000
+    writer.renew(time.monotonic() + SOON, ends)
+    first, second = (int(asked.split()[2]) for asked in server.asked if asked.startswith("CLIENT PAUSE"))
+    assert first < 200_000 < 4_000_000 < second
+    assert latch.record is not None
+    assert latch.record["ends"] >= ends
+    server.answers["PING"] = b"+PONG\r\n"
+    writer.confirm(time.monotonic() + SOON)
+    assert writer.release(time.monotonic() + SOON, "good") == ""
+    assert latch.record is None
+
+
 def test_whoever_is_left_ends_the_pause(server: Fake, latch: Latch) -> None:
     writer = paused(server, latch)
     writer.close()

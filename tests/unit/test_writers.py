@@ -652,6 +652,43 @@ def thawed(played: Played, freezer: int, *names: str) -> None:
         drive.exit(played.worker(name))
 
 
+def test_those_that_hold_are_told_that_the_hold_is_longer() -> None:
+    """Else they would let go by themselves, while all is frozen, when the limits of a freeze have passed."""
+    played, _, keeper = confirmed(config("a"), config("b", "mariadb"), config("c", required=False))
+    drive = played.drive
+    played.acted("c", "held", "lost", "its session has ended")
+    call = drive.ask("va.fshold", 500.0)
+    until = drive.now + 500
+    assert drive.told[-1] == (keeper, messages.Hold(until))
+    drive.report(keeper, messages.Held(until))
+    assert call.value == 500
+    assert drive.told[-3:] == [(played.worker(name), messages.Hold(until + 10 + 60)) for name in "abc"]
+
+
+def test_where_a_hold_has_no_limit_nobody_lets_go_by_himself() -> None:
+    played = Played(config("a"))
+    drive = played.drive = Drive(every_writer=(config("a"),), hold_limit=0, hold_limit_max=0)
+    _, keeper = played.begin("a")
+    played.acted("a", "prepare")
+    assert drive.spawned[played.worker("a")].args["at_most"] == 0
+    synced(played, keeper)
+    played.acted("a", "quiesce")
+    drive.freezes(keeper, 0)
+    drive.report(keeper, messages.Step(0, "frozen"), messages.Frozen(1, drive.now, 0))
+    played.acted("a", "confirm")
+    drive.ask("va.fshold", 500.0)
+    drive.report(keeper, messages.Held(drive.now + 500))
+    assert messages.Hold not in played.told(played.worker("a"))
+
+
+def test_one_that_waits_for_others_to_quiesce_does_not_let_go_meanwhile() -> None:
+    """All that may pass from when the first has quiesced until all is thawed."""
+    drive = Played(config("a", quiesce_limit=300.0), config("b", after=("a",), quiesce_limit=200.0)).drive
+    drive.begin(1)
+    (at_most,) = {drive.spawned[worker].args["at_most"] for worker in drive.workers("writer")}
+    assert at_most == 300 + 200 + 30 + 2 + 600 + 10 + 60
+
+
 def test_one_lost_with_paths_that_are_not_frozen_breaks_the_freeze() -> None:
     played, _, freezer = confirmed(config("a", "mariadb"), devices={"/srv/0": "7:0", "/else": "8:1"})
     assert played.writer("a").not_frozen == ("/else",)

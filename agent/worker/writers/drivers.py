@@ -33,6 +33,9 @@ class Driver(Protocol):
     def confirm(self, until: float) -> Info:
         """Prove that it held until now."""
 
+    def renew(self, until: float, ends: float) -> None:
+        """Have the hold last until `ends` (CLOCK_MONOTONIC): that of a lease, which the clock would end before."""
+
     def lost(self) -> str:
         """Return why the hold is lost, after one of `fds` has become readable."""
 

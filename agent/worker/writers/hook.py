@@ -52,6 +52,9 @@ class Hooks:
         """Do nothing: a program that has ended cannot prove that its application held."""
         return {}
 
+    def renew(self, _until: float, _ends: float) -> None:
+        """Do nothing: what holds has no end of its own."""
+
     def lost(self) -> str:
         """Return nothing: there is nothing that could be seen to be lost."""
         return ""

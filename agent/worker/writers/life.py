@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...api.errors import Code, Fault
@@ -102,7 +102,7 @@ class _Life:
         self._driver: Driver = DRIVERS[config.type](config, latch, self._wait, at_most)
         self._state = "starting"
         self._since = time.monotonic()
-        self._held_since = 0.0
+        self._held_since = self._renewed_until = 0.0
         self._lost = self._confirmed = False
 
     def run(self) -> str:
@@ -145,36 +145,55 @@ class _Life:
         """Return the next order; None if it was held as long as it may be."""
         if self._orders.alone and not self._held_since:
             return Gone.UNKNOWN
-        ends = self._held_since + self._at_most if self._held_since and self._at_most else math.inf
         while True:
+            if wrong := self._renew():
+                return Lost(wrong)
             now = time.monotonic()
             seconds = int(now - self._since)
             self._worker.title(f"{self._state}, {seconds} s" if self._held_since else self._state)
             # Only what is held counts up: what an operator reads in ps must be true.
             tick = self._since + seconds + 1 if self._held_since else math.inf
             watched = () if self._lost or not self._held_since else self._driver.fds
-            found = self._orders.next(min(tick, ends), watched)
+            found = self._orders.next(min(tick, self._ends), watched)
             if found is not None:
                 return found
             if any(wait(fd, 0) for fd in watched):
                 return Lost(self._driver.lost())
             if time.monotonic() >= tick and self._confirmed and not self._lost and (wrong := self._check()):
                 return Lost(wrong)
-            if time.monotonic() >= ends:
+            if time.monotonic() >= self._ends:
                 return None
+
+    @property
+    def _ends(self) -> float:
+        """The second at which it lets go by itself; the supervisor may put it off."""
+        if not (self._held_since and self._at_most):
+            return math.inf
+        return max(self._held_since + self._at_most, self._orders.held_until)
 
     def _wait(self, fd: int, until: float) -> bool:
         return wait(fd, until) if self._checking else self._orders.wait(fd, until)
 
     def _check(self) -> str:
         """Return why the hold is lost. A client of a database does not see that its server has ended the session."""
-        if not TYPES[self._config.type].silent:
+        return self._undisturbed(self._driver.confirm) if TYPES[self._config.type].silent else ""
+
+    def _renew(self) -> str:
+        """Hold as long as the supervisor lets it now; return why the hold is lost."""
+        ends = self._orders.held_until
+        if not self._held_since or self._lost or ends <= self._renewed_until:
             return ""
+        self._renewed_until = ends
+        return self._undisturbed(lambda until: self._driver.renew(until, ends))
+
+    def _undisturbed(self, ask: Callable[[float], object]) -> str:
         self._checking = True  # orders wait: a statement that is cut off would say nothing, now and afterwards
         try:
-            self._driver.confirm(time.monotonic() + CHECK_SECONDS)
+            ask(time.monotonic() + CHECK_SECONDS)
         except Refused as error:
             return str(error)
+        except OSError as error:
+            return f"{error.strerror}"
         finally:
             self._checking = False
         return ""

@@ -61,6 +61,9 @@ class Live:
         """Have it prove that it held until now. Raises Refused, Interrupted."""
         return self._ask("confirm", until)
 
+    def renew(self, _until: float, _ends: float) -> None:
+        """Do nothing: it holds until it is told, or its standard input ends."""
+
     def lost(self) -> str:
         """Return why its hold is lost: it has ended, or says so with a line of its own."""
         data = os.read(self._out(), ANSWER_MAX)

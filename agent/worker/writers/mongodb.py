@@ -71,6 +71,9 @@ class MongoDb:
             raise Refused("it is not locked any more")
         return {}
 
+    def renew(self, _until: float, _ends: float) -> None:
+        """Do nothing: the lock has no end of its own."""
+
     def lost(self) -> str:
         """Return nothing: the end of the session does not end the lock."""
         return ""

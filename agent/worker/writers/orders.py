@@ -44,6 +44,8 @@ class Orders:
         self._decoder = messages.Decoder(messages.CONTROLS)
         self._heard: list[messages.Act] = []
         self.alone = False
+        self.held_until = 0.0
+        """The latest CLOCK_MONOTONIC second until which the supervisor lets a hold last."""
         self._poll = select.poll()
         os.set_blocking(self._control, False)
         self._poll.register(self._control, select.POLLIN)
@@ -95,7 +97,11 @@ class Orders:
     def _read_control(self) -> None:
         data = os.read(self._control, 65536)
         if data:
-            self._heard += self._decoder.feed(data)
+            for message in self._decoder.feed(data):
+                if isinstance(message, messages.Hold):
+                    self.held_until = max(self.held_until, message.until)
+                else:
+                    self._heard.append(message)
         else:
             self._forget_supervisor()
 

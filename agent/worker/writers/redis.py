@@ -88,14 +88,18 @@ class Redis:
 
     def quiesce(self, until: float) -> Info:
         """Hold writes. Raises Refused, Interrupted."""
-        length = self._at_most + _MARGIN
-        self._paused_until = time.monotonic() + length
+        self.renew(until, time.monotonic() + self._at_most)
+        position = self._section("replication", until)
+        return {"replid": position.get("master_replid", ""), "offset": position.get("master_repl_offset", "")}
+
+    def renew(self, until: float, ends: float) -> None:
+        """Pause, or go on to, until that CLOCK_MONOTONIC second and some more. Raises Refused, Interrupted."""
+        self._paused_until = ends + _MARGIN
         if self._latch is not None:  # ADR 0038
             about = {name: getattr(self._config, name) for name in ("socket", "login", "password_file")}
             self._latch.write({"type": "redis", **about, "ends": self._paused_until})
+        length = self._paused_until - time.monotonic()
         self._ask(until, "CLIENT", "PAUSE", str(int(length * 1000)), "WRITE")
-        position = self._section("replication", until)
-        return {"replid": position.get("master_replid", ""), "offset": position.get("master_repl_offset", "")}
 
     def confirm(self, until: float) -> Info:
         """Show that the server is there, and that the pause has not run out. Raises Refused, Interrupted."""

@@ -41,6 +41,9 @@ class ClientSession:
         """The descriptor that becomes readable if the session ends."""
         return (self._opened.fd,) if self._opened is not None else ()
 
+    def renew(self, _until: float, _ends: float) -> None:
+        """Do nothing: the session lasts as long as it says something now and then."""
+
     def lost(self) -> str:
         """Return that the session has ended, in the client's words."""
         return self._client.last_words()

@@ -1,0 +1,150 @@
+"""The life of a writer's worker, played in a thread: what it hears on its pipe, what it has its driver do and tells."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from virtagent.agent.api.writers import WriterConfig
+from virtagent.agent.worker import messages
+from virtagent.agent.worker.context import Reporter
+from virtagent.agent.worker.writers import life
+from virtagent.agent.worker.writers.latch import Latch
+from virtagent.agent.worker.writers.orders import Orders
+from virtagent.agent.worker.writers.step import Refused
+
+LONG = 60.0  # seconds in which the other thread surely goes on
+
+
+class Application:
+    """A driver that only takes note of what it is to do."""
+
+    fds: tuple[int, ...] = ()
+    told: Mapping[str, str] = {}
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.until = 0.0
+        self.refuses = ""
+
+    def prepare(self, _until: float) -> dict[str, Any]:
+        """Do nothing."""
+        return {}
+
+    def quiesce(self, _until: float) -> dict[str, Any]:
+        """Hold."""
+        self.done.append("quiesce")
+        return {}
+
+    def renew(self, _until: float, ends: float) -> None:
+        """Hold until then."""
+        self.done.append("renew")
+        self.until = ends
+        if self.refuses:
+            raise Refused(self.refuses)
+
+    def confirm(self, _until: float) -> dict[str, Any]:
+        """Hold still."""
+        return {}
+
+    def lost(self) -> str:
+        """Say nothing."""
+        return ""
+
+    def release(self, _until: float, verdict: str) -> str:
+        """Let go."""
+        self.done.append(f"release {verdict}")
+        return ""
+
+
+class Played:
+    """The worker of a writer that may hold for no time by itself."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.application = Application()
+        monkeypatch.setitem(life.DRIVERS, "pair", lambda *_: self.application)  # type: ignore[arg-type]
+        control, self._orders = os.pipe2(os.O_CLOEXEC)
+        self._reports, report = os.pipe2(os.O_CLOEXEC)
+        self._fds = (control, self._orders, self._reports, report)
+        worker = SimpleNamespace(
+            control_fd=control,
+            lifeline_fd=-1,
+            supervisor=os.getppid(),
+            reporter=Reporter(report),
+            title=lambda _doing: None,
+        )
+        config = WriterConfig("a", "pair", release_limit=1.0)
+        latch = Latch(str(folder), "a")
+        self._life = life._Life(worker, config, Orders(worker), latch, 1e-9)  # type: ignore[arg-type]
+        self._thread = threading.Thread(target=self._life.run)
+        self._decoder = messages.Decoder(messages.REPORTS)
+        self._heard: list[messages.Acted] = []
+
+    def tell(self, *orders: messages.Control) -> None:
+        """Give these orders at one go."""
+        os.write(self._orders, b"".join(frame for order in orders for frame in messages.encode(order)))
+
+    def begin(self) -> None:
+        """Let it live."""
+        self._thread.start()
+
+    def hears(self) -> tuple[str, str]:
+        """Return step and outcome of what it says next."""
+        while not self._heard:
+            self._heard += self._decoder.feed(os.read(self._reports, 65536))
+        acted = self._heard.pop(0)
+        return acted.step, acted.outcome
+
+    def ends(self) -> None:
+        """Wait for its end."""
+        self._thread.join(LONG)
+        assert not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Close its pipes."""
+        for fd in self._fds:
+            os.close(fd)
+
+
+@pytest.fixture
+def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:
+    made = Played(tmp_path, monkeypatch)
+    yield made
+    made.close()
+
+
+def test_it_lets_go_by_itself_when_it_was_held_as_long_as_it_may_be(played: Played) -> None:
+    played.tell(messages.Act("quiesce", 0))
+    played.begin()
+    assert [played.hears() for _ in range(3)] == [("quiesce", "ok"), ("held", "lost"), ("release", "ok")]
+    played.ends()
+    assert played.application.done == ["quiesce", "release bad"]
+
+
+def test_it_holds_longer_if_the_freeze_is_held_longer(played: Played) -> None:
+    until = time.monotonic() + 1000
+    played.tell(messages.Act("quiesce", 0), messages.Hold(until))
+    played.begin()
+    assert played.hears() == ("quiesce", "ok")
+    played.tell(messages.Hold(until - 500), messages.Act("release", 1.0, "good"))
+    assert played.hears() == ("release", "ok")
+    played.ends()
+    assert played.application.done == ["quiesce", "renew", "release good"]
+    assert played.application.until == until
+
+
+def test_what_cannot_be_held_longer_is_lost(played: Played) -> None:
+    played.application.refuses = "the connection has ended"
+    played.tell(messages.Act("quiesce", 0), messages.Hold(time.monotonic() + 1000))
+    played.begin()
+    assert [played.hears() for _ in range(2)] == [("quiesce", "ok"), ("held", "lost")]
+    played.tell(messages.Act("release", 1.0, "good"))
+    assert played.hears() == ("release", "ok")
+    played.ends()
+    assert played.application.done == ["quiesce", "renew", "release good"]
