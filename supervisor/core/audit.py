@@ -13,6 +13,7 @@ from ...agent.api.methods import RPCS
 from .events import Malformed, Peer, Requested
 
 PARAMS_MAX = 256
+HIDDEN = "(not shown)"
 _short = reprlib.Repr()  # cuts first and formats then: parameters may be megabytes
 _short.maxstring = _short.maxother = PARAMS_MAX + 2
 
@@ -77,12 +78,12 @@ def line(request: Requested, outcome: str, fault: Fault | None, seconds: float, 
 def _without_secrets(method: str, params: list[Any] | dict[str, Any]) -> list[Any] | dict[str, Any]:
     """Return the parameters as they may be logged; of unknown ones only the fact that they were there."""
     row = RPCS.get(method)
-    if row is None and isinstance(params, dict):
-        return {name[:80]: "(not shown)" for name in params}
-    if row is None or not isinstance(params, dict) or not any(param.secret for param in row.params):
+    if row is None or not row.public:
+        return {name[:80]: HIDDEN for name in params} if isinstance(params, dict) else [HIDDEN] * len(params)
+    if not isinstance(params, dict) or not any(param.secret for param in row.params):
         return params
     shown = {param.name for param in row.params if not param.secret}
-    return {name[:80]: value if name in shown else "(not shown)" for name, value in params.items()}
+    return {name[:80]: value if name in shown else HIDDEN for name, value in params.items()}
 
 
 def malformed(event: Malformed) -> str:

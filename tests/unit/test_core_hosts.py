@@ -660,15 +660,26 @@ def test_records_wait_while_frozen_and_come_in_order(drive: Drive) -> None:
     before = len(audit(drive))
     _, keeper = drive.hold(1)
     for i in range(5):
-        drive.ask("va.nothing", i)
+        drive.ask("va.fsforget", i)
     assert len(audit(drive)) == before
     assert drive.status().audit.waiting == 6
     drive.ask("va.fsthaw")
     drive.thaws(keeper, 1)
     lines = audit(drive)[before:]
-    assert [line.split('params="')[1][0] for line in lines if "va.nothing" in line] == list("01234")
+    assert [line.split('params="')[1][0] for line in lines if "va.fsforget" in line] == list("01234")
     assert [word for word in ("va.fsfreeze", "va.fsthaw") if sum(word in line for line in lines) != 1] == []
     assert drive.status().audit.waiting == 0
+
+
+@pytest.mark.parametrize(("method", "many"), [("set_user_password", 1), ("set_user_password", 100_000), ("reload", 1)])
+def test_the_parameters_of_a_method_that_does_not_exist_are_not_shown(drive: Drive, method: str, many: int) -> None:
+    """It may be a misspelt one, and XML-RPC sends them without their names."""
+    drive.ask(method, *["root", "hunter2"] * many)
+    drive.ask_by_name("guest-set-user-pasword", {"username": "root", "password": "hunter2"})
+    by_place, by_name = audit(drive)[-2:]
+    assert "hunter2" not in by_place + by_name
+    assert """params="'(not shown)', '(not shown)'""" in by_place
+    assert """params="{'password': '(not shown)', 'username': '(not shown)'}""" in by_name
 
 
 def test_who_watches_leaves_no_record_but_at_debug(drive: Drive) -> None:
