@@ -148,7 +148,7 @@ class Message:
                 self._wrong = fault
 
     def _check_size(self, size: int) -> None:
-        if size > DISCARD_MAX:
+        if size > max(DISCARD_MAX, self._limits.body):
             raise h11.RemoteProtocolError("body too long", error_status_hint=413)
         if size > self._limits.body and self._refusal is None:
             self._refusal = Fault(Code.REQUEST, f"the body is over the limit of {self._limits.body} bytes")

@@ -486,6 +486,18 @@ def test_an_endless_chunked_body_ends_the_stream(monkeypatch: pytest.MonkeyPatch
     assert not still_serves(stream)
 
 
+@pytest.mark.parametrize("wrap", [post, lambda body: chunked(body, 10_000)], ids=["declared", "chunked"])
+def test_a_limit_over_what_is_thrown_away_counts(
+    wrap: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "DISCARD_MAX", 100_000)
+    body = value(f"<string>{'x' * 150_000}</string>")
+    [event] = receive(Session(Limits(body=200_000)), wrap(body))
+    assert isinstance(event, Request), event
+    status, _, code, _ = refused(Session(Limits(body=200_000)), wrap(bytes(200_001)))
+    assert (status, code) == (413, Code.REQUEST)
+
+
 def test_endless_headers_take_no_memory() -> None:
     stream = Session()
     [event] = receive(stream, HEAD.encode() + b"a: b\r\n" * 100_000)
