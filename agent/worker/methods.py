@@ -30,7 +30,7 @@ SHUTDOWN_FLAG = {"halt": "-H", "powerdown": "-P", "reboot": "-r"}
 def read_options(_worker: Worker, args: Args) -> dict[str, Any]:
     """Return the text of the configuration file `path`, and those of the writers in the folder `writers`, by name.
 
-    The text is at most 1 MiB, and "" if the file is missing and not `needed`. Raises Fault FAILED.
+    The text is "" if the file is missing and not `needed`. Raises Fault FAILED, also if it is longer than 1 MiB.
     """
     try:
         writers = config.read_folder(args["writers"])
@@ -42,11 +42,14 @@ def read_options(_worker: Worker, args: Args) -> dict[str, Any]:
 def _read_options(args: Args) -> str:
     try:
         with open(args["path"], encoding="utf-8", errors="surrogateescape") as file:
-            return file.read(OPTIONS_MAX)
+            text = file.read(OPTIONS_MAX + 1)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not args["needed"]:
             return ""
         raise failed(error, args["path"]) from None
+    if len(text) > OPTIONS_MAX:
+        raise Fault(Code.FAILED, f"{args['path']} is over {OPTIONS_MAX} characters")
+    return text
 
 
 def getfile(worker: Worker, args: Args) -> bytes:

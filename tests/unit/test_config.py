@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+from virtagent.agent.api.errors import Fault
+from virtagent.agent.worker.methods import OPTIONS_MAX, read_options
 from virtagent.supervisor.config import OPTIONS, BadConfig, Config, build, load, read_file
 
 GOOD: list[tuple[str, str, Any]] = [
@@ -332,3 +334,15 @@ def test_switches(tmp_path: Path) -> None:
     assert not load(["--config", str(file)])[0].vsock_any
     file.write_text("vsock-any yes")
     assert load(["--config", str(file)])[0].vsock_any
+
+
+def test_a_file_that_is_too_long_is_not_read_in_part(tmp_path: Path) -> None:
+    """What is blocked may stand at its end."""
+    path, folder = tmp_path / "conf", tmp_path / "writers.d"
+    args = {"path": str(path), "needed": True, "writers": str(folder)}
+    end = "\nblock-rpcs guest-exec\n"
+    path.write_text("#" * (OPTIONS_MAX - len(end)) + end)
+    assert read_options(cast("Any", None), args)["options"] == path.read_text()
+    path.write_text("#" * OPTIONS_MAX + "\nblock-rpcs guest-exec\n")
+    with pytest.raises(Fault, match="over 1048576 characters"):
+        read_options(cast("Any", None), args)
