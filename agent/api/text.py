@@ -31,6 +31,11 @@ def size(number: float) -> str:
     return f"{number:.0f} {SIZES[unit]}" if number >= 9.95 else f"{number:.1f}".removesuffix(".0") + f" {SIZES[unit]}"
 
 
+def digits(number: float) -> str:
+    """Return a number with three digits, or as a whole one: 0.25, 41.2, 3600."""
+    return f"{number:.3g}" if number < 999.5 else f"{number:.0f}"
+
+
 def took(seconds: float) -> str:
     """Return seconds as 0.4 ms, 11 ms, 3.02 s, 41 s, 3 min 20 s, 5 h 2 min or 12 d 3 h."""
     if seconds == 0:

@@ -18,7 +18,7 @@ from ..api.bounds import bounded
 from ..api.errors import Code, Fault
 from ..api.states import MountState, Phase
 from ..api.structs import Value
-from ..api.text import listed
+from ..api.text import digits, listed
 from . import messages, steps
 from .evidence import Evidence
 from .file_systems import FileSystem, FileSystems
@@ -392,7 +392,7 @@ class FreezeScript(_Together):
                     return reason
             now = yield steps.Now()
             if now >= until:
-                return f"the hold limit of {limit:.3g} s passed"
+                return f"the hold limit of {digits(limit)} s passed"
 
     def _thaw(self, reason: str, code: int = 0) -> Script[None]:
         now: float = yield steps.Now()

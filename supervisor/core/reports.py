@@ -11,7 +11,7 @@ from typing import ClassVar
 from ...agent.api.errors import Code, from_number
 from ...agent.api.records import Plan
 from ...agent.api.states import FreezeEvent, MountState, Phase, WorkerEvent, WorkerState
-from ...agent.api.text import listed
+from ...agent.api.text import digits, listed
 from ...agent.worker import messages
 from ...agent.worker.evidence import NOT_KNOWN
 from .events import NoStandby
@@ -218,7 +218,7 @@ class FreezeReports:
         elif worker.phase is Phase.READY and self._freeze.expects(FreezeEvent.INSTANT):
             self._freeze.instant(turn)
         elif self._freeze.expects(FreezeEvent.HOLD_PASSED):
-            self._freeze.take(turn, FreezeEvent.HOLD_PASSED, f"the hold limit of {worker.limit:.3g} s passed")
+            self._freeze.take(turn, FreezeEvent.HOLD_PASSED, f"the hold limit of {digits(worker.limit)} s passed")
         elif self._freeze.expects(FreezeEvent.OVERRAN):
             why = f"the {worker.phase.value} limit of {worker.limit:g} s passed"
             self._freeze.take(turn, FreezeEvent.OVERRAN, why, where=while_clause(worker))

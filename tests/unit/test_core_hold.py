@@ -306,6 +306,17 @@ def test_the_hold_is_extended_by_the_keepers_word(drive: Drive) -> None:
     ended(drive, tells=())
 
 
+def test_a_hold_of_many_seconds_that_nobody_ends_is_told_in_plain_digits(drive: Drive) -> None:
+    _, keeper = drive.hold(1)
+    for _ in range(5):
+        drive.wait(50)
+        drive.ask("va.fshold", 600)
+        drive.report(keeper, messages.Held(drive.now + 600))
+        drive.wait(500)
+    drive.wait(110)
+    assert drive.logged("the hold limit of 2850 s passed")
+
+
 def test_the_hold_may_be_shortened(drive: Drive) -> None:
     _, keeper = drive.hold(1)
     drive.ask("va.fshold", 5)

@@ -434,6 +434,12 @@ def test_a_hold_is_extended_and_the_keeper_says_so() -> None:
     assert again.began[0, THAW] == 100
 
 
+@pytest.mark.parametrize(("seconds", "words"), [(0.25, "0.25"), (999.75, "1000"), (1234.25, "1234"), (3600, "3600")])
+def test_a_hold_of_many_seconds_is_told_in_plain_digits(seconds: float, words: str) -> None:
+    driven = freezing(comes=[(0, PROCEED)])
+    assert fault_of(driven, options(hold=seconds)).text == f"the hold limit of {words} s passed"
+
+
 def test_a_hold_is_shortened() -> None:
     driven = freezing(comes=[(0, PROCEED), (2, Told(messages.Hold(BEGIN + 4)))])
     assert fault_of(driven).text == "the hold limit of 4 s passed"
