@@ -55,6 +55,12 @@ class FileSystems:
         """Return those whose FITHAW failed: they are still frozen."""
         return [fs for fs in self._all.values() if fs.refused]
 
+    @property
+    def thawed(self) -> bool:
+        """Whether none of them is frozen, or about to be."""
+        moving = self.in_state(MountState.FREEZING, MountState.FROZEN, MountState.THAWING)
+        return not (moving or self.refused())
+
     def at_work(self) -> list[FileSystem]:
         """Return those on which a call is in flight, in the order of the plan."""
         return [self._all[index] for index in sorted(self.busy)]

@@ -66,6 +66,7 @@ class _Together:
     def __init__(self, options: options.Options) -> None:
         self._options = options
         self._fatal = [] if options.partial else [MountState.FAILED]
+        self._mounts = FileSystems(())
         self._figures = messages.Progress(Phase.SYNC.value)
 
     def _take(self, plan: records.Plan, *, obeys: bool) -> Script[None]:
@@ -179,6 +180,11 @@ class FreezeScript(_Together):
         self._patience = Patience(FileSystems(()), 0)
         self._busy: dict[int, float] = {}
         self._evidence = Evidence()
+
+    @property
+    def thawed(self) -> bool:
+        """Whether it has left nothing frozen, now that it has ended."""
+        return self._mounts.thawed
 
     def run(self) -> Script[int]:
         """Carry out the freeze; return the number of file systems frozen and thawed.
@@ -372,10 +378,9 @@ class FreezeScript(_Together):
         """Hold what is frozen; return why the hold ended, empty if the supervisor asked for the thaw."""
         yield steps.BecomeKeeper()
         limit = self._options.hold_limit
-        at: float = yield steps.Now()
-        until = at + limit if limit else math.inf
+        at = now = yield steps.Now()
+        until: float = at + limit if limit else math.inf
         tell: messages.Report | None = messages.Frozen(count, at, until if limit else 0)
-        now = at
         while True:
             seconds = max(0, math.ceil(until - now)) if limit else 0
             yield steps.Title(f"{count} frozen" + (f", {seconds} s left" if limit else ""))

@@ -134,14 +134,12 @@ def shut_down(worker: Worker, program: Sequence[str], mode: str) -> subprocess.C
 
 def fsfreeze(worker: Worker, args: Args) -> int:
     """Freeze what `args["options"]` (options.Options) chooses, hold it, thaw it; return the number of file systems."""
+    script = freeze.FreezeScript(args["options"])
     try:
-        count = perform(worker, freeze.FreezeScript(args["options"]).run())
-    except Fault as fault:
-        if fault.code is not Code.FAILED:
+        return perform(worker, script.run())
+    finally:
+        if script.thawed:  # whatever has failed
             worker.tell_thawed()
-        raise
-    worker.tell_thawed()
-    return count
 
 
 def thaw(worker: Worker, args: Args) -> int:

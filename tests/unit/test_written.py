@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Mapping
@@ -15,15 +16,15 @@ from fakes.driven import Driven, Refused, options, plan_of
 from fakes.scenarios import ended
 from hypothesis import given
 from hypothesis import strategies as st
-from virtagent.agent.api.errors import Code
+from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.options import Rules
 from virtagent.agent.api.records import Last, Mount, Plan
 from virtagent.agent.api.text import size
-from virtagent.agent.worker import messages, steps, written
+from virtagent.agent.worker import messages, methods, steps, written
 from virtagent.agent.worker.freeze import FreezeScript
 from virtagent.agent.worker.mountinfo import MountInfo
 from virtagent.agent.worker.plan import BlockDevice, build_plan
-from virtagent.agent.worker.steps import Gone, Operation, Told
+from virtagent.agent.worker.steps import Gone, Operation, Script, Told
 from virtagent.agent.worker.written import WriteCounters, flush_others
 
 GO = [(0.0, Told(messages.Proceed())), (5.0, Told(messages.Thaw()))]
@@ -136,6 +137,50 @@ def test_a_reading_that_fails_thaws_all(nth: int) -> None:
         driven.run(FreezeScript(options()).run())
     assert not driven.frozen
     assert told(driven) == (-1, "")
+
+
+# -- what writers hear if the supervisor is dead
+
+
+class Keeper:
+    """What a freeze worker may use, and whether it has said that nothing is frozen."""
+
+    told = False
+
+    def tell_thawed(self) -> None:
+        """Take note of it."""
+        assert not self.told
+        self.told = True
+
+
+def keeps(driven: Driven, monkeypatch: pytest.MonkeyPatch) -> Keeper:
+    """Return the keeper of a freeze that was driven to its end, whatever that is."""
+    keeper = Keeper()
+
+    def perform(_worker: object, script: Script[int]) -> int:
+        found = driven.run(script)
+        if isinstance(found, Refused):
+            raise Fault(found.code, found.text)
+        return found
+
+    monkeypatch.setattr(methods, "perform", perform)
+    with contextlib.suppress(Fault, OSError):
+        methods.fsfreeze(keeper, {"options": options()})  # type: ignore[arg-type]
+    return keeper
+
+
+def test_whatever_fails_writers_hear_whether_all_is_thawed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hooks an application stayed held until the next start, though nothing was frozen any more."""
+    whole, _ = freezing({"loop0": 7, "loop1": 9})
+    assert keeps(Driven(TWO, GO), monkeypatch).told
+    for number in (n for n, step in enumerate(whole.did) if not isinstance(step, steps.Order)):
+        driven = Driven(TWO, GO, at_step={number: OSError(errno.EIO, "that")})
+        assert keeps(driven, monkeypatch).told == (not driven.frozen), whole.did[number]
+
+
+def test_writers_do_not_hear_that_what_could_not_be_thawed_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    driven = Driven(TWO, GO, errors={(1, Operation.THAW): [errno.EIO]})
+    assert not keeps(driven, monkeypatch).told
 
 
 # -- the core
