@@ -227,6 +227,7 @@ LIMITS = (
         "",
     ),
     ("calls of `va.fshold` under way", "HOLDS_MAX", "", ""),
+    ("freezes and syncs that wait until an earlier freeze is over", "WAITS_MAX", "", ""),
     ("JSON messages of one connection that wait for their turn; no more are read", "WAITING_MAX", "session", ""),
     (
         "replies that a client has not read; then it is not listened to, and cut off after `message-age`",

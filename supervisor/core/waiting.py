@@ -13,6 +13,8 @@ from .freeze import Freeze
 from .pending import Call, Pending
 from .turn import Turn
 
+WAITS_MAX = 64  # calls that wait, of all hosts
+
 
 class _Waits(NamedTuple):
     """A call that waits; `thaws_asked` is how many thaws had been asked for when it came."""
@@ -25,6 +27,11 @@ class _Waits(NamedTuple):
     @property
     def connection(self) -> int:
         return self.call.request.connection
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether it is a freeze that nobody would thaw."""
+        return self.row.disk is Disk.FREEZES and self.call.abandoned
 
     @property
     def attended(self) -> bool:
@@ -53,9 +60,15 @@ class Waiting:
         self._calls: list[_Waits] = []
 
     def add(self, call: Call, row: Rpc, args: dict[str, Any]) -> None:
-        """Let the call wait; raise Fault BUSY if it ends the freeze, and another of its kind waits already."""
+        """Let the call wait.
+
+        Raises Fault BUSY if it ends the freeze, and another of its kind waits already; or if too many others do.
+        """
         if row.thaws_first and any(other.row is row for other in self._calls):
             raise Fault(Code.BUSY, f"{row.name}: it was asked already, and waits for the thaw")
+        self._calls = [other for other in self._calls if not other.in_vain]
+        if not row.thaws_first and len(self._calls) >= WAITS_MAX:
+            raise Fault(Code.BUSY, f"{row.name}: {WAITS_MAX} calls wait already; call again later")
         self._calls.append(_Waits(call, row, args, self._freeze.thaws_asked))
 
     def disconnected(self, event: Disconnected) -> None:
@@ -87,7 +100,7 @@ class Waiting:
                 self._calls.append(one)  # another that waited has begun
                 continue
             thawed = one.thaws_asked != self._freeze.thaws_asked and not self._pending.waits(call.id)
-            if freezes and (call.abandoned or thawed):
+            if one.in_vain or (freezes and thawed):
                 continue  # nobody would thaw it, or somebody has called it off
             if row.thaws_first:
                 self._goes_on(turn, call, row, args)

@@ -9,6 +9,7 @@ from virtagent.agent.api.errors import Code
 from virtagent.agent.api.states import FreezeState
 from virtagent.agent.worker import messages
 from virtagent.supervisor.core import events
+from virtagent.supervisor.core.waiting import WAITS_MAX
 
 METHODS = ("guest-fsfreeze-freeze", "guest-fsfreeze-freeze-list")
 
@@ -192,3 +193,29 @@ def test_a_shutdown_that_has_ended_a_freeze_is_not_refused_any_more(method: str,
     drive.compensates(*drive.workers("thaw"))
     assert not call.answered
     assert drive.workers(method)
+
+
+def test_no_more_wait_than_there_is_room_for(drive: Drive) -> None:
+    """Those whose host has given up take none: a host may ask again and again."""
+    _, worker = played(drive, "syncing")
+    given_up = [drive.ask_by_name(METHODS[0], {}, 7) for _ in range(WAITS_MAX)]
+    for call in given_up:
+        drive.give_up(call)
+    waits = [second(drive) for _ in range(WAITS_MAX)]
+    assert not any(call.answered for call in waits)
+    second(drive).refused(Code.BUSY, f"{WAITS_MAX} calls wait already")
+    drive.hang_up(waits[0])
+    assert not second(drive).answered
+    assert not drive.ask_by_name("guest-shutdown", {}).answered, "it ends the freeze, and needs none"
+    drive.die(worker)
+
+
+def test_syncs_that_wait_for_a_freeze_to_be_over_are_not_without_end(drive: Drive) -> None:
+    _, keeper = drive.hold()
+    drive.ask("va.fsthaw")
+    drive.report(keeper, messages.Thawing("", drive.now, 0, 0))
+    drive.undo(keeper, 0, 1)
+    drive.report(keeper, messages.Done(2))
+    for _ in range(WAITS_MAX):
+        drive.hang_up(drive.ask("va.fssync"))
+    drive.ask("va.fssync").refused(Code.BUSY, f"{WAITS_MAX} calls wait already")
