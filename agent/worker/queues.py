@@ -50,6 +50,8 @@ class Queues:
         self._record = _checked(latch.record or {})
         self.put: list[str] = []
         """What was put back."""
+        self.stays = False
+        """Whether the record is still there, though nothing is to be put back."""
 
     def shorten(self, disks: Iterable[str], number: int, seconds: float) -> None:
         """Shorten the queues of these disks, where they are longer; wait for that for so many seconds at most."""
@@ -168,7 +170,9 @@ class Queues:
                 self._latch.write(self._record)
             else:
                 self._latch.clear()
+            self.stays = False
         except OSError as error:
+            self.stays = True
             self._say(f"the record of request queues: {error.strerror}")
         self._let_go()
 
@@ -210,6 +214,8 @@ def put_back(worker: Worker, args: Args) -> str:
         raise Fault(Code.FAILED, f"{error}; it is kept as {BAD}, and nothing was put back") from None
     if left := queues.put_back(UNDOES, alone=True):
         raise Fault(Code.FAILED, f"the request queues of {listed(left)} are still short: {'; '.join(said)}")
+    if queues.stays:
+        raise Fault(Code.FAILED, "; ".join([*queues.put, *said]))
     done = [f"nr_requests was put back: {', '.join(sorted(queues.put))}"] if queues.put else []
     return "; ".join([*done, *said])
 

@@ -346,6 +346,21 @@ def test_what_cannot_be_put_back_stays_on_record(
     assert disks.record == {"sda": [128, 8], "sdb": [64, 8]}
 
 
+def test_a_record_that_cannot_be_removed_is_no_success(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one the supervisor looks at once, finds the record, and would have it put back again and again."""
+
+    def fail(_: Latch) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    disks.left(sda=[128, 8])
+    monkeypatch.setattr(Latch, "clear", fail)
+    for _ in range(2):
+        with pytest.raises(Fault, match="the record of request queues: Read-only") as refused:
+            put_back(Worker(), {"folder": disks.records})  # type: ignore[arg-type]
+        assert refused.value.code is Code.FAILED
+        assert disks.has("sda") == 128
+
+
 def test_what_could_not_be_put_back_is_not_waited_for(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
     disks.left(sdb=[64, 8])
     disks.set("sdb", 8)
