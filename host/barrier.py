@@ -28,12 +28,12 @@ _ENDED = {Outcome.VETOED.value: Code.VETOED, Outcome.OVERRAN.value: Code.OVERRUN
 
 
 class Barrier(Holding):
-    """One freeze: `prepare` it, let it `go`, then `end` it; `call_off` ends it before `go`."""
+    """One freeze: `prepare` it, let it `go`, then `end` it; `call_off` ends one that is not to be, or has failed."""
 
     def __init__(self, url: str, wanted: Wanted, *, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(url, wanted, clock=clock)
         self.prepared = False
-        """Whether the freeze waits, so that `go` or `call_off` must be run."""
+        """Whether the freeze waits, or did and failed, so that `go` or `call_off` must be run."""
         self.cannot_wait = ""
         """Why the guest freezes when it is let go and not before, and is not ready for it; "" if it waits."""
         self._seq = -1
@@ -52,6 +52,7 @@ class Barrier(Holding):
     def prepare(self, within: float = PREPARE_SECONDS) -> Script[None]:
         """Have all planned and synced within so many seconds; raise what prevents it, and then nothing is frozen."""
         until = self._clock() + within
+        self._freeze_id = None  # of one that was made ready before, and called off
         wanted = self._wanted.freeze()
         (options,) = wanted.params
         at = (yield from self._guest_time()) + READY_SECONDS
@@ -80,7 +81,6 @@ class Barrier(Holding):
         except BaseException as error:
             if self.prepared or not isinstance(error, Fault):
                 yield from self._undo(error)
-            self.prepared = False
             raise
 
     def _guest_time(self) -> Script[float]:
@@ -100,8 +100,8 @@ class Barrier(Holding):
     def go(self, at: float | None = None, within: float = FREEZE_SECONDS) -> Script[Freeze]:
         """Freeze at that time of day by the guest's clock (None: now); return when all is frozen.
 
-        That is at the latest `within` seconds later. If the agent or the caller raises an exception, what can be
-        reached is thawed.
+        That is at the latest `within` seconds later. If the agent or the caller raises an exception, it is for
+        `call_off` to thaw.
         """
         if self.cannot_wait:
             return (yield from self.begin())
@@ -116,12 +116,16 @@ class Barrier(Holding):
         except GeneratorExit:
             raise
         except BaseException as error:
-            self.prepared = False
             yield from self._undo(error)
             raise
 
+    def _undo(self, error: BaseException) -> Script[None]:
+        """Leave it to `call_off`: the others of the group are not to stand still until a slow thaw has ended."""
+        self._freeze, self.prepared = None, True
+        yield from ()
+
     def call_off(self) -> Script[None]:
-        """End the freeze that waits; raise NotThawed or FreezeBroken if that is not known to have worked."""
+        """End the freeze that waits or failed; raise NotThawed or FreezeBroken if that is not known to have worked."""
         self.prepared = False
         yield from self._thaw()
 

@@ -17,6 +17,7 @@ from typing import Any
 from ..agent.api.errors import VirtagentError
 from ..agent.api.records import Last, Misshapen, MountStatus, Status, load
 from .barrier import FREEZE_SECONDS, PREPARE_SECONDS
+from .client_session import ANSWER
 from .errors import BadReply, FreezeBroken, GroupFailed, HostError, NotThawed
 from .following import Following, Watches
 from .holding import Freeze, Options, Span, Wanted, note, only
@@ -84,6 +85,7 @@ class Hypervisor:
         self._ready = 0
         self._span: Span = (0.0, 0.0)
         self._prepared = False
+        self._alive: asyncio.Future[None] | None = None
 
     @property
     def guests(self) -> Mapping[str, Freeze]:
@@ -162,12 +164,13 @@ class Hypervisor:
         answer = await self._remote.ask(within + ahead + MARGIN, freeze=record)
         self.begun = time.monotonic()
         if "frozen" not in answer:
-            self._prepared = False
             raise self._refused("freeze", answer, froze=True)
         try:
             self._take_frozen(answer["frozen"], asked)
         except (KeyError, TypeError, ValueError) as error:
             raise BadReply(f"{self.url} answered freeze with what does not fit together ({error})") from None
+        if self._wanted.extend:
+            self._alive = asyncio.ensure_future(self._tell_alive())  # now: those of other hosts may take long
 
     def _take_frozen(self, frozen: Any, asked: float) -> None:
         """Believe that these are frozen; raise ValueError and its like if that does not fit together."""
@@ -205,9 +208,10 @@ class Hypervisor:
             return []
         self._prepared = False
         self._broken_until_known()
-        within = MARGIN if self._remote.late else self._wanted.thaw_wait + MARGIN
+        # The relay waits so long for a guest that is asked when the time is nearly over, and for how it ended.
+        within = MARGIN if self._remote.late else self._wanted.thaw_wait + 2 * ANSWER + MARGIN
         try:
-            answer = await self._remote.ask(within, thaw={"each": True})
+            answer = await self._answered(within, thaw={"each": True})
         except HostError as error:
             worse = NotThawed(f"{error}; its guests thaw at the end of their hold; throw the snapshot away")
             for guest in self._guests.values():
@@ -219,9 +223,11 @@ class Hypervisor:
             return self._all_broken("answered thaw with what does not fit together")
         window = answer.get("window")
         self.window = float(window) if isinstance(window, int | float) else -1.0
+        still = answer.get("not_thawed")
         for agent, why in broken.items():
             known = self._guests.get(self._far.guest(agent))
-            found.append(FreezeBroken(f"{self._far.guest(agent)}: {str(why)[:_SHOWN]}"))
+            kind = NotThawed if isinstance(still, list) and agent in still else FreezeBroken
+            found.append(kind(f"{self._far.guest(agent)}: {str(why)[:_SHOWN]}"))
             if known is not None:
                 known.broken = found[-1]
         for url, guest in self._guests.items():
@@ -258,7 +264,11 @@ class Hypervisor:
             return None
 
     async def extend(self) -> None:
-        """Let the relay hear that somebody is there: it extends the holds as long as it does."""
+        """Wait as long as the relay hears that somebody is there, and so extends the holds."""
+        if self._alive is not None:
+            await asyncio.wait([self._alive])
+
+    async def _tell_alive(self) -> None:
         with contextlib.suppress(HostError):  # what comes next finds it, too, and has somebody to tell
             await self._watch()
 
@@ -268,24 +278,32 @@ class Hypervisor:
             await asyncio.sleep(ALIVE_SECONDS)
             await self._remote.clock(2 * ALIVE_SECONDS)
 
-    async def run(self, words: list[str], timeout: float | None) -> Ran:
-        """Run a command there while all are frozen; return what became of it, also if the relay is gone."""
-        limit: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
-        within = math.inf if timeout is None else timeout + MARGIN
-        asking = asyncio.ensure_future(self._remote.ask(within, run={"command": words, **limit}))
+    async def _answered(self, within: float, **record: Any) -> dict[str, Any]:
+        """Return the answer to what may take long, as long as the relay tells the time meanwhile."""
+        asking = asyncio.ensure_future(self._remote.ask(within, **record))
         watching = asyncio.ensure_future(self._watch())
         try:
             await asyncio.wait([asking, watching], return_when=asyncio.FIRST_COMPLETED)
-            answer = (asking if asking.done() else watching).result()
-        except HostError as error:
-            return Ran(-1, "", str(error))
+            return (asking if asking.done() else watching).result()
         finally:
             asking.cancel()
             watching.cancel()
             await asyncio.wait([asking, watching])
+
+    async def run(self, words: list[str], timeout: float | None) -> Ran:
+        """Run a command there while all are frozen; return what became of it, also if the relay is gone."""
+        limit: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        within = math.inf if timeout is None else timeout + MARGIN
+        try:
+            answer = await self._answered(within, run={"command": words, **limit})
+        except HostError as error:
+            return Ran(-1, "", str(error))
         return _ran(answer.get("ran")) or Ran(-1, "", f"{self.url} did not say what became of the command")
 
     async def close(self) -> None:
+        if self._alive is not None:
+            self._alive.cancel()
+            await asyncio.wait([self._alive])
         await self._remote.close()
 
     def _refused(self, what: str, answer: Mapping[str, Any], *, froze: bool) -> HostError:
@@ -310,7 +328,12 @@ async def frozen_alone(far: Far, wanted: Wanted, watch: Watch) -> AsyncIterator[
         await host.connect()
         following.more(host.watches, apart(1))
         await host.prepare(PREPARE_SECONDS)
-        await host.go(None, FREEZE_SECONDS)
+        try:
+            await host.go(None, FREEZE_SECONDS)
+        except BaseException as error:
+            for one in await host.thaw():
+                note(error, one)
+            raise
         extender = asyncio.ensure_future(host.extend())
         freeze = only(host.guests)
         (url,) = host.guests

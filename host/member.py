@@ -126,7 +126,6 @@ class Guest:
         freeze.cannot_wait = self._barrier.cannot_wait
 
     async def thaw(self) -> list[FreezeBroken]:
-        undone, self._barrier.undo_failed = self._barrier.undo_failed, None
         try:
             if self._barrier.frozen:
                 await self._agent.play(self._barrier.end())
@@ -134,7 +133,7 @@ class Guest:
                 await self._agent.play(self._barrier.call_off())
         except FreezeBroken as error:
             return [error]
-        return [undone] if undone is not None else []
+        return []
 
     async def extend(self) -> None:
         await self._agent.extend(self._barrier, apart=False)

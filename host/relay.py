@@ -19,7 +19,7 @@ from ..agent.api import records
 from ..agent.api.errors import VirtagentError
 from .aio import AsyncAgent
 from .barrier import FREEZE_SECONDS, PREPARE_SECONDS, READY_SECONDS, Barrier
-from .errors import FreezeBroken
+from .errors import FreezeBroken, NotThawed
 from .group import CONNECTS, GroupFreeze
 from .holding import Freeze, notes
 from .processes import end, gone, output_of
@@ -39,6 +39,8 @@ class Relay:
         self._agents: dict[str, AsyncAgent] = {}
         self._barriers: dict[str, Barrier] = {}
         self._extenders: list[asyncio.Future[None]] = []
+        self._thawing: asyncio.Task[dict[str, Any]] | None = None
+        self._not_thawed: list[str] = []
         self._began = 0.0
         self.broken = False
         """Whether any guest was not held until its thaw was asked for."""
@@ -62,6 +64,8 @@ class Relay:
     # -- the records
 
     async def _prepare(self, body: dict[str, Any]) -> dict[str, Any]:
+        if self._thawing is not None:
+            await self.thaw()  # after a freeze that has failed
         if self._barriers:
             raise Bad("prepare: guests are prepared already; thaw first")
         known("prepare", body, {"agents", "options", "within"})
@@ -82,8 +86,10 @@ class Relay:
                 await self._agents[url].ping()
             await self._agents[url].play(self._barriers[url].prepare(within))
 
-        failed = await self._all(prepare)
-        return {"failed": failed} if failed else {"ready": len(those)}
+        if not (failed := await self._all(prepare)):
+            return {"ready": len(those)}
+        undone = await self.thaw()
+        return {"failed": {**undone["broken"], **failed}}
 
     async def _freeze(self, body: dict[str, Any]) -> dict[str, Any]:
         known("freeze", body, {"at", "within", "each"})
@@ -101,6 +107,7 @@ class Relay:
         if at is not None:
             await asyncio.sleep(at - time.time())  # ADR 0037: by the clock here, not a guest's
         if failed := await self._all(freeze):
+            self._begin_thaw()  # ends later: the guests of other hosts are not to stand still until then
             return {"failed": failed}
         self._began = time.monotonic()
         instants = [self._instant(barrier) for barrier in self._barriers.values()]
@@ -177,7 +184,8 @@ class Relay:
         undone = await self.thaw()
         if not body.get("each"):
             return undone
-        return {**undone, "each": {url: _ended(one) for url, one in barriers.items() if one.frozen}}
+        each = {url: _ended(one) for url, one in barriers.items() if one.frozen}
+        return {**undone, "each": each, "not_thawed": self._not_thawed}
 
     _TAKES: Mapping[str, Callable[[Relay, dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]]] = {
         "prepare": _prepare,
@@ -189,14 +197,35 @@ class Relay:
     # -- all together
 
     async def thaw(self) -> dict[str, Any]:
-        """Thaw all, or call off what waits; return who held and what broke which freeze."""
-        barriers, agents = self._barriers, self._agents
+        """Thaw all, or call off what waits; return who held and what broke which freeze.
+
+        It goes on if this is cancelled; what came of it is for the next one to return.
+        """
+        undone = await asyncio.shield(self._begin_thaw())
+        self._thawing = None
+        return undone
+
+    async def leave(self) -> dict[str, Any]:
+        """Thaw all; return what `thaw` does, less what is known since a freeze has failed, which was told."""
+        told = self._thawing is not None
+        undone = await self.thaw()
+        if not told:
+            return undone
+        return {**undone, "held": [], "broken": {url: undone["broken"][url] for url in self._not_thawed}}
+
+    def _begin_thaw(self) -> asyncio.Task[dict[str, Any]]:
+        if self._thawing is None:
+            self._thawing = asyncio.ensure_future(self._undo())
+        return self._thawing
+
+    async def _undo(self) -> dict[str, Any]:
+        barriers, agents, window = self._barriers, self._agents, -1.0
+        if self.frozen:
+            window = time.monotonic() - self._began
+        self._agents, self._barriers, self._not_thawed = {}, {}, []
         extenders, self._extenders = self._extenders, []
         for extender in extenders:
             extender.cancel()
-        window = -1.0
-        if self.frozen:
-            window = time.monotonic() - self._began
         broken: dict[str, str] = {}
         held: list[str] = []
 
@@ -210,16 +239,21 @@ class Relay:
                     await agents[url].play(barrier.call_off())
             except FreezeBroken as error:
                 broken[url] = "; ".join([str(error), *notes(error)])
+                unsure = isinstance(error, NotThawed)
+                self.broken = self.broken or was or unsure
+                if unsure:
+                    self._not_thawed.append(url)
 
-        try:
-            await asyncio.gather(*(undo(url, barrier) for url, barrier in barriers.items()))
-        finally:
-            self._close()
-        self.broken = self.broken or bool(broken)
+        found = await asyncio.gather(*(undo(*one) for one in barriers.items()), return_exceptions=True)
+        for agent in agents.values():
+            agent.close()
+        for one in found:
+            if one is not None:
+                raise one
         return {"held": held, "broken": broken, "window": window}
 
     async def _all(self, doing: Callable[[str], Awaitable[None]]) -> dict[str, str]:
-        """Do it for all guests; if one fails, call all off. Return why, by URL."""
+        """Do it for all guests until one fails; return why, by URL. Then `thaw` is to follow."""
         tasks = {url: asyncio.ensure_future(doing(url)) for url in self._barriers}
         try:
             await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_EXCEPTION)
@@ -228,16 +262,7 @@ class Relay:
                 task.cancel()
             await asyncio.wait(tasks.values())
         errors = {url: _error(task) for url, task in tasks.items()}
-        failed = {url: "; ".join([str(error), *notes(error)]) for url, error in errors.items() if error is not None}
-        if failed or any(task.cancelled() for task in tasks.values()):
-            undone = await self.thaw()
-            failed |= {url: why for url, why in undone["broken"].items() if url not in failed}
-        return failed
-
-    def _close(self) -> None:
-        for agent in self._agents.values():
-            agent.close()
-        self._agents, self._barriers = {}, {}
+        return {url: "; ".join([str(error), *notes(error)]) for url, error in errors.items() if error is not None}
 
 
 def _error(task: asyncio.Future[None]) -> VirtagentError | None:

@@ -86,11 +86,11 @@ async def _converse(relay: Relay, lines: _Input, say: Callable[[dict[str, Any]],
             left = heard + SILENCE - time.monotonic() if relay.extends else None
             both = [coming, *([doing] if doing else [])]
             await asyncio.wait(both, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if not coming.done() and relay.extends and time.monotonic() >= heard + SILENCE:
-                return  # its connection may be cut without a word; holds are not extended for nobody
             if doing is not None and doing.done():
                 doing.result()  # a defect is told
-                doing = None
+                doing, heard = None, time.monotonic()  # whoever waited for the answer had nothing to say
+            if not coming.done() and relay.extends and time.monotonic() >= heard + SILENCE:
+                return  # its connection may be cut without a word; holds are not extended for nobody
             if not coming.done():
                 continue
             line = coming.result()
@@ -113,7 +113,10 @@ async def _converse(relay: Relay, lines: _Input, say: Callable[[dict[str, Any]],
                     say({"error": f"{what} is not answered yet" + ("" if what == "thaw" else "; only thaw ends that")})
                     continue
                 await _cancelled(doing)
-                say({"error": f"{what} was ended by thaw"})
+                if doing.cancelled():
+                    say({"error": f"{what} was ended by thaw"})
+                else:
+                    doing.result()  # it ended by itself just then, and is answered
             doing, what = asyncio.ensure_future(carry_out(record)), asked
     finally:
         coming.cancel()
@@ -164,7 +167,7 @@ async def _main() -> int:
     except BaseException:
         await relay.thaw()  # a defect of ours is told, and costs no guest its hold
         raise
-    left = await relay.thaw()
+    left = await relay.leave()
     if left["held"] or left["broken"]:
         with contextlib.suppress(OSError):
             print(f"{PROG}: nobody asked for the thaw; it is done: {json.dumps(left)}", file=sys.stderr)

@@ -65,10 +65,24 @@ def test_one_that_was_called_off_meanwhile_is_told_in_the_agents_words() -> None
     barrier = Barrier("unix:/a", Wanted())
     played(barrier.prepare(), 10**9, GOES_ON, told("INPROGRESS", "ready"))
     gone = Fault(Code.WRONG_STATE, "va.fsgo needs a freeze that waits in phase ready; the state is THAWED")
-    asked, value = played(barrier.go(), gone, 0)
-    assert [call.method for call in asked] == ["va.fsgo", "va.fsthaw"]
+    asked, value = played(barrier.go(), gone)
+    assert [call.method for call in asked] == ["va.fsgo"]
     assert value is gone
+    assert barrier.prepared, "it is called off by whoever sees to all of the group"
+    asked, _ = played(barrier.call_off(), 0)
+    assert [call.method for call in asked] == ["va.fsthaw"]
     last = Last(5, "cancelled", False, 0, 0, "its host has left; nothing was frozen", 1.0)
-    _, value = played(Barrier("unix:/b", Wanted()).prepare(), 10**9, GOES_ON, told("THAWED", "", last=last), 0)
+    _, value = played(Barrier("unix:/b", Wanted()).prepare(), 10**9, GOES_ON, told("THAWED", "", last=last))
     assert value.code is Code.FREEZE_FAILED
     assert value.text == "its host has left; nothing was frozen"
+
+
+def test_made_ready_again_it_is_called_off_by_its_new_number() -> None:
+    barrier = Barrier("unix:/a", Wanted())
+    played(barrier.prepare(), 10**9, GOES_ON, told("INPROGRESS", "ready"))
+    asked, _ = played(barrier.call_off(), 0)
+    assert asked[0].params[0]["freeze_id"] == 5
+    vetoed = Fault(Code.BUSY, "8 workers run")
+    played(barrier.prepare(), 10**9, GOES_ON, vetoed)
+    asked, _ = played(barrier.call_off(), 0)
+    assert "freeze_id" not in asked[0].params[0], "it names the freeze that was called off before"

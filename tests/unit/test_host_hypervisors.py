@@ -178,6 +178,7 @@ def test_one_relay_in_trouble_thaws_all_and_is_named(
     monkeypatch.setattr(ssh_process, "ANSWER_MAX", 4000)
     if said is HANG:
         monkeypatch.setattr(hypervisor, "MARGIN", 1)
+        monkeypatch.setattr(hypervisor, "ANSWER", 0)
         monkeypatch.setattr(hypervisor, "CONNECT_SECONDS", 1)
         monkeypatch.setattr(group, "PREPARE_SECONDS", 1)
     fleet.relays.meddle = meddling(step, said)
@@ -229,6 +230,7 @@ def test_a_thaw_that_is_not_known_to_be_good_costs_only_that_host(
 ) -> None:
     if said is HANG:
         monkeypatch.setattr(hypervisor, "MARGIN", 1)
+        monkeypatch.setattr(hypervisor, "ANSWER", 0)
     fleet.relays.meddle = meddling("thaw", said)
     wait = 1 if said is HANG else 60
     with pytest.raises(FreezeBroken, match="hv2") as raised, fleet.group().frozen(thaw_wait=wait) as freeze:
