@@ -268,6 +268,19 @@ def test_supervisor_killed_while_frozen(rig: Rig, hooked: Hooked) -> None:
     nothing_is_left(again, fs)
 
 
+def test_supervisor_killed_while_frozen_lets_every_writer_go(rig: Rig, hooked: Hooked) -> None:
+    """Each is a process of its own, and all listen to the one word of the keeper."""
+    fs = rig.fs("ext4")
+    folder = hooked.add("of-folder", folder="hooks.d").parent
+    daemon = start(rig, fs, hooked.add(), "--hook-dir", str(folder))
+    assert daemon.proxy().va.fsfreeze() == 1
+    daemon.kill()
+    hooked.wait("hook thaw done")
+    hooked.wait("of-folder thaw done")
+    daemon.wait_orphans()
+    nothing_is_left(daemon, fs)
+
+
 def test_supervisor_killed_while_the_hook_freezes(rig: Rig, hooked: Hooked) -> None:
     fs = rig.fs("ext4")
     hook = hooked.add()

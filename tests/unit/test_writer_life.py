@@ -16,7 +16,7 @@ from virtagent.agent.worker import messages
 from virtagent.agent.worker.context import Reporter
 from virtagent.agent.worker.writers import life
 from virtagent.agent.worker.writers.latch import Latch
-from virtagent.agent.worker.writers.orders import Orders
+from virtagent.agent.worker.writers.orders import Gone, Orders
 from virtagent.agent.worker.writers.step import Refused
 
 LONG = 60.0  # seconds in which the other thread surely goes on
@@ -148,3 +148,22 @@ def test_what_cannot_be_held_longer_is_lost(played: Played) -> None:
     assert played.hears() == ("release", "ok")
     played.ends()
     assert played.application.done == ["quiesce", "renew", "release good"]
+
+
+@pytest.mark.parametrize("thawed", [True, False])
+def test_every_writer_hears_of_the_thaw_if_the_supervisor_is_dead(thawed: bool) -> None:
+    """One word on one pipe: whoever heard it first took it from the others, which left what they had set."""
+    watched, keeper = os.pipe2(os.O_CLOEXEC)
+    control, supervisor = os.pipe2(os.O_CLOEXEC)
+    # Whose parent is not the supervisor has lost it.
+    worker = SimpleNamespace(control_fd=control, lifeline_fd=watched, supervisor=os.getpid())
+    writers = [Orders(worker) for _ in range(3)]  # type: ignore[arg-type]
+    assert [writer.next(0.0) for writer in writers] == [None] * 3
+    if thawed:
+        os.write(keeper, b".")
+        assert writers[0].next(time.monotonic() + LONG) is Gone.THAWED
+    os.close(keeper)
+    heard = [writer.next(time.monotonic() + LONG) for writer in writers]
+    assert heard == [Gone.THAWED if thawed else Gone.UNKNOWN] * 3
+    for fd in (watched, control, supervisor):
+        os.close(fd)

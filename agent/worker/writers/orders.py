@@ -117,9 +117,11 @@ class Orders:
             return Gone.UNKNOWN
         poll = select.poll()
         poll.register(self._lifeline, select.POLLIN)
-        if not poll.poll(_milliseconds(until - time.monotonic())):
+        ready = poll.poll(_milliseconds(until - time.monotonic()))
+        if not ready:
             return None
-        return Gone.THAWED if os.read(self._lifeline, 1) else Gone.UNKNOWN
+        # It is not read: all writers listen to the one word on the one pipe.
+        return Gone.THAWED if ready[0][1] & select.POLLIN else Gone.UNKNOWN
 
 
 def _milliseconds(left: float) -> int | None:
