@@ -18,6 +18,7 @@ _NUMBER = re.compile(r"(-?(?:0|[1-9]\d*))(\.\d+)?([eE][+-]?\d+)?$")
 _BRACKET = re.compile(r"[][{}]")
 _PIECE = 64 << 10  # characters that are searched for brackets in one go: a long text is never copied as a whole
 _LITERALS = ("true", "false", "null")
+_ESCAPE = re.compile(r"\\(?:ud[89ab]..\\ud[c-f]..|(ud...)|.)")  # as json writes it; a group if it is half a pair
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -155,7 +156,7 @@ def dump(value: Any) -> bytes:
     """
     text = json.dumps(value, default=_plain, allow_nan=False)
     if "\\ud" in text:
-        text = json.dumps(_valid(json.loads(text)), allow_nan=False)
+        text = _ESCAPE.sub(lambda escape: "\\ufffd" if escape[1] else escape[0], text)
     return text.encode("ascii") + b"\n"
 
 
@@ -163,14 +164,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, bytes | bytearray):
         return base64.b64encode(value).decode("ascii")
     raise TypeError(f"{type(value).__name__} has no form in JSON")
-
-
-def _valid(value: Any) -> Any:
-    match value:
-        case str():
-            return LONE_SURROGATE.sub("\ufffd", value)
-        case list():
-            return [_valid(item) for item in value]
-        case dict():
-            return {_valid(name): _valid(item) for name, item in value.items()}
-    return value

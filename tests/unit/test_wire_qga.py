@@ -514,6 +514,22 @@ def test_escapes_in_a_string_are_looked_at_many_at_once() -> None:
     assert calls(lambda: fed(data)) < 100_000
 
 
+@given(
+    st.text(
+        st.sampled_from(["a", "\\", "u", "d", "8", '"', "\ud83d", "\ude00", "\udcff", "\U0001f600", "\n"]), max_size=20
+    )
+)
+def test_what_is_no_text_becomes_a_question_mark_and_nothing_else_changes(text: str) -> None:
+    line = json_values.dump({text: [text]})
+    plain = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert json.loads(line) == {plain: [plain]}
+
+
+def test_one_path_that_is_no_text_does_not_make_each_value_a_step() -> None:
+    mounts = [{"mountpoint": "/\udcff", "index": index} for index in range(1000)]
+    assert calls(lambda: json_values.dump(mounts)) < 4000
+
+
 def test_each_of_many_messages_costs_what_it_costs_alone() -> None:
     """All of them stand in the input at once; today's mistake would be to copy the rest for each."""
 
