@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -275,6 +276,20 @@ def test_the_group_has_its_grace_when_the_program_has_ended(start: Start) -> Non
     script = "sh -c 'trap \"sleep 0.2; echo bye; exit\" TERM; while :; do sleep 0.02; done' & exec sleep 1000"
     program = start("sh", "-c", script, capture="stdout", limit=0.5, grace=1000)
     assert outcome(program) == {"signal": 15, "out-data": b"bye\n", "out-truncated": False}
+
+
+@pytest.mark.parametrize("call", ["listdir", "open"])
+def test_a_group_that_cannot_be_looked_for_has_its_grace_too(
+    start: Start, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """No more files (ENFILE): what attends it must not die of that, since then it would run for ever."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    program = start("sleep", "60", limit=0.1, grace=0.2)
+    monkeypatch.setattr(*((os, "listdir") if call == "listdir" else (handlers, "open")), fail, raising=False)
+    assert outcome(program) == {"signal": signal.SIGTERM}
 
 
 def test_a_limit_that_is_not_reached(start: Start) -> None:

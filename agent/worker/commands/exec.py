@@ -200,17 +200,21 @@ class Program(Resource):
             self._worker.title(f"{self._name}, pid {self.key}, cannot be signalled")
 
     def _has_company(self) -> bool:
-        """Return whether others of the program's group are alive."""
-        for name in os.listdir("/proc"):
-            if name.isdecimal() and int(name) != self.key:
-                try:
-                    with open(f"/proc/{name}/stat", "rb") as file:
-                        state, _, group = file.read().rpartition(b")")[2].split()[:3]
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-                if int(group) == self.key and state not in b"ZX":
-                    return True
-        return False
+        """Return whether others of the program's group are alive; that is so if it cannot be known."""
+        try:
+            return any(self._is_company(name) for name in os.listdir("/proc") if name.isdecimal())
+        except OSError:
+            return True
+
+    def _is_company(self, name: str) -> bool:
+        if int(name) == self.key:
+            return False
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                state, _, group = file.read().rpartition(b")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return int(group) == self.key and state not in b"ZX"
 
     def _reap(self) -> None:
         with self._reaping:
