@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -11,13 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from virtagent.agent.api.params import SECONDS_MAX
 from virtagent.agent.api.writers import WriterConfig
 from virtagent.agent.worker import messages
 from virtagent.agent.worker.context import Reporter
-from virtagent.agent.worker.writers import life
+from virtagent.agent.worker.writers import life, step
 from virtagent.agent.worker.writers.latch import Latch
 from virtagent.agent.worker.writers.orders import Gone, Orders
-from virtagent.agent.worker.writers.step import Refused
+from virtagent.agent.worker.writers.step import Refused, wait
 
 LONG = 60.0  # seconds in which the other thread surely goes on
 
@@ -167,3 +169,29 @@ def test_every_writer_hears_of_the_thaw_if_the_supervisor_is_dead(thawed: bool) 
     assert heard == [Gone.THAWED if thawed else Gone.UNKNOWN] * 3
     for fd in (watched, control, supervisor):
         os.close(fd)
+
+
+@pytest.mark.parametrize("seconds", [3e6, SECONDS_MAX, math.inf])
+def test_no_limit_is_too_long_to_be_waited_for(seconds: float) -> None:
+    """poll(2) counts milliseconds in an int: with a release-limit of 30 days nothing was let go."""
+    readable, writable = os.pipe2(os.O_CLOEXEC)
+    os.write(writable, b".")
+    assert wait(readable, time.monotonic() + seconds)
+    for fd in (readable, writable):
+        os.close(fd)
+
+
+def test_a_wait_ends_no_sooner_than_poll_can_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    polled: list[int | None] = []
+
+    def poll(milliseconds: int | None) -> list[int]:
+        assert milliseconds is not None
+        polled.append(milliseconds)
+        now[0] += milliseconds / 1000
+        return []
+
+    now = [0.0]
+    monkeypatch.setattr(step.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(step.select, "poll", lambda: SimpleNamespace(register=lambda *_: None, poll=poll))
+    assert not step.wait(-1, SECONDS_MAX)
+    assert sum(filter(None, polled)) >= SECONDS_MAX * 1000 > max(filter(None, polled))

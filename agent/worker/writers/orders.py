@@ -8,7 +8,6 @@ worker was killed: then something may be frozen, and only the next start of the 
 from __future__ import annotations
 
 import enum
-import math
 import os
 import select
 import time
@@ -16,11 +15,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .. import messages
+from .step import milliseconds
 
 if TYPE_CHECKING:
     from ..context import Worker
-
-_LONGEST = (1 << 31) - 1  # milliseconds that poll(2) takes
 
 
 class Interrupted(Exception):
@@ -83,7 +81,7 @@ class Orders:
                 left = until - time.monotonic()
                 if left <= 0:
                     return False
-                ready = [fd for fd, _ in self._poll.poll(_milliseconds(left))]
+                ready = [fd for fd, _ in self._poll.poll(milliseconds(left))]
                 if self._control in ready:
                     self._read_control()
                 elif self._pidfd in ready:
@@ -117,12 +115,8 @@ class Orders:
             return Gone.UNKNOWN
         poll = select.poll()
         poll.register(self._lifeline, select.POLLIN)
-        ready = poll.poll(_milliseconds(until - time.monotonic()))
+        ready = poll.poll(milliseconds(until - time.monotonic()))
         if not ready:
             return None
         # It is not read: all writers listen to the one word on the one pipe.
         return Gone.THAWED if ready[0][1] & select.POLLIN else Gone.UNKNOWN
-
-
-def _milliseconds(left: float) -> int | None:
-    return None if left == math.inf else min(math.ceil(max(0.0, left) * 1000), _LONGEST)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 DIGITS_MAX = 18
+_LONGEST = (1 << 31) - 1  # milliseconds that poll(2) takes
 Waits = Callable[[int, float], bool]
 """Waits until the descriptor is readable (True) or that CLOCK_MONOTONIC second has come; may raise Interrupted."""
 
@@ -24,7 +25,15 @@ def wait(fd: int, until: float) -> bool:
     """Wait until the descriptor is readable (True), or that second has come."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(None if until == math.inf else max(0, math.ceil((until - time.monotonic()) * 1000))))
+    while not poll.poll(milliseconds(until - time.monotonic())):
+        if time.monotonic() >= until:
+            return False
+    return True
+
+
+def milliseconds(left: float) -> int | None:
+    """Return for how long poll(2) is to wait for what comes in so many seconds; it may have to be asked again."""
+    return None if left == math.inf else min(math.ceil(max(0.0, left) * 1000), _LONGEST)
 
 
 def whole(text: str, what: str) -> int:
