@@ -6,6 +6,7 @@ holds up what must be done next. The token is read for each request: Kubernetes 
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import http.client
@@ -68,8 +69,12 @@ class Server:
 
     def __post_init__(self) -> None:
         """Raise ValueError if the URL is none, or would carry the token in the clear."""
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("https", "http") or not parts.hostname or parts.path.strip("/"):
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            sound = parts.port != 0  # raises ValueError for one over 65535
+        except ValueError:
+            sound = False
+        if not sound or parts.scheme not in ("https", "http") or not parts.hostname or parts.path.strip("/"):
             raise ValueError(f"{self.url!r} is no API server; expected https://HOST[:PORT]")
         if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
             raise ValueError(f"{self.url!r} would carry the token unencrypted; only a server on loopback may be http:")
@@ -105,6 +110,8 @@ def request(
                 text = reply.read(REPLY_MAX + 1)
         except (OSError, http.client.HTTPException) as error:
             raise NoAnswer(f"{what} had no answer from {server.url} ({_why(error)})") from None
+        except ValueError:  # its text may have the token
+            raise KubeError(f"{what} cannot be asked: {server.url} is no name of a host, or the token none") from None
     if len(text) > REPLY_MAX:
         raise BadReply(f"{what}: the reply is over {REPLY_MAX} bytes")
     if not 200 <= reply.status < 300:
@@ -181,22 +188,27 @@ def together(doing: Mapping[str, Callable[[], T]], seconds: float) -> dict[str, 
     What has not ended by then is left to end by itself, and counts as unanswered.
     """
     until = time.monotonic() + seconds
-    room = threading.Semaphore(SIMULTANEOUSLY)
     results: dict[str, concurrent.futures.Future[T]] = {name: concurrent.futures.Future() for name in doing}
+    left = collections.deque((do, results[name]) for name, do in doing.items())
 
-    def run(do: Callable[[], T], result: concurrent.futures.Future[T]) -> None:
-        if not room.acquire(timeout=max(0.0, until - time.monotonic())):
-            result.set_exception(NoAnswer("there was no time left to ask"))
-            return
+    def run() -> None:
+        while left and time.monotonic() < until:
+            try:
+                do, result = left.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            try:
+                result.set_result(do())
+            except BaseException as error:  # noqa: BLE001 - raised below
+                result.set_exception(error)
+
+    for number in range(min(len(doing), SIMULTANEOUSLY)):
         try:
-            result.set_result(do())
-        except BaseException as error:  # noqa: BLE001 - raised below
-            result.set_exception(error)
-        finally:
-            room.release()
-
-    for name, do in doing.items():
-        threading.Thread(target=run, args=(do, results[name]), daemon=True, name=f"kube {name}").start()
+            threading.Thread(target=run, daemon=True, name=f"kube {number}").start()
+        except RuntimeError:  # the limit of processes, which may be that of the pod
+            if not number:
+                return {name: NoAnswer("no thread could be started to ask") for name in doing}
+            break
     concurrent.futures.wait(results.values(), timeout=max(0.0, until - time.monotonic()))
     found: dict[str, T | KubeError] = {}
     for name, result in results.items():

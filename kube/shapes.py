@@ -46,6 +46,7 @@ class Snapshot:
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 NAME_MAX = 253
+_FIRST, _LAST = -62135596800, 253402300799  # the years 1 to 9999 of UTC, in which a time can be told
 
 
 def is_name(text: str) -> bool:
@@ -118,7 +119,10 @@ def _seconds(text: str, what: str) -> float:
         raise BadReply(f"{what} has {text!r} for its creationTime") from None
     if found.tzinfo is None:
         raise BadReply(f"{what} has {text!r} for its creationTime, without a time zone")
-    return found.timestamp()
+    at = found.timestamp()
+    if not _FIRST <= at <= _LAST:
+        raise BadReply(f"{what} has {text!r} for its creationTime, which is out of range")
+    return at
 
 
 def _dict(found: Any, what: str) -> dict[str, Any]:
