@@ -8,6 +8,7 @@ because a coordinator died. If the relay dies, the guests' own hold limits thaw 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from ..agent.api import records
-from ..agent.api.errors import VirtagentError
+from ..agent.api.errors import Fault, VirtagentError
 from .aio import AsyncAgent
 from .barrier import FREEZE_SECONDS, PREPARE_SECONDS, READY_SECONDS, Barrier
 from .errors import FreezeBroken, NotThawed
@@ -29,6 +30,7 @@ from .snapshot import environment
 T = TypeVar("T")
 
 EACH_MAX = 4 << 10  # bytes of JSON that are told of one guest
+WORDS_MAX = 400  # characters of what went wrong with one guest
 SILENCE = 20.0  # seconds after which a coordinator that wants holds extended counts as gone
 
 
@@ -83,7 +85,8 @@ class Relay:
 
         async def prepare(url: str) -> None:
             async with gate:
-                await self._agents[url].ping()
+                with contextlib.suppress(Fault):  # to refuse it is an answer, too
+                    await self._agents[url].ping()
             await self._agents[url].play(self._barriers[url].prepare(within))
 
         if not (failed := await self._all(prepare)):
@@ -238,7 +241,7 @@ class Relay:
                 elif barrier.prepared:
                     await agents[url].play(barrier.call_off())
             except FreezeBroken as error:
-                broken[url] = "; ".join([str(error), *notes(error)])
+                broken[url] = _words(error)
                 unsure = isinstance(error, NotThawed)
                 self.broken = self.broken or was or unsure
                 if unsure:
@@ -262,7 +265,7 @@ class Relay:
                 task.cancel()
             await asyncio.wait(tasks.values())
         errors = {url: _error(task) for url, task in tasks.items()}
-        return {url: "; ".join([str(error), *notes(error)]) for url, error in errors.items() if error is not None}
+        return {url: _words(error) for url, error in errors.items() if error is not None}
 
 
 def _error(task: asyncio.Future[None]) -> VirtagentError | None:
@@ -271,6 +274,11 @@ def _error(task: asyncio.Future[None]) -> VirtagentError | None:
     if not isinstance(error, VirtagentError):
         raise error
     return error
+
+
+def _words(error: VirtagentError) -> str:
+    """Return what went wrong with a guest, cut: its words must not be what a whole host is hung up on for."""
+    return "; ".join([str(error), *notes(error)])[:WORDS_MAX]
 
 
 def _frozen(barrier: Barrier, at: float) -> dict[str, Any]:
@@ -283,7 +291,7 @@ def _frozen(barrier: Barrier, at: float) -> dict[str, Any]:
         "hold_left": freeze.hold_seconds,
     }
     if barrier.cannot_wait:
-        found["cannot_wait"] = barrier.cannot_wait
+        found["cannot_wait"] = barrier.cannot_wait[:WORDS_MAX]
     return _short(found | {"mounts": list(freeze.mounts)}, found)
 
 

@@ -12,6 +12,7 @@ from ..agent.api.errors import Fault, VirtagentError
 from ..agent.wire import json_values
 from . import calls
 from .aio import AsyncAgent
+from .errors import BadReply
 from .relay_records import Bad, known, named, number, urls
 
 CALLS_MAX = 256  # that are under way
@@ -67,7 +68,7 @@ class Passing:
                 raise Bad(f"call: {agent[:80]} is {len(found)} agents, expected one")
             said = {"text": await self._pass_on(found[0], text, within)}
             if (long := len(said["text"])) > most:
-                raise Bad(f"call: the answer has {long} characters, at most {most} are passed on")
+                raise BadReply(f"call: the answer has {long} characters, at most {most} are passed on")
         except (Bad, VirtagentError) as error:
             kind = "Unreachable" if isinstance(error, Bad) else type(error).__name__
             said = {"error": str(error), "kind": kind}

@@ -20,8 +20,8 @@ from .options import PROG
 from .relay import SILENCE, Relay
 from .relay_passing import Passing
 from .relay_records import Bad, loaded
+from .transports import RECORD_MAX
 
-RECORD_MAX = 1 << 20  # bytes of one line
 LINES_MAX = 16  # that were read and are not taken yet
 
 

@@ -54,6 +54,7 @@ class _Hub:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
         self._shared: dict[tuple[str, int], _Shared] = {}
+        self._ending: set[concurrent.futures.Future[None]] = set()
 
     def do(self, doing: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         with self._lock:
@@ -75,13 +76,25 @@ class _Hub:
             if shared.users:
                 return
             self._shared.pop((far.host, far.port), None)
-        with contextlib.suppress(Exception):  # nobody uses it any more; whoever asks next starts another
-            self.do(shared.close()).result(CONNECT_SECONDS)
+        ending = self.do(shared.close())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        if not _in_a_loop():  # which has others to see to
+            with contextlib.suppress(Exception):  # nobody uses it any more; whoever asks next starts another
+                ending.result(CONNECT_SECONDS)
 
     def _close(self) -> None:
         """End all relays before the program ends: an ssh that outlives it is somebody's riddle."""
-        ending = [self.do(shared.close()) for shared in self._shared.values()]
+        ending = [*self._ending, *(self.do(shared.close()) for shared in self._shared.values())]
         concurrent.futures.wait(ending, CONNECT_SECONDS)
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 _HUB = _Hub()

@@ -20,9 +20,9 @@ from typing import Any
 
 from ..agent.api.errors import Fault
 from ..agent.wire import json_values
-from .errors import BadReply, HostError, Lost, TimedOut, Unreachable
+from .errors import BadReply, HostError, Lost, TimedOut, Unreachable, Unsendable
 from .processes import end, gone
-from .transports import AGENTS_MAX, Far, parse
+from .transports import AGENTS_MAX, RECORD_MAX, Far, parse
 
 ANSWER_MAX = 8 << 20  # bytes of one line, as of a guest's answer
 TIME_MAX = 1e11  # seconds since the epoch
@@ -111,9 +111,9 @@ class Remote:
         match answer.get("agents"):
             case [_, *_] as found if len(found) <= AGENTS_MAX and all(isinstance(one, str) for one in found):
                 with contextlib.suppress(ValueError):
-                    for one in found:
-                        parse(self._far.guest(one))
-                    return [str(one) for one in found]
+                    fars = [parse(self._far.guest(one)).far for one in found]
+                    if all(far is not None and far.agents == (one,) for far, one in zip(fars, found, strict=True)):
+                        return [str(one) for one in found]
         raise self._fail(
             BadReply(f"{self._far.name} answered no list of agents; see that virtagent is of one version there")
         )
@@ -121,14 +121,19 @@ class Remote:
     async def call(self, agent: str, text: str, within: float, most: int | None = None) -> str:
         """Return the answer of one of its agents to a command in JSON; any number may be under way at the same time.
 
-        The relay passes on no answer of over `most` characters.
+        The relay passes on no answer of over `most` characters. Raises Unsendable if it would not take the command.
         """
         self._calls += 1
         number, reply = self._calls, asyncio.get_running_loop().create_future()
         self._called[number] = reply
         try:
             bound = {} if most is None else {"most": most}
-            self._send({"call": {"id": number, "agent": agent, "text": text, "within": within, **bound}})
+            record = {"call": {"id": number, "agent": agent, "text": text, "within": within, **bound}}
+            if len(json.dumps(record)) > RECORD_MAX:
+                raise Unsendable(
+                    f"a command of over {RECORD_MAX} bytes cannot be sent through a relay; send it in parts"
+                )
+            self._send(record)
             answer = await self._wait(reply, within + 1, "a call")
         finally:
             self._called.pop(number, None)

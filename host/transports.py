@@ -16,6 +16,7 @@ from .left_behind import frozen_words
 DEFAULT_URL = "unix:/run/virtagent/virtagentd.sock"
 GLOB = frozenset("*?[")
 AGENTS_MAX = 1000  # of one relay
+RECORD_MAX = 1 << 20  # bytes of one line that a relay takes
 _PATH_MAX = 107  # sun_path of unix(7) without its closing NUL
 _WORD_MAX = (1 << 32) - 2  # of a CID or port; 2^32 - 1 is "any" (vsock(7))
 
@@ -99,7 +100,7 @@ def _ssh(url: str, rest: str) -> Endpoint:
         raise ValueError(f"{url!r} names no host; {expected}")
     number = _number(url, port, "port", expected) if host != where else 0
     agents = []
-    for part in query.split("&") if mark else ():
+    for part in re.split("&(?=agents=)", query) if mark else ():
         agent = part.removeprefix("agents=")
         if agent == part or not agent:
             raise ValueError(f"{url!r} says {part!r} after the host; {expected}")

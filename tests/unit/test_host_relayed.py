@@ -170,7 +170,7 @@ def test_a_relay_that_does_not_say_which_guests_it_has_is_not_followed(guests: G
 
 
 @pytest.mark.parametrize(
-    "found", [[], [""], [7], "unix:/a", {"a": 1}, [f"unix:/{n}" for n in range(1001)], ["unix:/a&b"], None]
+    "found", [[], [""], [7], "unix:/a", {"a": 1}, [f"unix:/{n}" for n in range(1001)], ["unix:/a&agents=b"], None]
 )
 def test_a_list_that_is_none_fails_the_host_before_anything_is_frozen(
     guests: Guests, relays: FakeRelays, found: Any
