@@ -247,12 +247,19 @@ def _value(param: Param, value: Any, path: str, wording: Wording) -> Any:
             return _members(param.fields, value, f"{path}." if wording.whole_path else "", wording)
         case Kind.LIST:
             [item] = param.fields
+            if item.kind is Kind.STRING and not item.choices and _are_texts(value):
+                return list(value)  # a host may send 100,000
             return [_value(item, one, f"{path}[{i}]", wording) for i, one in enumerate(value)]
         case Kind.GLOBS:
             return tuple(value)
         case Kind.SECONDS | Kind.TIME:
             return float(value)
     return value
+
+
+def _are_texts(values: list[Any]) -> bool:
+    """Return whether each of these is a text as qemu-ga's commands take it, which alone have such lists."""
+    return set(map(type, values)) <= {str} and "\0" not in "".join(values)
 
 
 def seconds(name: str, value: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fakes.counting import calls
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.agent.api.methods import RPCS, arguments
 
@@ -105,3 +106,24 @@ def test_what_is_refused_in_qemu_gas_words(command: str, given: dict[str, Any], 
 def test_arguments_have_names() -> None:
     with pytest.raises(Fault, match="by name"):
         arguments(RPCS["guest-sync"], [1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ("a\0", "Parameter 'arg[70000]' has a NUL"),
+        (True, "Invalid parameter type for 'arg[70000]', expected: string"),
+        (["a"], "Invalid parameter type for 'arg[70000]', expected: string"),
+    ],
+)
+def test_many_texts_are_checked_at_one_go_and_a_wrong_one_is_named(wrong: Any, text: str) -> None:
+    texts: list[Any] = ["a", "\u20ac", ""] * 30_000
+
+    def checked() -> None:
+        assert arguments(RPCS["guest-exec"], {"path": "/x", "arg": texts})["arg"] == texts
+
+    assert calls(checked) < 1000
+    texts[70_000] = wrong
+    with pytest.raises(Fault) as raised:
+        arguments(RPCS["guest-exec"], {"path": "/x", "arg": texts})
+    assert raised.value.text == text
