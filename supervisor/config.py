@@ -186,6 +186,8 @@ OPTIONS: Mapping[str, Option] = {
         convert.to_command, "COMMAND", "program that va.shutdown runs with -H, -P or -r and now"
     ),
 }
+BESIDE = "block-rpcs, too"
+"""Stands in `Config.given` for what qemu-ga's options block."""
 _WRITER_LIMITS = ("prepare_limit", "quiesce_limit", "confirm_limit", "release_limit")
 FIXED = ("channel", "vsock_any", "state_dir", "log_target", "writers_dir")
 """The options that change only with a restart."""
@@ -263,6 +265,7 @@ def build(
 ) -> Config:
     """Return the configuration; options `given` on the command line override the file. Raises BadConfig.
 
+    What is given by the name of BESIDE counts beside what the file blocks, also when that is read again.
     `file` is the path of the file, and whether the file must exist. `writers` has the text of each writer's file; None
     reads them.
     """
@@ -271,6 +274,8 @@ def build(
     values["given"] = tuple((name, tuple(texts)) for name, texts in given.items())
     for name, option in OPTIONS.items():
         texts = given.get(name) or from_file.get(name)
+        if name == "block-rpcs" and BESIDE in given:
+            texts = [",".join([*given[BESIDE], *(texts or ())])]
         if not texts:
             continue
         try:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..agent.api import qemu
 from ..agent.api.methods import RPCS
 from . import ga_options, state_dir, taking_part
-from .config import CONFIG_FILE, BadConfig, Config, build, read_file
+from .config import BESIDE, CONFIG_FILE, BadConfig, Config, build, read_file
 from .ga_options import METHODS, STATE, BadUsage, Settings, load, usage
 from .io import journal, process
 from .io.log_writer import have_nothing_at
@@ -89,9 +89,9 @@ def configure(settings: Settings, environment: Mapping[str, str]) -> tuple[Confi
         given["hook"] = [taking_part.HOOK if usual else os.path.abspath(settings.hook) if settings.hook else ""]
     if settings.verbose:
         given["log-level"] = ["debug"]
-    for option, names in (("block-rpcs", settings.block), ("allow-rpcs", settings.allow)):
+    for option, names, name in (("block-rpcs", settings.block, BESIDE), ("allow-rpcs", settings.allow, "allow-rpcs")):
         if known := _known(option, names, notes):
-            given[option] = [",".join(known + from_file.get(option, []) * (option == "block-rpcs"))]
+            given[name] = [",".join(known)]
     config = build(given, from_file, (os.path.abspath(path), there))
     if settings.daemon and not journal.in_memory(os.path.dirname(os.path.abspath(settings.pidfile))):
         notes.append(f"pidfile {settings.pidfile} is not on tmpfs: the start waits if its file system is frozen")

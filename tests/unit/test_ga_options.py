@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 from virtagent.supervisor import qemu_ga, state_dir, taking_part
-from virtagent.supervisor.config import BadConfig, Config
+from virtagent.supervisor.config import BadConfig, Config, reread
 from virtagent.supervisor.ga_options import BadUsage, Settings, load
 from virtagent.supervisor.io import journal
 from virtagent.supervisor.key_file import BadKeyFile, form, parse, text_of
@@ -442,6 +442,15 @@ def test_what_is_said(
     assert said.out.startswith(out)
     assert said.err.startswith(err)
     assert said.err.count("\n") == bool(err)
+
+
+def test_what_virtagentd_conf_blocks_is_read_again_beside_what_qemu_ga_blocks(tmp_path: Path) -> None:
+    config, _ = made(["-b", "guest-ping"], "state-dir /run/x\nblock-rpcs va.hello\n", tmp_path)
+    assert set(config.block_rpcs) == {"guest-ping", "va.hello"}
+    again, _ = reread(config, "state-dir /run/x\nblock-rpcs va.hello,guest-exec\n", {})
+    assert set(again.block_rpcs) == {"guest-ping", "va.hello", "guest-exec"}
+    again, _ = reread(again, "state-dir /run/x\n", {})
+    assert again.block_rpcs == ("guest-ping",)
 
 
 def test_a_daemon_whose_pid_file_was_removed_ends_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
