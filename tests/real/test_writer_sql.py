@@ -283,6 +283,7 @@ def test_mysql_says_the_right_statements(rig: Rig, unlogged: bool) -> None:
     host.va.fsthaw()
     said = [line.partition(" = ")[0] for line in client.asked]
     assert said == [
+        "set session wait_timeout",
         "set session sql_log_off",
         "set session long_query_time",
         "set global innodb_flush_log_at_trx_commit",

@@ -33,7 +33,8 @@ class Application:
     def __init__(self) -> None:
         self.done: list[str] = []
         self.until = 0.0
-        self.refuses = ""
+        self.looked = threading.Event()
+        self.refuses = self.loss = ""
 
     def prepare(self, _until: float) -> dict[str, Any]:
         """Do nothing."""
@@ -56,8 +57,11 @@ class Application:
         return {}
 
     def lost(self) -> str:
-        """Say nothing."""
-        return ""
+        """Say what is found out: nothing, if it holds all the same."""
+        self.done.append("lost")
+        self.fds = ()
+        self.looked.set()
+        return self.loss
 
     def release(self, _until: float, verdict: str) -> str:
         """Let go."""
@@ -139,6 +143,25 @@ def test_it_holds_longer_if_the_freeze_is_held_longer(played: Played) -> None:
     played.ends()
     assert played.application.done == ["quiesce", "renew", "release good"]
     assert played.application.until == until
+
+
+@pytest.mark.parametrize("loss", ["", "it was started anew"])
+def test_a_session_that_ends_is_a_hold_that_is_lost_unless_it_holds_all_the_same(played: Played, loss: str) -> None:
+    readable, writable = os.pipe2(os.O_CLOEXEC)
+    os.close(writable)
+    played.application.fds, played.application.loss = (readable,), loss
+    played.tell(messages.Act("quiesce", 0), messages.Hold(time.monotonic() + 1000))
+    played.begin()
+    assert played.hears() == ("quiesce", "ok")
+    if loss:
+        assert played.hears() == ("held", "lost")
+    else:
+        assert played.application.looked.wait(LONG)
+    played.tell(messages.Act("release", 1.0, "good"))
+    assert played.hears() == ("release", "ok")
+    played.ends()
+    assert played.application.done == ["quiesce", "renew", "lost", "release good"]
+    os.close(readable)
 
 
 def test_what_cannot_be_held_longer_is_lost(played: Played) -> None:

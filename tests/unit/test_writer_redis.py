@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import threading
@@ -40,6 +41,8 @@ class Fake:
     def __init__(self, folder: Path) -> None:
         self.answers = dict(ANSWERS)
         self.asked: list[str] = []
+        self.ends_after = ""
+        """A session that has said this is found idle, and ended."""
         self.path = str(folder / "s")
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.path)
@@ -61,6 +64,8 @@ class Fake:
                         self.asked.append(" ".join(words))
                         heard = b""
                         end.sendall(self._answer(self.asked[-1]))
+                        if self.asked[-1] == self.ends_after:
+                            break
 
     def _answer(self, asked: str) -> bytes:
         return next(said for words, said in self.answers.items() if asked.startswith(words))
@@ -115,6 +120,48 @@ def test_a_longer_hold_is_a_longer_pause_and_on_record(server: Fake, latch: Latc
     writer.confirm(time.monotonic() + SOON)
     assert writer.release(time.monotonic() + SOON, "good") == ""
     assert latch.record is None
+
+
+def ended(writer: redis.Redis) -> None:
+    """Wait until the server has ended the session (its option `timeout`)."""
+    assert wait(writer.fds[0], time.monotonic() + SOON)
+
+
+def test_one_that_was_found_idle_while_file_systems_were_synced_comes_again(server: Fake, latch: Latch) -> None:
+    server.ends_after = "CONFIG GET dir"
+    writer = prepared(server, latch)
+    ended(writer)
+    writer.quiesce(time.monotonic() + SOON)
+    assert "CLIENT PAUSE" in " ".join(server.asked)
+    assert writer.release(time.monotonic() + SOON, "good") == ""
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_one_that_was_found_idle_while_it_held_holds_still(looks: bool, server: Fake, latch: Latch) -> None:
+    """The pause outlasts the session."""
+    server.answers["INFO server"] = text(f"{SERVER}run_id:1\n")
+    server.ends_after = "INFO replication"
+    writer = paused(server, latch)
+    ended(writer)
+    if looks:
+        assert writer.lost() == ""
+        assert not wait(writer.fds[0], 0)
+    assert writer.release(time.monotonic() + SOON, "good") == ""
+    assert server.asked.count("CLIENT UNPAUSE") == 1
+
+
+@pytest.mark.parametrize("how", ["started anew", "gone"])
+def test_a_server_that_has_ended_does_not_hold(how: str, server: Fake, latch: Latch) -> None:
+    server.answers["INFO server"] = text(f"{SERVER}run_id:1\n")
+    server.ends_after = "INFO replication"
+    writer = paused(server, latch)
+    ended(writer)
+    server.answers["INFO server"] = text(f"{SERVER}run_id:2\n")
+    if how == "gone":
+        os.unlink(server.path)
+    assert writer.lost().startswith("the connection has ended: ")
+    writer.close()
+    latch.clear()
 
 
 def test_whoever_is_left_ends_the_pause(server: Fake, latch: Latch) -> None:

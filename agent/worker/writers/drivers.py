@@ -37,7 +37,7 @@ class Driver(Protocol):
         """Have the hold last until `ends` (CLOCK_MONOTONIC): that of a lease, which the clock would end before."""
 
     def lost(self) -> str:
-        """Return why the hold is lost, after one of `fds` has become readable."""
+        """Return why the hold is lost, "" if it is not, after one of `fds` has become readable."""
 
     def release(self, until: float, verdict: str) -> str:
         """Let go after a good or a bad freeze; return what went wrong with that."""

@@ -157,8 +157,8 @@ class _Life:
             found = self._orders.next(min(tick, self._ends), watched)
             if found is not None:
                 return found
-            if any(wait(fd, 0) for fd in watched):
-                return Lost(self._driver.lost())
+            if any(wait(fd, 0) for fd in watched) and (wrong := self._driver.lost()):
+                return Lost(wrong)
             if time.monotonic() >= tick and self._confirmed and not self._lost and (wrong := self._check()):
                 return Lost(wrong)
             if time.monotonic() >= self._ends:

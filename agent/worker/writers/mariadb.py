@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .mysql_family import FLUSH, connect, keep_silent, let_go_if_silent, numbers, places, put_back, set_flush
+from .mysql_family import FLUSH, connect, keep_open, keep_silent, let_go_if_silent, numbers, places, put_back, set_flush
 from .session import ClientSession
 from .step import Refused, left
 
@@ -30,6 +30,7 @@ class MariaDb(ClientSession):
         if numbers(version) < (10, 4):
             raise Refused(f"it is {version}, and BACKUP STAGE needs MariaDB 10.4")
         (self._session,) = client.row("select connection_id()", until, 1)
+        keep_open(client, until)
         keep_silent(client, until)
         client.ask(f"set session lock_wait_timeout = {left(until)}", until)
         set_flush(client, self._latch, self._config, flush, until)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from .mysql_family import FLUSH, connect, keep_silent, let_go_if_silent, numbers, places, put_back, set_flush
+from .mysql_family import FLUSH, connect, keep_open, keep_silent, let_go_if_silent, numbers, places, put_back, set_flush
 from .session import ClientSession
 from .step import Refused, left, whole
 
@@ -46,6 +46,7 @@ class MySql(ClientSession):
         if numbers(version) < (8, 0):
             raise Refused(f"it is MySQL {version}, and LOCK INSTANCE FOR BACKUP needs 8.0")
         self._session, flush = client.row(f"select connection_id(), @@global.{FLUSH}", until, 2)
+        keep_open(client, until)
         keep_silent(client, until)
         (unlogged,) = client.row(_UNLOGGED, until, 1)
         self._stops_all = unlogged != "0"

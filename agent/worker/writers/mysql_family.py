@@ -57,6 +57,11 @@ def places(client: Client, until: float) -> list[str]:
     return list(dict.fromkeys(os.path.normpath(os.path.join(directory, other)) for other in ("", *others)))
 
 
+def keep_open(client: Client, until: float) -> None:
+    """Have the server not end the session while nothing is asked: a sync may take longer than its wait_timeout."""
+    client.ask(f"set session wait_timeout = {_LONGEST}", until)
+
+
 def keep_silent(client: Client, until: float) -> None:
     """Keep the session out of the server's logs, which may lie on what is frozen; raise Refused if that cannot be."""
     general, slow, output = client.row(_LOGS, until, 3)

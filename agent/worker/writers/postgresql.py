@@ -17,6 +17,8 @@ from .step import Refused, Waits, wait, whole
 Info = dict[str, Any]
 # A statement that is logged would wait for the log's file system (a superuser may change these for a session).
 _SILENT = "set log_statement = none; set log_min_duration_statement = -1; set log_duration = off"
+# The server may end a session that is idle, and a sync takes its time; from PostgreSQL 14 on.
+_STAYS = "select set_config(name, '0', false) from pg_settings where name = 'idle_session_timeout'"
 GOOD = "good"
 _START = "select pg_backup_start('virtagent', fast => true)"
 # In hexadecimal digits: both are of many lines.
@@ -37,6 +39,7 @@ class PostgreSql(ClientSession):
         client = self._open(_connect(self._config, self._waits))
         version, superuser = client.row("select version(), current_setting('is_superuser')", until, 2)
         self._standby = client.rows("select pg_is_in_recovery()", until) == [["t"]]
+        client.ask(_STAYS, until)
         if superuser == "on":
             client.ask(_SILENT, until)
         if self._config.backup_mode:

@@ -68,6 +68,7 @@ class Redis:
         self._said = b""
         self._owed = 0  # answers that are still to come
         self._paused_until = 0.0
+        self._run_id = ""
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -78,6 +79,7 @@ class Redis:
         """Connect and check. Raises Refused, Interrupted."""
         self._log_in(until)
         server = self._section("server", until)
+        self._run_id = server.get("run_id", "")
         version = server.get("redis_version", "")[:WORDS_MAX]
         if [whole(number, "its version") for number in version.split(".")[:2]] < [6, 2]:
             raise Refused(f"it is {version}, and CLIENT PAUSE WRITE needs 6.2")
@@ -88,6 +90,8 @@ class Redis:
 
     def quiesce(self, until: float) -> Info:
         """Hold writes. Raises Refused, Interrupted."""
+        if wait(self.fds[0], 0):  # the server may end a session that is idle (`timeout`), and a sync takes its time
+            self._come_again(until)
         self.renew(until, time.monotonic() + self._at_most)
         position = self._section("replication", until)
         return {"replid": position.get("master_replid", ""), "offset": position.get("master_repl_offset", "")}
@@ -109,8 +113,15 @@ class Redis:
         return {}
 
     def lost(self) -> str:
-        """Return that the connection has ended: nothing is said unasked."""
-        return "the connection has ended"
+        """Return that the connection has ended, "" if the server takes another one: the pause outlasts each."""
+        waits, self._waits = self._waits, wait
+        try:
+            self._come_again(time.monotonic() + _CONNECT_SECONDS)
+        except Refused as error:
+            return f"the connection has ended: {error}"
+        finally:
+            self._waits = waits
+        return ""
 
     def release(self, until: float, verdict: str) -> str:
         """Let writes go on: over this connection if that goes, else over another.
@@ -122,6 +133,8 @@ class Redis:
             self._waits = wait
             try:
                 if self._paused_until:
+                    if not self._owed and wait(self.fds[0], 0):
+                        self._come_again(until)
                     self._ask(until, "CLIENT", "UNPAUSE")
                     self._paused_until = 0.0
             except Refused as error:
@@ -154,6 +167,14 @@ class Redis:
         self._connect(config.socket or DEFAULT, until)
         if config.password_file:
             self._ask(until, "AUTH", *([config.login] if config.login else []), _password(config.password_file))
+
+    def _come_again(self, until: float) -> None:
+        """Connect anew to the server that it was; raise Refused, Interrupted."""
+        self.close()
+        self._said, self._owed = b"", 0
+        self._log_in(until)
+        if self._section("server", until).get("run_id", "") != self._run_id:
+            raise Refused("the server was started anew")
 
     def _paths(self, until: float) -> list[str]:
         return self._ask(until, "CONFIG", "GET", "dir")[1:2]
