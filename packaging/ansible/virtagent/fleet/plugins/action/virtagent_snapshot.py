@@ -44,9 +44,7 @@ class ActionModule(ActionBase):
         if program is None:
             raise AnsibleActionFail("no program %s on the controller; install virtagent-host there" % asked["executable"])
         command = _command(program, agents, asked, self._play_context.check_mode or self._task.check_mode)
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, check=False
-        )
+        done = _run(command)
         result.update(changed=True, rc=done.returncode, agents=agents, stderr=done.stderr, stderr_lines=done.stderr.splitlines())
         try:
             result["report"] = json.loads(done.stdout)
@@ -82,6 +80,27 @@ def urls(name, known):
     user, port = known.get("ansible_user") or known.get("ansible_ssh_user"), known.get("ansible_port")
     where = ("%s@" % user if user else "") + host + (":%s" % port if port else "")
     return ["ssh:" + where + ("?" + "&".join("agents=" + one for one in agents) if agents else "")]
+
+
+def _run(command):
+    """Run the command; return what became of it. If this is interrupted, it thaws first."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="backslashreplace",
+        universal_newlines=True,
+    )
+    try:
+        out, err = process.communicate()
+    except BaseException:
+        # The task's timeout, or Ctrl-C. A SIGKILL would leave what this host reaches itself frozen until its hold ends.
+        process.terminate()
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def _command(program, agents, asked, check):
