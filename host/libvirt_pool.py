@@ -46,6 +46,7 @@ class _Link:
     libvirt: Any = None
     qemu: Any = None
     handle: Any = None
+    answered: bool = False
     dead: bool = False
     threads: int = 0
     calls: dict[str, float] = field(default_factory=dict)
@@ -221,9 +222,10 @@ class Pool:
         libvirt = link.libvirt
         try:
             link.handle.getLibVersion()  # isAlive notices that the daemon is gone only after a failed call
-        except libvirt.libvirtError:
+        except libvirt.libvirtError as error:
             link.dead = True
-            return None
+            return None if link.answered else no_domain(order.name, error)  # a new connection would do no better
+        link.answered = True
         try:
             if order.name not in link.domains:
                 link.domains[order.name] = link.handle.lookupByName(order.name)

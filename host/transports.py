@@ -83,6 +83,10 @@ def _firecracker(url: str, rest: str) -> Endpoint:
 def _libvirt(url: str, rest: str) -> Endpoint:
     domain, mark, query = rest.partition("?")
     connect = query.removeprefix("connect=")
+    try:
+        rest.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{url!r} is not UTF-8, as libvirt's names are") from None
     if not domain or "\0" in rest:
         raise ValueError(f"{url!r} names no domain; expected libvirt:DOMAIN[?connect=URI]")
     if mark and (connect == query or not connect):
