@@ -114,12 +114,14 @@ def spread(spans: Sequence[Span | None]) -> float:
 
 
 class AsyncAgentGroup:
-    """Many agents, by their URLs. Raises ValueError if a URL is invalid, or is there twice.
+    """Many agents, by their URLs. Raises ValueError if a URL is invalid, or is there twice, or `connects` is below 1.
 
     `connects` is how many connections are opened simultaneously; the other options are those of `AsyncAgent`.
     """
 
     def __init__(self, urls: Texts, *, connects: int = CONNECTS, **options: Unpack[AgentOptions]) -> None:
+        if connects < 1:
+            raise ValueError(f"connects is {connects}, expected 1 at least")
         self.urls = texts("urls", urls)
         if not self.urls:
             raise ValueError("a group of no agents; name one at least")
@@ -272,12 +274,15 @@ class AsyncAgentGroup:
     async def _end(self, group: GroupFreeze, members: list[Member], extenders: list[asyncio.Future[None]]) -> None:
         for extender in extenders:
             extender.cancel()
+        # This holds until the freeze is known to be good.
+        group.broken = FreezeBroken("how the freeze of the group ended was not asked; throw the snapshot away")
         broken = await self._thaw(members)
         group.window = min(member.ended for member in members) - max(member.begun for member in members)
         if broken:
             more = f" (and {len(broken) - _NAMED} more)" if len(broken) > _NAMED else ""
             group.broken = FreezeBroken("; ".join(str(one) for one in broken[:_NAMED]) + more)
             raise group.broken from broken[0]
+        group.broken = None
 
     async def _thaw(self, members: Sequence[Member]) -> list[FreezeBroken]:
         """Thaw all that is frozen, and call off what waits; return the freezes that were broken."""

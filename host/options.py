@@ -197,7 +197,8 @@ def _snapshot(command: Callable[..., argparse.ArgumentParser], common: Parser) -
         epilog="COMMAND finds the number of the freeze in VIRTAGENT_FREEZE_ID, the mount points that are frozen in "
         "VIRTAGENT_MOUNTS and the agents in VIRTAGENT_AGENTS, one a line; of several agents a line of VIRTAGENT_MOUNTS "
         "begins with the agent and a tab. What is not printable in a mount point, and each backslash, is there as "
-        "\\ooo. It runs in a session of its own, and is ended with all processes of that session when it takes "
+        "\\ooo. A variable that would be over 128 KiB is not there. "
+        "COMMAND runs in a session of its own, and is ended with all processes of that session when it takes "
         "longer than --timeout or this is interrupted.",
     )
     _selection(taking)

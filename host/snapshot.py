@@ -34,6 +34,7 @@ from .observing import Observer, following
 from .processes import end, gone
 from .transports import parse
 
+_VARIABLE_MAX = 128 << 10  # bytes, MAX_ARG_STRLEN of execve(2)
 COUNTDOWN = (0.25, 0.5, 0.75, 0.9)  # shares of the hold after which a line says how much is left
 COUNTDOWN_ENDLESS = 15.0  # seconds until the first line if the hold does not end by itself
 COUNTDOWN_LEAST = 8.0  # seconds; a shorter hold is over before the lines are read
@@ -294,17 +295,20 @@ def environment(freeze: GroupFreeze) -> dict[str, str]:
     """Return the environment of the command. Nothing that a guest says can break a line in it.
 
     Of other hosts there is only their URL: a variable holds 128 KiB, and each has its own guests in a command there.
+    One that would be longer is not there, since no command could be started with it.
     """
     several = len(freeze.guests) > 1
     here = {url: one for url, one in freeze.guests.items() if parse(url).far is None}
     mounts = [
         f"{url}\t{_octal(mount)}" if several else _octal(mount) for url, one in here.items() for mount in one.mounts
     ]
-    return os.environ | {
+    ours = {
         "VIRTAGENT_FREEZE_ID": "\n".join(str(one.freeze_id) for one in here.values()),
         "VIRTAGENT_MOUNTS": "\n".join(mounts),
         "VIRTAGENT_AGENTS": "\n".join([*here, *freeze.hosts]),
     }
+    held = {name: value for name, value in ours.items() if len(os.fsencode(f"{name}={value}")) < _VARIABLE_MAX}
+    return {name: value for name, value in os.environ.items() if name not in ours} | held
 
 
 def _octal(mountpoint: str) -> str:

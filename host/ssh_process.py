@@ -45,15 +45,19 @@ def command(far: Far) -> list[str]:
 
 def spawn(far: Far) -> tuple[socket.socket, subprocess.Popen[bytes] | None]:
     """Start ssh; return the socket that is its standard input and output. Raises Unreachable if there is none."""
-    ours, theirs = socket.socketpair()
     words = command(far)
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise Unreachable(f"no connection to {far.name} ({error.strerror}); allow more open files") from None
     number = theirs.fileno()
     try:
         # A session of its own: a Ctrl-C is for whoever thaws, and not for what carries the thaw.
         process = subprocess.Popen(words, stdin=number, stdout=number, stderr=subprocess.PIPE, start_new_session=True)
     except OSError as error:
         ours.close()
-        raise Unreachable(f"no connection to {far.name} ({words[0]}: {error.strerror}); install ssh") from None
+        advice = "install ssh" if isinstance(error, FileNotFoundError) else "see that it can be started"
+        raise Unreachable(f"no connection to {far.name} ({words[0]}: {error.strerror}); {advice}") from None
     finally:
         theirs.close()
     return ours, process
@@ -210,11 +214,12 @@ class Remote:
     async def _explain(self) -> None:
         """Say why the connection has ended, in ssh's own words."""
         if self._process is not None and self._process.poll() is None:
-            watched = os.pidfd_open(self._process.pid)
-            try:
-                await gone(watched, 1.0)
-            finally:
-                os.close(watched)
+            with contextlib.suppress(OSError):  # no descriptor is left: what it has said by now must do
+                watched = os.pidfd_open(self._process.pid)
+                try:
+                    await gone(watched, 1.0)
+                finally:
+                    os.close(watched)
         self._hear_stderr()
         lines = [line.strip() for line in self._said.decode(errors="backslashreplace").splitlines() if line.strip()]
         why = lines[-1][:400] if lines else f"{command(self._far)[0]} ended"
@@ -258,7 +263,11 @@ class Remote:
             self._fail(Lost(f"{self._far.name}: the connection was closed"))
         try:
             if self._process is not None and self._process.poll() is None:
-                watched = os.pidfd_open(self._process.pid)
+                try:
+                    watched = os.pidfd_open(self._process.pid)
+                except OSError:  # no descriptor is left to wait with
+                    self._process.kill()
+                    return
                 try:
                     if not await gone(watched, LEAVE_SECONDS):
                         await end(self._process.pid, watched)
