@@ -53,11 +53,15 @@ class View:
 
     def is_safe_path(self, path: str) -> bool:
         """Return whether walking an absolute path asks nobody but the kernel."""
+        mount = self.at(path)
+        return mount is not None and self.is_safe(mount)
+
+    def at(self, path: str) -> MountInfo | None:
+        """Return the mount that an absolute path without links leads to; None if there is none."""
         folder = path
         while folder not in self.leads_to and folder != "/":
             folder = folder.rpartition("/")[0] or "/"
-        mount = self.by_id.get(self.leads_to.get(folder, -1))
-        return mount is not None and self.is_safe(mount)
+        return self.by_id.get(self.leads_to.get(folder, -1))
 
     def way(self, device: str) -> MountInfo | None:
         """Return the first of the safe `ways`, None if there is none. Of thousands, few are looked at."""

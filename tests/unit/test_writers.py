@@ -24,6 +24,7 @@ from virtagent.agent.api.writers import (
     hold,
 )
 from virtagent.agent.worker import messages
+from virtagent.agent.worker.mountinfo import parse_mountinfo
 from virtagent.agent.worker.writers import life
 from virtagent.agent.worker.writers.calls import ignored
 from virtagent.agent.worker.writers.config import read_folder
@@ -1170,3 +1171,24 @@ def test_a_death_before_it_has_said_how_it_ended_breaks_the_freeze() -> None:
     thawed(played, freezer)
     played.drive.die(played.worker("a"))
     thaw.refused(Code.FREEZE_BROKEN, "a was lost, and /else is not frozen", "killed by SIGKILL")
+
+
+# -- where the data of an application are
+
+
+def test_a_path_below_a_covered_mount_point_lies_on_what_covers_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a path that no freeze holds is taken for one that it does."""
+    lines = [
+        "20 1 8:1 / / rw - ext4 /dev/vda1 rw",
+        f"21 20 8:2 / {tmp_path}/srv/db rw - ext4 /dev/vdb rw",
+        f"22 20 8:3 / {tmp_path}/srv rw - ext4 /dev/vdc rw",
+        f"23 20 8:4 / {tmp_path}/other rw - ext4 /dev/vdd rw",
+        f"24 23 8:5 / {tmp_path}/other rw - ext4 /dev/vde rw",
+    ]
+    mounts = parse_mountinfo("\n".join([*lines, ""]))
+    monkeypatch.setattr(life.sysfs, "read_mountinfo", lambda: mounts)
+    paths = {"srv/db": "8:3", "srv/db/log": "8:3", "srv": "8:3", "other/a": "8:5", "otherwise": "8:1"}
+    found = life.devices_of([f"{tmp_path}/{path}" for path in paths])
+    assert found == {f"{tmp_path}/{path}": device for path, device in paths.items()}

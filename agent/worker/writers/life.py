@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ...api.errors import Code, Fault
 from ...api.writers import TYPES, Step, WriterConfig
 from .. import kernel, messages, sysfs
+from ..view import View
 from .drivers import DRIVERS, Driver, undo
 from .latch import Latch, locked
 from .orders import Gone, Interrupted, Orders
@@ -68,14 +69,9 @@ def unlatch(worker: Worker, args: Args) -> str:
 
 def devices_of(paths: Collection[str]) -> dict[str, str]:
     """Return the device (major:minor, as in mountinfo) of the file system that each path lies on, "" if none is."""
-    mounts = sorted(sysfs.read_mountinfo(), key=lambda info: len(info.mountpoint))
-    found = dict.fromkeys(paths, "")
-    for path in paths:
-        real = os.path.realpath(path)
-        for mount in mounts:
-            if real == mount.mountpoint or real.startswith(mount.mountpoint.rstrip("/") + "/"):
-                found[path] = mount.device  # the longest mount point, and of those the one mounted last, comes last
-    return found
+    view = View(sysfs.read_mountinfo())
+    mounts = {path: view.at(os.path.realpath(path)) for path in paths}
+    return {path: mount.device if mount else "" for path, mount in mounts.items()}
 
 
 class Lost(NamedTuple):
