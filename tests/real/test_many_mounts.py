@@ -19,7 +19,7 @@ from harness.rig import Rig
 from harness.terminal import CTL
 
 SMALL = 256 << 10
-PING_P99 = 0.005  # seconds
+SLOWER = 4  # times what it is with one mount, or less: only the workers may be busy with mounts
 EVERY = 0.002  # seconds from ping to ping: as many in each stretch of time, so that slow stretches weigh
 COMMANDS = (["plan"], ["freeze"], ["status"], ["thaw"], ["snapshot", "--", "true"])
 
@@ -67,24 +67,16 @@ def bind(target: str, place: Path, count: int) -> None:
         linux.mount(target, str(point), flags=linux.MS_BIND)
 
 
-@contextlib.contextmanager
-def ahead_of_others(pid: int) -> Iterator[None]:
-    """Let the supervisor (not its workers) and this thread run before all else: only their own delays are measured."""
-    both = (pid, threading.get_native_id())
-    try:
-        for one in both:
-            os.sched_setscheduler(one, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(10))
-    except PermissionError:
-        unmet("needs to schedule the supervisor ahead of what else this machine does")
-    try:
-        yield
-    finally:
-        for one in both:
-            os.sched_setscheduler(one, os.SCHED_OTHER, os.sched_param(0))
+def busy(daemon: Daemon) -> int:
+    """Return for how many ns the supervisor, its first thread, has had a processor (schedstats, sched-stats.rst)."""
+    return int(Path(f"/proc/{daemon.pid}/schedstat").read_text().split()[0])
 
 
-def pings_while_commands_run(daemon: Daemon) -> list[float]:
-    """Run each command of virtagentctl, which must succeed; return how long each ping took meanwhile, sorted."""
+def pings_while_commands_run(daemon: Daemon) -> list[int]:
+    """Run each command of virtagentctl, which must succeed; return for how long each ping kept the supervisor busy, sorted.
+
+    That is its own work, and no wait for a processor: those are the machine's. In ns.
+    """
     failed: list[str] = []
 
     def run() -> None:
@@ -95,24 +87,28 @@ def pings_while_commands_run(daemon: Daemon) -> list[float]:
 
     thread = threading.Thread(target=run)
     took = []
-    with daemon.raw() as sock, ahead_of_others(daemon.pid):
+    with daemon.raw() as sock:
         thread.start()
         while thread.is_alive():
-            begun = time.monotonic()
+            due, begun = time.monotonic() + EVERY, busy(daemon)
             sock.sendall(b'{"execute":"guest-ping"}\n')
             assert sock.recv(4096) == b'{"return": {}}\n'
-            took.append(time.monotonic() - begun)
-            thread.join(max(0.0, EVERY - took[-1]))  # until the next ping is due, or all commands have ended
+            took.append(busy(daemon) - begun)
+            thread.join(max(0.0, due - time.monotonic()))  # until the next ping is due, or all commands have ended
         thread.join()
     assert failed == []
     return sorted(took)
 
 
-def check(daemon: Daemon, counted: dict[str, int], aliases: int) -> None:
+def longest(daemon: Daemon, mounts: str) -> int:
+    """Return for how many ns the ping kept it busy that was outdone by two: a percentile falls as commands take longer."""
     took = pings_while_commands_run(daemon)
-    p99 = took[len(took) * 99 // 100]
-    print(f"pings: {len(took)}, median {took[len(took) // 2] * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms")
-    assert p99 < PING_P99
+    print(f"{mounts}: {len(took)} pings, median {took[len(took) // 2] / 1e6:.2f} ms, third longest {took[-3] / 1e6:.2f} ms")
+    return took[-3]
+
+
+def check(daemon: Daemon, alone: int, counted: dict[str, int], aliases: int) -> None:
+    assert longest(daemon, "many mounts") < SLOWER * alone
     host = daemon.proxy()
     plan, record, brief = host.va.fsplan(), daemon.status(), host.va.fsstatus({"brief": True})
     (mount,) = plan["mounts"]
@@ -128,10 +124,11 @@ def check(daemon: Daemon, counted: dict[str, int], aliases: int) -> None:
 @pytest.mark.parametrize("count", [6000, 10_000])
 def test_bind_mounts_of_one_file_system(rig: Rig, count: int) -> None:
     fs = rig.fs("ext4")
+    daemon = rig.daemon([rig.everywhere])
+    alone = longest(daemon, "one mount")
     with folder(rig) as place:
         bind(str(fs), place, count)
-        daemon = rig.daemon([rig.everywhere])
-        check(daemon, {}, count)
+        check(daemon, alone, {}, count)
         assert daemon.proxy().va.fsfreeze() == 1
         fs.assert_frozen()
         journal = daemon.state_dir / "journal"
@@ -141,9 +138,10 @@ def test_bind_mounts_of_one_file_system(rig: Rig, count: int) -> None:
 
 def test_hostile_fuse_mounts(rig: Rig) -> None:
     fs = rig.fs("ext4")
+    daemon = rig.daemon([rig.everywhere])
+    alone = longest(daemon, "one mount")
     with folder(rig) as place, hostile(place, 1000):
-        daemon = rig.daemon([rig.everywhere])
-        check(daemon, {"fuse": 1000}, 0)
+        check(daemon, alone, {"fuse": 1000}, 0)
         assert daemon.proxy().va.fsfreeze({"strict": True}) == 1, "a user can make no freeze fail"
         fs.assert_frozen()
         assert (daemon.state_dir / "journal").stat().st_size < SMALL
