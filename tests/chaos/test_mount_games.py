@@ -12,7 +12,7 @@ from harness.hooks import Hooks
 from harness.hosts import Asking, call, code_of
 from harness.moving import move
 from harness.processes import kill, until
-from harness.questions import assert_frozen, assert_well, assert_writable, resting
+from harness.questions import assert_frozen, assert_well, assert_writable, resting, stopped_worker
 from harness.rig import Rig
 from virtagent.agent.api.errors import Code
 
@@ -113,10 +113,9 @@ def test_unmounted_before_the_freeze_and_after_the_plan(rig: Rig, hooks: Hooks, 
     daemon = rig.daemon([rig.everywhere], module="harness.hooked", env=hooks.env)
     hooks.at("before va.fsfreeze Plan", "stop:va.fsfreeze")
     freeze = Asking(daemon, "va.fsfreeze")
-    until(lambda: hooks.spent, 10, "the plan")
+    worker = stopped_worker(daemon)
     linux.umount(str(fs.path), linux.MNT_DETACH)
-    for child in daemon.children():
-        child.resume()
+    worker.resume()
     assert freeze.wait() == 2
     assert call(daemon, "va.fsthaw") == 2
     fs.mount()
@@ -130,10 +129,9 @@ def test_someone_freezes_between_plan_and_freeze(rig: Rig, hooks: Hooks, kind: s
     rest = resting(rig, daemon)
     hooks.at("before va.fsfreeze Progress freeze", "stop:va.fsfreeze")
     freeze = Asking(daemon, "va.fsfreeze")
-    until(lambda: hooks.spent, 10, "the freeze phase")
+    worker = stopped_worker(daemon)
     assert fs.freeze() == "ok"
-    for child in daemon.children():
-        child.resume()
+    worker.resume()
     failed = freeze.wait()
     assert code_of(failed) == Code.FREEZE_FAILED
     assert "EBUSY" in failed.faultString

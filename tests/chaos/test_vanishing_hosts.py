@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import psutil
 import pytest
 from harness.daemon import Daemon
 from harness.filesystems import LoopFs
 from harness.hooks import Hooks
 from harness.hosts import Vanishing, call, code_of
-from harness.processes import process_state, until
-from harness.questions import assert_well, assert_writable, resting
+from harness.questions import assert_well, assert_writable, resting, stopped_worker
 from harness.rig import Rig
 from virtagent.agent.api.errors import Code
 
@@ -24,16 +22,6 @@ def nested(rig: Rig) -> list[LoopFs]:
 
 def start(rig: Rig, hooks: Hooks, *options: str) -> Daemon:
     return rig.daemon([rig.everywhere], options, module="harness.hooked", env=hooks.env)
-
-
-def stopped_worker(daemon: Daemon) -> psutil.Process:
-    """Wait until a worker is stopped, and return it."""
-
-    def stopped() -> list[psutil.Process]:
-        return [child for child in daemon.children() if process_state(child.pid) == "T"]
-
-    until(lambda: bool(stopped()), 10, "a worker stopped")
-    return stopped()[0]
 
 
 def messages(rig: Rig, hooks: Hooks, daemon: Daemon) -> list[str]:

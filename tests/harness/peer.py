@@ -73,9 +73,8 @@ class Talk:
         return line
 
     def replies_to(self, data: bytes) -> list[dict[str, Any]]:
-        """Send any bytes, then a delimited sync; return what was answered before that sync's reply."""
-        self.send(data)
-        self.send(b'\xff\n{"execute": "guest-sync-delimited", "arguments": {"id": 424242}}\n')
+        """Send any bytes and a delimited sync in one go; return what was answered before that sync's reply."""
+        self.send(data + b'\xff\n{"execute": "guest-sync-delimited", "arguments": {"id": 424242}}\n')
         found = []
         while not (line := self.raw_line()).startswith(b"\xff"):
             try:

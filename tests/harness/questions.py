@@ -47,6 +47,16 @@ def resting(rig: Rig, daemon: Daemon) -> Footprint:
     return replace(prints[-1], fds=tuple(fds))
 
 
+def stopped_worker(daemon: Daemon) -> psutil.Process:
+    """Wait until a worker is stopped, and return it."""
+
+    def stopped() -> list[psutil.Process]:
+        return [child for child in daemon.children() if process_state(child.pid) == "T"]
+
+    until(lambda: bool(stopped()), 10, "a worker stopped")
+    return stopped()[0]
+
+
 def assert_writable(every: Sequence[LoopFs]) -> None:
     """Assert that a write to each ends, which it does on none that is frozen."""
     writes = [(fs, fs.write()) for fs in every]

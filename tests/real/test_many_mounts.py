@@ -73,9 +73,9 @@ def busy(daemon: Daemon) -> int:
 
 
 def pings_while_commands_run(daemon: Daemon) -> list[int]:
-    """Run each command of virtagentctl, which must succeed; return for how long each ping kept the supervisor busy, sorted.
+    """Run each command of virtagentctl, which must succeed; return for how many ns each ping kept the supervisor busy.
 
-    That is its own work, and no wait for a processor: those are the machine's. In ns.
+    Sorted. That is its own work, without its waits for a processor: those are the machine's.
     """
     failed: list[str] = []
 
@@ -101,9 +101,10 @@ def pings_while_commands_run(daemon: Daemon) -> list[int]:
 
 
 def longest(daemon: Daemon, mounts: str) -> int:
-    """Return for how many ns the ping kept it busy that was outdone by two: a percentile falls as commands take longer."""
+    """Return the third longest, in ns: a percentile would fall as the commands take longer, and more pings are sent."""
     took = pings_while_commands_run(daemon)
-    print(f"{mounts}: {len(took)} pings, median {took[len(took) // 2] / 1e6:.2f} ms, third longest {took[-3] / 1e6:.2f} ms")
+    median, third = took[len(took) // 2] / 1e6, took[-3] / 1e6
+    print(f"{mounts}: {len(took)} pings, median {median:.2f} ms, third longest {third:.2f} ms")
     return took[-3]
 
 

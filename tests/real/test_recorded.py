@@ -94,7 +94,7 @@ class Conversation:
             return [self.value(inner, name) for inner in kept]
         if isinstance(value, xmlrpc.client.Binary):
             return {"binary": value.data.decode("latin-1")}
-        if name in ("written_bytes", "synced_bytes"):
+        if name in ("dirty_bytes", "written_bytes", "synced_bytes"):
             return "~"  # not known of a sync that was over before anybody looked
         if isinstance(value, bool) or value is None or value in (-1, ""):
             return value
@@ -346,6 +346,7 @@ def a_cancelled_one(talk: Conversation) -> None:
     freezing = talk.later("va.fsfreeze")
     states = ["synced", "synced", "synced", "syncing"]
     talk.daemon.wait_status(lambda r: sorted(m["state"] for m in r["mounts"] if m["state"] != "left-out") == states)
+    talk.daemon.wait_status(lambda r: r["progress"]["dirty_bytes"] >= 0)
     talk.xml("va.fsstatus", {}, parsed=True)
     talk.title()
     thawing = talk.later("va.fsthaw")
