@@ -340,6 +340,11 @@ def test_figures_in_prose_are_those_of_the_tables() -> None:
             assert [int(found) for found in re.findall(pattern, (TREE / page).read_text(encoding="utf-8"))] == [value]
 
 
+def test_what_needs_a_restart_is_named() -> None:
+    [said] = re.findall(r"Changes of\s+((?:`[\w-]+`(?:,| and)?\s+)+)need a restart", text_of("configuration.md"))
+    assert sorted(re.findall(r"[\w-]+", said.replace(" and", ""))) == sorted(n.replace("_", "-") for n in config.FIXED)
+
+
 def test_no_option_stands_with_another_default() -> None:
     plain = config.Config()
     names = "|".join(sorted(config.OPTIONS, key=len, reverse=True))
