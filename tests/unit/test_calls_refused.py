@@ -154,11 +154,11 @@ def test_a_device_that_is_refused_a_call_is_served_later(
 
 WALKED = {
     "channels/transport.py": "fileno ioctl poll recv send close getsockopt register",
-    "channels/listener.py": "bind close getsockopt listen setblocking socket umask unlink",
+    "channels/listener.py": "bind close getsockopt listen setblocking socket stat umask unlink",
     "channels/char_device.py": "stat open isatty close read write tcflush tcgetattr tcsetattr",
     "channels/path_watch.py": "read close lstat readlink inotify_open inotify_watch inotify_unwatch",
-    "io/children.py": "pipe2 set_blocking fcntl read write close waitpid kill getpid pthread_sigmask",
-    "io/process.py": "fork pidfd_open pidfd_send_signal waitid listdir open read close",
+    "io/children.py": "pipe2 set_blocking fcntl read write close kill getpid pthread_sigmask",
+    "io/process.py": "fork pidfd_open pidfd_send_signal waitid waitpid listdir open read close",
     "io/ours.py": "open stat fstat readlink geteuid",
     "io/poller.py": "",
     "io/descriptors.py": "eventfd fcntl close",
