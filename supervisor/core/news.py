@@ -131,9 +131,9 @@ class News:
     def refuse(self, turn: Turn, call: Call, why: str) -> None:
         """Answer a thaw that is not carried out why that is so, and the news for its channel."""
         items = self._open(call)
-        self._on_its_way[call.reply] = items
         text = "; ".join(dict.fromkeys((why, *(item.text for item in items))))
-        self._pending.answer(turn, call.id, Fault(Code.FREEZE_BROKEN, text), receipt=True)
+        if self._pending.answer(turn, call.id, Fault(Code.FREEZE_BROKEN, text), receipt=True):
+            self._on_its_way[call.reply] = items
 
     def tell_caller(self, turn: Turn, number: int | None, fault: Fault) -> bool:
         """Answer the host that asked for the freeze how it failed; return whether it still waited."""

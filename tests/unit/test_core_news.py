@@ -122,6 +122,15 @@ def test_a_host_that_gave_up_just_before_its_freeze_failed_leaves_that_to_its_ne
     told.refused(Code.FREEZE_BROKEN, "nothing was frozen")
 
 
+def test_a_thaw_whose_host_gave_up_before_its_turn_leaves_nothing_behind(drive: Drive) -> None:
+    """A host may send as many on a port as it likes, and its connection does not end."""
+    for _ in range(3):
+        drive.ask_unheard("va.fsthaw", {"freeze_id": 9})
+    assert not drive.core.freeze.news._on_its_way
+    drive.ask("va.fsthaw", {"freeze_id": 9}, reads=False)
+    assert len(drive.core.freeze.news._on_its_way) == 1
+
+
 def test_a_host_that_leaves_unread_how_its_freeze_failed_leaves_it_to_the_next_thaw(drive: Drive) -> None:
     call = drive.ask("va.fsfreeze")
     drive.die(drive.newest)
