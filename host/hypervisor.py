@@ -84,7 +84,7 @@ class Hypervisor:
         self._guests: dict[str, Freeze] = {}
         self._ready = 0
         self._span: Span = (0.0, 0.0)
-        self._prepared = False
+        self._prepared = self._let_go = False
         self._alive: asyncio.Future[None] | None = None
 
     @property
@@ -158,6 +158,7 @@ class Hypervisor:
         assert self.clock is not None, "not prepared"
         record: dict[str, Any] = {"within": within, "each": True}
         asked = time.monotonic()
+        self._let_go = True
         if at is not None:
             record["at"] = at + (self.clock.offset if self.clock.differs else _wall())
         ahead = max(0.0, at - asked) if at is not None else 0.0
@@ -213,6 +214,8 @@ class Hypervisor:
         try:
             answer = await self._answered(within, thaw={"each": True})
         except HostError as error:
+            if not self._let_go:
+                return []  # its guests are called off, since nobody attends them any more (ADR 0039)
             worse = NotThawed(f"{error}; its guests thaw at the end of their hold; throw the snapshot away")
             for guest in self._guests.values():
                 guest.broken = worse

@@ -81,13 +81,13 @@ class Relay:
         except ValueError as error:
             raise Bad(f"prepare: {error}") from None
         self._barriers = {url: Barrier(url, chosen) for url in those}
-        gate = asyncio.Semaphore(CONNECTS)
+        gate, until = asyncio.Semaphore(CONNECTS), time.monotonic() + within
 
         async def prepare(url: str) -> None:
             async with gate:
                 with contextlib.suppress(Fault):  # to refuse it is an answer, too
                     await self._agents[url].ping()
-            await self._agents[url].play(self._barriers[url].prepare(within))
+            await self._agents[url].play(self._barriers[url].prepare(until - time.monotonic()))
 
         if not (failed := await self._all(prepare)):
             return {"ready": len(those)}

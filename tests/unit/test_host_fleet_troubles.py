@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fakes.many_agents import ManyAgents
-from fakes.relays import HANG, LATE, FakeRelays
+from fakes.relays import DIE, HANG, LATE, FakeRelays
 from virtagent.agent.api.errors import Code, Fault
 from virtagent.host import (
     AgentGroup,
@@ -22,7 +22,9 @@ from virtagent.host import (
     hypervisor,
     relay_talk,
 )
+from virtagent.host.barrier import Barrier
 from virtagent.host.holding import notes
+from virtagent.host.relay import Relay
 
 
 @pytest.fixture
@@ -239,3 +241,48 @@ def test_a_relay_that_hangs_at_the_thaw_is_not_waited_for_as_a_guest_is(
         spoilt = pytest.raises(FreezeBroken, match=r"did not answer clock within 0\.2 s; its guests thaw at the end")
         with spoilt, AgentGroup([f"ssh:hv1?agents={guests.urls[0]}"]).frozen():
             pass
+
+
+@pytest.mark.parametrize("step", ["prepare", "clock"])
+def test_of_guests_that_only_waited_nobody_is_told_that_they_thaw_by_themselves(
+    tmp_path: Path, relays: FakeRelays, step: str
+) -> None:
+    """Nothing was frozen, so there is no hold to wait for, and no snapshot to throw away."""
+
+    def meddle(host: str, what: str, _answer: dict[str, Any]) -> Any:
+        return DIE if (host, what) == ("hv2", step) and ("hv2", "prepare") in relays.asked else None
+
+    relays.meddle = meddle
+    with ManyAgents(tmp_path, 2) as guests:
+        urls = [f"ssh:hv{n}?agents={url}" for n, url in enumerate(guests.urls, 1)]
+        with pytest.raises(GroupFailed, match="nothing was frozen") as raised, AgentGroup(urls).frozen():
+            pytest.fail("the block runs")
+        assert notes(raised.value) == []
+
+
+def test_connecting_counts_for_the_time_in_which_a_relay_has_its_guests_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it answers when the coordinator has given it up, which then makes nothing ready again."""
+    given: list[float] = []
+    prepare = Barrier.prepare
+
+    def noted(barrier: Barrier, within: float) -> Any:
+        given.append(within)
+        return prepare(barrier, within)
+
+    def slow(_n: int, method: str) -> Any:
+        return "dummy" if method == "va.ping" and not asked.wait(0.3) else None
+
+    asked = threading.Event()
+    monkeypatch.setattr(Barrier, "prepare", noted)
+    with ManyAgents(tmp_path, 1, slow) as guests:
+
+        async def run() -> None:
+            relay = Relay()
+            await relay.take({"prepare": {"agents": guests.urls, "within": 100}})
+            await relay.thaw()
+
+        asyncio.run(run())
+    (within,) = given
+    assert within <= 99.71
