@@ -20,6 +20,7 @@ from ..agent.api.text import printable
 from . import charset, exits, named_agents, options, text
 from .client import Agent
 from .commands import COMMANDS, Said
+from .errors import HostError
 from .events import EventLines
 from .exits import DONE, FAILED, INTERRUPTED, LEFT, MAY_BE_FROZEN, USAGE, complain, document, sentence
 from .transports import GLOB, parse
@@ -103,7 +104,8 @@ def _run(args: argparse.Namespace) -> int:
             args.agents = named_agents.expand(_wanted(args))
             hosts = args.command == "snapshot" and not args.dry_run  # a group takes them as they are
             if not hosts and (args.command != "freeze" or len(args.agents) == 1):
-                args.agents = [one for url in args.agents for one in _one_by_one(url)]
+                several = len(args.agents) > 1
+                args.agents = [one for url in args.agents for one in _one_by_one(url, alone=not several)]
             args.agent = args.agents[-1]
             agent = Agent(args.agent, timeout=args.timeout)
         except ValueError as error:
@@ -166,14 +168,22 @@ def _wanted(args: argparse.Namespace) -> list[str]:
     return [*(args.agents if args.named else ()), *inventory.read(args.inventory)]
 
 
-def _one_by_one(url: str) -> list[str]:
-    """Return the URLs of the agents that the URL of a relay means, asking there; any other URL is that of one."""
+def _one_by_one(url: str, *, alone: bool) -> list[str]:
+    """Return the URLs of the agents that the URL of a relay means, asking there; any other URL is that of one.
+
+    Raises a HostError if a relay that is named alone does not say; else the URL stands for what is said of it then.
+    """
     far = parse(url).far
     if far is None or (len(far.agents) == 1 and not GLOB & set(far.agents[0])):
         return [url]
     from .ssh_guest import guests_of  # asyncio takes long
 
-    return guests_of(far)
+    try:
+        return guests_of(far)
+    except HostError:
+        if alone:
+            raise
+        return [url]
 
 
 def observer(args: argparse.Namespace, stream: TextIO) -> Observer | None:

@@ -114,10 +114,10 @@ class SshGuest:
         return _HUB.do(self._ask(self._shared, text, seconds))
 
     async def _ask(self, shared: _Shared, text: str, seconds: float) -> str:
+        remote = await shared.remote()
         if len(self._far.agents) != 1:
             count = len(self._far.agents) or "no"
             raise BadReply(f"{self._far.url} names {count} agents, expected one: ssh:HOST?agents=URL")
-        remote = await shared.remote()
         return await remote.call(self._far.agents[0], text, seconds)
 
     def close(self) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from fakes.many_agents import ManyAgents
-from fakes.relays import FakeRelays
+from fakes.relays import DIE, FakeRelays
 from virtagent.agent.api.errors import Code, Fault
-from virtagent.host import Agent, AgentGroup, AsyncAgent, BadReply, Unsendable, snapshot, ssh_process
+from virtagent.host import Agent, AgentGroup, AsyncAgent, BadReply, Unsendable, cli, snapshot, ssh_guest, ssh_process
 from virtagent.host.relay import Relay
 from virtagent.host.relay_passing import Passing
 from virtagent.host.ssh_process import Remote
@@ -125,3 +125,19 @@ def test_a_name_with_an_ampersand_is_one(tmp_path: Path, relays: FakeRelays) -> 
         assert list(freeze.guests) == [f"ssh:hv1?agents={url}" for url in guests.urls]
         with AgentGroup(f"ssh:hv1?agents=unix:{tmp_path}/a?b/*").frozen() as freeze:
             assert snapshot.environment(freeze)["VIRTAGENT_AGENTS"] == "ssh:hv1"
+
+
+def test_a_host_that_is_down_keeps_nobody_from_hearing_of_the_others(
+    tmp_path: Path, relays: FakeRelays, capsys: pytest.CaptureFixture[str]
+) -> None:
+    relays.meddle = lambda host, what, answer: DIE if host == "hv2" else None
+    with ManyAgents(tmp_path, 2) as guests:
+        agents = ["--agent", f"ssh:hv1?agents={guests.urls[0]}&agents={guests.urls[1]}", "--agent", "ssh:hv2"]
+        assert cli.main(["--json", *agents, "ping"]) == 3
+        said = json.loads(capsys.readouterr().out)
+        assert list(said) == [*(f"ssh:hv1?agents={url}" for url in guests.urls), "ssh:hv2"]
+        assert "no connection to ssh:hv2" in said["ssh:hv2"]["error"]["text"]
+        assert cli.main(["--json", "--agent", "ssh:hv2", "ping"]) == 3
+        assert "no connection to ssh:hv2" in capsys.readouterr().out
+        ssh_guest._HUB._close()  # as the end of the program does
+        ssh_guest._HUB._shared.clear()
