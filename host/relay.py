@@ -301,7 +301,8 @@ def _ended(barrier: Barrier) -> dict[str, Any]:
     if last is None:
         return {}
     whole = records.dump(last)
-    return _short(whole, whole | {"learnt": [], "writers": [], "error": last.error[:400]})
+    without = {"learnt": [], "more_learnt": last.more_learnt + len(last.learnt), "writers": []}
+    return _short(whole, whole | without | {"error": last.error[:400]})
 
 
 def _short(whole: dict[str, Any], less: dict[str, Any]) -> dict[str, Any]:

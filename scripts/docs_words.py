@@ -170,6 +170,8 @@ RECORD = {
     "last.learnt": "what that freeze has found out of what lies on what, kept for the next plans",
     "last.learnt[].mountpoint": "a file system",
     "last.learnt[].hosts": "it lies on one of these, at least",
+    "last.learnt[].more_hosts": "or on one of so many others, which are not named",
+    "last.more_learnt": "of how many other file systems that freeze has found it out",
     "last.written_while_frozen": "bytes written to the file systems' own devices while they were held: more than 0 "
     "breaks the freeze; -1 if one of them gave no evidence (see [what is frozen](what-is-frozen.md#evidence))",
     **{f"last.{name}": "as in `writers`" for name in _WRITERS},

@@ -1,4 +1,4 @@
-"""How much a plan shows of what has no bound of its own: other mount points, and what is left out. Pure.
+"""How much is shown of what has no bound of its own: other mount points, what is left out, what was learnt. Pure.
 
 Anybody who may mount by FUSE decides how many such file systems there are and what they are called. So their number is
 told, and only some of them by name; those that an operator has to know about come first.
@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from .records import LeftOut, Mount, MountStatus, Plan, Status
+from .records import Learnt, LeftOut, Mount, MountStatus, Plan, Status
 from .states import MountState, Reason
 from .structs import replace
 
 LEFT_OUT_MAX = 50  # entries
 SHOWN_MAX = 256  # characters of a text of an entry that is left out
-ALIASES_MAX = 8  # other mount points of one file system
+ALIASES_MAX = 8  # other mount points of one file system, or others that it may lie on
 ALIASES_TEXT_MAX = 4096  # characters of all of them
+LEARNT_MAX = 50  # file systems of which a record tells on what they lie
 NOTE_MAX = 1024  # characters of a note
 NOTES_MAX = 20
 _OF_USERS = frozenset({Reason.NETWORK.value, Reason.FUSE.value, Reason.PSEUDO.value})
@@ -43,6 +44,12 @@ def not_shown(shown: Iterable[LeftOut | MountStatus], counts: Mapping[str, int])
     """Return for each reason how many file systems are left out that are not among the `shown`, if there are any."""
     here = Counter(one.reason for one in shown if one.reason)
     return {reason: number - here[reason] for reason, number in sorted(counts.items()) if number > here[reason]}
+
+
+def learnt(mountpoint: str, hosts: Sequence[str]) -> Learnt:
+    """Return that a file system lies on one of these, some of them by name."""
+    named = tuple(_some(hosts))
+    return Learnt(mountpoint, named, len(hosts) - len(named))
 
 
 def also_at(record: Mount | LeftOut | MountStatus) -> str:

@@ -223,10 +223,14 @@ class WriterStatus(Value):
 
 
 class Learnt(Value):
-    """A freeze has found out that a file system lies on one of these, in a way that no device number tells."""
+    """A freeze has found out that a file system lies on one of these, in a way that no device number tells.
+
+    There are `more_hosts` that are not named (`bounds.learnt`).
+    """
 
     mountpoint: str
     hosts: tuple[str, ...] = ()
+    more_hosts: int = 0
 
 
 class Last(Value):
@@ -249,6 +253,7 @@ class Last(Value):
     consistency: str = ""
     verdict: str = ""
     learnt: tuple[Learnt, ...] = ()
+    more_learnt: int = 0
     written_while_frozen: int = -1
     writers: tuple[WriterStatus, ...] = ()
     app_stall_seconds: float = -1

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...agent.api.bounds import learnt
 from ...agent.api.options import Edge
-from ...agent.api.records import Learnt, Mount
+from ...agent.api.records import Mount
 from ...agent.api.states import Phase
+from ...agent.api.text import listed
 from .entries import LEARNT
 from .events import Entry
 from .transaction import Transaction
 from .turn import Turn
 
 MOST = 256  # edges; a plan takes no notice of those whose superblock is gone, but they stay here
+MOST_IDS = 1 << 16  # in all edges; of one edge all are kept, since it may be any of them
 
 
 class Edges:
@@ -35,18 +38,22 @@ class Edges:
         """
         before = self._by_number.pop(mount.device, None)
         if hosts:
-            found = Learnt(mount.mountpoint, tuple(host.mountpoint for host in hosts))
+            found = learnt(mount.mountpoint, [host.mountpoint for host in hosts])
             self._by_number[mount.device] = (ids[0], tuple(ids[1:]))
-            if len(self._by_number) > MOST:
-                del self._by_number[next(iter(self._by_number))]
-            transaction.learnt.append(found)
+            self._forget_the_oldest()
+            transaction.note_learnt(found)
             fields = (
                 ("freeze_id", str(transaction.id)),
                 ("phase", Phase.FREEZE.value),
                 ("mount", mount.mountpoint),
                 *(("lies_on", host) for host in found.hosts),
             )
-            text = f"{mount.mountpoint} lies on one of: {', '.join(found.hosts)}"
+            text = f"{mount.mountpoint} lies on one of: {listed(found.hosts, more=found.more_hosts)}"
             turn.log("info", text, Entry(LEARNT, fields))
         elif before and before[0] == ids[0]:
             turn.log("info", f"{mount.mountpoint} does not lie on what an earlier freeze took it to lie on")
+
+    def _forget_the_oldest(self) -> None:
+        ids = sum(1 + len(hosts) for _, hosts in self.known)
+        while len(self._by_number) > MOST or (ids > MOST_IDS and len(self._by_number) > 1):
+            ids -= 1 + len(self._by_number.pop(next(iter(self._by_number)))[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from itertools import islice
 
+from ...agent.api.bounds import LEARNT_MAX
 from ...agent.api.errors import Code, Fault
 from ...agent.api.options import Options
 from ...agent.api.records import Last, Learnt
@@ -71,6 +72,7 @@ class Transaction(Struct):
     held_until: float = 0.0
     hold_callers: list[tuple[int, float]] = field(default_factory=list)
     learnt: list[Learnt] = field(default_factory=list)
+    more_learnt: int = 0
     written: int = -1
     wrote: str = ""
     counted: bool = False
@@ -85,6 +87,13 @@ class Transaction(Struct):
     def note_slowed(self) -> None:
         """Take note that the worker thaws what it froze, because one is slow to freeze."""
         self.slowed = True
+
+    def note_learnt(self, found: Learnt) -> None:
+        """Take note of what a file system lies on, or, if of many already, that there is more."""
+        if len(self.learnt) < LEARNT_MAX:
+            self.learnt.append(found)
+        else:
+            self.more_learnt += 1
 
     def let_go(self, at: float) -> None:
         """Take note that a host lets it go at that second of the loop's clock."""
@@ -232,6 +241,7 @@ class Transaction(Struct):
             consistency=("application" if writers.application_consistent else "file-system") if good else "none",
             verdict=GOOD if self.verdict_good else BAD,
             learnt=tuple(self.learnt),
+            more_learnt=self.more_learnt,
             written_while_frozen=self.written,
             writers=writers.status(now),
             app_stall_seconds=writers.stall(now),

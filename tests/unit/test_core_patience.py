@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import json
 
 import pytest
 from fakes.drive import Asked, Drive
 from fakes.scenarios import ended, played, settled
+from virtagent.agent.api import records
+from virtagent.agent.api.bounds import ALIASES_MAX, LEARNT_MAX
 from virtagent.agent.api.errors import Code
 from virtagent.agent.api.records import Learnt
 from virtagent.agent.api.states import FreezeState
 from virtagent.agent.worker import messages
 from virtagent.agent.worker.messages import Step
-from virtagent.supervisor.core.learnt import MOST
+from virtagent.supervisor.core import events
+from virtagent.supervisor.core.learnt import MOST, MOST_IDS
 
 STEPS = ("thawing", "thawed", "syncing", "synced", "freezing", "frozen")
 """The second life of a file system that did not have to stand still for a slow one."""
@@ -213,3 +217,40 @@ def test_no_more_is_kept_of_what_was_learnt_than_some_hundred_edges(drive: Drive
     drive.ask("va.fsfreeze")
     learnt = drive.spawned[drive.newest].args["options"].rules.learnt
     assert [own for own, _ in learnt] == [f"7:{i}@ext4{i}" for i in range(9, MOST + 9)], "the oldest were dropped"
+
+
+def test_of_what_was_learnt_some_is_told_by_name_and_the_rest_counted(drive: Drive) -> None:
+    """Else a hundred slow ones among thousands make a status that no channel carries."""
+    count, slow = 1300, 60
+    _, worker = played(drive, "freezing", count)
+    hosts = list(range(slow, count))
+    ids = [f"7:{i}@ext4{i}" for i in hosts]
+    drive.report(worker, *(messages.Learnt(i, hosts, [f"7:{i}@ext4{i}", *ids]) for i in range(slow)))
+    drive.die(worker)
+    drive.compensates()
+    last = drive.status().last
+    assert last is not None
+    assert (len(last.learnt), last.more_learnt) == (LEARNT_MAX, slow - LEARNT_MAX)
+    first = last.learnt[0]
+    assert (first.hosts, first.more_hosts) == (("/srv/60", "/srv/61", *first.hosts[2:]), len(hosts) - len(first.hosts))
+    assert len(first.hosts) == ALIASES_MAX
+    assert len(json.dumps(records.dump(last))) < 1 << 16
+    told = [line for line in drive.of(events.Log) if "lies on one of" in line.text]
+    assert len(told) == slow
+    assert max(len(line.text) for line in told) < 200
+    assert max(len(line.entry.fields) for line in told if line.entry) < 20
+
+
+def test_no_more_is_kept_of_what_was_learnt_than_so_many_names(drive: Drive) -> None:
+    """All that one may lie on is kept: if one were dropped, the order would be wrong."""
+    count, slow = 1000, 100
+    _, worker = played(drive, "freezing", count)
+    hosts = list(range(slow, count))
+    ids = [f"7:{i}@ext4{i}" for i in hosts]
+    drive.report(worker, *(messages.Learnt(i, hosts, [f"7:{i}@ext4{i}", *ids]) for i in range(slow)))
+    drive.die(worker)
+    drive.compensates()
+    drive.ask("va.fsfreeze")
+    learnt = drive.spawned[drive.newest].args["options"].rules.learnt
+    assert len(learnt) == MOST_IDS // (len(hosts) + 1)
+    assert learnt[-1] == (f"7:{slow - 1}@ext4{slow - 1}", tuple(ids)), "the oldest were dropped"
