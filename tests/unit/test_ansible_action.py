@@ -102,3 +102,9 @@ def test_a_task_that_takes_too_long_thaws(plugin: Any, monkeypatch: pytest.Monke
     with pytest.raises(InterruptedError):
         plugin.run(None, {})
     assert Process.started.signals == ["TERM"]
+
+
+@pytest.mark.parametrize("about", ["ansible_{}", "ansible_ssh_{}"])
+def test_old_names_of_variables_of_the_connection_count_too(plugin: Any, about: str) -> None:
+    known = {about.format(name): value for name, value in {"host": "fe80::1", "user": "joe", "port": 2222}.items()}
+    assert type(plugin).run.__globals__["urls"]("hv1", known) == ["ssh:joe@[fe80::1]:2222"]

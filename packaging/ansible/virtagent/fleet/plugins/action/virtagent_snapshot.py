@@ -77,7 +77,7 @@ def urls(name, known):
         return list(agents)
     host = str(known.get("ansible_host") or known.get("ansible_ssh_host") or name)
     host = "[%s]" % host if ":" in host else host
-    user, port = known.get("ansible_user") or known.get("ansible_ssh_user"), known.get("ansible_port")
+    user, port = (known.get("ansible_" + one) or known.get("ansible_ssh_" + one) for one in ("user", "port"))
     where = ("%s@" % user if user else "") + host + (":%s" % port if port else "")
     return ["ssh:" + where + ("?" + "&".join("agents=" + one for one in agents) if agents else "")]
 
