@@ -99,7 +99,7 @@ _WRITERS = {
     "writers[].seconds.release": "to let go",
     "writers[].error": "what went wrong, empty if nothing did",
     "writers[].paths": "where its application has its data, as the application says",
-    "writers[].not_frozen": "those of the paths that lie on no file system of this freeze",
+    "writers[].not_frozen": "those of the paths that lie on no file system of this freeze, or of which it is not known",
     "writers[].info": "what whoever restores wants to know, for example `gtid` and `binlog`, `lsn` and `timeline`",
 }
 RECORD = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -1192,3 +1193,23 @@ def test_a_path_below_a_covered_mount_point_lies_on_what_covers_it(
     paths = {"srv/db": "8:3", "srv/db/log": "8:3", "srv": "8:3", "other/a": "8:5", "otherwise": "8:1"}
     found = life.devices_of([f"{tmp_path}/{path}" for path in paths])
     assert found == {f"{tmp_path}/{path}": device for path, device in paths.items()}
+
+
+def test_a_path_whose_server_does_not_answer_is_told_as_not_known_and_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else one that is configured on a hung NFS mount hangs each plan and each freeze."""
+    line = "20 1 8:1 / / rw - ext4 /dev/vda1 rw\n"
+    monkeypatch.setattr(life.sysfs, "read_mountinfo", lambda: parse_mountinfo(line))
+    answers = threading.Event()
+
+    def realpath(path: str) -> str:
+        if path == "/hung/a":
+            answers.wait(3)
+        return path
+
+    monkeypatch.setattr(life.os.path, "realpath", realpath)
+    try:
+        assert life.devices_of(["/hung/a", "/srv"]) == {"/hung/a": "unknown", "/srv": "8:1"}
+    finally:
+        answers.set()

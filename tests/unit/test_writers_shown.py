@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,6 +171,27 @@ def test_a_name_that_can_be_none_is_told_and_hides_no_other(socket: str) -> None
     a, b = preview.preview(writers, (), required=True)
     assert a.error.startswith(f"{socket}: ")
     assert b.error == "/nothing/there: No such file or directory"
+
+
+def test_a_path_or_a_program_behind_a_server_that_does_not_answer_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = threading.Event()
+
+    def hangs(*_: object) -> tuple[str, ...]:
+        answers.wait(3)
+        return ()
+
+    monkeypatch.setattr(preview, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(preview, "LOOKS", {"live": hangs, "redis": lambda *_: ("/hung/db", "/srv")})
+    monkeypatch.setattr(preview, "devices_of", lambda _: {"/hung/db": "unknown", "/srv": "8:1"})
+    writers = (WriterConfig("a", "live", command=("/hung/a",)), WriterConfig("b", "redis"))
+    try:
+        a, b = preview.preview(writers, ("8:1",), required=True)
+    finally:
+        answers.set()
+    assert a.error == "it did not answer within 0.1 s"
+    assert (b.error, b.not_frozen) == ("where /hung/db lies is not known: its server does not answer", ("/hung/db",))
 
 
 def test_every_type_is_asked() -> None:

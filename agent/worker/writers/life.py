@@ -8,6 +8,7 @@ and ended; and at the latest when all limits of a freeze have passed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import signal
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ...api.errors import Code, Fault
 from ...api.writers import TYPES, Step, WriterConfig
 from .. import kernel, messages, sysfs
+from ..probe import ask
 from ..view import View
 from .drivers import DRIVERS, Driver, undo
 from .latch import Latch, locked
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from ..context import Args, Worker
 
 BAD = "bad"
+UNKNOWN = "unknown"  # in the place of a device: none of a freeze
 CHECK_SECONDS = 5.0  # in which a server that is held must answer that the session is there
 
 
@@ -67,11 +70,17 @@ def unlatch(worker: Worker, args: Args) -> str:
         raise Fault(Code.FAILED, str(error)) from None
 
 
-def devices_of(paths: Collection[str]) -> dict[str, str]:
-    """Return the device (major:minor, as in mountinfo) of the file system that each path lies on, "" if none is."""
+def devices_of(paths: Collection[str], until: float = math.inf) -> dict[str, str]:
+    """Return the device (major:minor, as in mountinfo) of the file system that each path lies on, "" if none is.
+
+    UNKNOWN is that of a path whose links cannot be read within a second, and before `until`: a server that does not
+    answer may stand on the way.
+    """
     view = View(sysfs.read_mountinfo())
-    mounts = {path: view.at(os.path.realpath(path)) for path in paths}
-    return {path: mount.device if mount else "" for path, mount in mounts.items()}
+    real = ask({path: functools.partial(os.path.realpath, path) for path in paths}, until=until)
+    mounts = {path: view.at(at) for path, at in real.items()}
+    found = {path: mount.device if mount else "" for path, mount in mounts.items()}
+    return {path: found.get(path, UNKNOWN) for path in paths}
 
 
 class Lost(NamedTuple):
@@ -206,7 +215,7 @@ class _Life:
             if step is Step.PREPARE and self._config.paths:
                 info["paths"] = list(self._config.paths)
             if "paths" in info:
-                info["devices"] = devices_of(info.pop("paths"))
+                info["devices"] = devices_of(info.pop("paths"), until)
         except TooSlow as slow:
             outcome, text = "overran", str(slow)
         except Refused as refused:

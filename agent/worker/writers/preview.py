@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import threading
+import functools
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ...api.records import PlannedWriter
+from ...api.text import listed
 from ...api.writers import WriterConfig, hold
+from ..probe import ask
 from . import calls, mongodb, mysql_family, postgresql, redis, sql
 from .accounts import account
-from .life import devices_of
+from .life import UNKNOWN, devices_of
 from .step import Refused
 
 LOOK_SECONDS = 3.0  # in which an application must say where its data are
+_GRACE = 0.2  # seconds after which one that could not even say that it had no answer hangs in the kernel
 Look = Callable[[WriterConfig, float], Sequence[str]]
 
 
@@ -67,17 +71,10 @@ def preview(
 def _look_at_all(
     writers: Collection[WriterConfig], until: float
 ) -> list[tuple[WriterConfig, tuple[tuple[str, ...], str]]]:
-    found: dict[str, tuple[tuple[str, ...], str]] = {}
-
-    def look(writer: WriterConfig) -> None:
-        found[writer.name] = _look(writer, until)
-
-    threads = [threading.Thread(target=look, args=(writer,)) for writer in writers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [(writer, found[writer.name]) for writer in writers]
+    looks = {writer.name: functools.partial(_look, writer, until) for writer in writers}
+    found = ask(looks, patience=math.inf, until=until + _GRACE)
+    hangs = f"it did not answer within {LOOK_SECONDS:g} s"
+    return [(writer, found.get(writer.name, (writer.paths, hangs))) for writer in writers]
 
 
 def _look(writer: WriterConfig, until: float) -> tuple[tuple[str, ...], str]:
@@ -99,6 +96,9 @@ def _planned(
     devices: Collection[str],
     required: bool,
 ) -> PlannedWriter:
+    unknown = [path for path in paths if places[path] == UNKNOWN]
+    if unknown and not wrong:
+        wrong = f"where {listed(unknown)} lies is not known: its server does not answer"
     return PlannedWriter(
         name=writer.name,
         type=writer.type,
