@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from virtagent.agent.api.writers import WriterConfig
@@ -119,7 +120,8 @@ class _Live(live.Live):
 
     def _start(self) -> None:
         program: Any = Program(said_by_lines(self.heard))
-        self._process, self._complaints = program, said(b"what it complains of")
+        complaints: Any = SimpleNamespace(last=lambda: b"what it complains of")
+        self._process, self._complaints = program, complaints
         self._latch.write({"type": "live", "program": [0, 0]})
 
 

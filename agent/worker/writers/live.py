@@ -12,6 +12,7 @@ import contextlib
 import os
 import shlex
 import subprocess
+import threading
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -26,7 +27,39 @@ from .step import Refused, TooSlow, Waits, wait
 
 ANSWER_MAX = 4096
 WORDS_MAX = 300
+LAST_WORDS = 1.0  # seconds in which standard error ends if the program has, unless it leaves something behind
 Info = dict[str, Any]
+
+
+class Complaints:
+    """What a program writes to standard error, of which the end is kept.
+
+    A thread reads it all: the program neither waits for ever, nor fails with EAGAIN, which few expect there.
+    """
+
+    def __init__(self) -> None:
+        """Begin to read; the program's end of the pipe is `end`. Raises OSError, Refused."""
+        reads, self.end = os.pipe2(os.O_CLOEXEC)
+        self._said = b""
+        self._thread = threading.Thread(target=self._read, args=(reads,), daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            os.close(reads)
+            os.close(self.end)
+            raise Refused("there are no more threads") from None
+
+    def last(self) -> bytes:
+        """Return the end of what it has written, after it has ended."""
+        self._thread.join(LAST_WORDS)
+        return self._said
+
+    def _read(self, fd: int) -> None:
+        try:
+            while data := os.read(fd, 65536):
+                self._said = (self._said + data)[-ANSWER_MAX:]
+        finally:
+            os.close(fd)
 
 
 class Live:
@@ -39,7 +72,7 @@ class Live:
         self._latch = latch
         self._waits = waits
         self._process: subprocess.Popen[bytes] | None = None
-        self._complaints = -1
+        self._complaints: Complaints | None = None
         self._said = b""
         self._answers = True
 
@@ -86,13 +119,12 @@ class Live:
         wrong = undo(self._latch, until, verdict) or wrong
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0)
-        os.close(self._complaints)
         self._process = None
         return wrong
 
     def _start(self) -> None:
         whom = account(self._config.user)
-        self._complaints, complains = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._complaints = Complaints()
         # It begins only when it is on record: until then its first line is not sent, and it has set nothing.
         try:
             self._process = subprocess.Popen(
@@ -100,7 +132,7 @@ class Live:
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=complains,
+                stderr=self._complaints.end,
                 cwd="/",
                 env={**os.environ, **whom.env},
                 start_new_session=True,
@@ -110,10 +142,9 @@ class Live:
                 extra_groups=whom.groups if self._config.user else None,
             )
         except OSError as error:
-            os.close(self._complaints)
             raise Refused(f"{self._config.command[0]}: {(no_more(error) or error).strerror}") from None
         finally:
-            os.close(complains)
+            os.close(self._complaints.end)
         self._latch.write({"type": "live", "program": list(hook_program.program(self._process.pid))})
 
     def _ask(self, line: str, until: float) -> Info:
@@ -164,10 +195,8 @@ class Live:
 
     def _ended(self, step: str) -> str:
         """Return that it has ended, with the last of what it has written to standard error."""
-        said = b""
-        while wait(self._complaints, 0) and (data := os.read(self._complaints, 65536)):
-            said = (said + data)[-ANSWER_MAX:]
-        words = "; ".join(self._text(said).split("\n"))[-WORDS_MAX:]
+        assert self._complaints is not None
+        words = "; ".join(self._text(self._complaints.last()).split("\n"))[-WORDS_MAX:]
         return f"it has ended before it answered {step}" + (f": {words}" if words else "")
 
     @staticmethod
