@@ -72,7 +72,7 @@ class Application:
 class Played:
     """The worker of a writer that may hold for no time by itself."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, at_most: float = 1e-9) -> None:
         self.application = Application()
         monkeypatch.setitem(life.DRIVERS, "pair", lambda *_: self.application)  # type: ignore[arg-type]
         control, self._orders = os.pipe2(os.O_CLOEXEC)
@@ -87,7 +87,7 @@ class Played:
         )
         config = WriterConfig("a", "pair", release_limit=1.0)
         latch = Latch(str(folder), "a")
-        self._life = life._Life(worker, config, Orders(worker), latch, 1e-9)  # type: ignore[arg-type]
+        self._life = life._Life(worker, config, Orders(worker), latch, at_most)  # type: ignore[arg-type]
         self._thread = threading.Thread(target=self._life.run)
         self._decoder = messages.Decoder(messages.REPORTS)
         self._heard: list[messages.Acted] = []
@@ -143,6 +143,24 @@ def test_it_holds_longer_if_the_freeze_is_held_longer(played: Played) -> None:
     played.ends()
     assert played.application.done == ["quiesce", "renew", "release good"]
     assert played.application.until == until
+
+
+@pytest.mark.parametrize(("stretch", "renews"), [(1e-9, True), (86400.0, False)])
+def test_what_ends_by_the_clock_is_put_off_as_long_as_it_is_held_without_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stretch: float, renews: bool
+) -> None:
+    """The pause of Redis lasted a day, and then writes went on while all was frozen."""
+    monkeypatch.setattr(life, "STRETCH", stretch, raising=False)
+    played = Played(tmp_path, monkeypatch, at_most=0)
+    played.tell(messages.Act("quiesce", 0))
+    played.begin()
+    assert played.hears() == ("quiesce", "ok")
+    played.tell(messages.Act("release", 1, "good"))
+    assert played.hears() == ("release", "ok")
+    played.ends()
+    played.close()
+    assert ("renew" in played.application.done) is renews
+    assert played.application.until <= time.monotonic() + stretch
 
 
 @pytest.mark.parametrize("loss", ["", "it was started anew"])

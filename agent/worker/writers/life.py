@@ -26,7 +26,7 @@ from ..view import View
 from .drivers import DRIVERS, Driver, undo
 from .latch import Latch, locked
 from .orders import Gone, Interrupted, Orders
-from .step import Refused, TooSlow, wait
+from .step import STRETCH, Refused, TooSlow, wait
 
 if TYPE_CHECKING:
     from ..context import Args, Worker
@@ -185,11 +185,17 @@ class _Life:
 
     def _renew(self) -> str:
         """Hold as long as the supervisor lets it now; return why the hold is lost."""
-        ends = self._orders.held_until
+        ends = self._orders.held_until if self._at_most else self._stretched
         if not self._held_since or self._lost or ends <= self._renewed_until:
             return ""
         self._renewed_until = ends
         return self._undisturbed(lambda until: self._driver.renew(until, ends))
+
+    @property
+    def _stretched(self) -> float:
+        """The second until which it is held next, as nothing limits that; 0 while there is time."""
+        now = time.monotonic()
+        return now + STRETCH if now >= self._renewed_until - STRETCH / 2 else 0.0
 
     def _undisturbed(self, ask: Callable[[float], object]) -> str:
         self._checking = True  # orders wait: a statement that is cut off would say nothing, now and afterwards
@@ -230,6 +236,7 @@ class _Life:
             self._enter("has refused")
         if step is Step.QUIESCE and outcome == "ok":
             self._held_since = time.monotonic()
+            self._renewed_until = 0.0 if self._at_most else self._held_since + STRETCH
         self._confirmed = step is Step.CONFIRM and outcome == "ok"
         self._worker.reporter.send(messages.Acted(step.value, outcome, text, info))
 

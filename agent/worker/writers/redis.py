@@ -17,12 +17,11 @@ from typing import Any
 from ...api.writers import WriterConfig
 from .accounts import check_secret
 from .latch import Latch
-from .step import Refused, TooSlow, Waits, wait, whole
+from .step import STRETCH, Refused, TooSlow, Waits, wait, whole
 
 Info = dict[str, Any]
 DEFAULT = "127.0.0.1:6379"
 _MARGIN = 60.0  # seconds that the pause outlasts what it may be needed for
-_FOR_EVER = 86400.0
 SAID_MAX = 64 << 10
 TEXTS_MAX = 64
 WORDS_MAX = 300
@@ -63,7 +62,7 @@ class Redis:
         self._config = config
         self._latch = latch
         self._waits = waits
-        self._at_most = at_most or _FOR_EVER
+        self._at_most = at_most or STRETCH
         self._socket: socket.socket | None = None
         self._said = b""
         self._owed = 0  # answers that are still to come

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 
 DIGITS_MAX = 18
+STRETCH = 86400.0
+"""Seconds for which what ends by the clock is held at a time, if nothing limits the hold; it is renewed in time."""
 _LONGEST = (1 << 31) - 1  # milliseconds that poll(2) takes
 Waits = Callable[[int, float], bool]
 """Waits until the descriptor is readable (True) or that CLOCK_MONOTONIC second has come; may raise Interrupted."""
