@@ -248,6 +248,7 @@ LAST = {
     "consistency": "file-system",
     "verdict": "bad",
     "learnt": [],
+    "more_learnt": 0,
     "written_while_frozen": -1,
     "writers": [],
     "app_stall_seconds": -1,

@@ -6,8 +6,6 @@ of what it is made from. No root is needed (`rootless`); nothing is mounted and 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import lzma
 import os
@@ -15,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,10 +86,8 @@ def base(suite: str = "", more: Sequence[str] = ()) -> Base:
     made_from = "\n".join([str(RECIPE), suite, kernel, *PACKAGES, *more, *MODULES, *UNUSED, *MASKED])
     cache = Path(os.environ.get("VIRTAGENT_VM_CACHE") or Path.home() / ".cache/virtagent-vm")
     folder = cache / f"base-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with only_one(cache):
-        if folder.exists():
-            return Base(folder)
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as work:
             if os.geteuid() == 0:
                 make(Path(work), site, suite, kernel, *more)
@@ -99,17 +95,6 @@ def base(suite: str = "", more: Sequence[str] = ()) -> Base:
                 rootless.make(Path(work), site, suite, kernel, *more)
             Path(work, "base").rename(folder)
     return Base(folder)
-
-
-@contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in here for that folder."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def initramfs(made: Base, into: Path, *more: Path, ours: bool = True) -> Path:
