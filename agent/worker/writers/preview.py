@@ -13,11 +13,12 @@ from ...api.writers import WriterConfig, hold
 from ..probe import ask
 from . import calls, mongodb, mysql_family, postgresql, redis, sql
 from .accounts import account
+from .client import LOOK_GRACE
 from .life import UNKNOWN, devices_of
 from .step import Refused
 
 LOOK_SECONDS = 3.0  # in which an application must say where its data are
-_GRACE = 0.2  # seconds after which one that could not even say that it had no answer hangs in the kernel
+_GRACE = LOOK_GRACE + 0.5  # seconds after which one that could not even say that it had no answer hangs in the kernel
 Look = Callable[[WriterConfig, float], Sequence[str]]
 
 
