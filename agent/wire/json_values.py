@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"(-?(?:0|[1-9]\d*))(\.\d+)?([eE][+-]?\d+)?$")
 _BRACKET = re.compile(r"[][{}]")
 _PIECE = 64 << 10  # characters that are searched for brackets in one go: a long text is never copied as a whole
 _LITERALS = ("true", "false", "null")
-_ESCAPE = re.compile(r"\\(?:ud[89ab]..\\ud[c-f]..|(ud...)|.)")  # as json writes it; a group if it is half a pair
+_ESCAPE = re.compile(r"\\(?:ud[89ab]..\\ud[c-f]..|(ud[89a-f]..)|.)")  # as json writes it; a group if it is half a pair
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 

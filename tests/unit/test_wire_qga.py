@@ -516,7 +516,26 @@ def test_escapes_in_a_string_are_looked_at_many_at_once() -> None:
 
 @given(
     st.text(
-        st.sampled_from(["a", "\\", "u", "d", "8", '"', "\ud83d", "\ude00", "\udcff", "\U0001f600", "\n"]), max_size=20
+        st.sampled_from(
+            [
+                "a",
+                "\\",
+                "u",
+                "d",
+                "8",
+                '"',
+                "\ud83d",
+                "\ude00",
+                "\udcff",
+                "\U0001f600",
+                "\ud000",
+                "\ud55c",
+                "\ud7ff",
+                "\ue000",
+                "\n",
+            ]
+        ),
+        max_size=20,
     )
 )
 def test_what_is_no_text_becomes_a_question_mark_and_nothing_else_changes(text: str) -> None:
