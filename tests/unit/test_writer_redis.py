@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from virtagent.agent.api.structs import replace
 from virtagent.agent.api.writers import WriterConfig
 from virtagent.agent.worker.writers import drivers, redis
 from virtagent.agent.worker.writers.latch import Latch
@@ -161,6 +162,25 @@ def test_a_server_that_has_ended_does_not_hold(how: str, server: Fake, latch: La
         os.unlink(server.path)
     assert writer.lost().startswith("the connection has ended: ")
     writer.close()
+    latch.clear()
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_one_whose_server_listens_no_more_says_so_when_it_is_let_go(looks: bool, server: Fake, latch: Latch) -> None:
+    server.answers["INFO server"] = text(f"{SERVER}run_id:1\n")
+    server.ends_after = "INFO replication"
+    writer = paused(server, latch)
+    ended(writer)
+    nobody = replace(writer._config, socket="127.0.0.1:1")
+    writer._config = nobody
+    latch.write(
+        {"type": "redis", "socket": nobody.socket, "login": "", "password_file": "", "ends": time.monotonic() + 99}
+    )
+    if looks:
+        assert writer.lost().startswith("the connection has ended: ")
+    with pytest.raises(Refused, match=r"127\.0\.0\.1:1"):
+        writer.release(time.monotonic() + SOON, "bad")
+    assert latch.record is not None, "the pause stays on record"
     latch.clear()
 
 

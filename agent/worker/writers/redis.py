@@ -138,8 +138,7 @@ class Redis:
                     self._paused_until = 0.0
             except Refused as error:
                 wrong = str(error)
-            self._socket.close()
-            self._socket = None
+            self.close()
         if self._latch is not None:
             if not self._paused_until:
                 self._latch.clear()
@@ -155,6 +154,7 @@ class Redis:
         """End the connection."""
         if self._socket is not None:
             self._socket.close()
+            self._socket = None
 
     def look(self, until: float) -> list[str]:
         """Connect, and return where the server has its data; raise Refused."""
